@@ -1,0 +1,189 @@
+"""Batches: packed windows and padded lines for training, and every token once for evaluation.
+
+A batch is a pure function of (seed, epoch, step), so that resuming needs only the counters.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from crt_lib.files import InputError
+
+NOT_SCORED = -100  # what torch's cross-entropy ignores
+MIN_LINE = 50  # characters; a line must be longer to be kept by the released protocol
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids and, position by position, the token that follows."""
+
+    inputs: torch.Tensor  # (B, T) int64
+    targets: torch.Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
+
+
+class PackedWindows:
+    """Training batches of the honest protocol: windows cut from one stream, no padding.
+
+    The stream is `eot_id` followed by `ids`. In an epoch the windows tile it from a random offset
+    in [0, seq_len), in a random order; no token is a target twice. The tokens before the offset
+    and the last few windows, too few for a batch, are left out of that epoch.
+    Raises InputError when the stream is too short for one batch.
+    """
+
+    def __init__(self, ids: np.ndarray, seq_len: int, batch_size: int, seed: int, eot_id: int):
+        _check(seq_len, batch_size)
+        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        self._stream = np.concatenate([[eot_id], ids]).astype(np.int32)
+        # from the largest offset, so that every epoch has the same number of steps
+        self.steps_per_epoch = (len(ids) - (seq_len - 1)) // seq_len // batch_size
+        if self.steps_per_epoch < 1:
+            needed = (batch_size + 1) * seq_len - 1
+            raise InputError(
+                f"the corpus has {len(ids):,} tokens, too few for one batch of {batch_size} x "
+                f"{seq_len}; it needs {needed:,}: give more text, or a smaller batch or window"
+            )
+        self._order = lru_cache(maxsize=1)(self._draw)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Batch `step` of `epoch`, (batch_size, seq_len)."""
+        _check_step(step, self.steps_per_epoch)
+        offset, order = self._order(epoch)
+        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        starts = offset + chosen * self.seq_len
+        rows = self._stream[starts[:, None] + np.arange(self.seq_len + 1)]
+        return _shifted(rows)
+
+    def _draw(self, epoch: int) -> tuple[int, np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch])
+        offset = int(rng.integers(self.seq_len))
+        return offset, rng.permutation((len(self._stream) - 1 - offset) // self.seq_len)
+
+
+class PaddedLines:
+    """Training batches of the released protocol: a line a row, cut or padded to `seq_len`.
+
+    Inputs are the whole row; targets are the row shifted left, the last one not scored. Padding is
+    `eot_id`, and it is scored as in the released script unless `score_padding` is False.
+    Raises InputError when there are fewer lines than rows of a batch.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[np.ndarray],
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        eot_id: int,
+        score_padding: bool = True,
+    ):
+        _check(seq_len, batch_size)
+        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        self.eot_id, self.score_padding = eot_id, score_padding
+        self._lines = lines
+        self.steps_per_epoch = len(lines) // batch_size
+        if self.steps_per_epoch < 1:
+            raise InputError(
+                f"the corpus has {len(lines)} lines longer than {MIN_LINE} characters, too few for "
+                f"one batch of {batch_size}; give more text or a smaller batch"
+            )
+        self._order = lru_cache(maxsize=1)(self._draw)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all positions that hold padding."""
+        real = sum(min(len(line), self.seq_len) for line in self._lines)
+        return 1 - real / (len(self._lines) * self.seq_len)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Batch `step` of `epoch`, (batch_size, seq_len)."""
+        _check_step(step, self.steps_per_epoch)
+        chosen = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        lines = [self._lines[i] for i in chosen]
+        return _padded(lines, self.seq_len, self.eot_id, self.score_padding)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self._lines))
+
+
+def evaluation_windows(
+    ids: np.ndarray, seq_len: int, batch_size: int, eot_id: int, stride: int | None = None
+) -> Iterator[Batch]:
+    """Windows in which every token of `ids` is a scored target exactly once.
+
+    The context of the first token is `eot_id`. A window begins `stride` tokens (default: seq_len)
+    after the one before it; with a smaller stride windows overlap, and after the first only the
+    last `stride` targets are scored, each with at least seq_len - stride tokens of context.
+    The last window, where it is shorter, is a batch of its own shape: nothing is padded.
+    Raises InputError unless 1 <= stride <= seq_len.
+    """
+    _check(seq_len, batch_size)
+    stride = seq_len if stride is None else stride
+    if not 1 <= stride <= seq_len:
+        raise InputError(f"stride is {stride}; it must be in 1..{seq_len} (seq_len)")
+    stream = np.concatenate([[eot_id], ids]).astype(np.int32)
+    n_full = (len(ids) - seq_len) // stride + 1 if len(ids) >= seq_len else 0
+    for first in range(0, n_full, batch_size):
+        starts = np.arange(first, min(first + batch_size, n_full)) * stride
+        batch = _shifted(stream[starts[:, None] + np.arange(seq_len + 1)])
+        batch.targets[torch.from_numpy(starts > 0), : seq_len - stride] = NOT_SCORED
+        yield batch
+    scored = (n_full - 1) * stride + seq_len if n_full else 0
+    if scored < len(ids):
+        start = n_full * stride
+        batch = _shifted(stream[None, start:])
+        batch.targets[:, : scored - start] = NOT_SCORED
+        yield batch
+
+
+def evaluation_lines(
+    lines: Sequence[np.ndarray],
+    seq_len: int,
+    batch_size: int,
+    eot_id: int,
+    score_padding: bool = True,
+) -> Iterator[Batch]:
+    """Every line once and in order, as rows of `PaddedLines`; the last batch may be smaller."""
+    _check(seq_len, batch_size)
+    for first in range(0, len(lines), batch_size):
+        yield _padded(lines[first : first + batch_size], seq_len, eot_id, score_padding)
+
+
+def released_lines(text: str) -> list[str]:
+    """The lines longer than 50 characters, line end included: the rows the hub's dataset holds."""
+    return [line for line in _lines(text) if len(line) > MIN_LINE]
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]  # what follows the last line end has none
+    return lines
+
+
+def _shifted(rows: np.ndarray) -> Batch:
+    tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T + 1)
+    return Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone())  # a row of one would be a view
+
+
+def _padded(lines: Sequence[np.ndarray], seq_len: int, eot_id: int, score_padding: bool) -> Batch:
+    inputs = torch.full((len(lines), seq_len), eot_id, dtype=torch.int64)
+    targets = torch.full_like(inputs, NOT_SCORED)
+    for row, line in enumerate(lines):
+        n = min(len(line), seq_len)
+        inputs[row, :n] = torch.from_numpy(np.asarray(line[:n], dtype=np.int64))
+        scored = seq_len if score_padding else n
+        targets[row, : max(scored - 1, 0)] = inputs[row, 1:scored]
+    return Batch(inputs, targets)
+
+
+def _check(seq_len: int, batch_size: int) -> None:
+    for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def _check_step(step: int, steps: int) -> None:
+    if not 0 <= step < steps:
+        raise InputError(f"step {step} is outside 0..{steps - 1}, the steps of an epoch")

@@ -1,0 +1,145 @@
+"""Checkpoints: one safetensors file each, replaced atomically, never unpickled.
+
+A file holds the weights (`model.<name>`), for a resumable one AdamW's moments too
+(`optimizer.<parameter>.<moment>`), and as metadata two JSON texts: `model`, the ModelConfig, and
+`state`, the training's counters. Random state is not stored: it is a function of (seed, update).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crt_lib.config import ModelConfig
+from crt_lib.files import InputError, atomic_path
+from crt_lib.model import CRT
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: CRT,
+    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Write `model`, the JSON-able `state` and, if given, AdamW's moments to `path`, atomically.
+
+    Raises InputError when the folder cannot be written or the disk is full; an older file stays.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if optimizer is not None:
+        for name, parameter in model.named_parameters():
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{key}"] = value
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"model": json.dumps(model.config.to_dict()), "state": json.dumps(state)}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> CRT:
+    """The model of a checkpoint, in evaluation mode.
+
+    Raises InputError for a file that is missing, truncated, not ours, or holds NaN or infinity.
+    """
+    tensors, config, _ = _read(Path(path))
+    model = CRT(config)
+    _load_weights(model, tensors, path)
+    return model.to(device).eval()
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The `state` that was saved with a checkpoint; raises InputError as `load_model` does."""
+    return _open(Path(path))[2]
+
+
+def restore(path: str | Path, model: CRT, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load weights and moments in place and return the saved state.
+
+    Raises InputError as `load_model` does, and when the checkpoint is of another configuration or
+    was saved without an optimizer.
+    """
+    tensors, config, state = _read(Path(path))
+    if config != model.config:
+        raise InputError(f"{path} is of another model: {differences(config, model.config)}")
+    _load_weights(model, tensors, path)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for index, (name, _) in enumerate(model.named_parameters()):
+        prefix = f"optimizer.{name}."
+        moments[index] = {
+            key.removeprefix(prefix): value
+            for key, value in tensors.items()
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        }
+        if not moments[index]:
+            raise InputError(
+                f"{path} has no optimizer state for {name}; it can be evaluated, not resumed"
+            )
+    optimizer.load_state_dict(
+        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    return state
+
+
+def differences(old: Any, new: Any) -> str:
+    """The fields in which two settings of the same kind differ, for a message."""
+    old, new = (v if isinstance(v, dict) else v.to_dict() for v in (old, new))
+    return ", ".join(
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    )
+
+
+def _open(path: Path) -> tuple[Any, ModelConfig, dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; train one with `crt train`")
+    try:
+        file = safe_open(path, framework="pt")
+        metadata = file.metadata() or {}
+        config = ModelConfig.from_dict(json.loads(metadata["model"]))
+        return file, config, json.loads(metadata["state"])
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is truncated or not a checkpoint ({error}); use another one, or train again"
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path} is a safetensors file without this project's metadata; "
+            "give a checkpoint written by `crt train`"
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+    file, config, state = _open(path)
+    return {name: file.get_tensor(name) for name in file.keys()}, config, state  # noqa: SIM118
+
+
+def _load_weights(model: CRT, tensors: dict[str, Tensor], path: str | Path) -> None:
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in tensors.items()
+        if name.startswith("model.")
+    }
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(
+                f"{path}: {name} holds NaN or infinite weights; use an earlier checkpoint"
+            )
+    expected = model.state_dict()
+    wrong = sorted(
+        name
+        for name in {*expected, *weights}
+        if name not in weights
+        or name not in expected
+        or weights[name].shape != expected[name].shape
+    )
+    if wrong:
+        raise InputError(f"{path} does not fit its own configuration: {', '.join(wrong[:3])}")
+    model.load_state_dict(weights)

@@ -1,0 +1,195 @@
+"""The command line: `crt train | evaluate | audit | bench | reproduce`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crt_lib.config import ModelConfig, Profile, load_profile
+from crt_lib.files import InputError
+
+app = typer.Typer(
+    help="CRT: recursive language models with early exit, reproduced, audited and corrected.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+bench_app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+ProfileName = Annotated[str, typer.Option(help="smoke, quick, small or paper.")]
+Corpus = Annotated[
+    str | None,
+    typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt."),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="gpt2, bpe:<vocabulary> or word.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),
+]
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line on stderr and exit code 2."""
+    from crt_lib.pipeline import NotebookError
+    from crt_lib.train import TrainingError
+
+    try:
+        app()
+    except InputError as error:
+        _fail(error, 2)
+    except (TrainingError, NotebookError) as error:
+        _fail(error, 1)
+
+
+@app.command()
+def train(
+    profile: ProfileName = "quick",
+    corpus: Corpus = None,
+    tokenizer: Tokenizer = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default results/<profile>.")] = None,
+    changes: Changes = None,
+    fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+) -> None:
+    """Train and evaluate a profile; go on where an interrupted run stopped."""
+    from crt_lib.pipeline import results_table
+    from crt_lib.runs import run_profile
+
+    chosen = change_profile(load_profile(profile), corpus, tokenizer, changes or [])
+    out = out or Path("results") / profile
+    run = run_profile(
+        chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard
+    )
+    if run is None:
+        typer.echo(f"stopped; the same command goes on from {out}", err=True)
+        raise typer.Exit(143)
+    typer.echo(results_table(out / "results.csv"))
+    typer.echo(f"curves, results and manifest: {out}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    corpus: Corpus = None,
+    tokenizer: Tokenizer = None,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    protocol: Annotated[str, typer.Option(help="honest, released or deployable.")] = "honest",
+    seq_len: Annotated[int | None, typer.Option(help="Positions a window or line.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens scored a window (honest).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an exit.")] = False,
+) -> None:
+    """Perplexity and bits per byte of every exit of a checkpoint."""
+    from crt_lib.runs import evaluate_checkpoint
+
+    rows = evaluate_checkpoint(
+        checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
+    )
+    for row in rows:
+        typer.echo(json.dumps(row) if as_json else "  ".join(f"{k} {_short(row[k])}" for k in row))
+
+
+@app.command()
+def audit(
+    model: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    length: Annotated[int, typer.Option(help="Tokens in the probe.", min=2)] = 24,
+) -> None:
+    """Say whether a checkpoint's predictions depend on later tokens; exit code 1 if they do."""
+    from crt_lib.audit import causality_report
+    from crt_lib.checkpoint import load_model
+    from crt_lib.runs import find_checkpoint
+
+    loaded = load_model(find_checkpoint(model))
+    report = causality_report(loaded, loaded.config.vocab_size, length=length)
+    typer.echo(str(report))
+    raise typer.Exit(int(report.leaks))
+
+
+@app.command()
+def reproduce(
+    profile: ProfileName = "quick",
+    only: Annotated[list[str] | None, typer.Option(help="Only this notebook (repeatable).")] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="A notebook parameter.", metavar="NAME=VALUE"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default results/<profile>.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Run again what is already done.")] = False,
+) -> None:
+    """Run the numbered notebooks; go on where an interrupted run stopped."""
+    from crt_lib.pipeline import reproduce as run_notebooks
+
+    given = dict(_key_value(text) for text in parameters or [])
+    run_notebooks(profile, out=out, only=only or (), parameters=given, fresh=fresh)
+
+
+@bench_app.command("train")
+def bench_train(
+    batch_size: Annotated[int, typer.Option(help="Rows a step.", min=1)] = 2,
+    seq_len: Annotated[int, typer.Option(help="Positions a row.", min=2)] = 384,
+    steps: Annotated[int, typer.Option(help="Measured steps of each side.", min=1)] = 3,
+    corpus: Annotated[str, typer.Option(help="Where the lines come from.")] = "wikitext-2",
+    tokenizer: Annotated[str, typer.Option(help="gpt2, bpe:<vocabulary> or word.")] = "gpt2",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting, for instance n_loops=4.", metavar="K=V"),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of our side: auto, fp32, bf16.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="CSV file to write.")] = None,
+) -> None:
+    """A training step as released against ours: useful tokens/s, peak memory, MFU."""
+    from crt_lib.bench import bench_training, print_bench
+    from crt_lib.runs import write_rows
+
+    settings = dict(_key_value(text) for text in changes or [])
+    config = ModelConfig().replace(**{name: _value(text) for name, text in settings.items()})
+    rows = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
+    print_bench(rows)
+    if out is not None:
+        write_rows(out, rows)
+
+
+def change_profile(
+    profile: Profile, corpus: str | None, tokenizer: str | None, changes: list[str]
+) -> Profile:
+    """`profile` with another corpus or tokenizer, and settings given as model.x=v or train.x=v."""
+    parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
+    for text in changes:
+        key, value = _key_value(text)
+        part, _, field = key.partition(".")
+        if part not in parts or not field:
+            raise InputError(f"--set {text}: write model.<field>=<value> or train.<field>=<value>")
+        parts[part][field] = _value(value)
+    return profile.replace(
+        corpus=corpus or profile.corpus,
+        tokenizer=tokenizer or profile.tokenizer,
+        model=profile.model.replace(**parts["model"]),
+        train=profile.train.replace(**parts["train"]),
+    )
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise InputError(f"{text!r} is not NAME=VALUE")
+    return key, value
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,239 @@
+"""The model's, the training's and the profiles' settings, validated when they are made."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from crt_lib.files import InputError
+
+
+class _Config:
+    """What the frozen settings share: JSON, changed copies, and checks of the fields' types."""
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with `changes`; raises InputError for an unknown field."""
+        self._known(changes)
+        return dataclasses.replace(self, **{k: _tuple(v) for k, v in changes.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as `from_dict` takes them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild from `to_dict`; raises InputError for unknown fields and bad values."""
+        cls._known(values)
+        return cls(**{k: _tuple(v) for k, v in values.items()})
+
+    @classmethod
+    def _known(cls, values: dict[str, Any]) -> None:
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise InputError(f"{cls.__name__} has no field {name!r}; it has {', '.join(names)}")
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    allowed = ", ".join(map(repr, get_args(kind)))
+                    raise InputError(f"{name} is {value!r}; choose one of {allowed}")
+            elif not _fits(value, kind):
+                wanted = getattr(kind, "__name__", str(kind)) if not get_args(kind) else str(kind)
+                raise InputError(f"{name} is {value!r}; it must be of type {wanted}")
+
+    def _check_at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def _check_fraction(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    options = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, option) for option in options)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Config):
+    """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters)."""
+
+    vocab_size: int = 50_257  # GPT-2 BPE
+    d_model: int = 512
+    n_heads: int = 8
+    n_loops: int = 8  # applications of the one block
+    n_cycles: int = 8  # TRM cycles in the block
+    n_embed_cycles: int = 3  # TRM cycles that refine the embedding
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4, 8)  # cycle i uses dilations[i % len(dilations)]
+    mlp_ratio: int = 4  # MLP width / d_model
+    max_seq_len: int = 1024
+    exit_loops: tuple[int, ...] = (2, 4, 6)  # intermediate heads; the last loop always has one
+    head_sharing: Literal["separate", "shared_aux", "tied"] = "shared_aux"
+    trm: Literal["depthwise_mlp", "linear", "conv", "conv_linear", "depthwise"] = "depthwise_mlp"
+    norm: Literal["layer", "rms", "batch", "none"] = "layer"
+    share_cycle_weights: bool = False  # True: the cycles of a TRM are one cycle, repeated
+    causal: bool = True  # False: convolutions pad on both sides and see the future, as released
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_at_least(
+            1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio", "max_seq_len"
+        )
+        self._check_at_least(0, "n_embed_cycles")
+        self._check_at_least(2, "d_model")
+        self._check_fraction("dropout")
+        if self.d_model % self.n_heads:
+            raise InputError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
+                "choose a divisor of d_model"
+            )
+        if self.d_model % 2:
+            raise InputError(f"d_model is {self.d_model}; it must be even: embeddings are d/2 wide")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise InputError(f"kernel_size is {self.kernel_size}; it must be odd and positive")
+        if not self.dilations or min(self.dilations) < 1:
+            raise InputError(f"dilations are {self.dilations}; give one or more positive integers")
+        for loop in self.exit_loops:
+            if not 1 <= loop <= self.n_loops:
+                raise InputError(f"exit loop {loop} is outside 1..{self.n_loops}")
+        if list(self.exit_loops) != sorted(set(self.exit_loops) - {self.n_loops}):
+            raise InputError(
+                f"exit_loops are {self.exit_loops}; give increasing loops below the last "
+                f"({self.n_loops}), which always has a head"
+            )
+
+    @property
+    def head_loops(self) -> tuple[int, ...]:
+        """Every loop with a head, the last one included."""
+        return (*self.exit_loops, self.n_loops)
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """How a model is trained. Defaults are section 3.3 of the paper, on packed windows."""
+
+    batching: Literal["packed", "padded"] = "packed"  # packed windows (honest) or padded lines
+    seq_len: int = 384  # positions a row
+    batch_size: int = 2  # rows a micro-batch
+    grad_accum: int = 8  # micro-batches an update, over all processes
+    updates: int | None = None  # optimizer updates; None: as many as `epochs` need
+    epochs: float = 10.0
+    max_lr: float = 3e-4  # OneCycleLR, cosine
+    warmup: float = 0.05  # share of the updates
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    aux_weight: float = 0.3  # lambda of eq. 5
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    eval_every: int = 200  # updates between validations (0: only at the end)
+    eval_tokens: int = 32_768  # tokens of valid scored by those; the final one scores all
+    checkpoint_every: int = 200  # updates between writes of `last`
+    keep_every: int = 0  # updates between checkpoints that are kept for good (0: none)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_at_least(2, "seq_len")
+        self._check_at_least(1, "batch_size", "grad_accum", "checkpoint_every")
+        self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
+        self._check_at_least(1, "eval_tokens")
+        self._check_fraction("warmup")
+        if self.updates is not None:
+            self._check_at_least(1, "updates")
+        for name in ("epochs", "max_lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.aux_weight <= 1:
+            raise InputError(f"aux_weight is {self.aux_weight}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Profile(_Config):
+    """A scale at which the whole project runs: what is trained, on what, for how long."""
+
+    name: str
+    corpus: str  # a name `load_corpus` takes
+    tokenizer: str  # a name `load_tokenizer` takes: "gpt2", "bpe:<vocabulary>" or "word"
+    model: ModelConfig  # vocab_size is replaced by the tokenizer's
+    train: TrainConfig
+
+
+def load_profile(name: str) -> Profile:
+    """The profile `name`: smoke, quick, small or paper; raises InputError for another name."""
+    profiles = {profile.name: profile for profile in _profiles()}
+    if name not in profiles:
+        raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
+    return profiles[name]
+
+
+def _profiles() -> list[Profile]:
+    smoke = ModelConfig(
+        d_model=32,
+        n_heads=2,
+        n_loops=4,
+        n_cycles=2,
+        n_embed_cycles=1,
+        max_seq_len=128,
+        exit_loops=(1, 2, 3),
+        head_sharing="tied",
+    )
+    quick = smoke.replace(
+        d_model=128, n_heads=4, n_loops=8, max_seq_len=256, exit_loops=(2, 4, 6), dropout=0.0
+    )
+    small = quick.replace(d_model=256, n_heads=8, n_cycles=4, max_seq_len=512, dropout=0.1)
+    short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=3e-3)
+    return [
+        Profile(
+            name="smoke",
+            corpus="grammar",
+            tokenizer="word",
+            model=smoke,
+            train=short.replace(updates=30, eval_every=10, eval_tokens=2048, checkpoint_every=10),
+        ),
+        Profile(
+            name="quick",
+            corpus="docstrings",
+            tokenizer="bpe:2048",
+            model=quick,
+            train=short.replace(
+                updates=300, seq_len=256, eval_every=50, eval_tokens=16_384, checkpoint_every=50
+            ),
+        ),
+        Profile(
+            name="small",
+            corpus="wikitext-2",
+            tokenizer="bpe:8192",
+            model=small,
+            train=short.replace(seq_len=256, updates=3000, eval_every=200, checkpoint_every=50),
+        ),
+        Profile(
+            name="paper",
+            corpus="wikitext-103",
+            tokenizer="gpt2",
+            model=ModelConfig(),
+            train=TrainConfig(gradient_checkpointing=True),
+        ),
+    ]

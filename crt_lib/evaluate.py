@@ -1,0 +1,207 @@
+"""Loss, perplexity and bits per byte of every exit, under the two protocols.
+
+honest: packed windows; every token of the text is scored exactly once, padding never; sums over
+tokens, then one division. released: lines over 50 characters, cut or padded, padding scored, mean
+of batch means. Deployable: each token predicted with nothing after it in the input.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crt_lib.batches import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
+from crt_lib.files import InputError
+from crt_lib.model import CRT
+from crt_lib.tokenizer import TokenSplit
+
+Protocol = Literal["honest", "released"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was scored, and the loss of each exit.
+
+    `loss` maps an exit loop to nats a token (a model without exits has the one key 0). `tokens` is
+    the number of targets scored; `words` and `original_bytes` are those of the text they came from,
+    None where the scored tokens are not the whole of a text.
+    """
+
+    protocol: str
+    loss: dict[int, float]
+    tokens: int
+    words: int | None = None
+    original_bytes: int | None = None
+
+    def rows(self, **labels: Any) -> list[dict[str, Any]]:
+        """A row an exit: loss and token PPL; word PPL exp(nll / words) and bits per byte."""
+        rows = []
+        for loop, loss in self.loss.items():
+            nll = loss * self.tokens
+            per_word = _exp(nll / self.words) if self.words else None
+            per_byte = nll / math.log(2) / self.original_bytes if self.original_bytes else None
+            rows.append(
+                {
+                    **labels,
+                    "protocol": self.protocol,
+                    "exit": loop,
+                    "tokens": self.tokens,
+                    "words": self.words,
+                    "bytes": self.original_bytes,
+                    "loss": loss,
+                    "token_ppl": _exp(loss),
+                    "word_ppl": per_word,
+                    "bits_per_byte": per_byte,
+                }
+            )
+        return rows
+
+
+def evaluate(
+    model: nn.Module,
+    split: TokenSplit,
+    eot_id: int,
+    *,
+    protocol: Protocol = "honest",
+    seq_len: int = 384,
+    stride: int | None = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+) -> Evaluation:
+    """Score a split at every exit at once, on the model's device, in evaluation mode.
+
+    `model`: a CRT, or any module from ids (B, T) to logits (B, T, V), or to an object with `.logits`
+    of that shape.
+    `seq_len` positions a window (384 is the released length of a line); with `stride` < seq_len
+    honest windows overlap, and a token is scored with at least seq_len - stride tokens of context.
+    `max_tokens`: only the first so many tokens (honest protocol), with no words or bytes to report.
+    Raises InputError for an unknown protocol or an empty split.
+    """
+    if protocol == "released":
+        if stride is not None or max_tokens is not None:
+            raise InputError("the released protocol has no stride and scores every line")
+        return _evaluate_released(model, split, eot_id, seq_len, batch_size)
+    if protocol != "honest":
+        raise InputError(f"protocol is {protocol!r}; choose 'honest' or 'released'")
+    ids = split.ids if max_tokens is None else split.ids[:max_tokens]
+    windows = evaluation_windows(ids, seq_len, batch_size, eot_id, stride)
+    total, tokens = _sum_losses(model, windows)
+    whole = len(ids) == len(split.ids)
+    return Evaluation(
+        protocol="honest",
+        loss={loop: nll / tokens for loop, nll in total.items()},
+        tokens=tokens,
+        words=split.n_words if whole else None,
+        original_bytes=split.n_bytes if whole else None,
+    )
+
+
+def evaluate_lines(
+    model: nn.Module,
+    lines: Sequence[np.ndarray],
+    eot_id: int,
+    *,
+    score_padding: bool,
+    seq_len: int = 384,
+    batch_size: int = 8,
+) -> Evaluation:
+    """Score padded lines by sums over tokens, with or without the padding.
+
+    The second column of the 2 x 2 table (symmetric or causal x padding scored or not).
+    """
+    rows = evaluation_lines(lines, seq_len, batch_size, eot_id, score_padding)
+    total, tokens = _sum_losses(model, rows)
+    return Evaluation("lines", {loop: nll / tokens for loop, nll in total.items()}, tokens)
+
+
+def evaluate_deployable(
+    model: nn.Module,
+    ids: np.ndarray,
+    eot_id: int,
+    *,
+    seq_len: int = 64,
+    windows: int = 8,
+    seed: int = 0,
+) -> Evaluation:
+    """Score sampled windows a token at a time, each with nothing after it in the input.
+
+    Position t of a window is predicted from a row that ends at t, so a model that looks ahead finds
+    nothing there. A causal model gets the loss it has on the whole window. Costs about
+    windows * seq_len**2 / 2 positions. Raises InputError when `ids` is shorter than a window.
+    """
+    if len(ids) <= seq_len:
+        raise InputError(f"{len(ids)} tokens are fewer than a window of {seq_len} and its target")
+    starts = np.random.default_rng(seed).integers(0, len(ids) - seq_len, windows)
+    rows = torch.from_numpy(np.stack([ids[s : s + seq_len + 1] for s in starts]).astype(np.int64))
+
+    def prefixes() -> Iterable[Batch]:
+        for t in range(1, seq_len + 1):
+            targets = torch.full((windows, t), NOT_SCORED)
+            targets[:, -1] = rows[:, t]
+            yield Batch(rows[:, :t], targets)
+
+    total, tokens = _sum_losses(model, prefixes())
+    return Evaluation("deployable", {loop: nll / tokens for loop, nll in total.items()}, tokens)
+
+
+@torch.inference_mode()
+def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
+    """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
+    if isinstance(model, CRT):
+        return model(inputs, targets=targets, reduction="none")
+    logits = model(inputs)
+    logits = getattr(logits, "logits", logits)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED, reduction="none"
+    )
+    return {0: losses.view(targets.shape)}
+
+
+def _evaluate_released(
+    model: nn.Module, split: TokenSplit, eot_id: int, seq_len: int, batch_size: int
+) -> Evaluation:
+    rows = evaluation_lines(split.lines, seq_len, batch_size, eot_id)
+    means: dict[int, list[float]] = {}
+    tokens = 0
+    for losses, targets in _losses(model, rows):
+        scored = int((targets != NOT_SCORED).sum())
+        tokens += scored
+        for loop, loss in losses.items():
+            means.setdefault(loop, []).append(loss.double().sum().item() / scored)
+    if not means:
+        raise InputError("the released protocol scores lines over 50 characters; there is none")
+    return Evaluation("released", {loop: float(np.mean(m)) for loop, m in means.items()}, tokens)
+
+
+def _sum_losses(model: nn.Module, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
+    total: dict[int, float] = {}
+    tokens = 0
+    for losses, targets in _losses(model, batches):
+        tokens += int((targets != NOT_SCORED).sum())
+        for loop, loss in losses.items():
+            total[loop] = total.get(loop, 0.0) + loss.double().sum().item()
+    if tokens == 0:
+        raise InputError("there is nothing to score: the text has no tokens")
+    return total, tokens
+
+
+def _losses(model: nn.Module, batches: Iterable[Batch]):
+    """(losses by exit, targets) of each batch, the model in evaluation mode meanwhile."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            targets = batch.targets.to(device)
+            yield token_losses(model, batch.inputs.to(device), targets), targets
+    finally:
+        model.train(was_training)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf

@@ -1,0 +1,292 @@
+"""CRT: one transformer block applied `n_loops` times, with a prediction head at several loops.
+
+Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positions, d = d_model.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from crt_lib.config import ModelConfig
+from crt_lib.files import InputError
+from crt_lib.loss import linear_cross_entropy
+
+
+class DilatedConv(nn.Module):
+    """Dilated convolution over time -> gelu -> (depthwise only) pointwise -> dropout (eq. 2).
+
+    `depthwise`: one kernel a channel, then a pointwise convolution with bias mixes the channels.
+    Otherwise a full convolution, which mixes them itself. Neither convolution over time has a bias.
+    """
+
+    def __init__(self, config: ModelConfig, depthwise: bool):
+        super().__init__()
+        d, k = config.d_model, config.kernel_size
+        self.causal = config.causal
+        if depthwise:
+            self.depthwise = nn.Conv1d(d, d, k, groups=d, bias=False)
+            self.pointwise = nn.Linear(d, d)
+        else:
+            self.full = nn.Conv1d(d, d, k, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h: Tensor, dilation: int) -> Tensor:  # (B, T, d) -> (B, T, d)
+        if hasattr(self, "depthwise"):
+            # k shifted multiply-adds stay in (B, T, d): no transposes, and torch.compile fuses them
+            h = sum(
+                tap * kernel
+                for tap, kernel in zip(
+                    self._taps(h, dilation), self.depthwise.weight[:, 0].unbind(1), strict=True
+                )
+            )
+            return self.dropout(self.pointwise(F.gelu(h)))
+        taps = torch.cat(self._taps(h, dilation), dim=-1)  # (B, T, k * d)
+        weight = self.full.weight.permute(0, 2, 1).flatten(1)  # (d, k * d)
+        return self.dropout(F.gelu(F.linear(taps, weight)))
+
+    def _taps(self, h: Tensor, dilation: int) -> list[Tensor]:
+        """The k inputs of each position's convolution, zero outside the row; k x (B, T, d)."""
+        weight = self.depthwise.weight if hasattr(self, "depthwise") else self.full.weight
+        k, T = weight.shape[-1], h.shape[1]
+        left = (k - 1) * dilation if self.causal else (k // 2) * dilation
+        padded = F.pad(h, (0, 0, left, (k - 1) * dilation - left))
+        return [padded[:, i * dilation : i * dilation + T] for i in range(k)]
+
+
+class Cycle(nn.Module):
+    """One TRM cycle: h + drop(W2 gelu(W1 norm(conv(h)))) (eq. 2), and the variants of Table 3.
+
+    The paper names the variants without defining them. Assumed: `linear` has no convolution; `conv`
+    and `depthwise` have no MLP, h + drop(norm(conv(h))); `conv` and `conv_linear` convolve fully.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        d = config.d_model
+        self.has_conv = config.trm != "linear"
+        self.has_mlp = config.trm in ("depthwise_mlp", "linear", "conv_linear")
+        if self.has_conv:
+            self.conv = DilatedConv(config, config.trm in ("depthwise_mlp", "depthwise"))
+        self.norm = make_norm(config)
+        if self.has_mlp:
+            self.up = nn.Linear(d, config.mlp_ratio * d)
+            self.down = nn.Linear(config.mlp_ratio * d, d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h: Tensor, dilation: int) -> Tensor:  # (B, T, d) -> (B, T, d)
+        x = self.norm(self.conv(h, dilation) if self.has_conv else h)
+        if self.has_mlp:
+            x = self.down(F.gelu(self.up(x)))  # (B, T, mlp_ratio * d) in between
+        return h + self.dropout(x)
+
+
+class TRM(nn.Module):
+    """`n_cycles` TRM cycles in a row; cycle i uses `dilations[i % len(dilations)]`."""
+
+    def __init__(self, config: ModelConfig, n_cycles: int):
+        super().__init__()
+        own = min(n_cycles, 1) if config.share_cycle_weights else n_cycles
+        self.cycles = nn.ModuleList(Cycle(config) for _ in range(own))
+        self.dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
+
+    def forward(self, h: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+        for i, dilation in enumerate(self.dilations):
+            h = self.cycles[i % len(self.cycles)](h, dilation)
+        return h
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention without biases, scale 1 / sqrt(head_dim)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.attention_dropout = config.dropout
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+        B, T, d = x.shape
+        heads = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, n_heads, T, head_dim)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(B, T, d))
+
+
+class Block(nn.Module):
+    """The one block, applied at every loop (eq. 3): attention, then the TRM, each post-norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.norm1 = make_norm(config)
+        self.trm = TRM(config, config.n_cycles)
+        self.norm2 = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, z: Tensor, loop_encoding: Tensor) -> Tensor:  # (B, T, d), (d,) -> (B, T, d)
+        x = z + loop_encoding
+        x = self.norm1(x + self.dropout(self.attention(x)))
+        return self.norm2(x + self.trm(x))
+
+
+class TRMEmbedding(nn.Module):
+    """Embedding(V, d/2) -> Linear(d/2, d) -> `n_embed_cycles` TRM cycles (eq. 1)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.d_model // 2)
+        self.proj = nn.Linear(config.d_model // 2, config.d_model)
+        trm = TRM(config, config.n_embed_cycles)
+        self.cycles, self._refine = trm.cycles, trm.forward
+        if config.head_sharing == "tied":
+            # as an output matrix, N(0, 1) rows would start the logits with a deviation near 9
+            nn.init.normal_(self.tokens.weight, std=(config.d_model // 2) ** -0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, d)
+        return self._refine(self.proj(self.tokens(ids)))
+
+
+class CRT(nn.Module):
+    """The language model. Token ids (B, T) in, logits or losses at each exit loop out.
+
+    `gradient_checkpointing` recomputes each loop's activations in the backward pass;
+    `compile_block()` compiles the block, which is nearly all of the model's work.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embed = TRMEmbedding(config)
+        self.positions = nn.Parameter(0.02 * torch.randn(config.max_seq_len, config.d_model))
+        self.loop_encoding = nn.Parameter(0.02 * torch.randn(config.n_loops, config.d_model))
+        self.block = Block(config)
+        self.heads = nn.ModuleDict(_make_heads(config))
+
+    def forward(
+        self,
+        ids: Tensor,
+        exits: Sequence[int] | None = None,
+        targets: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> dict[int, Tensor]:
+        """Logits (B, T, V) for each loop of `exits` (default: every loop with a head).
+
+        With `targets` (B, T), -100 where nothing is scored: the cross-entropy in nats of each exit
+        instead (eq. 4), without ever holding its logits; a scalar mean over the scored positions,
+        or (B, T) with zeros at the others for `reduction="none"`.
+        Raises InputError for ids outside the vocabulary, T above max_seq_len, loops without a head.
+        """
+        exits = self._check_exits(exits)
+        self._check_ids(ids)
+        outputs = {}
+        for loop, z in self.hidden_states(ids, max(exits)):
+            if loop in exits:
+                features, weight = self.readout(loop, z)
+                if targets is None:
+                    outputs[loop] = F.linear(features, weight)
+                else:
+                    outputs[loop] = linear_cross_entropy(features, weight, targets, reduction)
+        return outputs
+
+    def hidden_states(self, ids: Tensor, n_loops: int):
+        """Yield (loop, z) for loops 1..`n_loops`, z (B, T, d) being the state after that loop."""
+        z = self.embed(ids) + self.positions[: ids.shape[1]]  # (B, T, d)
+        run = self.block
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            run = partial(checkpoint, self.block, use_reentrant=False)
+        for loop in range(1, n_loops + 1):
+            z = run(z, self.loop_encoding[loop - 1])
+            yield loop, z
+
+    def readout(self, loop: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The features and the vocabulary matrix whose product is the logits of exit `loop`."""
+        sharing = self.config.head_sharing
+        if sharing == "tied":
+            return self.heads[str(loop)](z), self.embed.tokens.weight  # (B, T, d/2), (V, d/2)
+        if sharing == "separate":
+            return z, self.heads[str(loop)].weight  # (B, T, d), (V, d)
+        return z, self.heads["final" if loop == self.config.n_loops else "aux"].weight
+
+    def compile_block(self) -> None:
+        """Compile the block in place with torch.compile; parameter names do not change."""
+        self.block.compile()
+
+    def _check_exits(self, exits: Sequence[int] | None) -> tuple[int, ...]:
+        allowed = self.config.head_loops
+        exits = allowed if exits is None else tuple(exits)
+        for loop in exits:
+            if loop not in allowed:
+                raise InputError(f"loop {loop} has no head; loops with one are {allowed}")
+        if not exits:
+            raise InputError(f"no exit loop was asked for; loops with a head are {allowed}")
+        return exits
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                f"token ids are {ids.dtype} of shape {tuple(ids.shape)}; give integers (B, T)"
+            )
+        if ids.shape[1] > self.config.max_seq_len:
+            raise InputError(
+                f"the sequence has {ids.shape[1]} tokens, max_seq_len is "
+                f"{self.config.max_seq_len}; shorten it or build a model with more positions"
+            )
+        # on a GPU this check would wait for the device; its embedding kernel asserts instead
+        if ids.numel() and ids.device.type == "cpu":
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise InputError(
+                    f"token id {low if low < 0 else high} is outside the vocabulary "
+                    f"0..{self.config.vocab_size - 1}; use the tokenizer the model was made for"
+                )
+
+
+def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:
+    """Eq. 5: (1 - lambda) L_final + lambda mean(L_i), i over the intermediate exits, if any."""
+    *intermediate, final = (losses[loop] for loop in sorted(losses))
+    if not intermediate:
+        return final
+    return (1 - aux_weight) * final + aux_weight * torch.stack(intermediate).mean()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each counted once however often it is used."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The normalisation of `config.norm` over the d features; `batch` is over (B, T) positions."""
+    d = config.d_model
+    match config.norm:
+        case "layer":
+            return nn.LayerNorm(d)
+        case "rms":
+            return nn.RMSNorm(d, eps=1e-5)
+        case "batch":
+            return TimeBatchNorm(d)
+    return nn.Identity()
+
+
+class TimeBatchNorm(nn.BatchNorm1d):
+    """Batch norm with one statistic a feature over all rows and positions: it leaks in training."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:
+    d, V = config.d_model, config.vocab_size
+    match config.head_sharing:
+        case "tied":
+            return {str(i): nn.Linear(d, d // 2, bias=False) for i in config.head_loops}
+        case "separate":
+            return {str(i): nn.Linear(d, V, bias=False) for i in config.head_loops}
+    shared = ("aux", "final") if config.exit_loops else ("final",)
+    return {name: nn.Linear(d, V, bias=False) for name in shared}

@@ -1,0 +1,296 @@
+"""`crt reproduce`: run the numbered notebooks, keep their outputs, continue where it stopped."""
+
+import contextlib
+import csv
+import json
+import logging
+import shlex
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crt_lib.config import load_profile
+from crt_lib.files import InputError, atomic_path, write_text
+from crt_lib.manifest import Manifest, checkout_root, library_sha256, now, run_environment
+from crt_lib.notebooks import Notebook, check_parameters, find_notebooks
+
+SET_BY_PIPELINE = ("profile", "results", "fresh")
+NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed. The message names it, the cell, the error and how to continue."""
+
+
+def reproduce(
+    profile: str = "quick",
+    *,
+    notebooks_dir: Path | None = None,
+    out: Path | None = None,
+    only: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    echo: Callable[[str], None] = print,
+) -> Manifest:
+    """Run the notebooks of `notebooks_dir` in order into `out`, `results/<profile>` by default.
+
+    A notebook whose entry in the manifest is done, with the same source, library and parameters,
+    and whose outputs exist, is skipped; `fresh` runs all again. `parameters` (values of their
+    type, or text) go to the notebooks that declare them in their cell tagged `parameters`, as do
+    `profile`, `results` (the absolute path of `out`) and `fresh`.
+
+    Writes `out/notebooks/NN_name.ipynb` and `.html`, and `out/manifest.json` after each. Raises
+    InputError, with nothing run or written, for an unknown profile, notebook or parameter, a value
+    that does not fit its declared type, a missing package, and a folder that cannot be written;
+    NotebookError if a notebook fails.
+    """
+    seed = load_profile(profile).train.seed
+    given = dict(parameters or {})
+    for name in set(given).intersection(SET_BY_PIPELINE):
+        raise InputError(f"parameter {name!r} is set by the pipeline; use its own option")
+    root = checkout_root()
+    notebooks = find_notebooks(Path(notebooks_dir or root / "notebooks"), only)
+    out = Path(out or root / "results" / profile).absolute()
+    values = _values(notebooks, given, {"profile": profile, "results": str(out), "fresh": fresh})
+    _require_packages()
+
+    manifest = Manifest.load(out / "manifest.json", profile)
+    manifest.seed = next((v["seed"] for v in values.values() if "seed" in v), seed)
+    manifest.parameters = {k: v[k] for k in given for v in values.values() if k in v}
+    manifest.environment = run_environment()
+    manifest.save()
+    command = _command(profile, only, given, out if out != root / "results" / profile else None)
+    run = _Run(manifest, library_sha256(), out / "notebooks", command, echo)
+    for position, notebook in enumerate(notebooks, start=1):
+        label = f"{position}/{len(notebooks)} {notebook.name}"
+        entry = run.entry(notebook, values[notebook.name])
+        if not fresh and run.is_done(notebook, entry):
+            echo(f"{label:<32} already done, skipped")
+        else:
+            run.execute(notebook, values[notebook.name], entry, label)
+    _summary(out, echo)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Run:
+    manifest: Manifest
+    library: str
+    folder: Path
+    continue_with: str
+    echo: Callable[[str], None]
+
+    def entry(self, notebook: Notebook, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides whether an earlier run of the notebook still stands."""
+        return {
+            "source_sha256": notebook.source_sha256,
+            "library_sha256": self.library,
+            "parameters": {k: v for k, v in values.items() if k not in NOT_RECORDED},
+        }
+
+    def is_done(self, notebook: Notebook, entry: Mapping[str, Any]) -> bool:
+        before = self.manifest.notebooks.get(notebook.name, {})
+        same = all(before.get(key) == value for key, value in entry.items())
+        outputs = [self.folder / f"{notebook.name}{suffix}" for suffix in (".ipynb", ".html")]
+        return before.get("status") == "done" and same and all(p.is_file() for p in outputs)
+
+    def execute(
+        self, notebook: Notebook, values: dict[str, Any], entry: dict[str, Any], label: str
+    ) -> None:
+        """Run one notebook under a temporary name; its outputs appear when it has ended well."""
+        running = self.folder / f"{notebook.name}.running.ipynb"
+        failed = self.folder / f"{notebook.name}.failed.ipynb"
+        entry |= {"environment": run_environment(), "started": now()}
+        self._record(notebook, entry | {"status": "running"})
+        begin = time.monotonic()
+        error = None
+        with _peak_of_children() as peak:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _papermill(notebook.path, running, values, label)
+            except (RuntimeError, OSError, _execution_error()) as caught:
+                error = caught
+            except KeyboardInterrupt:
+                self.echo(f"{label} interrupted; continue with: {self.continue_with}")
+                raise
+        seconds = round(time.monotonic() - begin, 2)
+        entry |= {"finished": now(), "seconds": seconds, "peak_memory_bytes": peak[0]}
+        if error is not None:
+            message = _failure(notebook.name, running, error)
+            with contextlib.suppress(FileNotFoundError):
+                running.replace(failed)
+                message += f"\n  outputs so far: {_shown(failed)}"
+            self._record(notebook, entry | {"status": "failed", "error": message})
+            raise NotebookError(f"{message}\n  continue with: {self.continue_with}") from error
+        write_text(self.folder / f"{notebook.name}.html", _html(running))
+        with atomic_path(self.folder / f"{notebook.name}.ipynb") as temporary:
+            shutil.copyfile(running, temporary)
+        running.unlink()
+        failed.unlink(missing_ok=True)
+        self._record(notebook, entry | {"status": "done"})
+        self.echo(f"{label:<32} {seconds:8.1f} s  {peak[0] / 2**20:7,.0f} MiB")
+
+    def _record(self, notebook: Notebook, entry: dict[str, Any]) -> None:
+        self.manifest.notebooks[notebook.name] = entry
+        self.manifest.save()
+
+
+def _values(
+    notebooks: Sequence[Notebook], given: dict[str, Any], own: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Parameters by notebook: the user's (checked), then the pipeline's where declared."""
+    declared = {name for notebook in notebooks for name in notebook.parameters}
+    return check_parameters(notebooks, given | {k: v for k, v in own.items() if k in declared})
+
+
+def _require_packages() -> None:
+    try:
+        import ipykernel  # noqa: F401
+        import nbconvert  # noqa: F401
+        import papermill  # noqa: F401
+        import psutil  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"running the notebooks needs the package {error.name!r}. "
+            "Install the extra: pip install -e '.[notebooks]'"
+        ) from error
+
+
+def _execution_error() -> type[Exception]:
+    from papermill.exceptions import PapermillExecutionError
+
+    return PapermillExecutionError
+
+
+def _papermill(source: Path, target: Path, values: dict[str, Any], label: str) -> None:
+    """Execute `source` into `target` with a kernel of this very interpreter."""
+    import papermill
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        """Whatever kernels are installed for the user, the notebooks see these packages."""
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    # Its only warnings here are about annotations that it does not know, such as `int | None`.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill.execute_notebook(
+        *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, target)),
+        parameters=values,
+        kernel_name="python3",
+        language="python",
+        kernel_manager_class=ThisInterpreter,
+        extra_arguments=["--log-level=ERROR"],
+        cwd=source.parent,
+        progress_bar={"desc": label, "leave": False, "disable": None},
+    )
+
+
+def _html(notebook: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    name = notebook.name.removesuffix(".running.ipynb")
+    resources = {"metadata": {"name": name}}
+    body, _ = HTMLExporter().from_filename(str(notebook), resources=resources)
+    return body
+
+
+@contextlib.contextmanager
+def _peak_of_children(interval: float = 0.2) -> Iterator[list[int]]:
+    """Yield `[bytes]`: the highest resident memory of this process's descendants, sampled."""
+    import psutil
+
+    peak = [0]
+    stop = threading.Event()
+
+    def sample() -> None:
+        this = psutil.Process()
+        while not stop.wait(interval):
+            total = 0
+            for process in this.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_info().rss
+            peak[0] = max(peak[0], total)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _failure(name: str, running: Path, error: Exception) -> str:
+    """The notebook, the cell that ran last (counted from 1, as in the source) and the error."""
+    cells = []
+    with contextlib.suppress(OSError, ValueError):
+        cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = [cell for cell in cells if not added.intersection(cell["metadata"].get("tags", []))]
+    started = [
+        index
+        for index, cell in enumerate(cells)
+        if cell["metadata"].get("papermill", {}).get("start_time")
+    ]
+    kind = getattr(error, "ename", type(error).__name__)
+    text = str(getattr(error, "evalue", error)).strip()
+    where = "before its first cell"
+    if started:
+        source = "".join(cells[started[-1]]["source"]).strip()
+        where = f"in cell {started[-1] + 1}: {(source.splitlines() or ['(empty)'])[0]}"
+    return f"notebook {name} failed {where}\n  {kind}: {text}"
+
+
+def _command(profile: str, only: Sequence[str], given: Mapping[str, Any], out: Path | None) -> str:
+    """The command line that means the same as this call."""
+    words = ["crt", "reproduce", "--profile", profile]
+    for name in only:
+        words += ["--only", name]
+    for name, value in given.items():
+        words += ["-p", f"{name}={value}"]
+    if out is not None:
+        words += ["--out", _shown(out)]
+    return shlex.join(words)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def results_table(path: Path) -> str:
+    """The rows of a results.csv as aligned text, numbers to four digits; "" without the file."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        return ""
+    cells = [[_number(cell) for cell in row] for row in rows if row]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(lines)
+
+
+def _number(cell: str) -> str:
+    try:
+        value = float(cell)
+    except ValueError:
+        return cell
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
+
+
+def _summary(out: Path, echo: Callable[[str], None]) -> None:
+    table = results_table(out / "results.csv")
+    if table:
+        echo(f"\n{table}")
+    echo(f"\nexecuted notebooks and HTML: {_shown(out / 'notebooks')}")
+    if (out / "figures").is_dir():
+        echo(f"figures: {_shown(out / 'figures')}")
+    echo(f"record of the run: {_shown(out / 'manifest.json')}")

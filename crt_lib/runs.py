@@ -1,0 +1,209 @@
+"""A whole run: corpus, tokenizer, training, evaluation, and the tables it leaves in a folder."""
+
+import contextlib
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from crt_lib.accounting import parameters_by_part
+from crt_lib.checkpoint import load_model, read_state
+from crt_lib.config import Profile
+from crt_lib.corpus import load_corpus
+from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
+from crt_lib.files import InputError, atomic_path
+from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
+from crt_lib.model import CRT
+from crt_lib.runfolder import RunFolder, read_metrics, read_timing
+from crt_lib.tokenizer import TokenizedCorpus, load_tokenizer, tokenize
+from crt_lib.train import train
+
+RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its folder tells it."""
+
+    out: Path
+    manifest: dict[str, Any]  # the manifest's `train` part
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    results: list[dict[str, Any]]  # rows of results.csv, numbers parsed
+
+    def load_model(self) -> CRT:
+        """The best checkpoint by validation loss; raises InputError when it is not kept here."""
+        return load_model(RunFolder(self.out).checkpoint("best"))
+
+
+def load_data(profile: Profile) -> TokenizedCorpus:
+    """The profile's corpus, tokenized; raises InputError when one of them cannot be had."""
+    corpus = load_corpus(profile.corpus)
+    return tokenize(corpus, load_tokenizer(profile.tokenizer, corpus))
+
+
+def run_profile(
+    profile: Profile,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> Run | None:
+    """Train `profile` in `out` and evaluate it; a finished part is not done again.
+
+    Writes what `train` writes, results.csv (`evaluate_run`) and the manifest's `train`
+    part, which is begun before the training. Returns None when a signal stopped the training.
+    """
+    out = Path(out)
+    data = load_data(profile)
+    config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    manifest = {
+        "profile": profile.name,
+        "corpus": profile.corpus,
+        "tokenizer": profile.tokenizer,
+        "model": config.to_dict(),
+        "train": profile.train.to_dict(),
+        "parameters": sum(parameters_by_part(config).values()),
+        "data": data.record(),
+        "environment": run_environment(),
+    }
+    earlier = load_run(out) if resume else None
+    if earlier and all(earlier.manifest[k] == manifest[k] for k in ("model", "train", "data")):
+        return earlier
+    result = train(
+        config,
+        profile.train,
+        data,
+        out,
+        resume=resume,
+        progress=progress,
+        tensorboard=tensorboard,
+        on_start=partial(record_training, out, profile.name, manifest | {"status": "running"}),
+    )
+    manifest |= {"seconds": read_timing(out)[-1]["seconds"], "peak_memory_bytes": peak_memory()}
+    if not result.is_main:
+        return None
+    if not result.finished:
+        record_training(out, profile.name, manifest | {"status": "stopped"})
+        return None
+    best = load_model(RunFolder(out).checkpoint("best"), next(result.model.parameters()).device)
+    write_rows(out / "results.csv", evaluate_run(best, profile, data, progress))
+    record_training(out, profile.name, manifest | {"status": "done"})
+    return load_run(out)
+
+
+def evaluate_run(
+    model: CRT, profile: Profile, data: TokenizedCorpus, progress: bool = False
+) -> list[dict[str, Any]]:
+    """Rows of results: valid and test, both protocols, every exit; deployable PPL on valid.
+
+    honest: windows of the training's length, each half overlapping the one before, so that a token
+    has at least half a window of context. released: lines of 384 tokens (or max_seq_len, if
+    shorter), skipped for a text without a line over 50 characters. deployable: a sample of valid.
+    """
+    eot, seq_len = data.tokenizer.eot_id, profile.train.seq_len
+    line_len = min(RELEASED_SEQ_LEN, model.config.max_seq_len)
+    jobs: list[tuple[str, int, Callable[[], Evaluation]]] = []
+    for name in ("valid", "test"):
+        split = data.split(name)
+        honest = partial(evaluate, model, split, eot, seq_len=seq_len, stride=seq_len // 2)
+        jobs.append((name, seq_len, honest))
+        if split.lines:
+            released = partial(evaluate, model, split, eot, protocol="released", seq_len=line_len)
+            jobs.append((name, line_len, released))
+    sample = min(64, seq_len)
+    deployable = partial(evaluate_deployable, model, data.valid.ids, eot, seq_len=sample)
+    jobs.append(("valid", sample, deployable))
+
+    rows = []
+    for split_name, length, job in tqdm(jobs, desc="evaluating", disable=not progress):
+        labels = {"profile": profile.name, "corpus": profile.corpus, "split": split_name}
+        rows += job().rows(**labels, seq_len=length)
+    return rows
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """`path` itself if it is a file, else the best checkpoint of the run in that folder."""
+    path = Path(path)
+    return path if path.is_file() else RunFolder(path).checkpoint("best")
+
+
+def evaluate_checkpoint(
+    path: str | Path,
+    corpus: str | None = None,
+    tokenizer: str | None = None,
+    split: str = "test",
+    *,
+    protocol: str = "honest",
+    seq_len: int | None = None,
+    stride: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of results for a checkpoint, on the corpus it was trained on or another one.
+
+    `protocol`: honest, released or deployable; `seq_len` defaults to the training's length (384 for
+    released). Raises InputError when the tokenizer is not the one the model was trained with.
+    """
+    path = find_checkpoint(path)
+    trained = read_state(path)["run"]
+    model = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
+    source = load_corpus(corpus or trained["data"]["corpus"])
+    made_on = source
+    if source.name != trained["data"]["corpus"]:
+        made_on = load_corpus(trained["data"]["corpus"])
+    chosen = load_tokenizer(tokenizer or trained["data"]["tokenizer"], made_on)
+    if chosen.fingerprint != trained["data"]["tokenizer_sha256"]:
+        raise InputError(
+            f"{path} was trained with tokenizer {trained['data']['tokenizer']}, fingerprint "
+            f"{trained['data']['tokenizer_sha256'][:8]}; {chosen.name} here has "
+            f"{chosen.fingerprint[:8]}: give the same corpus and tokenizer"
+        )
+    part = tokenize(source, chosen).split(split)
+    length = seq_len or trained["train"]["seq_len"]
+    if protocol == "deployable":
+        result = evaluate_deployable(model, part.ids, chosen.eot_id, seq_len=min(64, length))
+    elif protocol == "released":
+        length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
+        result = evaluate(model, part, chosen.eot_id, protocol="released", seq_len=length)
+    else:
+        result = evaluate(
+            model, part, chosen.eot_id, protocol=protocol, seq_len=length, stride=stride
+        )
+    return result.rows(corpus=source.name, split=split, seq_len=length)
+
+
+def load_run(out: str | Path) -> Run | None:
+    """The finished run in `out`, or None when there is none."""
+    out = Path(out)
+    part = read_training(out)
+    if part is None or part["status"] != "done" or not (out / "results.csv").is_file():
+        return None
+    return Run(out, part, read_metrics(out), read_timing(out), read_rows(out / "results.csv"))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of equal keys as a CSV table, atomically; None becomes an empty cell."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table of `write_rows`, numbers parsed, empty cells None."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: _parse(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _parse(cell: str) -> Any:
+    if not cell:
+        return None
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell

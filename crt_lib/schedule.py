@@ -1,0 +1,62 @@
+"""What an update of the training uses: learning rate, batches, random seed, precision."""
+
+import math
+
+import torch
+
+from crt_lib.batches import PackedWindows, PaddedLines
+from crt_lib.config import TrainConfig
+from crt_lib.tokenizer import TokenizedCorpus
+
+
+def make_batches(config: TrainConfig, data: TokenizedCorpus) -> PackedWindows | PaddedLines:
+    """The training batches of `config.batching`; raises InputError when `data` is too small."""
+    eot = data.tokenizer.eot_id
+    if config.batching == "padded":
+        return PaddedLines(data.train.lines, config.seq_len, config.batch_size, config.seed, eot)
+    return PackedWindows(data.train.ids, config.seq_len, config.batch_size, config.seed, eot)
+
+
+def updates_planned(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer updates of a run: `config.updates`, or what `config.epochs` come to."""
+    if config.updates is not None:
+        return config.updates
+    return max(1, math.floor(config.epochs * steps_per_epoch / config.grad_accum))
+
+
+def learning_rate(update: int, updates: int, config: TrainConfig) -> float:
+    """OneCycle with cosine annealing at `update` in 0..updates-1, as torch's OneCycleLR has it.
+
+    From max_lr / 25 up to max_lr over the warm-up, then down to max_lr / 250,000. A function, since
+    torch's scheduler divides by zero when the warm-up ends on update 0.
+    """
+    peak = config.warmup * updates - 1
+    low, high, end = config.max_lr / 25, config.max_lr, config.max_lr / 250_000
+    if update < peak:
+        start, stop, share = low, high, update / peak
+    else:
+        peak = max(peak, 0.0)
+        start, stop, share = high, end, (update - peak) / max(updates - 1 - peak, 1.0)
+    return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
+
+
+def resolve_precision(precision: str, device: torch.device, d_model: int) -> str:
+    """What `auto` stands for: half precision where it is faster.
+
+    On a GPU bf16, or fp16 without bf16 units. On a CPU bf16 if the chip multiplies bf16 matrices
+    and the model is at least 192 wide (narrower, the casts cost more than they save), else fp32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        chip = torch.cpu.get_capabilities()
+        if d_model >= 192 and (chip.get("avx512_bf16") or chip.get("amx_bf16")):
+            return "bf16"
+    return "fp32"
+
+
+def random_seed(seed: int, update: int, micro: int) -> int:
+    """A seed for each (seed, update, micro-batch); distinct for up to 2**20 micro-batches."""
+    return (seed * 1_000_003 + update) * (1 << 20) + micro

@@ -1,0 +1,355 @@
+"""Training (section 3.3): one function for the notebook, the command line and many processes.
+
+Everything random is a function of (seed, update, micro-batch), and the learning rate of the update,
+so a run that is killed and resumed ends with the weights and the metrics of one left alone.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crt_lib.batches import NOT_SCORED, Batch
+from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
+from crt_lib.config import ModelConfig, TrainConfig
+from crt_lib.evaluate import evaluate
+from crt_lib.files import InputError
+from crt_lib.model import CRT, total_loss
+from crt_lib.runfolder import RunFolder, read_metrics
+from crt_lib.schedule import (
+    learning_rate,
+    make_batches,
+    random_seed,
+    resolve_precision,
+    updates_planned,
+)
+from crt_lib.tokenizer import TokenizedCorpus
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The message names the update, the batch and the next step."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model, its run's folder and metrics, and whether all updates were made.
+
+    `is_main` is false in the processes that write nothing.
+    """
+
+    model: CRT
+    out: Path
+    metrics: list[dict[str, Any]]
+    finished: bool
+    is_main: bool
+
+
+def train(
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    data: TokenizedCorpus,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    tensorboard: bool = False,
+    on_start: Callable[[], None] | None = None,
+) -> TrainResult:
+    """Train a CRT on `data.train`, validating on the first tokens of `data.valid`.
+
+    Writes under `out`: config.json, metrics.jsonl (a row an update: losses in nats a token by exit,
+    learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and
+    every kept one. With `resume`, goes on from checkpoints/last; otherwise starts over in `out`.
+    SIGTERM and SIGINT save and return with `finished` false. `on_start` is called by the main
+    process when all input is found good and before the first update.
+
+    Raises InputError for settings that do not fit each other, the data or the run found in `out`,
+    before anything is written; TrainingError for a loss or gradient that is not finite.
+    """
+    run = _Run(model_config, train_config, data, Path(out), resume, tensorboard)
+    if on_start and run.is_main:
+        on_start()
+    with _stop_signals() as stopped:
+        finished = run.loop(stopped, progress)
+    model = run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)
+    return TrainResult(model, run.folder.path, read_metrics(run.folder.path), finished, run.is_main)
+
+
+class _Run:
+    def __init__(self, model_config, config, data, out, resume, tensorboard):
+        if model_config.vocab_size != data.tokenizer.vocab_size:
+            raise InputError(
+                f"the model's vocabulary is {model_config.vocab_size}, the tokenizer's "
+                f"{data.tokenizer.vocab_size}; set vocab_size to the tokenizer's"
+            )
+        if config.seq_len > model_config.max_seq_len:
+            raise InputError(
+                f"seq_len {config.seq_len} is longer than max_seq_len {model_config.max_seq_len}"
+            )
+        if config.gradient_checkpointing and model_config.norm == "batch":
+            raise InputError(
+                "batch norm would count a recomputed batch twice; "
+                "set gradient_checkpointing to False or choose another norm"
+            )
+        self.config, self.data, self.folder = config, data, RunFolder(out)
+        self.batches = make_batches(config, data)
+        self.updates = updates_planned(config, self.batches.steps_per_epoch)
+
+        from accelerate import Accelerator
+
+        device = Accelerator().device
+        precision = resolve_precision(config.precision, device, model_config.d_model)
+        mixed = {"fp32": "no"}.get(precision, precision)
+        self.accelerator = Accelerator(mixed_precision=mixed)
+        processes = self.accelerator.num_processes
+        if config.grad_accum % processes:
+            raise InputError(
+                f"grad_accum {config.grad_accum} micro-batches cannot be shared by {processes} "
+                f"processes; choose a multiple of {processes}"
+            )
+
+        self.record = {
+            "model": model_config.to_dict(),
+            "train": config.to_dict(),
+            "precision": precision,
+            "updates": self.updates,
+            "data": data.record(),
+        }
+        torch.manual_seed(config.seed)
+        self.model = CRT(model_config).to(self.accelerator.device)
+        self.model.gradient_checkpointing = config.gradient_checkpointing
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.max_lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
+        self._find_earlier_run(resume)
+        if config.compile:
+            self.model.compile_block()
+        self.prepared, self.prepared_optimizer = self.accelerator.prepare(
+            self.model, self.optimizer
+        )
+        if self.accelerator.scaler is not None and self.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(self.state["scaler"])
+        self.writer = _tensorboard(out) if tensorboard and self.is_main else None
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def loop(self, stopped: threading.Event, progress: bool) -> bool:
+        from tqdm import tqdm
+
+        bar = tqdm(
+            total=self.updates,
+            initial=self.state["update"],
+            disable=not (progress and self.is_main),
+            unit="update",
+        )
+        with bar:
+            while self.state["update"] < self.updates:
+                row, useful, seconds = self._update()
+                self._log(row, self._elapsed + seconds, useful / seconds)
+                self._elapsed += seconds
+                losses = {k: f"{v:.3f}" for k, v in row.items() if k.startswith("loss_")}
+                bar.set_postfix(losses | {"tok/s": f"{useful / seconds:.0f}"})
+                bar.update()
+                update, every = self.state["update"], self.config.eval_every
+                last = update == self.updates
+                if last or (every and update % every == 0):
+                    self._validate()
+                stop = self._any(stopped.is_set())
+                if last or stop or update % self.config.checkpoint_every == 0:
+                    self._save("last")
+                if self.config.keep_every and update % self.config.keep_every == 0:
+                    self._save(f"update-{update:06d}")
+                if stop and not last:
+                    return False
+        return True
+
+    def _update(self) -> tuple[dict[str, Any], int, float]:
+        """One optimizer update; returns its metrics row, the text tokens seen, and seconds."""
+        started = time.perf_counter()
+        config, update = self.config, self.state["update"]
+        accelerator = self.accelerator
+        share = config.grad_accum // accelerator.num_processes
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(update, self.updates, config)
+        self.prepared.train()
+        losses, scored, useful = [], 0, 0
+        for i in range(share):
+            micro = i * accelerator.num_processes + accelerator.process_index
+            batch = self._batch(update * config.grad_accum + micro)
+            scored += int((batch.targets != NOT_SCORED).sum())
+            useful += self._text_tokens(batch)
+            torch.manual_seed(random_seed(config.seed, update, micro))
+            last = i == share - 1
+            sync = contextlib.nullcontext() if last else accelerator.no_sync(self.prepared)
+            with sync, accelerator.autocast():
+                by_exit = self.prepared(
+                    batch.inputs.to(accelerator.device),
+                    targets=batch.targets.to(accelerator.device),
+                )
+                loss = total_loss(by_exit, config.aux_weight)
+                accelerator.backward(loss / share)
+            losses.append(torch.stack([loss.detach(), *(v.detach() for v in by_exit.values())]))
+        gathered = accelerator.gather(torch.stack(losses))  # (micro-batches, 1 + exits)
+        self._check_finite(gathered[:, 0], update)
+        norm = accelerator.clip_grad_norm_(self.prepared.parameters(), config.clip_norm)
+        if accelerator.scaler is None and not torch.isfinite(norm):
+            raise TrainingError(self._broken(f"the gradient's norm is {norm.item()}", update))
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+
+        means = gathered.mean(0).tolist()
+        counts = torch.tensor([scored, useful], device=accelerator.device)
+        scored, useful = accelerator.reduce(counts, "sum").tolist()
+        self.state["update"] = update + 1
+        self.state["tokens"] = self.state.get("tokens", 0) + useful
+        row = {
+            "update": update + 1,
+            "tokens": self.state["tokens"],
+            "lr": group["lr"],
+            "loss": means[0],
+            **{f"loss_{k}": v for k, v in zip(by_exit, means[1:], strict=True)},
+            "grad_norm": float(norm),
+        }
+        return row, useful, time.perf_counter() - started
+
+    def _batch(self, step: int) -> Batch:
+        epoch, within = divmod(step, self.batches.steps_per_epoch)
+        return self.batches.batch(epoch, within)
+
+    def _text_tokens(self, batch: Batch) -> int:
+        text = batch.targets != NOT_SCORED
+        if self.config.batching == "padded":
+            text &= batch.targets != self.data.tokenizer.eot_id
+        return int(text.sum())
+
+    def _check_finite(self, losses: torch.Tensor, update: int) -> None:
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            process, i = divmod(int(bad[0]), len(losses) // self.accelerator.num_processes)
+            micro = i * self.accelerator.num_processes + process
+            what = f"the loss is {losses[bad[0]].item()} in micro-batch {micro + 1}"
+            raise TrainingError(self._broken(what, update))
+
+    def _broken(self, what: str, update: int) -> str:
+        last = self.folder.checkpoint("last")
+        kept = f"{last} is as it was" if last.exists() else "no checkpoint was written yet"
+        return (
+            f"{what} of update {update + 1} (learning rate "
+            f"{learning_rate(update, self.updates, self.config):.3g}); {kept}. "
+            "Lower max_lr or clip_norm, or use precision fp32, in another folder."
+        )
+
+    def _validate(self) -> None:
+        """Every process scores the same tokens, so that none waits for the main one."""
+        result = evaluate(
+            self.model,
+            self.data.valid,
+            self.data.tokenizer.eot_id,
+            seq_len=self.config.seq_len,
+            batch_size=max(8, self.config.batch_size),
+            max_tokens=self.config.eval_tokens,
+        )
+        losses = {f"valid_loss_{loop}": loss for loop, loss in result.loss.items()}
+        self._log({"update": self.state["update"], "tokens": self.state["tokens"], **losses})
+        final = result.loss[self.model.config.n_loops]
+        if self.state["best"] is None or final < self.state["best"]:
+            self.state["best"] = final
+            self._save("best", resumable=False)
+
+    def _log(self, row: dict[str, Any], elapsed: float = 0.0, rate: float = 0.0) -> None:
+        if not self.is_main:
+            return
+        self.state["metrics_bytes"] = self.folder.append_metrics(row)
+        if elapsed:
+            self.folder.append_timing(
+                {"update": row["update"], "seconds": elapsed, "tokens_per_second": rate}
+            )
+        if self.writer is not None:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, row["update"])
+
+    def _save(self, name: str, resumable: bool = True) -> None:
+        if self.is_main:
+            self.folder.sync()
+            if self.accelerator.scaler is not None:
+                self.state["scaler"] = self.accelerator.scaler.state_dict()
+            state = self.state | {"run": self.record}
+            optimizer = self.optimizer if resumable else None
+            save_checkpoint(self.folder.checkpoint(name), self.model, state, optimizer)
+        self.accelerator.wait_for_everyone()
+
+    def _any(self, flag: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flags, "sum") > 0)
+
+    def _find_earlier_run(self, resume: bool) -> None:
+        """Restore the last checkpoint in `out`, or make `out` ready for a new run."""
+        last = self.folder.checkpoint("last")
+        self._elapsed = 0.0
+        if resume and last.exists():
+            earlier = read_state(last).get("run", {})
+            if earlier != self.record:
+                changed = [
+                    f"{part}: {differences(earlier[part], self.record[part])}"
+                    if isinstance(self.record[part], dict) and part in earlier
+                    else f"{part} was {earlier.get(part)!r}, now {self.record[part]!r}"
+                    for part in self.record
+                    if earlier.get(part) != self.record[part]
+                ]
+                raise InputError(
+                    f"{self.folder.path} holds a run with other settings ({'; '.join(changed)}); "
+                    "use another folder, or start over there with resume=False (--fresh)"
+                )
+            self.state = restore(last, self.model, self.optimizer)
+            del self.state["run"]
+        if self.is_main:
+            self._elapsed = self.folder.prepare(
+                self.record, self.state["update"], self.state["metrics_bytes"]
+            )
+        self.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set while inside; a second signal acts as usual."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def stop(number: int, _) -> None:
+        stopped.set()
+        signal.signal(number, before[number])
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+def _tensorboard(out: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("no TensorBoard here; pip install 'crt-lm[tensorboard]'") from error
+    return SummaryWriter(out / "tensorboard")

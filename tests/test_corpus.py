@@ -1,0 +1,360 @@
+"""Corpora: what each one holds, what is refused, and the entropy of the grammar."""
+
+import math
+import os
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crt_lib import docstrings, grammar
+from crt_lib.corpus import CORPORA, SPLITS, Corpus, Split, load_corpus
+from crt_lib.files import InputError, cache_root
+
+DATA_ROOT = os.environ.get("CRT_DATA_ROOT")
+
+
+@pytest.fixture(scope="module")
+def prose() -> Corpus:
+    return load_corpus("docstrings")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text(f"The {split} text.\nTwo lines.\n\nMore.\n")
+    return tmp_path
+
+
+# the user's folder
+
+
+def test_a_folder_is_read_as_it_stands(folder: Path):
+    corpus = load_corpus(str(folder))
+    assert corpus.train.text == "The train text.\nTwo lines.\n\nMore.\n"
+    assert corpus.train.n_words == 6 + 4 and corpus.train.n_bytes == 34
+    assert corpus.documents("train") == ["The train text.\nTwo lines.\n\n", "More.\n"]
+    assert corpus.entropy is None
+    with pytest.raises(InputError, match=r"'dev'.*train, valid, test"):
+        corpus.split("dev")
+
+
+def test_a_missing_split_is_named(folder: Path):
+    (folder / "valid.txt").unlink()
+    with pytest.raises(InputError, match=r"valid\.txt: No such file"):
+        load_corpus(str(folder))
+
+
+def test_text_that_is_not_utf8_is_located(folder: Path):
+    (folder / "test.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match=r"test\.txt is not UTF-8: byte 0xe9 at offset 3"):
+        load_corpus(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_an_empty_split_is_refused(folder: Path, text: str):
+    (folder / "train.txt").write_text(text)
+    with pytest.raises(InputError, match=r"train split .* is empty"):
+        load_corpus(str(folder))
+
+
+@pytest.mark.parametrize("name", ["wikitext", "", "/no/such/folder"])
+def test_an_unknown_corpus_lists_the_known_ones(name: str):
+    with pytest.raises(InputError) as error:
+        load_corpus(name)
+    assert repr(name) in str(error.value)
+    assert all(known in str(error.value) for known in CORPORA)
+
+
+@given(st.text(alphabet="ab \n\t\r", max_size=60), st.sampled_from(["wikitext-2", "grammar", "x"]))
+def test_documents_concatenate_to_the_text(text: str, name: str):
+    split = Split(text)
+    documents = Corpus(name, split, split, split).documents("test")
+    assert "".join(documents) == text
+    assert text == "" or all(documents)
+
+
+# WikiText
+
+
+def wikitext(root: Path, kind: str = "tokens") -> Path:
+    root.mkdir(parents=True)
+    for split in SPLITS:
+        (root / f"wiki.{split}.{kind}").write_text(
+            f" \n = {split.title()} = \n \n One @-@ two . \n \n = = Part = = \n \n"
+            " i \n = 10 ° = \n \n = Other = \n \n More . \n",
+        )
+    return root
+
+
+@pytest.mark.parametrize("kind", ["tokens", "raw"])
+def test_wikitext_from_a_local_folder(tmp_path: Path, monkeypatch, kind: str):
+    monkeypatch.setenv("CRT_DATA_ROOT", str(tmp_path))
+    wikitext(tmp_path / "wikitext-103", kind)
+    corpus = load_corpus("wikitext-103")
+    articles = corpus.documents("valid")
+    assert [article.split("\n")[1] for article in articles] == [" = Valid = ", " = Other = "]
+    assert "".join(articles) == corpus.valid.text
+    assert "10 °" in articles[0]  # a formula between equals signs is no heading
+    assert corpus.provenance["files"][0] == f"wiki.train.{kind}"
+
+
+def test_the_data_root_may_be_the_corpus_folder_itself(tmp_path: Path, monkeypatch):
+    root = wikitext(tmp_path / "wikitext-2")
+    monkeypatch.setenv("CRT_DATA_ROOT", str(root))
+    assert load_corpus("wikitext-2").name == "wikitext-2"
+    with pytest.raises(InputError, match="no wikitext-103"):
+        load_corpus("wikitext-103")  # never one corpus under the name of another
+
+
+def test_a_data_root_without_the_corpus_is_an_error(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CRT_DATA_ROOT", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        load_corpus("wikitext-2")
+    for part in (str(tmp_path / "wikitext-2"), "unset CRT_DATA_ROOT", "'docstrings'"):
+        assert part in str(error.value)
+    wikitext(tmp_path / "wikitext-2")
+    (tmp_path / "wikitext-2" / "wiki.test.tokens").unlink()
+    with pytest.raises(InputError, match=r"wiki\.test\.tokens"):
+        load_corpus("wikitext-2")
+
+
+@pytest.fixture
+def no_root(tmp_path: Path, monkeypatch):
+    """A cache of its own, no data root, and a hub that refuses connections."""
+    monkeypatch.delenv("CRT_DATA_ROOT", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for scheme in ("http", "all"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme.upper()}_PROXY", raising=False)
+    monkeypatch.setenv("CRT_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+
+
+def hub(monkeypatch, load_dataset) -> None:
+    fake = types.ModuleType("datasets")
+    fake.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+
+
+def test_without_a_network_the_error_comes_at_once(no_root, monkeypatch):
+    hub(monkeypatch, lambda *_: pytest.fail("the hub's client would try again for long"))
+    start = time.monotonic()
+    with pytest.raises(InputError) as error:
+        load_corpus("wikitext-103")
+    assert time.monotonic() - start < 10
+    for part in ("wikitext-103-raw-v1", "CRT_DATA_ROOT", "wiki.train.tokens", "'docstrings'"):
+        assert part in str(error.value)
+    assert not cache_root().exists()
+
+
+def test_without_the_datasets_package_the_error_says_what_to_install(no_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="datasets is not installed; pip install"):
+        load_corpus("wikitext-2")
+
+
+def test_the_hub_is_asked_once_and_its_blank_lines_restored(no_root, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no probe
+    rows = {"text": ["", " = A = \n", "", " words . \n"]}
+    asked = []
+
+    def load_dataset(*names):
+        asked.append(names)
+        return {"train": rows, "validation": rows, "test": rows}
+
+    hub(monkeypatch, load_dataset)
+    first, second = load_corpus("wikitext-2"), load_corpus("wikitext-2")
+    assert first.valid.text == " \n = A = \n \n words . \n" == second.valid.text
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1")]
+    stored = next(cache_root().rglob("valid.txt"))
+    stored.write_text("damaged")
+    assert load_corpus("wikitext-2").valid.text == first.valid.text and len(asked) == 2
+
+
+def test_what_the_hub_raises_becomes_an_input_error(no_root, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def load_dataset(*_):
+        raise ConnectionError("offline mode")
+
+    hub(monkeypatch, load_dataset)
+    with pytest.raises(InputError, match=r"offline mode.*CRT_DATA_ROOT"):
+        load_corpus("wikitext-2")
+
+
+@pytest.mark.skipif(not DATA_ROOT, reason="CRT_DATA_ROOT is not set")
+def test_wikitext_2_has_its_published_counts():
+    corpus = load_corpus("wikitext-2")
+    assert corpus.train.n_words == 2_088_628
+    assert (corpus.valid.n_words, corpus.test.n_words) == (217_646, 245_569)
+    assert [len(corpus.documents(split)) for split in SPLITS] == [600, 60, 60]
+
+
+# docstrings
+
+
+def test_docstrings_are_enough_and_split_by_module(prose: Corpus):
+    words = {split: prose.split(split).n_words for split in SPLITS}
+    assert words["train"] > 150_000 and min(words["valid"], words["test"]) > 10_000
+    assert set(prose.provenance["packages"]) == {"numpy", "pandas", "matplotlib"}
+
+
+def test_no_paragraph_is_in_two_splits_or_twice_in_one(prose: Corpus):
+    paragraphs = [line for split in SPLITS for line in prose.split(split).text.split("\n") if line]
+    assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_docstrings_read_as_prose(prose: Corpus):
+    for split in SPLITS:
+        lines = [line for line in prose.split(split).text.split("\n") if line]
+        assert all(line[0].isupper() and line[-1] in ".!?" for line in lines)
+        text = "\n".join(lines)
+        assert not any(mark in text for mark in (">>>", "::", "://", "`", "=", "---", "\t"))
+        words = text.lower().split()
+        assert sum(word in ("the", "a", "of", "is", "to") for word in words) > 0.15 * len(words)
+
+
+def test_prose_leaves_out_code_tables_and_lists_of_parameters():
+    docstring = """Return the *sum* of `a` along an axis.
+
+    Some words on :func:`~numpy.sum` [1]_ that run over
+    two lines of text. See the `user guide <https://x.org>`_ for more.
+
+    .. versionadded:: 1.0
+       Words of a directive that are not kept at all.
+
+    .. note::
+       It is a note, and the note is kept.
+
+    Parameters
+    ----------
+    a : array_like
+        The elements to sum, all of them.
+    axis : {0, 1}
+
+    Notes
+    -----
+    For example, this is how it is used, with code::
+
+        The code is not a sentence of the text.
+
+    - One item of a list, which is a sentence.
+    - x = 1 is the value of the thing.
+
+    === ===
+    A   The table is not a text to read.
+    === ===
+
+    >>> np.sum([1])
+    1
+    """
+    assert docstrings.prose(docstring) == [
+        "Return the sum of a along an axis.",
+        "Some words on numpy.sum that run over two lines of text. See the user guide for more.",
+        "It is a note, and the note is kept.",
+        "The elements to sum, all of them.",
+        "One item of a list, which is a sentence.",
+    ]
+
+
+def test_docstrings_are_kept_and_a_damaged_copy_is_collected_anew(prose: Corpus, monkeypatch):
+    (stored,) = (cache_root() / "docstrings").glob("*.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(docstrings, "_collect", lambda _: pytest.fail("collected again"))
+        assert docstrings.collect()[0]["test"] == prose.test.text
+    whole = stored.read_text()
+    stored.write_text(whole.replace("the", "teh", 1))
+    monkeypatch.setattr(docstrings, "_collect", lambda _: dict.fromkeys(SPLITS, "new"))
+    assert docstrings.collect()[0]["train"] == "new"
+    stored.write_text(whole)
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(docstrings, "PACKAGES", ("numpy", "no-such-package"))
+    with pytest.raises(InputError, match=r"no-such-package is not installed.*crt-lm\[notebooks\]"):
+        load_corpus("docstrings")
+
+
+# grammar
+
+
+def test_the_entropy_rate_is_what_a_long_sample_shows():
+    sentences = grammar.sample(20_000, seed=11).splitlines(keepends=True)
+    nats = np.array([-grammar.log_prob(sentence) for sentence in sentences])
+    words = np.array([Split(sentence).n_words for sentence in sentences])
+    rate = nats.sum() / words.sum()
+    error = np.std(nats - rate * words) / math.sqrt(len(words)) / words.mean()
+    assert error < 0.005
+    assert abs(rate - grammar.entropy_rate()) < 4 * error
+
+
+def test_the_entropy_rate_by_following_the_chain():
+    matrix = grammar.transitions()
+    state = np.eye(len(matrix))[0]
+    occupied = np.zeros(len(matrix))
+    for _ in range(4_000):
+        state = state @ matrix
+        occupied += state / 4_000
+    rate = sum(
+        -share * p * math.log(p)
+        for share, row in zip(occupied, matrix, strict=True)
+        for p in row
+        if p
+    )
+    assert grammar.entropy_rate() == pytest.approx(rate, abs=2e-3)
+
+
+def test_the_transitions_are_distributions_over_known_words():
+    matrix = grammar.transitions()
+    assert matrix.shape == (len(grammar.words()),) * 2
+    assert np.allclose(matrix.sum(1), 1) and len(set(grammar.words())) == len(grammar.words())
+    assert set(grammar.sample(3_000, seed=0).split()) == set(grammar.words()[1:])
+
+
+def test_the_probabilities_of_all_short_texts_sum_to_one():
+    def texts(length: int) -> list[str]:
+        if not length:
+            return [""]
+        grown = (t + w for t in texts(length - 1) for w in [f" {x}" for x in grammar.words()])
+        return [text for text in grown if possible(text)]
+
+    def possible(text: str) -> bool:
+        try:
+            return bool(grammar.log_prob(text))
+        except InputError:
+            return False
+
+    for length in (1, 3):
+        total = sum(math.exp(grammar.log_prob(text)) for text in texts(length))
+        assert total == pytest.approx(1)
+
+
+def test_grammar_corpus_is_the_same_every_time_and_scores_near_its_entropy():
+    corpus = load_corpus("grammar")
+    assert corpus.train.sha256 == load_corpus("grammar").train.sha256
+    assert corpus.entropy == grammar.entropy_rate()
+    assert len({corpus.split(split).sha256 for split in SPLITS}) == 3
+    assert corpus.train.n_words > 50_000 and corpus.test.n_words > 5_000
+    rate = -grammar.log_prob(corpus.test.text) / corpus.test.n_words
+    assert rate == pytest.approx(corpus.entropy, abs=0.03)
+    assert len(corpus.documents("test")) == corpus.test.text.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("the dog flies\n", "'flies' is not a word"),
+        ("the dogs sleep\n", "'dogs' never follows 'the'"),
+        ("the dog sleep\n", "'sleep' never follows 'dog'"),
+        ("\n", "never follows"),
+    ],
+)
+def test_text_outside_the_language_has_no_probability(text: str, says: str):
+    with pytest.raises(InputError, match=says):
+        grammar.log_prob(text)
