@@ -77,7 +77,7 @@ def causality_report(
         changes = {loop: torch.zeros(length, length) for loop in baseline}
         for loop in baseline:
             if not torch.equal(baseline[loop], again[loop]):
-                raise ValueError("the model gives other logits for the same ids: turn off its noise")
+                raise ValueError("the model gives other logits for the same ids: it is random")
         for j in range(length):
             for loop, logits in _logits(model, rows[j : j + 1].to(device)).items():
                 difference = (logits - baseline[loop]).abs().amax(-1)[0]

@@ -61,9 +61,7 @@ def train(
 
     chosen = change_profile(load_profile(profile), corpus, tokenizer, changes or [])
     out = out or Path("results") / profile
-    run = run_profile(
-        chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard
-    )
+    run = run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard)
     if run is None:
         typer.echo(f"stopped; the same command goes on from {out}", err=True)
         raise typer.Exit(143)
@@ -106,6 +104,25 @@ def audit(
     report = causality_report(loaded, loaded.config.vocab_size, length=length)
     typer.echo(str(report))
     raise typer.Exit(int(report.leaks))
+
+
+@app.command()
+def select(
+    candidates: Annotated[
+        list[str], typer.Argument(help='Changes, as in "model.d_model=192 train.max_lr=1e-3".')
+    ],
+    out: Annotated[Path, typer.Option(help="CSV file; candidates it has are skipped.")],
+    profile: ProfileName = "small",
+    minutes: Annotated[float, typer.Option(help="Training time of each.")] = 4,
+) -> None:
+    """Train several changes of a profile for the same time and compare them on valid."""
+    from crt_lib.selection import best
+    from crt_lib.selection import select as run_candidates
+
+    base = load_profile(profile)
+    chosen = {text: change_profile(base, None, None, text.split()) for text in candidates}
+    rows = run_candidates(chosen, minutes, out, typer.echo)
+    typer.echo(f"lowest: {best(rows)['candidate']}")
 
 
 @app.command()

@@ -23,7 +23,7 @@ _UNDERLINE = re.compile(r"([-=~^*#\"'+`])\1{2,}\s*")
 _DIRECTIVE = re.compile(r"\.\. *(\[?[\w-]+\]?)(::)?")
 _BULLET = re.compile(r"(?:[-*+•]|\(?\w{1,2}[.)])\s+(?=\S)")
 _MARKUP = (
-    (re.compile(r"(?<!\w):[\w:+-]+:`"), "`"),  # :func:`name` keeps the name
+    (re.compile(r"(?<![\w`]):[\w:+-]+:`"), "`"),  # :func:`name` keeps the name
     (re.compile(r"`([^`<]+?)\s*<[^`>]*>`_*"), r"\1"),  # `text <target>`_
     (re.compile(r"`[~.!]+"), "`"),
     (re.compile(r"\s?\[[\w#*]+\]_"), ""),  # references to footnotes
@@ -200,10 +200,10 @@ def _is_heading(line: str, following: str) -> bool:
 
 
 def _plain(lines: list[str]) -> str:
-    text = " ".join(" ".join(lines).split())
+    text = " ".join(lines)
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
-    return text
+    return " ".join(text.split())
 
 
 def _is_prose(text: str) -> bool:

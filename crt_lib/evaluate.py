@@ -75,8 +75,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a split at every exit at once, on the model's device, in evaluation mode.
 
-    `model`: a CRT, or any module from ids (B, T) to logits (B, T, V), or to an object with `.logits`
-    of that shape.
+    `model`: a CRT, or any module from ids (B, T) to logits (B, T, V), or to an object that has them
+    as `.logits`.
     `seq_len` positions a window (384 is the released length of a line); with `stride` < seq_len
     honest windows overlap, and a token is scored with at least seq_len - stride tokens of context.
     `max_tokens`: only the first so many tokens (honest protocol), with no words or bytes to report.

@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from crt_lib.batches import NOT_SCORED
 
-CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in float32
+WHOLE_ELEMENTS = 1 << 24  # logits that are computed at once: 64 MiB in float32
+CHUNK_ELEMENTS = 1 << 22  # logits a chunk where there are more
 
 
 def linear_cross_entropy(
@@ -25,7 +26,7 @@ def linear_cross_entropy(
     chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
     device = features.device.type
     half = torch.is_autocast_enabled(device)
-    if targets.numel() <= chunk:
+    if targets.numel() * weight.shape[0] <= WHOLE_ELEMENTS:
         loss = _whole(features, weight, targets, reduction)
     elif not _TORCH_CHUNKS or (half and device == "cpu"):
         # on a CPU torch's chunks compute half precision as float32: recomputing is faster

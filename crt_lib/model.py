@@ -155,7 +155,8 @@ class TRMEmbedding(nn.Module):
 class CRT(nn.Module):
     """The language model. Token ids (B, T) in, logits or losses at each exit loop out.
 
-    `gradient_checkpointing` recomputes each loop's activations in the backward pass;
+    `gradient_checkpointing` recomputes the embedding's and each loop's activations in the backward
+    pass;
     `compile_block()` compiles the block, which is nearly all of the model's work.
     """
 
@@ -197,10 +198,10 @@ class CRT(nn.Module):
 
     def hidden_states(self, ids: Tensor, n_loops: int):
         """Yield (loop, z) for loops 1..`n_loops`, z (B, T, d) being the state after that loop."""
-        z = self.embed(ids) + self.positions[: ids.shape[1]]  # (B, T, d)
-        run = self.block
+        embed, run = self.embed, self.block
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            run = partial(checkpoint, self.block, use_reentrant=False)
+            embed, run = (partial(checkpoint, f, use_reentrant=False) for f in (embed, run))
+        z = embed(ids) + self.positions[: ids.shape[1]]  # (B, T, d)
         for loop in range(1, n_loops + 1):
             z = run(z, self.loop_encoding[loop - 1])
             yield loop, z

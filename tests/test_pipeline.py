@@ -73,6 +73,7 @@ def run(folder: Path, out: Path, **options) -> list[str]:
 def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     folder, out = tmp_path / "notebooks", tmp_path / "a {odd} folder" / "smoke"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("crt_lib.pipeline.library_sha256", lambda: "before")
     write_pair(folder)
     given = {"width": "7", "rate": 2, "names": "['a']"}
     out.mkdir(parents=True)
@@ -119,8 +120,11 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     run(folder, out, parameters=given)
     assert log(out)[2:] == ["changed"]
 
-    run(folder, out, only=["first"], fresh=True, parameters={"width": None})
-    assert log(out)[3:] == ["first smoke None []"]
+    run(folder, out, only=["first"], parameters={"width": None})
+    run(folder, out, only=["01"], parameters={"width": None}, fresh=True)
+    monkeypatch.setattr("crt_lib.pipeline.library_sha256", lambda: "after")
+    run(folder, out, only=["01_first.ipynb"], parameters={"width": None})
+    assert log(out)[3:] == ["first smoke None []"] * 3
 
 
 def test_continues_after_sigkill(tmp_path):

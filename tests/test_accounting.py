@@ -1,0 +1,40 @@
+"""Parameters and multiply-adds counted by hand, against torch's own counts."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from crt_lib.accounting import multiply_adds, parameters_by_part
+from crt_lib.config import ModelConfig
+from crt_lib.model import CRT, count_parameters
+
+TINY = ModelConfig(
+    vocab_size=53, d_model=24, n_heads=3, n_loops=4, n_cycles=3, exit_loops=(1, 3), max_seq_len=40
+)
+
+
+@pytest.mark.parametrize("sharing", ["separate", "shared_aux", "tied"])
+@pytest.mark.parametrize("trm", ["depthwise_mlp", "linear", "conv", "conv_linear", "depthwise"])
+def test_counts_agree_with_torch(sharing, trm):
+    config = TINY.replace(head_sharing=sharing, trm=trm)
+    model = CRT(config).eval()
+    assert sum(parameters_by_part(config).values()) == count_parameters(model)
+
+    for exits in (config.head_loops, (3,)):
+        # the fused CPU kernel of attention is not among those that torch counts
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(torch.randint(53, (1, 16)), exits=exits)
+        by_hand = sum(multiply_adds(config, 16, exits).values()) * 16
+        # torch's counter does not see the depthwise taps, which are multiplications of tensors
+        taps = 0
+        if trm.startswith("depthwise"):
+            taps = 16 * 3 * 24 * (max(exits) * config.n_cycles + config.n_embed_cycles)
+        assert counter.get_total_flops() == 2 * (by_hand - taps)
+
+
+def test_the_paper_model():
+    by_part = multiply_adds(ModelConfig(), 384)
+    one_loop = (by_part["attention"] + by_part["block TRM"]) / 8
+    assert one_loop == pytest.approx(20.0e6, rel=0.03)  # a whole loop, projections and cycles
+    assert by_part["heads"] / 4 == pytest.approx(25.7e6, rel=0.01)  # one vocabulary head

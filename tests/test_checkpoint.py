@@ -1,0 +1,122 @@
+"""Checkpoints: what comes back is what was saved, and what is damaged is refused."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from crt_lib import InputError
+from crt_lib.checkpoint import load_model, read_state, restore, save_checkpoint
+from crt_lib.config import load_profile
+from crt_lib.files import write_json
+from crt_lib.model import CRT
+
+CONFIG = load_profile("smoke").model.replace(vocab_size=61)
+
+
+def trained(config=CONFIG):
+    torch.manual_seed(1)
+    model = CRT(config)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(2):
+        ids = torch.randint(61, (2, 9))
+        sum(model(ids, targets=ids).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_round_trip(tmp_path):
+    model, optimizer = trained()
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, model, {"update": 2}, optimizer)
+    again = CRT(CONFIG)
+    other = torch.optim.AdamW(again.parameters(), 1e-2)
+    assert restore(path, again, other) == {"update": 2} == read_state(path)
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other.state[b][key]), (name, key)
+    ids = torch.randint(61, (1, 9))
+    assert torch.equal(load_model(path)(ids)[4], model.eval()(ids)[4])
+
+
+def test_batch_statistics_come_back(tmp_path):
+    model, _ = trained(CONFIG.replace(norm="batch"))
+    save_checkpoint(tmp_path / "m.safetensors", model, {})
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert torch.equal(loaded.block.norm1.running_mean, model.block.norm1.running_mean)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    model, optimizer = trained()
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, model, {}, optimizer)
+    whole = path.read_bytes()
+    for size in (0, 5, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="truncated or not a checkpoint"):
+            load_model(path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_model(tmp_path / "nowhere.safetensors")
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="without this project's metadata"):
+        load_model(path)
+
+
+def test_nan_weights_are_refused(tmp_path):
+    model, optimizer = trained()
+    with torch.no_grad():
+        model.block.trm.cycles[1].up.weight[3, 2] = float("nan")
+    save_checkpoint(tmp_path / "x.safetensors", model, {}, optimizer)
+    with pytest.raises(InputError, match=r"block.trm.cycles.1.up.weight holds NaN"):
+        load_model(tmp_path / "x.safetensors")
+
+
+def test_another_configuration_is_refused(tmp_path):
+    model, optimizer = trained()
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, model, {}, optimizer)
+    wider = CRT(CONFIG.replace(d_model=64))
+    with pytest.raises(InputError, match="d_model was 32, now 64"):
+        restore(path, wider, torch.optim.AdamW(wider.parameters()))
+    metadata = {"model": json.dumps(wider.config.to_dict()), "state": "{}"}
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(InputError, match="does not fit its own configuration"):
+        load_model(path)
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path):
+    model, optimizer = trained()
+    save_checkpoint(tmp_path / "best.safetensors", model, {})
+    with pytest.raises(InputError, match="can be evaluated, not resumed"):
+        restore(tmp_path / "best.safetensors", model, optimizer)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_older_file(tiny_disk):
+    model, optimizer = trained()
+    path = tiny_disk / "last.safetensors"
+    save_checkpoint(path, model, {"update": 1}, optimizer)
+    with pytest.raises(InputError, match="Free some space"):
+        save_checkpoint(path, model, {"update": 2}, optimizer)
+    assert read_state(path) == {"update": 1}
+    assert [file.name for file in tiny_disk.iterdir()] == ["last.safetensors"]
+    load_model(path)
+    with pytest.raises(InputError, match="cannot write"):
+        write_json(tiny_disk / "big.json", ["x" * 1000] * 1000)
+    assert not (tiny_disk / "big.json").exists()
