@@ -62,6 +62,7 @@ def bench_training(
 
     flops = 6 * sum(multiply_adds(config, seq_len).values()) * batch_size * seq_len
     useful = {"released": 1 - lines.padding_share, "ours": 1.0}
+    environment = run_environment()
     rows = []
     for name, (_, _, side_precision, _) in sides.items():
         median = sorted(seconds[name])[len(seconds[name]) // 2]
@@ -80,7 +81,8 @@ def bench_training(
                 "mfu": flops / median / peaks["fp32"],
                 "matmul_peak_fp32": peaks["fp32"],
                 "matmul_peak_bf16": peaks["bf16"],
-                "device": run_environment()["device"],
+                "device": environment["device"],
+                "threads": environment["torch_threads"],
             }
         )
     return rows

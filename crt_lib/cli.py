@@ -1,4 +1,4 @@
-"""The command line: `crt train | evaluate | audit | bench | reproduce`."""
+"""The command line: `crt train | evaluate | audit | select | bench | report | reproduce`."""
 
 import json
 import sys
@@ -126,6 +126,19 @@ def select(
 
 
 @app.command()
+def report(
+    readme: Annotated[Path, typer.Option(help="The file with the generated blocks.")] = Path(
+        "README.md"
+    ),
+    results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
+) -> None:
+    """Rewrite the tables of the README from the files under results/."""
+    from crt_lib.report import update_readme
+
+    typer.echo(f"{readme}: {'updated' if update_readme(readme, results) else 'up to date'}")
+
+
+@app.command()
 def reproduce(
     profile: ProfileName = "quick",
     only: Annotated[list[str] | None, typer.Option(help="Only this notebook (repeatable).")] = None,
@@ -155,18 +168,22 @@ def bench_train(
         typer.Option("--set", help="Change a setting, for instance n_loops=4.", metavar="K=V"),
     ] = None,
     precision: Annotated[str, typer.Option(help="Of our side: auto, fp32, bf16.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="CSV file to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file; its rows of other shapes are kept.")
+    ] = None,
 ) -> None:
     """A training step as released against ours: useful tokens/s, peak memory, MFU."""
     from crt_lib.bench import bench_training, print_bench
-    from crt_lib.runs import write_rows
+    from crt_lib.runs import read_rows, write_rows
 
     settings = dict(_key_value(text) for text in changes or [])
     config = ModelConfig().replace(**{name: _value(text) for name, text in settings.items()})
     rows = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
     print_bench(rows)
     if out is not None:
-        write_rows(out, rows)
+        shape = (batch_size, seq_len)
+        kept = read_rows(out) if out.exists() else []
+        write_rows(out, [r for r in kept if (r["rows"], r["seq_len"]) != shape] + rows)
 
 
 def change_profile(

@@ -89,19 +89,15 @@ class Manifest:
         return cls(path, profile, notebooks=_read(path, profile).get("notebooks", {}))
 
     def save(self) -> None:
-        """Write the manifest atomically; `data.json` beside it, where present, is included.
+        """Write the manifest atomically, keeping the `train` part (`record_training`) that is there.
 
         Raises InputError if the folder cannot be written.
         """
-        data = None
-        with contextlib.suppress(OSError, ValueError):
-            data = json.loads((self.path.parent / "data.json").read_text(encoding="utf-8"))
         changes = {
             "profile": self.profile,
             "seed": self.seed,
             "parameters": self.parameters,
             "environment": self.environment,
-            "data": data,
             "notebooks": dict(sorted(self.notebooks.items())),
         }
         write_json(self.path, _read(self.path, self.profile) | changes)

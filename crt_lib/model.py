@@ -3,7 +3,8 @@
 Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positions, d = d_model.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from crt_lib.batches import NOT_SCORED
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.loss import linear_cross_entropy
@@ -186,6 +188,8 @@ class CRT(nn.Module):
         """
         exits = self._check_exits(exits)
         self._check_ids(ids)
+        if targets is not None:
+            self._check_targets(targets, ids)
         outputs = {}
         for loop, z in self.hidden_states(ids, max(exits)):
             if loop in exits:
@@ -196,11 +200,13 @@ class CRT(nn.Module):
                     outputs[loop] = linear_cross_entropy(features, weight, targets, reduction)
         return outputs
 
-    def hidden_states(self, ids: Tensor, n_loops: int):
+    def hidden_states(self, ids: Tensor, n_loops: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (loop, z) for loops 1..`n_loops`, z (B, T, d) being the state after that loop."""
         embed, run = self.embed, self.block
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            embed, run = (partial(checkpoint, f, use_reentrant=False) for f in (embed, run))
+            contexts = partial(_contexts_of_checkpoint, self)
+            again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+            embed, run = partial(again, embed), partial(again, run)
         z = embed(ids) + self.positions[: ids.shape[1]]  # (B, T, d)
         for loop in range(1, n_loops + 1):
             z = run(z, self.loop_encoding[loop - 1])
@@ -239,12 +245,23 @@ class CRT(nn.Module):
                 f"the sequence has {ids.shape[1]} tokens, max_seq_len is "
                 f"{self.config.max_seq_len}; shorten it or build a model with more positions"
             )
-        # on a GPU this check would wait for the device; its embedding kernel asserts instead
+        self._check_range(ids, "token id")
+
+    def _check_targets(self, targets: Tensor, ids: Tensor) -> None:
+        if targets.dtype != torch.int64 or targets.shape != ids.shape:
+            raise InputError(
+                f"targets are {targets.dtype} of shape {tuple(targets.shape)}; "
+                f"give torch.int64 of the ids' shape {tuple(ids.shape)}"
+            )
+        self._check_range(targets.masked_fill(targets == NOT_SCORED, 0), "target")
+
+    def _check_range(self, ids: Tensor, what: str) -> None:
+        # on a GPU this check would wait for the device; its kernels assert instead
         if ids.numel() and ids.device.type == "cpu":
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= self.config.vocab_size:
                 raise InputError(
-                    f"token id {low if low < 0 else high} is outside the vocabulary "
+                    f"{what} {low if low < 0 else high} is outside the vocabulary "
                     f"0..{self.config.vocab_size - 1}; use the tokenizer the model was made for"
                 )
 
@@ -280,6 +297,24 @@ class TimeBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _contexts_of_checkpoint(model: nn.Module) -> tuple:
+    """Contexts of the first pass and of its recomputation, which must not count a batch again."""
+    return contextlib.nullcontext(), _frozen_running_statistics(model)
+
+
+@contextlib.contextmanager
+def _frozen_running_statistics(model: nn.Module) -> Iterator[None]:
+    norms = [module for module in model.modules() if isinstance(module, TimeBatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:

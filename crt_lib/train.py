@@ -92,20 +92,19 @@ class _Run:
             raise InputError(
                 f"seq_len {config.seq_len} is longer than max_seq_len {model_config.max_seq_len}"
             )
-        if config.gradient_checkpointing and model_config.norm == "batch":
-            raise InputError(
-                "batch norm would count a recomputed batch twice; "
-                "set gradient_checkpointing to False or choose another norm"
-            )
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
 
-        from accelerate import Accelerator
+        from accelerate import Accelerator, PartialState
+        from accelerate.state import AcceleratorState
 
-        device = Accelerator().device
-        precision = resolve_precision(config.precision, device, model_config.d_model)
+        self._earlier = self._read_earlier() if resume else None
+        precision = resolve_precision(config.precision, PartialState().device, model_config.d_model)
+        if self._earlier and config.precision == "auto":
+            precision = self._earlier["precision"]  # a run keeps its own, wherever it goes on
         mixed = {"fp32": "no"}.get(precision, precision)
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another one
         self.accelerator = Accelerator(mixed_precision=mixed)
         processes = self.accelerator.num_processes
         if config.grad_accum % processes:
@@ -132,7 +131,8 @@ class _Run:
             fused=True,
         )
         self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
-        self._find_earlier_run(resume)
+        self._elapsed = 0.0
+        self._restore_or_begin()
         if config.compile:
             self.model.compile_block()
         self.prepared, self.prepared_optimizer = self.accelerator.prepare(
@@ -185,11 +185,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(update, self.updates, config)
         self.prepared.train()
-        losses, scored, useful = [], 0, 0
+        losses, useful = [], 0
         for i in range(share):
             micro = i * accelerator.num_processes + accelerator.process_index
             batch = self._batch(update * config.grad_accum + micro)
-            scored += int((batch.targets != NOT_SCORED).sum())
             useful += self._text_tokens(batch)
             torch.manual_seed(random_seed(config.seed, update, micro))
             last = i == share - 1
@@ -211,8 +210,7 @@ class _Run:
         self.prepared_optimizer.zero_grad()
 
         means = gathered.mean(0).tolist()
-        counts = torch.tensor([scored, useful], device=accelerator.device)
-        scored, useful = accelerator.reduce(counts, "sum").tolist()
+        useful = int(accelerator.reduce(torch.tensor(useful, device=accelerator.device), "sum"))
         self.state["update"] = update + 1
         self.state["tokens"] = self.state.get("tokens", 0) + useful
         row = {
@@ -282,6 +280,9 @@ class _Run:
                 self.writer.add_scalar(name, value, row["update"])
 
     def _save(self, name: str, resumable: bool = True) -> None:
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            update = self.state["update"] - 1
+            raise TrainingError(self._broken("a weight is not finite at the end", update))
         if self.is_main:
             self.folder.sync()
             if self.accelerator.scaler is not None:
@@ -297,25 +298,27 @@ class _Run:
         flags = torch.tensor(int(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flags, "sum") > 0)
 
-    def _find_earlier_run(self, resume: bool) -> None:
-        """Restore the last checkpoint in `out`, or make `out` ready for a new run."""
+    def _read_earlier(self) -> dict[str, Any] | None:
+        """The record of the run that `out` holds a checkpoint of, None without one."""
         last = self.folder.checkpoint("last")
-        self._elapsed = 0.0
-        if resume and last.exists():
-            earlier = read_state(last).get("run", {})
-            if earlier != self.record:
-                changed = [
-                    f"{part}: {differences(earlier[part], self.record[part])}"
-                    if isinstance(self.record[part], dict) and part in earlier
-                    else f"{part} was {earlier.get(part)!r}, now {self.record[part]!r}"
-                    for part in self.record
-                    if earlier.get(part) != self.record[part]
-                ]
+        return read_state(last)["run"] if last.exists() else None
+
+    def _restore_or_begin(self) -> None:
+        """Go on from the last checkpoint in `out`, or make `out` ready for a new run."""
+        if self._earlier is not None:
+            changed = [
+                f"{part}: {differences(earlier, self.record[part])}"
+                if isinstance(earlier, dict)
+                else f"{part} was {earlier!r}, now {self.record[part]!r}"
+                for part, earlier in self._earlier.items()
+                if earlier != self.record[part]
+            ]
+            if changed:
                 raise InputError(
                     f"{self.folder.path} holds a run with other settings ({'; '.join(changed)}); "
                     "use another folder, or start over there with resume=False (--fresh)"
                 )
-            self.state = restore(last, self.model, self.optimizer)
+            self.state = restore(self.folder.checkpoint("last"), self.model, self.optimizer)
             del self.state["run"]
         if self.is_main:
             self._elapsed = self.folder.prepare(

@@ -78,7 +78,7 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     given = {"width": "7", "rate": 2, "names": "['a']"}
     out.mkdir(parents=True)
     (out / "fault").touch()
-    (out / "data.json").write_text('{"corpus": "grammar"}')
+    record_training(out, "smoke", {"status": "done"})
     (out / "results.csv").write_text("exit,tokens,token_ppl\n2,1200,31.25681\nfinal,1200,30.0\n")
 
     with pytest.raises(NotebookError) as caught:
@@ -102,7 +102,7 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     assert names == {f"{n}{s}" for n in ("01_first", "02_second") for s in (".ipynb", ".html")}
 
     record = json.loads((out / "manifest.json").read_text())
-    assert record["data"] == {"corpus": "grammar"} and record["profile"] == "smoke"
+    assert record["train"] == {"status": "done"} and record["profile"] == "smoke"
     assert record["environment"]["versions"]["torch"] and record["seed"] is not None
     first = record["notebooks"]["01_first"]
     assert first["parameters"] == {"profile": "smoke", "width": 7, "names": ["a"]}

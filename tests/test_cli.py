@@ -1,0 +1,150 @@
+"""The command line: one clear error for bad input, nothing written; the whole path for good."""
+
+import json
+import os
+
+import pytest
+
+from crt_lib import cli
+from crt_lib.runs import read_rows
+
+
+def crt(*words: str, capsys) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `crt words...`, through `main` itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["crt", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+BAD = {
+    "corpus": (["--corpus", "wikitext-9"], "wikitext-9", "docstrings"),
+    "profile": (["--profile", "huge"], "'huge'", "smoke, quick, small, paper"),
+    "tokenizer": (["--tokenizer", "bpe:3"], "'bpe:3'", "257"),
+    "exit loop": (["--set", "model.exit_loops=[9]"], "exit loop 9", "1..4"),
+    "heads": (["--set", "model.n_heads=7"], "n_heads 7", "divisor"),
+    "sequence": (["--set", "train.seq_len=4096"], "4096", "max_seq_len"),
+    "type": (["--set", "model.n_loops=many"], "'many'", "int"),
+    "field": (["--set", "model.depth=3"], "'depth'", "n_loops"),
+    "part": (["--set", "depth=3"], "depth=3", "model.<field>"),
+    "value": (["--set", "model.norm=group"], "'group'", "'layer'"),
+}
+
+
+@pytest.mark.parametrize("words, value, advice", BAD.values(), ids=BAD)
+def test_bad_input_of_train(words, value, advice, tmp_path, capsys):
+    profile = [] if "--profile" in words else ["--profile", "smoke"]
+    code, _, err = crt(
+        "train", *profile, "--quiet", "--out", str(tmp_path / "run"), *words, capsys=capsys
+    )
+    assert code == 2
+    assert err.startswith("error: ") and len(err.splitlines()) == 1
+    assert value in err and advice in err
+    assert not (tmp_path / "run").exists()
+
+
+FOLDERS = {
+    "without a split": ({"train.txt": b"a b c\n", "valid.txt": b"a b\n"}, "test.txt"),
+    "not UTF-8": ({n: b"caf\xe9 \n" * 9 for n in ("train.txt", "valid.txt", "test.txt")}, "UTF-8"),
+    "empty": ({"train.txt": b"", "valid.txt": b"a\n", "test.txt": b"a\n"}, "empty"),
+    "tiny": ({n: b"a b a\n" for n in ("train.txt", "valid.txt", "test.txt")}, "too few"),
+}
+
+
+@pytest.mark.parametrize("files, message", FOLDERS.values(), ids=FOLDERS)
+def test_bad_folders(files, message, tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, content in files.items():
+        (corpus / name).write_bytes(content)
+    words = ["--profile", "smoke", "--quiet", "--corpus", str(corpus)]
+    code, _, err = crt("train", *words, "--out", str(tmp_path / "run"), capsys=capsys)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_of_the_hub_without_network(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CRT_DATA_ROOT", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    words = ["--profile", "small", "--quiet", "--out", str(tmp_path / "run")]
+    code, _, err = crt("train", *words, capsys=capsys)
+    assert code == 2 and "CRT_DATA_ROOT" in err and "docstrings" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the smoke profile, trained through the command line."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    words = ["train", "--profile", "smoke", "--quiet", "--out", str(out)]
+    words += ["--set", "train.updates=4", "--set", "train.eval_every=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["crt", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code
+    return out
+
+
+def test_train_leaves_results_and_a_manifest(trained):
+    rows = read_rows(trained / "results.csv")
+    kinds = {(row["split"], row["protocol"]) for row in rows}
+    assert kinds == {
+        *((split, protocol) for split in ("valid", "test") for protocol in ("honest", "released")),
+        ("valid", "deployable"),
+    }
+    assert len(rows) == len(kinds) * 4
+    part = json.loads((trained / "manifest.json").read_text())["train"]
+    assert part["status"] == "done" and part["seconds"] > 0 and part["peak_memory_bytes"] > 1e6
+    assert part["data"]["splits"]["test"]["tokens"] == rows[8]["tokens"] == 7461
+    assert part["environment"]["versions"]["torch"]
+
+
+def test_evaluate_repeats_the_results(trained, capsys):
+    code, out, _ = crt(
+        "evaluate", str(trained), "--split", "test", "--stride", "32", "--json", capsys=capsys
+    )
+    assert code == 0
+    stored = [r for r in read_rows(trained / "results.csv") if r["split"] == "test"]
+    for line, row in zip(out.splitlines(), stored[:4], strict=True):
+        assert json.loads(line)["loss"] == pytest.approx(row["loss"], rel=1e-6)
+
+
+def test_evaluate_refuses_another_tokenizer(trained, capsys):
+    code, _, err = crt("evaluate", str(trained), "--tokenizer", "bpe:300", capsys=capsys)
+    assert code == 2 and "fingerprint" in err
+
+
+def test_audit_has_an_exit_code(trained, tmp_path, capsys):
+    code, out, _ = crt("audit", str(trained), capsys=capsys)
+    assert code == 0 and "verdict: causal" in out
+    leaking = ["--set", "model.causal=false", "--set", "train.updates=1"]
+    words = ["train", "--profile", "smoke", "--quiet", "--out", str(tmp_path / "leaks"), *leaking]
+    assert crt(*words, capsys=capsys)[0] == 0
+    code, out, _ = crt("audit", str(tmp_path / "leaks"), capsys=capsys)
+    assert code == 1 and "sees the future" in out
+
+
+def test_damaged_and_missing_checkpoints(trained, tmp_path, capsys):
+    code, _, err = crt("evaluate", str(tmp_path), capsys=capsys)
+    assert code == 2 and "no checkpoint" in err
+    whole = (trained / "checkpoints" / "best.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-9])
+    code, _, err = crt("audit", str(tmp_path / "cut.safetensors"), capsys=capsys)
+    assert code == 2 and "truncated" in err
+
+
+def test_help_of_every_command(capsys):
+    for command in ("train", "evaluate", "audit", "select", "reproduce", "bench"):
+        code, out, _ = crt(command, "--help", capsys=capsys)
+        assert code == 0 and "Usage" in out
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["--profile", "smoke", "--quiet", "--out", str(tmp_path / "file" / "run")]
+    code, _, err = crt("train", *words, capsys=capsys)
+    assert code == 2 and "cannot write" in err and os.listdir(tmp_path) == ["file"]

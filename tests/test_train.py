@@ -1,0 +1,236 @@
+"""Training that is killed, stopped, shared or broken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crt_lib import InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
+from crt_lib.checkpoint import load_model, read_state
+from crt_lib.runfolder import read_metrics, read_timing
+from crt_lib.train import TrainingError
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {
+    "updates": 12,
+    "grad_accum": 2,
+    "checkpoint_every": 3,
+    "eval_every": 4,
+    "keep_every": 5,
+    "eval_tokens": 256,
+}
+
+
+@cache
+def data():
+    corpus = load_corpus("grammar")
+    return tokenize(corpus, load_tokenizer("word", corpus))
+
+
+def settings(**changes):
+    profile = load_profile("smoke")
+    model = profile.model.replace(
+        vocab_size=data().tokenizer.vocab_size, n_loops=2, exit_loops=(1,)
+    )
+    return model, profile.train.replace(**SETTINGS | changes)
+
+
+def run(out, **changes):
+    return train(*settings(**changes), data(), out, progress=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    result = run(out)
+    assert result.finished
+    return out
+
+
+def weights(out, name="last"):
+    return load_file(out / "checkpoints" / f"{name}.safetensors")
+
+
+def assert_same_run(one, other):
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    for name in ("last", "best", "update-000005", "update-000010"):
+        ours, theirs = weights(one, name), weights(other, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_what_a_run_leaves(whole):
+    rows = read_metrics(whole)
+    training = [row for row in rows if "loss" in row]
+    validation = [row for row in rows if "valid_loss_2" in row]
+    assert [row["update"] for row in training] == list(range(1, 13))
+    assert [row["update"] for row in validation] == [4, 8, 12]
+    assert training[-1]["tokens"] == 12 * 2 * 8 * 64
+    eq5 = 0.7 * training[3]["loss_2"] + 0.3 * training[3]["loss_1"]
+    assert training[3]["loss"] == pytest.approx(eq5, rel=1e-5)
+    assert training[-1]["loss_2"] < training[0]["loss_2"]
+    assert [row["update"] for row in read_timing(whole)] == list(range(1, 13))
+    best = min(validation, key=lambda row: row["valid_loss_2"])
+    assert read_state(whole / "checkpoints" / "best.safetensors")["update"] == best["update"]
+    assert load_model(whole / "checkpoints" / "last.safetensors").config.n_loops == 2
+    assert not list(whole.rglob("*.tmp"))
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+    before = {file: file.stat().st_mtime_ns for file in whole.glob("checkpoints/*")}
+    assert run(whole).finished
+    assert {file: file.stat().st_mtime_ns for file in whole.glob("checkpoints/*")} == before
+
+
+# Kills its own process with SIGKILL at the n-th call of one function: before the call, or in the
+# case of a checkpoint when half of its bytes are written.
+KILLER = """
+    import os, signal, sys
+    import crt_lib.checkpoint, crt_lib.runfolder
+    from crt_lib.batches import PackedWindows
+    sys.path.insert(0, {tests!r})
+    import test_train
+    from pathlib import Path
+
+    def die_at(owner, name, nth, half_of_the_file=False):
+        original, calls = getattr(owner, name), [0]
+        def wrapper(*arguments, **keywords):
+            calls[0] += 1
+            if calls[0] == nth:
+                if half_of_the_file:
+                    original(*arguments, **keywords)
+                    path = Path(arguments[1])
+                    os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **keywords)
+        setattr(owner, name, wrapper)
+
+    die_at({owner}, {name!r}, {nth}, {half})
+    test_train.run(Path(sys.argv[1]))
+"""
+MOMENTS = [
+    ("PackedWindows", "batch", 4, False),  # in update 2: before any checkpoint
+    ("crt_lib.checkpoint", "save_file", 3, True),  # while writing `best` or `last`
+    ("crt_lib.runfolder", "_append", 5, False),  # between an update and its row
+    ("os", "replace", 4, False),  # a whole file, not yet in its place
+    ("PackedWindows", "batch", 7, False),
+]
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(whole, tmp_path):
+    done = []
+    for owner, name, nth, half in MOMENTS:
+        code = KILLER.format(tests=str(ROOT / "tests"), owner=owner, name=name, nth=nth, half=half)
+        command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+        process = subprocess.run(command, env=one_thread(), capture_output=True, text=True)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        last = tmp_path / "checkpoints" / "last.safetensors"
+        done.append(read_state(last)["update"] if last.exists() else 0)
+    assert done[0] == 0 < done[-1] < SETTINGS["updates"], "the kills missed the run"
+    assert run(tmp_path).finished
+    assert_same_run(tmp_path, whole)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path):
+    out = tmp_path / "run"
+    changes = ("updates=4000", "eval_every=0", "checkpoint_every=100000")
+    options = [word for change in changes for word in ("--set", f"train.{change}")]
+    command = [sys.executable, "-m", "crt_lib", "train", "--profile", "smoke", "--quiet"]
+    command += ["--out", str(out), *options]
+    process = subprocess.Popen(command, env=one_thread(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or len(read_metrics(out)) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "the same command goes on" in stderr
+    state = read_state(out / "checkpoints" / "last.safetensors")
+    assert state["update"] == read_metrics(out)[-1]["update"] >= 3
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["train"]["status"] == "stopped"
+
+
+def test_two_processes_match_one(tmp_path):
+    """Twice the processes with half the accumulation each, through `accelerate launch`."""
+    options = ["--profile", "smoke", "--quiet", "--set", "train.updates=20"]
+    options += ["--set", "train.grad_accum=2", "--set", "train.eval_every=0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    commands = {"two": [*launch, "-m", "crt_lib"], "one": [sys.executable, "-m", "crt_lib"]}
+    losses = {}
+    for name, command in commands.items():
+        command = [*command, "train", *options, "--out", str(tmp_path / name)]
+        process = subprocess.run(command, env=one_thread(), capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        rows = [row for row in read_metrics(tmp_path / name) if "loss" in row]
+        losses[name] = torch.tensor([[v for k, v in row.items() if "loss" in k] for row in rows])
+        assert losses[name].shape == (20, 5)
+    torch.testing.assert_close(losses["two"], losses["one"], atol=1e-4, rtol=0)
+
+
+def test_a_broken_loss_names_the_batch_and_keeps_the_checkpoint(tmp_path):
+    run(tmp_path, updates=3)
+    (tmp_path / "config.json").unlink()
+    before = (tmp_path / "checkpoints" / "last.safetensors").read_bytes()
+    bad = tmp_path / "bad"
+    with pytest.raises(TrainingError, match=r"micro-batch [12] of update \d+ .*Lower max_lr"):
+        run(bad, max_lr=1e30, checkpoint_every=1)
+    assert (tmp_path / "checkpoints" / "last.safetensors").read_bytes() == before
+    load_model(bad / "checkpoints" / "last.safetensors")
+
+
+def test_gradient_checkpointing_changes_nothing(whole, tmp_path):
+    result = run(tmp_path, gradient_checkpointing=True)
+    plain = read_metrics(whole)
+    for ours, theirs in zip(result.metrics, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_text_tokens_are_counted_without_padding(tmp_path, batching):
+    result = run(tmp_path, batching=batching, updates=1, eval_every=0)
+    tokens = result.metrics[0]["tokens"]
+    assert (tokens == 2 * 8 * 64) if batching == "packed" else (0 < tokens < 2 * 8 * 63)
+
+
+def test_bad_settings_write_nothing(tmp_path):
+    model, config = settings()
+    cases = [
+        (model.replace(vocab_size=7), config, "the tokenizer's 46"),
+        (model, config.replace(seq_len=4096), "longer than max_seq_len"),
+        (model, config.replace(batch_size=100_000), "too few"),
+    ]
+    for model_config, train_config, message in cases:
+        with pytest.raises(InputError, match=message):
+            train(model_config, train_config, data(), tmp_path / "new", progress=False)
+        assert not (tmp_path / "new").exists()
+
+
+def test_another_run_is_not_overwritten(whole):
+    before = (whole / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"max_lr was 0.003, now 0.5.*--fresh"):
+        run(whole, max_lr=0.5)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        run(tmp_path / "file" / "run")
+
+
+def one_thread():
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
