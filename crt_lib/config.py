@@ -203,15 +203,25 @@ def _profiles() -> list[Profile]:
     quick = smoke.replace(
         d_model=128, n_heads=4, n_loops=8, max_seq_len=256, exit_loops=(2, 4, 6), dropout=0.0
     )
-    small = quick.replace(d_model=256, n_heads=8, n_cycles=4, max_seq_len=512, dropout=0.1)
-    short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=3e-3)
+    small = quick.replace(  # chosen by `crt select`: results/small/choice.csv
+        d_model=256,
+        n_heads=8,
+        n_loops=4,
+        n_cycles=4,
+        exit_loops=(1, 2, 3),
+        max_seq_len=512,
+        dropout=0.1,
+    )
+    short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=1e-3)
     return [
         Profile(
             name="smoke",
             corpus="grammar",
             tokenizer="word",
             model=smoke,
-            train=short.replace(updates=30, eval_every=10, eval_tokens=2048, checkpoint_every=10),
+            train=short.replace(
+                updates=30, max_lr=3e-3, eval_every=10, eval_tokens=2048, checkpoint_every=10
+            ),
         ),
         Profile(
             name="quick",
@@ -227,7 +237,7 @@ def _profiles() -> list[Profile]:
             corpus="wikitext-2",
             tokenizer="bpe:8192",
             model=small,
-            train=short.replace(seq_len=256, updates=3000, eval_every=200, checkpoint_every=50),
+            train=short.replace(seq_len=256, updates=1600, eval_every=100, checkpoint_every=50),
         ),
         Profile(
             name="paper",

@@ -138,7 +138,7 @@ def _cycles(config: ModelConfig, count: int) -> str:
 def _frame(ax: Axes, x: float, y: float, w: float, h: float, title: str, color: str) -> None:
     shape = "round,pad=0,rounding_size=1.2"
     ax.add_patch(FancyBboxPatch((x, y), w, h, shape, facecolor="none", edgecolor=color, ls="--"))
-    ax.text(x + w / 2, y + h - 0.9, title, ha="center", va="top", fontsize=8.5, color=color)
+    ax.text(x + w / 2, y + h - 0.9, title, ha="center", va="top", fontsize=8.5)
 
 
 def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, color: str) -> None:

@@ -89,7 +89,7 @@ class Manifest:
         return cls(path, profile, notebooks=_read(path, profile).get("notebooks", {}))
 
     def save(self) -> None:
-        """Write the manifest atomically, keeping the `train` part (`record_training`) that is there.
+        """Write the manifest atomically, keeping the `train` part that is there.
 
         Raises InputError if the folder cannot be written.
         """

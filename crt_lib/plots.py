@@ -29,7 +29,17 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#999999"
 _LOOPS = (SKY, ORANGE, VERMILION, GREEN, GREY, PURPLE, BLACK, BLUE)  # of loops 1, 2, ..., 8
 _MARKERS = "vosDP^Xd"
-_PARTS = (BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, GREY, BLACK)
+_CORPORA = (BLUE, SKY, GREEN, ORANGE)
+_PARTS = {  # the parts of `crt_lib.accounting`
+    "token embedding": BLUE,
+    "embedding projection": BLACK,
+    "embedding TRM": SKY,
+    "attention": GREEN,
+    "block TRM": VERMILION,
+    "heads": ORANGE,
+    "positions and loop encodings": PURPLE,
+    "block norms": GREY,
+}
 
 
 def style() -> dict[str, Any]:
@@ -107,8 +117,7 @@ def text_lengths(documents: Sequence[str], lines: Sequence[str]) -> Figure:
     right.axvline(MIN_LINE, color=BLACK, linestyle="--")
     share = sum(c > MIN_LINE for c in characters) / max(len(characters), 1)
     note = f"longer than {MIN_LINE}:\n{share:.0%} of lines"
-    right.annotate(note, (MIN_LINE, 0.97), (6, 0), xycoords=("data", "axes fraction"),
-                   textcoords="offset points", va="top")  # fmt: skip
+    right.text(0.97, 0.95, note, ha="right", va="top", transform=right.transAxes)
     right.set(xlabel="characters in a line", ylabel="lines", title="Lines")
     return figure
 
@@ -149,7 +158,7 @@ def bytes_per_token(rows: Rows) -> Figure:
     figure, (ax,) = _axes(8, 0.9 + 0.32 * len(rows))
     names = [f"{r['corpus']}, {r['tokenizer']} ({r['vocab_size']:,})" for r in rows]
     corpora = list(dict.fromkeys(row["corpus"] for row in rows))
-    colors = [_PARTS[corpora.index(row["corpus"])] for row in rows]
+    colors = [_CORPORA[corpora.index(row["corpus"]) % len(_CORPORA)] for row in rows]
     values = [row["bytes_per_token"] for row in rows]
     bars = ax.barh(names, values, color=colors)
     ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
@@ -161,14 +170,13 @@ def bytes_per_token(rows: Rows) -> Figure:
 
 @styled
 def parts_of_models(models: Mapping[str, Mapping[str, int]], unit: str) -> Figure:
-    """Stacked bars, a bar a model: counts by part, in millions of `unit`, the total at the end."""
+    """Stacked bars, a bar a model: counts by part (of `accounting`), in millions of `unit`."""
     figure, (ax,) = _axes(8, 1.6 + 0.45 * len(models))
     parts = list(dict.fromkeys(part for counts in models.values() for part in counts))
     left = np.zeros(len(models))
     for part in parts:
         widths = np.array([counts.get(part, 0) / 1e6 for counts in models.values()])
-        color = _PARTS[parts.index(part) % len(_PARTS)]
-        ax.barh(list(models), widths, left=left, color=color, label=part, height=0.6)
+        ax.barh(list(models), widths, left=left, color=_PARTS[part], label=part, height=0.6)
         left += widths
     for row, total in enumerate(left):
         ax.annotate(f"{total:.1f} M", (total, row), (4, 0), textcoords="offset points", va="center")
@@ -208,10 +216,11 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
     """
     figure, axes = _axes(8, 3.2, 2, sharey=True)
     titles = ("Training batches (running mean)", "Validation text")
+    unit, word = (1e6, "million") if metrics[-1]["tokens"] >= 1e6 else (1e3, "thousand")
     for ax, prefix, title in zip(axes, ("loss_", "valid_loss_"), titles, strict=True):
         rows = [row for row in metrics if any(key.startswith(prefix) for key in row)]
         loops = [int(key.removeprefix(prefix)) for key in rows[0] if key.startswith(prefix)]
-        tokens = np.array([row["tokens"] for row in rows]) / 1e6
+        tokens = np.array([row["tokens"] for row in rows]) / unit
         for loop in loops:
             losses = np.array([row[f"{prefix}{loop}"] for row in rows])
             options = {"color": loop_color(loop), "label": f"exit {loop}"}
@@ -222,7 +231,7 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
             ax.plot(tokens, losses, **options)
         if floor is not None:
             ax.axhline(floor, color=BLACK, linestyle="--", label="entropy rate")
-        ax.set(xlabel="tokens seen (million)", title=title)
+        ax.set(xlabel=f"tokens seen ({word})", title=title)
     axes[0].set_ylabel("loss (nats a token)")
     axes[1].legend()
     return figure
@@ -239,19 +248,21 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 @styled
 def loss_by_exit(results: Rows) -> Figure:
-    """Bars of the honest loss of every exit, a panel a split; `results`: rows of results.csv."""
+    """The honest loss of every exit, a panel a split; `results`: rows of results.csv."""
     honest = [row for row in results if row["protocol"] == "honest"]
     splits = list(dict.fromkeys(row["split"] for row in honest))
     figure, axes = _axes(8, 2.8, len(splits), sharey=True)
     for ax, split in zip(axes, splits, strict=True):
         rows = [row for row in honest if row["split"] == split]
-        colors = [loop_color(row["exit"]) for row in rows]
-        bars = ax.bar([f"exit {row['exit']}" for row in rows], [row["loss"] for row in rows],
-                      color=colors, width=0.6)  # fmt: skip
-        ax.bar_label(bars, [f"{row['loss']:.3f}" for row in rows], padding=2)
-        ax.set_title(f"{split}, honest protocol")
-        ax.margins(y=0.12)
-        ax.grid(axis="x", visible=False)
+        loops, losses = [row["exit"] for row in rows], [row["loss"] for row in rows]
+        ax.plot(loops, losses, color=GREY, linewidth=1, zorder=1)
+        ax.scatter(loops, losses, s=50, color=[loop_color(loop) for loop in loops], zorder=2)
+        for loop, loss in zip(loops, losses, strict=True):
+            ax.annotate(
+                f"{loss:.3f}", (loop, loss), (0, 6), textcoords="offset points", ha="center"
+            )
+        ax.set(xlabel="exit after loop", xticks=loops, title=f"{split}, honest protocol")
+        ax.margins(x=0.12, y=0.25)
     axes[0].set_ylabel("loss (nats a token)")
     return figure
 

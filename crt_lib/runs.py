@@ -103,16 +103,16 @@ def evaluate_run(
 ) -> list[dict[str, Any]]:
     """Rows of results: valid and test, both protocols, every exit; deployable PPL on valid.
 
-    honest: windows of the training's length, each half overlapping the one before, so that a token
-    has at least half a window of context. released: lines of 384 tokens (or max_seq_len, if
-    shorter), skipped for a text without a line over 50 characters. deployable: a sample of valid.
+    honest: windows of the training's length, one after the other. released: lines of 384 tokens (or
+    max_seq_len, if shorter), skipped for a text without a line over 50 characters. deployable: a
+    sample of valid.
     """
     eot, seq_len = data.tokenizer.eot_id, profile.train.seq_len
     line_len = min(RELEASED_SEQ_LEN, model.config.max_seq_len)
     jobs: list[tuple[str, int, Callable[[], Evaluation]]] = []
     for name in ("valid", "test"):
         split = data.split(name)
-        honest = partial(evaluate, model, split, eot, seq_len=seq_len, stride=seq_len // 2)
+        honest = partial(evaluate, model, split, eot, seq_len=seq_len)
         jobs.append((name, seq_len, honest))
         if split.lines:
             released = partial(evaluate, model, split, eot, protocol="released", seq_len=line_len)

@@ -104,9 +104,7 @@ def test_train_leaves_results_and_a_manifest(trained):
 
 
 def test_evaluate_repeats_the_results(trained, capsys):
-    code, out, _ = crt(
-        "evaluate", str(trained), "--split", "test", "--stride", "32", "--json", capsys=capsys
-    )
+    code, out, _ = crt("evaluate", str(trained), "--split", "test", "--json", capsys=capsys)
     assert code == 0
     stored = [r for r in read_rows(trained / "results.csv") if r["split"] == "test"]
     for line, row in zip(out.splitlines(), stored[:4], strict=True):
