@@ -255,8 +255,7 @@ def loss_by_exit(results: Rows) -> Figure:
     for ax, split in zip(axes, splits, strict=True):
         rows = [row for row in honest if row["split"] == split]
         loops, losses = [row["exit"] for row in rows], [row["loss"] for row in rows]
-        ax.plot(loops, losses, color=GREY, linewidth=1, zorder=1)
-        ax.scatter(loops, losses, s=50, color=[loop_color(loop) for loop in loops], zorder=2)
+        ax.scatter(loops, losses, s=50, color=[loop_color(loop) for loop in loops])
         for loop, loss in zip(loops, losses, strict=True):
             ax.annotate(
                 f"{loss:.3f}", (loop, loss), (0, 6), textcoords="offset points", ha="center"

@@ -145,4 +145,4 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     words = ["--profile", "smoke", "--quiet", "--out", str(tmp_path / "file" / "run")]
     code, _, err = crt("train", *words, capsys=capsys)
-    assert code == 2 and "cannot write" in err and os.listdir(tmp_path) == ["file"]
+    assert code == 2 and "Not a directory" in err and os.listdir(tmp_path) == ["file"]
