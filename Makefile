@@ -53,6 +53,6 @@ lock: python ## pin the newest versions anew in requirements.lock
 	@rm -r .venv-lock
 
 clean: ## remove results/quick, results/smoke and the tree's caches (.venv and other results stay)
-	rm -rf results/quick results/smoke .data .pytest_cache .ruff_cache .hypothesis
+	rm -rf results/quick results/smoke .pytest_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o \
 		\( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
