@@ -99,7 +99,10 @@ def differences(old: Any, new: Any) -> str:
 
 def _open(path: Path) -> tuple[Any, ModelConfig, dict[str, Any]]:
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}; train one with `crt train`")
+        raise InputError(
+            f"there is no checkpoint {path}; train one with `crt train --out <another folder>` "
+            "(stored results are kept without their checkpoints)"
+        )
     try:
         file = safe_open(path, framework="pt")
         metadata = file.metadata() or {}
@@ -107,7 +110,8 @@ def _open(path: Path) -> tuple[Any, ModelConfig, dict[str, Any]]:
         return file, config, json.loads(metadata["state"])
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is truncated or not a checkpoint ({error}); use another one, or train again"
+            f"{path} is truncated or not a checkpoint ({error}); use another one, or start over "
+            "with --fresh"
         ) from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
@@ -130,7 +134,8 @@ def _load_weights(model: CRT, tensors: dict[str, Tensor], path: str | Path) -> N
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(
-                f"{path}: {name} holds NaN or infinite weights; use an earlier checkpoint"
+                f"{path}: {name} holds NaN or infinite weights; use an earlier checkpoint, or "
+                "start over with --fresh"
             )
     expected = model.state_dict()
     wrong = sorted(

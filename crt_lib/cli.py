@@ -42,6 +42,8 @@ def main() -> None:
         _fail(error, 2)
     except (TrainingError, NotebookError) as error:
         _fail(error, 1)
+    except OSError as error:
+        _fail(error, 1)
 
 
 @app.command()
@@ -62,6 +64,8 @@ def train(
     chosen = change_profile(load_profile(profile), corpus, tokenizer, changes or [])
     out = out or Path("results") / profile
     run = run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard)
+    if isinstance(run, str):
+        raise typer.Exit(0)
     if run is None:
         typer.echo(f"stopped; the same command goes on from {out}", err=True)
         raise typer.Exit(143)

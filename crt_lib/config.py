@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -161,11 +162,13 @@ class TrainConfig(_Config):
         self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
         self._check_at_least(1, "eval_tokens")
         self._check_fraction("warmup")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas are {self.betas}; give two numbers in [0, 1)")
         if self.updates is not None:
             self._check_at_least(1, "updates")
         for name in ("epochs", "max_lr", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be positive, finite")
         if not 0 <= self.aux_weight <= 1:
             raise InputError(f"aux_weight is {self.aux_weight}; it must be in [0, 1]")
 

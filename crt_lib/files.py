@@ -27,15 +27,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o644)
         yield temporary
+        temporary.chmod(0o644)
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}. "
-            "Free some space or choose another folder; nothing was changed there."
+            "Free some space or choose another folder; what was there is as it was."
         ) from error
     finally:
         if temporary is not None:

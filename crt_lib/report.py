@@ -36,8 +36,11 @@ def render(text: str, results: Path) -> str:
 
 def small_results(results: Path) -> str:
     """The small profile on WikiText-2, an exit a row: the honest protocol and the released one."""
-    rows = read_rows(results / "small" / "results.csv")
     part = read_training(results / "small")
+    if part is None or part["status"] != "done":
+        raise InputError(f"no finished run in {results / 'small'}; `crt train --profile small`")
+
+    rows = read_rows(results / "small" / "results.csv")
 
     def cell(split: str, protocol: str, exit_loop: int, column: str) -> str:
         (row,) = (
@@ -63,8 +66,8 @@ def small_results(results: Path) -> str:
         f"\n{part['parameters'] / 1e6:.2f}M parameters, {part['tokenizer']} tokens of "
         f"{part['corpus']}, {part['seconds'] / 60:.0f} minutes of training on "
         f"{part['environment']['device']} ({part['environment']['torch_threads']} threads), "
-        f"seed {part['seed']}. Last column: the same causal model scored as the paper scores, "
-        "padding included."
+        f"seed {part['train']['seed']}. Last column: the same causal model scored as the paper "
+        "scores, padding included."
     )
     return _table([*head, "test PPL, released protocol"], body) + "\n" + caption
 
@@ -99,13 +102,14 @@ def configuration_choice(results: Path) -> str:
         [
             f"`{row['candidate']}`",
             f"{row['parameters'] / 1e6:.2f}M",
+            f"{row['seconds']:.0f}",
             f"{row['tokens']:,}",
             f"{row['valid_loss']:.3f}",
             str(row["best_exit"]),
         ]
         for row in rows
     ]
-    head = ["candidate", "parameters", "tokens seen", "valid loss (nats)", "at exit"]
+    head = ["candidate", "parameters", "seconds", "tokens seen", "valid loss (nats)", "at exit"]
     return _table(head, body)
 
 

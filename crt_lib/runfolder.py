@@ -32,8 +32,10 @@ class RunFolder:
         write_json(self.path / "config.json", record)
         checkpoints = self.checkpoint("last").parent
         checkpoints.mkdir(exist_ok=True)
-        stale = list(checkpoints.glob(".*.tmp"))
+        # ours end in .tmp; safetensors writes under a name .tmp<random> of its own
+        stale = [*checkpoints.glob(".*.tmp"), *checkpoints.glob(".tmp*")]
         if updates_done == 0:
+            stale += self.path.glob("results.csv")
             stale += checkpoints.glob("*.safetensors")
         for file in stale:
             file.unlink()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from crt_lib.accounting import parameters_by_part
 from crt_lib.checkpoint import load_model, read_state
 from crt_lib.config import Profile
-from crt_lib.corpus import load_corpus
+from crt_lib.corpus import SPLITS, load_corpus
 from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
@@ -23,6 +23,8 @@ from crt_lib.runfolder import RunFolder, read_metrics, read_timing
 from crt_lib.tokenizer import TokenizedCorpus, load_tokenizer, tokenize
 from crt_lib.train import train
 
+DEPLOYABLE_SEQ_LEN = 64  # tokens of a window that is scored one at a time
+PROTOCOLS = ("honest", "released", "deployable")
 RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 
 
@@ -54,15 +56,22 @@ def run_profile(
     resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
-) -> Run | None:
+) -> Run | Literal["not the main process"] | None:
     """Train `profile` in `out` and evaluate it; a finished part is not done again.
 
     Writes what `train` writes, results.csv (`evaluate_run`) and the manifest's `train`
-    part, which is begun before the training. Returns None when a signal stopped the training.
+    part, which is begun before the training. Returns None when a signal stopped the
+    training, and a word in the processes that only helped to train.
     """
     out = Path(out)
     data = load_data(profile)
     config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    for name in SPLITS:
+        if len(data.split(name).ids) <= DEPLOYABLE_SEQ_LEN:
+            raise InputError(
+                f"split {name} of {profile.corpus} has {len(data.split(name).ids)} tokens, too few "
+                f"to score; give more than {DEPLOYABLE_SEQ_LEN}"
+            )
     manifest = {
         "profile": profile.name,
         "corpus": profile.corpus,
@@ -86,9 +95,10 @@ def run_profile(
         tensorboard=tensorboard,
         on_start=partial(record_training, out, profile.name, manifest | {"status": "running"}),
     )
+    manifest["processes"] = result.processes
     manifest |= {"seconds": read_timing(out)[-1]["seconds"], "peak_memory_bytes": peak_memory()}
     if not result.is_main:
-        return None
+        return "not the main process"
     if not result.finished:
         record_training(out, profile.name, manifest | {"status": "stopped"})
         return None
@@ -117,7 +127,7 @@ def evaluate_run(
         if split.lines:
             released = partial(evaluate, model, split, eot, protocol="released", seq_len=line_len)
             jobs.append((name, line_len, released))
-    sample = min(64, seq_len)
+    sample = min(DEPLOYABLE_SEQ_LEN, seq_len)
     deployable = partial(evaluate_deployable, model, data.valid.ids, eot, seq_len=sample)
     jobs.append(("valid", sample, deployable))
 
@@ -150,7 +160,13 @@ def evaluate_checkpoint(
     released). Raises InputError when the tokenizer is not the one the model was trained with.
     """
     path = find_checkpoint(path)
-    trained = read_state(path)["run"]
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+    if stride is not None and protocol != "honest":
+        raise InputError(f"stride is for the honest protocol; {protocol} has none")
+    trained = read_state(path).get("run")
+    if trained is None:
+        raise InputError(f"{path} does not say what it was trained on; give one of `crt train`")
     model = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
     source = load_corpus(corpus or trained["data"]["corpus"])
     made_on = source
@@ -166,7 +182,8 @@ def evaluate_checkpoint(
     part = tokenize(source, chosen).split(split)
     length = seq_len or trained["train"]["seq_len"]
     if protocol == "deployable":
-        result = evaluate_deployable(model, part.ids, chosen.eot_id, seq_len=min(64, length))
+        length = seq_len or min(DEPLOYABLE_SEQ_LEN, length)
+        result = evaluate_deployable(model, part.ids, chosen.eot_id, seq_len=length)
     elif protocol == "released":
         length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
         result = evaluate(model, part, chosen.eot_id, protocol="released", seq_len=length)

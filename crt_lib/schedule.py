@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from crt_lib.batches import PackedWindows, PaddedLines
@@ -58,5 +59,5 @@ def resolve_precision(precision: str, device: torch.device, d_model: int) -> str
 
 
 def random_seed(seed: int, update: int, micro: int) -> int:
-    """A seed for each (seed, update, micro-batch); distinct for up to 2**20 micro-batches."""
-    return (seed * 1_000_003 + update) * (1 << 20) + micro
+    """A seed below 2**63 for each (seed, update, micro-batch)."""
+    return int(np.random.SeedSequence([seed, update, micro]).generate_state(1, np.uint64)[0] >> 1)

@@ -10,7 +10,7 @@ from crt_lib.config import Profile
 from crt_lib.files import InputError
 from crt_lib.runfolder import read_timing
 from crt_lib.runs import load_data, read_rows, write_rows
-from crt_lib.train import train
+from crt_lib.train import TrainResult, train
 
 WARM_UP, TIMED = 2, 4  # updates that measure a candidate's speed
 
@@ -52,12 +52,12 @@ def _measure(profile: Profile, minutes: float, folder: Path) -> dict[str, Any]:
     model_config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
     try:
         trial = profile.train.replace(updates=WARM_UP + TIMED, eval_every=0, eval_tokens=256)
-        train(model_config, trial, data, folder, resume=False, progress=False)
+        _finished(train(model_config, trial, data, folder, resume=False, progress=False))
         seconds = [row["seconds"] for row in read_timing(folder)]
         pace = (seconds[-1] - seconds[WARM_UP - 1]) / TIMED
         updates = max(1, round(60 * minutes / pace))
         config = profile.train.replace(updates=updates, eval_every=0)
-        result = train(model_config, config, data, folder, resume=False, progress=False)
+        result = _finished(train(model_config, config, data, folder, resume=False, progress=False))
         last = result.metrics[-1]
         losses = {loop: last[f"valid_loss_{loop}"] for loop in model_config.head_loops}
         exit_loop = min(losses, key=losses.get)
@@ -71,6 +71,12 @@ def _measure(profile: Profile, minutes: float, folder: Path) -> dict[str, Any]:
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finished(result: TrainResult) -> TrainResult:
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ so a run that is killed and resumed ends with the weights and the metrics of one
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -48,6 +49,7 @@ class TrainResult:
     metrics: list[dict[str, Any]]
     finished: bool
     is_main: bool
+    processes: int
 
 
 def train(
@@ -67,22 +69,27 @@ def train(
     learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and
     every kept one. With `resume`, goes on from checkpoints/last; otherwise starts over in `out`.
     SIGTERM and SIGINT save and return with `finished` false. `on_start` is called by the main
-    process when all input is found good and before the first update.
+    process when all input is found good and before anything is written.
 
     Raises InputError for settings that do not fit each other, the data or the run found in `out`,
     before anything is written; TrainingError for a loss or gradient that is not finite.
     """
-    run = _Run(model_config, train_config, data, Path(out), resume, tensorboard)
-    if on_start and run.is_main:
-        on_start()
+    run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start)
     with _stop_signals() as stopped:
         finished = run.loop(stopped, progress)
     model = run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)
-    return TrainResult(model, run.folder.path, read_metrics(run.folder.path), finished, run.is_main)
+    return TrainResult(
+        model=model,
+        out=run.folder.path,
+        metrics=read_metrics(run.folder.path),
+        finished=finished,
+        is_main=run.is_main,
+        processes=run.accelerator.num_processes,
+    )
 
 
 class _Run:
-    def __init__(self, model_config, config, data, out, resume, tensorboard):
+    def __init__(self, model_config, config, data, out, resume, tensorboard, on_start):
         if model_config.vocab_size != data.tokenizer.vocab_size:
             raise InputError(
                 f"the model's vocabulary is {model_config.vocab_size}, the tokenizer's "
@@ -90,22 +97,27 @@ class _Run:
             )
         if config.seq_len > model_config.max_seq_len:
             raise InputError(
-                f"seq_len {config.seq_len} is longer than max_seq_len {model_config.max_seq_len}"
+                f"seq_len {config.seq_len} is longer than max_seq_len "
+                f"{model_config.max_seq_len}; lower train.seq_len or raise model.max_seq_len"
             )
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
 
-        from accelerate import Accelerator, PartialState
-        from accelerate.state import AcceleratorState
-
+        try:
+            from accelerate import Accelerator, PartialState
+            from accelerate.state import AcceleratorState
+        except ImportError as error:
+            raise InputError(f"training needs {error.name}; pip install {error.name}") from error
+        _check_launch()
         self._earlier = self._read_earlier() if resume else None
-        precision = resolve_precision(config.precision, PartialState().device, model_config.d_model)
+        device = PartialState(cpu=_on_cpu()).device
+        precision = resolve_precision(config.precision, device, model_config.d_model)
         if self._earlier and config.precision == "auto":
             precision = self._earlier["precision"]  # a run keeps its own, wherever it goes on
         mixed = {"fp32": "no"}.get(precision, precision)
         AcceleratorState._reset_state()  # an earlier run of this process may have had another one
-        self.accelerator = Accelerator(mixed_precision=mixed)
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=_on_cpu())
         processes = self.accelerator.num_processes
         if config.grad_accum % processes:
             raise InputError(
@@ -132,7 +144,8 @@ class _Run:
         )
         self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
-        self._restore_or_begin()
+        self.writer = _tensorboard(out) if tensorboard and self.is_main else None
+        self._restore_or_begin(on_start)
         if config.compile:
             self.model.compile_block()
         self.prepared, self.prepared_optimizer = self.accelerator.prepare(
@@ -140,7 +153,6 @@ class _Run:
         )
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
-        self.writer = _tensorboard(out) if tensorboard and self.is_main else None
 
     @property
     def is_main(self) -> bool:
@@ -168,10 +180,10 @@ class _Run:
                 if last or (every and update % every == 0):
                     self._validate()
                 stop = self._any(stopped.is_set())
-                if last or stop or update % self.config.checkpoint_every == 0:
-                    self._save("last")
                 if self.config.keep_every and update % self.config.keep_every == 0:
                     self._save(f"update-{update:06d}")
+                if last or stop or update % self.config.checkpoint_every == 0:
+                    self._save("last")  # after all that a resumed run would not do again
                 if stop and not last:
                     return False
         return True
@@ -299,11 +311,18 @@ class _Run:
         return bool(self.accelerator.reduce(flags, "sum") > 0)
 
     def _read_earlier(self) -> dict[str, Any] | None:
-        """The record of the run that `out` holds a checkpoint of, None without one."""
+        """The record of the run in `out`, None without one."""
         last = self.folder.checkpoint("last")
-        return read_state(last)["run"] if last.exists() else None
+        if last.exists():
+            return read_state(last)["run"]
+        if (self.folder.path / "results.csv").exists():
+            raise InputError(
+                f"{self.folder.path} holds a finished run of other settings, its checkpoints gone; "
+                "use another folder, or start over there with resume=False (--fresh)"
+            )
+        return None
 
-    def _restore_or_begin(self) -> None:
+    def _restore_or_begin(self, on_start: Callable[[], None] | None) -> None:
         """Go on from the last checkpoint in `out`, or make `out` ready for a new run."""
         if self._earlier is not None:
             changed = [
@@ -321,10 +340,26 @@ class _Run:
             self.state = restore(self.folder.checkpoint("last"), self.model, self.optimizer)
             del self.state["run"]
         if self.is_main:
+            if on_start:
+                on_start()
             self._elapsed = self.folder.prepare(
                 self.record, self.state["update"], self.state["metrics_bytes"]
             )
         self.accelerator.wait_for_everyone()
+
+
+def _on_cpu() -> bool:
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _check_launch() -> None:
+    """`accelerate launch --num_processes N` starts one process where there is no GPU."""
+    asked = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if asked and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "accelerate started one process where several were asked for; without a GPU add "
+            "--multi_gpu, which starts them all, and they share the work through gloo"
+        )
 
 
 @contextlib.contextmanager

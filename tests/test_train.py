@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crt_lib import InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
+from crt_lib import CRT, InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
 from crt_lib.checkpoint import load_model, read_state
 from crt_lib.runfolder import read_metrics, read_timing
 from crt_lib.train import TrainingError
@@ -25,7 +25,7 @@ SETTINGS = {
     "grad_accum": 2,
     "checkpoint_every": 3,
     "eval_every": 4,
-    "keep_every": 5,
+    "keep_every": 6,
     "eval_tokens": 256,
 }
 
@@ -63,7 +63,7 @@ def weights(out, name="last"):
 
 def assert_same_run(one, other):
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    for name in ("last", "best", "update-000005", "update-000010"):
+    for name in ("last", "best", "update-000006", "update-000012"):
         ours, theirs = weights(one, name), weights(other, name)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
@@ -96,7 +96,7 @@ def test_a_finished_run_is_not_trained_again(whole):
 # case of a checkpoint when half of its bytes are written.
 KILLER = """
     import os, signal, sys
-    import crt_lib.checkpoint, crt_lib.runfolder
+    import crt_lib.checkpoint, crt_lib.runfolder, crt_lib.train
     from crt_lib.batches import PackedWindows
     sys.path.insert(0, {tests!r})
     import test_train
@@ -107,10 +107,11 @@ KILLER = """
         def wrapper(*arguments, **keywords):
             calls[0] += 1
             if calls[0] == nth:
-                if half_of_the_file:
+                if half_of_the_file:  # safetensors writes under another name, then renames
                     original(*arguments, **keywords)
                     path = Path(arguments[1])
                     os.truncate(path, path.stat().st_size // 2)
+                    path.rename(path.parent / ".tmpAB12cd")
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments, **keywords)
         setattr(owner, name, wrapper)
@@ -123,7 +124,13 @@ MOMENTS = [
     ("crt_lib.checkpoint", "save_file", 3, True),  # while writing `best` or `last`
     ("crt_lib.runfolder", "_append", 5, False),  # between an update and its row
     ("os", "replace", 4, False),  # a whole file, not yet in its place
-    ("PackedWindows", "batch", 7, False),
+    (
+        'sys.modules["crt_lib.train"]._Run',
+        "_save",
+        3,
+        False,
+    ),  # between what is kept for good and `last`
+    ("PackedWindows", "batch", 3, False),
 ]
 
 
@@ -139,7 +146,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(whole, tmp_path):
     assert done[0] == 0 < done[-1] < SETTINGS["updates"], "the kills missed the run"
     assert run(tmp_path).finished
     assert_same_run(tmp_path, whole)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp*"))
 
 
 def test_sigterm_saves_and_the_run_goes_on(tmp_path):
@@ -164,11 +171,15 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
 
 
 def test_two_processes_match_one(tmp_path):
-    """Twice the processes with half the accumulation each, through `accelerate launch`."""
+    """Twice the processes with half the accumulation each, through `accelerate launch` (gloo)."""
     options = ["--profile", "smoke", "--quiet", "--set", "train.updates=20"]
     options += ["--set", "train.grad_accum=2", "--set", "train.eval_every=0"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    alone = [*launch, "-m", "crt_lib", "train", *options, "--out", str(tmp_path / "none")]
+    process = subprocess.run(alone, env=one_thread(), capture_output=True, text=True)
+    assert process.returncode and "add --multi_gpu" in process.stderr
+    launch.append("--multi_gpu")
     commands = {"two": [*launch, "-m", "crt_lib"], "one": [sys.executable, "-m", "crt_lib"]}
     losses = {}
     for name, command in commands.items():
@@ -176,20 +187,37 @@ def test_two_processes_match_one(tmp_path):
         process = subprocess.run(command, env=one_thread(), capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         rows = [row for row in read_metrics(tmp_path / name) if "loss" in row]
+        part = json.loads((tmp_path / name / "manifest.json").read_text())["train"]
+        assert part["status"] == "done" and part["processes"] == {"two": 2, "one": 1}[name]
         losses[name] = torch.tensor([[v for k, v in row.items() if "loss" in k] for row in rows])
         assert losses[name].shape == (20, 5)
     torch.testing.assert_close(losses["two"], losses["one"], atol=1e-4, rtol=0)
 
 
-def test_a_broken_loss_names_the_batch_and_keeps_the_checkpoint(tmp_path):
-    run(tmp_path, updates=3)
-    (tmp_path / "config.json").unlink()
-    before = (tmp_path / "checkpoints" / "last.safetensors").read_bytes()
-    bad = tmp_path / "bad"
-    with pytest.raises(TrainingError, match=r"micro-batch [12] of update \d+ .*Lower max_lr"):
-        run(bad, max_lr=1e30, checkpoint_every=1)
-    assert (tmp_path / "checkpoints" / "last.safetensors").read_bytes() == before
-    load_model(bad / "checkpoints" / "last.safetensors")
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    with pytest.raises(TrainingError, match="Lower max_lr"):
+        run(tmp_path, max_lr=1e38, checkpoint_every=1)
+    for path in (tmp_path / "checkpoints").glob("*.safetensors"):
+        load_model(path)
+
+
+def test_a_broken_loss_names_the_batch_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    model, config = settings(updates=8)
+    forward, calls = CRT.forward, []
+
+    def broken(self, *arguments, targets=None, **keywords):
+        losses = forward(self, *arguments, targets=targets, **keywords)
+        calls.append(self.training)
+        if sum(calls) == 10:  # the second micro-batch of update 5
+            losses[2] = losses[2] * float("nan")
+        return losses
+
+    monkeypatch.setattr(CRT, "forward", broken)
+    with pytest.raises(TrainingError, match=r"micro-batch 2 of update 5 .*Lower max_lr"):
+        train(model, config, data(), tmp_path, progress=False)
+    assert read_state(tmp_path / "checkpoints" / "last.safetensors")["update"] == 3
+    monkeypatch.undo()
+    assert train(model, config, data(), tmp_path, progress=False).finished
 
 
 def test_gradient_checkpointing_changes_nothing(whole, tmp_path):
