@@ -38,7 +38,7 @@ def select(
             continue
         rows.append({"candidate": name} | _measure(profile, minutes, out.parent / ".select"))
         write_rows(out, rows)
-        echo("  ".join(f"{key} {_short(value)}" for key, value in rows[-1].items()))
+        echo(f"{name}: loss {rows[-1]['valid_loss']:.3f} after {rows[-1]['tokens']:,} tokens")
     return rows
 
 
@@ -77,7 +77,3 @@ def _finished(result: TrainResult) -> TrainResult:
     if not result.finished:
         raise KeyboardInterrupt
     return result
-
-
-def _short(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
