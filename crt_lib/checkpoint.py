@@ -1,39 +1,42 @@
 """Checkpoints: one safetensors file each, replaced atomically, never unpickled.
 
-A file holds the weights (`model.<name>`), for a resumable one AdamW's moments too
+A file holds the weights (`model.<name>`), for a resumable one the optimizers' moments too
 (`optimizer.<parameter>.<moment>`), and as metadata two JSON texts: `model`, the ModelConfig, and
 `state`, the training's counters. Random state is not stored: it is a function of (seed, update).
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from crt_lib.config import ModelConfig
+from crt_lib.baselines import GPT2, make_model
+from crt_lib.config import GPT2Config, ModelConfig, config_from_dict
 from crt_lib.files import InputError, atomic_path
 from crt_lib.model import CRT
 
 
 def save_checkpoint(
     path: str | Path,
-    model: CRT,
+    model: CRT | GPT2,
     state: dict[str, Any],
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
-    """Write `model`, the JSON-able `state` and, if given, AdamW's moments to `path`, atomically.
+    """Write `model`, the JSON-able `state` and the optimizers' moments to `path`, atomically.
 
     Raises InputError when the folder cannot be written or the disk is full; an older file stays.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            for key, value in optimizer.state[parameter].items():
-                tensors[f"optimizer.{name}.{key}"] = value
+    for optimizer in optimizers:
+        names = _names(model, optimizer)
+        for parameter, moments in optimizer.state.items():
+            for key, value in moments.items():
+                tensors[f"optimizer.{names[parameter]}.{key}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"model": json.dumps(model.config.to_dict()), "state": json.dumps(state)}
     with atomic_path(path) as temporary:
@@ -43,13 +46,13 @@ def save_checkpoint(
             raise OSError(str(error)) from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> CRT:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> CRT | GPT2:
     """The model of a checkpoint, in evaluation mode.
 
     Raises InputError for a file that is missing, truncated, not ours, or holds NaN or infinity.
     """
     tensors, config, _ = _read(Path(path))
-    model = CRT(config)
+    model = make_model(config)
     _load_weights(model, tensors, path)
     return model.to(device).eval()
 
@@ -59,7 +62,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return _open(Path(path))[2]
 
 
-def restore(path: str | Path, model: CRT, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(
+    path: str | Path, model: CRT | GPT2, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any]:
     """Load weights and moments in place and return the saved state.
 
     Raises InputError as `load_model` does, and when the checkpoint is of another configuration or
@@ -69,21 +74,21 @@ def restore(path: str | Path, model: CRT, optimizer: torch.optim.Optimizer) -> d
     if config != model.config:
         raise InputError(f"{path} is of another model: {differences(config, model.config)}")
     _load_weights(model, tensors, path)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(model.named_parameters()):
-        prefix = f"optimizer.{name}."
-        moments[index] = {
-            key.removeprefix(prefix): value
-            for key, value in tensors.items()
-            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-        }
-        if not moments[index]:
-            raise InputError(
-                f"{path} has no optimizer state for {name}; it can be evaluated, not resumed"
-            )
-    optimizer.load_state_dict(
-        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    if not any(key.startswith("optimizer.") for key in tensors):
+        raise InputError(f"{path} has no optimizer state; it can be evaluated, not resumed")
+    for optimizer in optimizers:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for index, name in enumerate(_names(model, optimizer).values()):
+            prefix = f"optimizer.{name}."
+            own = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+            }
+            if own:  # a head that no update has used yet has none
+                moments[index] = own
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return state
 
 
@@ -97,7 +102,13 @@ def differences(old: Any, new: Any) -> str:
     )
 
 
-def _open(path: Path) -> tuple[Any, ModelConfig, dict[str, Any]]:
+def _names(model: CRT | GPT2, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+    """The names of the optimizer's parameters, in its order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
+
+
+def _open(path: Path) -> tuple[Any, ModelConfig | GPT2Config, dict[str, Any]]:
     if not path.is_file():
         raise InputError(
             f"there is no checkpoint {path}; train one with `crt train --out <another folder>` "
@@ -106,7 +117,7 @@ def _open(path: Path) -> tuple[Any, ModelConfig, dict[str, Any]]:
     try:
         file = safe_open(path, framework="pt")
         metadata = file.metadata() or {}
-        config = ModelConfig.from_dict(json.loads(metadata["model"]))
+        config = config_from_dict(json.loads(metadata["model"]))
         return file, config, json.loads(metadata["state"])
     except (SafetensorError, OSError) as error:
         raise InputError(
@@ -120,12 +131,12 @@ def _open(path: Path) -> tuple[Any, ModelConfig, dict[str, Any]]:
         ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | GPT2Config, dict[str, Any]]:
     file, config, state = _open(path)
     return {name: file.get_tensor(name) for name in file.keys()}, config, state  # noqa: SIM118
 
 
-def _load_weights(model: CRT, tensors: dict[str, Tensor], path: str | Path) -> None:
+def _load_weights(model: CRT | GPT2, tensors: dict[str, Tensor], path: str | Path) -> None:
     weights = {
         name.removeprefix("model."): value
         for name, value in tensors.items()

@@ -76,7 +76,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class ModelConfig(_Config):
-    """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters)."""
+    """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters).
+
+    The fields under `residual` are departures from the paper; docs say where each comes from.
+    """
 
     vocab_size: int = 50_257  # GPT-2 BPE
     d_model: int = 512
@@ -94,16 +97,38 @@ class ModelConfig(_Config):
     norm: Literal["layer", "rms", "batch", "none"] = "layer"
     share_cycle_weights: bool = False  # True: the cycles of a TRM are one cycle, repeated
     causal: bool = True  # False: convolutions pad on both sides and see the future, as released
-    dropout: float = 0.1
+    dropout: float = 0.1  # of what attention, convolution and cycle return
+    # "pre" normalises what a branch reads, not the sum (Xiong et al. 2020, arXiv:2002.04745)
+    residual: Literal["post", "pre"] = "post"
+    # "scaled": N(0, 0.02), what is added to the stream divided by sqrt(its additions) (GPT-2,
+    # Radford et al. 2019); depthwise kernels begin as the identity (ReZero's argument, 2003.04887)
+    init: Literal["torch", "scaled"] = "torch"
+    conv_after_norm: bool = False  # the cycle's convolution reads the normalised stream
+    pointwise: bool = True  # False: the depthwise convolution alone, no gelu and no mixing after it
+    # "swiglu" has 2/3 of the width, so as many weights (Shazeer 2020, arXiv:2002.05202)
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    positions: Literal["learned", "rotary"] = "learned"  # rotary: Su et al. 2021, arXiv:2104.09864
+    # the embedding again at each loop, by a learned gain a feature that begins at 0 ("recall",
+    # Bansal et al. 2022, arXiv:2202.05826)
+    injection: bool = False
+    n_prelude: int = 0  # blocks of their own weights before the loop (Huginn, arXiv:2502.05171)
+    embed_dim: int | None = None  # token embedding width; None: d_model // 2 (eq. 1)
+    exit_norm: bool = False  # a norm before each head
+    attention_dropout: float | None = None  # of attention's weights; None: as `dropout`
+    embed_dropout: float = 0.0  # of the embedding that enters the loop (GPT-2 has it)
 
     def __post_init__(self) -> None:
         self._check_types()
         self._check_at_least(
             1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio", "max_seq_len"
         )
-        self._check_at_least(0, "n_embed_cycles")
+        self._check_at_least(0, "n_embed_cycles", "n_prelude")
         self._check_at_least(2, "d_model")
-        self._check_fraction("dropout")
+        self._check_fraction("dropout", "embed_dropout")
+        if self.attention_dropout is not None:
+            self._check_fraction("attention_dropout")
+        if self.embed_dim is not None:
+            self._check_at_least(1, "embed_dim")
         if self.d_model % self.n_heads:
             raise InputError(
                 f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
@@ -111,6 +136,11 @@ class ModelConfig(_Config):
             )
         if self.d_model % 2:
             raise InputError(f"d_model is {self.d_model}; it must be even: embeddings are d/2 wide")
+        if self.positions == "rotary" and (self.d_model // self.n_heads) % 2:
+            raise InputError(
+                f"rotary positions turn pairs of features; d_model / n_heads is "
+                f"{self.d_model // self.n_heads}, make it even"
+            )
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise InputError(f"kernel_size is {self.kernel_size}; it must be odd and positive")
         if not self.dilations or min(self.dilations) < 1:
@@ -125,9 +155,53 @@ class ModelConfig(_Config):
             )
 
     @property
+    def embedding_width(self) -> int:
+        """Features of the token embedding, and of what a tied head multiplies it with."""
+        return self.d_model // 2 if self.embed_dim is None else self.embed_dim
+
+    @property
     def head_loops(self) -> tuple[int, ...]:
         """Every loop with a head, the last one included."""
         return (*self.exit_loops, self.n_loops)
+
+
+@dataclass(frozen=True)
+class GPT2Config(_Config):
+    """A GPT-2 of transformers (Radford et al. 2019), the baseline; its loops are its layers."""
+
+    vocab_size: int = 50_257
+    d_model: int = 768
+    n_heads: int = 12
+    n_layers: int = 12
+    max_seq_len: int = 1024
+    dropout: float = 0.1
+    kind: Literal["gpt2"] = "gpt2"  # what a stored configuration is of
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_at_least(1, "vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len")
+        self._check_fraction("dropout")
+        if self.d_model % self.n_heads:
+            raise InputError(
+                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
+                "choose a divisor of d_model"
+            )
+
+    @property
+    def n_loops(self) -> int:
+        """Its layers, so that its one exit has the name the training looks for."""
+        return self.n_layers
+
+    @property
+    def head_loops(self) -> tuple[int, ...]:
+        """The one exit, after the last layer."""
+        return (self.n_layers,)
+
+
+def config_from_dict(values: dict[str, Any]) -> ModelConfig | GPT2Config:
+    """The model's configuration that `to_dict` wrote, of either kind."""
+    kind = GPT2Config if values.get("kind") == "gpt2" else ModelConfig
+    return kind.from_dict(values)
 
 
 @dataclass(frozen=True)
@@ -146,6 +220,15 @@ class TrainConfig(_Config):
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     aux_weight: float = 0.3  # lambda of eq. 5
+    # "one": an update trains one intermediate exit, drawn anew, with all of lambda: the same
+    # expectation for less work
+    exits_trained: Literal["all", "one"] = "all"
+    # how many loops an update runs: all, uniform in 1..n_loops, or log-normal Poisson (Huginn,
+    # Geiping et al. 2025, arXiv:2502.05171) with mean n_loops, cut at n_loops
+    loop_sampling: Literal["none", "uniform", "poisson"] = "none"
+    # "muon": torch.optim.Muon for the matrices inside the model (Jordan et al. 2024), with AdamW's
+    # step size (Liu et al. 2025, arXiv:2502.16982); AdamW for the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -180,7 +263,7 @@ class Profile(_Config):
     name: str
     corpus: str  # a name `load_corpus` takes
     tokenizer: str  # a name `load_tokenizer` takes: "gpt2", "bpe:<vocabulary>" or "word"
-    model: ModelConfig  # vocab_size is replaced by the tokenizer's
+    model: ModelConfig | GPT2Config  # vocab_size is replaced by the tokenizer's
     train: TrainConfig
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crt_lib.baselines import GPT2
 from crt_lib.batches import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
 from crt_lib.files import InputError
 from crt_lib.model import CRT
@@ -152,7 +153,7 @@ def evaluate_deployable(
 @torch.inference_mode()
 def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
-    if isinstance(model, CRT):
+    if isinstance(model, CRT | GPT2):
         return model(inputs, targets=targets, reduction="none")
     logits = model(inputs)
     logits = getattr(logits, "logits", logits)

@@ -9,6 +9,8 @@ from crt_lib.batches import NOT_SCORED
 
 WHOLE_ELEMENTS = 1 << 24  # logits that are computed at once: 64 MiB in float32
 CHUNK_ELEMENTS = 1 << 22  # logits a chunk where there are more
+FUSED_WEIGHTS = 1 << 22  # up to this size, its gradient is kept from the forward pass on a CPU
+FUSED_ROWS = 256  # positions a chunk there: 8 MiB of logits for a vocabulary of 8,192
 
 
 def linear_cross_entropy(
@@ -26,13 +28,17 @@ def linear_cross_entropy(
     chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
     device = features.device.type
     half = torch.is_autocast_enabled(device)
-    if targets.numel() * weight.shape[0] <= WHOLE_ELEMENTS:
+    learns = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
+    dtype = torch.get_autocast_dtype(device) if half else weight.dtype
+    fused = weight.numel() <= FUSED_WEIGHTS and dtype != torch.float16  # it would underflow there
+    if device == "cpu" and learns and reduction == "mean" and fused:
+        loss = _FusedMean.apply(features, weight, targets, dtype)
+    elif targets.numel() * weight.shape[0] <= WHOLE_ELEMENTS:
         loss = _whole(features, weight, targets, reduction)
     elif not _TORCH_CHUNKS or (half and device == "cpu"):
         # on a CPU torch's chunks compute half precision as float32: recomputing is faster
         loss = _checkpointed_chunks(features, weight, targets, reduction, chunk)
     else:
-        dtype = torch.get_autocast_dtype(device) if half else weight.dtype
         loss = _torch_chunks(features.to(dtype), weight.to(dtype), targets, reduction, chunk)
     return loss if reduction == "mean" else loss.view(shape)
 
@@ -40,6 +46,47 @@ def linear_cross_entropy(
 def _whole(features: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
     logits = F.linear(features, weight).float()
     return F.cross_entropy(logits, targets, ignore_index=NOT_SCORED, reduction=reduction)
+
+
+class _FusedMean(torch.autograd.Function):
+    """The mean loss and both gradients in one pass, while a chunk's logits are in the cache.
+
+    With p = softmax(z), the gradient of the mean by the logits z is (p - onehot(target)) / scored.
+    """
+
+    @staticmethod
+    def forward(ctx, features, weight, targets, dtype):
+        scored = targets != NOT_SCORED
+        count = scored.sum()
+        targets = targets.clamp(min=0)[:, None]
+        matrix = weight.to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        loss = torch.zeros((), dtype=wide)
+        by_features = torch.empty_like(features)
+        by_weight = torch.zeros_like(weight)
+        for start in range(0, len(features), FUSED_ROWS):
+            rows = slice(start, start + FUSED_ROWS)
+            inputs, target = features[rows].to(dtype), targets[rows]
+            share = scored[rows, None] / count
+            z = (inputs @ matrix.T).to(wide)
+            z -= z.amax(-1, keepdim=True)
+            chosen = z.gather(1, target)
+            z.exp_()
+            total = z.sum(-1, keepdim=True)
+            loss += ((total.log() - chosen) * share).sum()
+            z *= share / total
+            z.scatter_add_(1, target, -share)
+            z = z.to(dtype)
+            by_features[rows] = z @ matrix
+            by_weight += z.T @ inputs
+        ctx.save_for_backward(by_features, by_weight)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        by_features, by_weight = ctx.saved_tensors
+        return by_features * gradient, by_weight * gradient, None, None
 
 
 def _torch_chunks(

@@ -23,6 +23,7 @@ class DilatedConv(nn.Module):
 
     `depthwise`: one kernel a channel, then a pointwise convolution with bias mixes the channels.
     Otherwise a full convolution, which mixes them itself. Neither convolution over time has a bias.
+    Without `pointwise`, the depthwise convolution alone.
     """
 
     def __init__(self, config: ModelConfig, depthwise: bool):
@@ -31,7 +32,8 @@ class DilatedConv(nn.Module):
         self.causal = config.causal
         if depthwise:
             self.depthwise = nn.Conv1d(d, d, k, groups=d, bias=False)
-            self.pointwise = nn.Linear(d, d)
+            if config.pointwise:
+                self.pointwise = nn.Linear(d, d)
         else:
             self.full = nn.Conv1d(d, d, k, bias=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -45,6 +47,8 @@ class DilatedConv(nn.Module):
                     self._taps(h, dilation), self.depthwise.weight[:, 0].unbind(1), strict=True
                 )
             )
+            if not hasattr(self, "pointwise"):
+                return h
             return self.dropout(self.pointwise(F.gelu(h)))
         taps = torch.cat(self._taps(h, dilation), dim=-1)  # (B, T, k * d)
         weight = self.full.weight.permute(0, 2, 1).flatten(1)  # (d, k * d)
@@ -74,16 +78,33 @@ class Cycle(nn.Module):
         if self.has_conv:
             self.conv = DilatedConv(config, config.trm in ("depthwise_mlp", "depthwise"))
         self.norm = make_norm(config)
+        self.conv_after_norm = config.conv_after_norm
+        self.gated = config.activation == "swiglu"
         if self.has_mlp:
-            self.up = nn.Linear(d, config.mlp_ratio * d)
-            self.down = nn.Linear(config.mlp_ratio * d, d)
+            width = config.mlp_ratio * d
+            if self.gated:
+                width = 2 * width // 3
+            self.up = nn.Linear(d, 2 * width if self.gated else width)
+            self.down = nn.Linear(width, d)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, h: Tensor, dilation: int) -> Tensor:  # (B, T, d) -> (B, T, d)
-        x = self.norm(self.conv(h, dilation) if self.has_conv else h)
+        x = h
+        if self.conv_after_norm:
+            x = self.norm(x)
+        if self.has_conv:
+            x = self.conv(x, dilation)
+        if not self.conv_after_norm:
+            x = self.norm(x)
         if self.has_mlp:
-            x = self.down(F.gelu(self.up(x)))  # (B, T, mlp_ratio * d) in between
+            x = self.down(self._activate(self.up(x)))
         return h + self.dropout(x)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return F.gelu(x)
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
 
 
 class TRM(nn.Module):
@@ -107,7 +128,9 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.n_heads = config.n_heads
-        self.attention_dropout = config.dropout
+        given = config.attention_dropout
+        self.attention_dropout = config.dropout if given is None else given
+        self.rotary = config.positions == "rotary"
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
@@ -115,40 +138,68 @@ class Attention(nn.Module):
         B, T, d = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, n_heads, T, head_dim)
+        if self.rotary:
+            q, k = rotate(q), rotate(k)
         dropout = self.attention_dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, d))
 
 
+def rotate(x: Tensor) -> Tensor:
+    """Rotary positions: feature pair (i, i + D/2) of position t turned by t / 10,000^(2i/D).
+
+    x (..., T, D), D even; the products of two rotated vectors depend on their distance alone.
+    """
+    T, D = x.shape[-2:]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rates = 10_000 ** (-torch.arange(0, D, 2, device=x.device, dtype=wide) / D)
+    angles = torch.arange(T, device=x.device)[:, None] * rates  # (T, D/2)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
 class Block(nn.Module):
-    """The one block, applied at every loop (eq. 3): attention, then the TRM, each post-norm."""
+    """The one block, applied at every loop (eq. 3): attention, then the TRM, each post-norm.
+
+    With residual="pre" the sums are not normalised: attention reads norm1(x), and the TRM, whose
+    cycles normalise and add by themselves, is all of the second half.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.pre = config.residual == "pre"
         self.attention = Attention(config)
         self.norm1 = make_norm(config)
         self.trm = TRM(config, config.n_cycles)
-        self.norm2 = make_norm(config)
+        if not self.pre:
+            self.norm2 = make_norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, z: Tensor, loop_encoding: Tensor) -> Tensor:  # (B, T, d), (d,) -> (B, T, d)
-        x = z + loop_encoding
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+        if self.pre:
+            return self.trm(x + self.dropout(self.attention(self.norm1(x))))
         x = self.norm1(x + self.dropout(self.attention(x)))
         return self.norm2(x + self.trm(x))
 
 
 class TRMEmbedding(nn.Module):
-    """Embedding(V, d/2) -> Linear(d/2, d) -> `n_embed_cycles` TRM cycles (eq. 1)."""
+    """Embedding(V, d/2) -> Linear(d/2, d) -> `n_embed_cycles` TRM cycles (eq. 1).
+
+    An embedding as wide as the model needs no projection and has none.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.d_model // 2)
-        self.proj = nn.Linear(config.d_model // 2, config.d_model)
+        width = config.embedding_width
+        self.tokens = nn.Embedding(config.vocab_size, width)
+        same = width == config.d_model
+        self.proj = nn.Identity() if same else nn.Linear(width, config.d_model)
         trm = TRM(config, config.n_embed_cycles)
         self.cycles, self._refine = trm.cycles, trm.forward
         if config.head_sharing == "tied":
             # as an output matrix, N(0, 1) rows would start the logits with a deviation near 9
-            nn.init.normal_(self.tokens.weight, std=(config.d_model // 2) ** -0.5)
+            nn.init.normal_(self.tokens.weight, std=width**-0.5)
 
     def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, d)
         return self._refine(self.proj(self.tokens(ids)))
@@ -167,10 +218,20 @@ class CRT(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.embed = TRMEmbedding(config)
-        self.positions = nn.Parameter(0.02 * torch.randn(config.max_seq_len, config.d_model))
+        if config.positions == "learned":
+            self.positions = nn.Parameter(0.02 * torch.randn(config.max_seq_len, config.d_model))
         self.loop_encoding = nn.Parameter(0.02 * torch.randn(config.n_loops, config.d_model))
+        if config.injection:
+            self.injection = nn.Parameter(torch.zeros(config.d_model))
+        self.dropout = nn.Dropout(config.embed_dropout)
+        self.prelude = nn.ModuleList(Block(config) for _ in range(config.n_prelude))
         self.block = Block(config)
         self.heads = nn.ModuleDict(_make_heads(config))
+        if config.exit_norm:
+            norms = {str(loop): make_norm(config) for loop in config.head_loops}
+            self.exit_norms = nn.ModuleDict(norms)
+        if config.init == "scaled":
+            scale_initialisation(self)
 
     def forward(
         self,
@@ -202,21 +263,30 @@ class CRT(nn.Module):
 
     def hidden_states(self, ids: Tensor, n_loops: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (loop, z) for loops 1..`n_loops`, z (B, T, d) being the state after that loop."""
-        embed, run = self.embed, self.block
+        run = _call
         if self.gradient_checkpointing and torch.is_grad_enabled():
             contexts = partial(_contexts_of_checkpoint, self)
-            again = partial(checkpoint, use_reentrant=False, context_fn=contexts)
-            embed, run = partial(again, embed), partial(again, run)
-        z = embed(ids) + self.positions[: ids.shape[1]]  # (B, T, d)
+            run = partial(checkpoint, _call, use_reentrant=False, context_fn=contexts)
+        z = run(self.embed, ids)  # (B, T, d)
+        if self.config.positions == "learned":
+            z = z + self.positions[: ids.shape[1]]
+        z = embedded = self.dropout(z)
+        for block in self.prelude:
+            z = run(block, z)
         for loop in range(1, n_loops + 1):
-            z = run(z, self.loop_encoding[loop - 1])
+            z = z + self.loop_encoding[loop - 1]
+            if self.config.injection:
+                z = z + self.injection * embedded
+            z = run(self.block, z)
             yield loop, z
 
     def readout(self, loop: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """The features and the vocabulary matrix whose product is the logits of exit `loop`."""
         sharing = self.config.head_sharing
-        if sharing == "tied":
-            return self.heads[str(loop)](z), self.embed.tokens.weight  # (B, T, d/2), (V, d/2)
+        if self.config.exit_norm:
+            z = self.exit_norms[str(loop)](z)
+        if sharing == "tied":  # (B, T, d/2), (V, d/2)
+            return self.heads[str(loop)](z), self.embed.tokens.weight
         if sharing == "separate":
             return z, self.heads[str(loop)].weight  # (B, T, d), (V, d)
         return z, self.heads["final" if loop == self.config.n_loops else "aux"].weight
@@ -274,6 +344,28 @@ def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:
     return (1 - aux_weight) * final + aux_weight * torch.stack(intermediate).mean()
 
 
+@torch.no_grad()
+def scale_initialisation(model: CRT) -> None:
+    """GPT-2's initialisation, in place: N(0, 0.02), biases 0; matrices that add to the stream are
+    divided by the square root of how many additions a pass makes; depthwise kernels pass the
+    current position through unchanged.
+    """
+    config = model.config
+    additions = (config.n_prelude + config.n_loops) * (1 + config.n_cycles)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            adds = name.endswith((".out", ".down"))
+            nn.init.normal_(module.weight, std=0.02 / additions**0.5 if adds else 0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d) and module.groups == 1:
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Conv1d):
+            nn.init.zeros_(module.weight)
+            k = module.kernel_size[0]
+            module.weight[:, :, k - 1 if config.causal else k // 2] = 1.0
+
+
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, each counted once however often it is used."""
     return sum(p.numel() for p in model.parameters())
@@ -299,6 +391,10 @@ class TimeBatchNorm(nn.BatchNorm1d):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
+
+
 def _contexts_of_checkpoint(model: nn.Module) -> tuple:
     """Contexts of the first pass and of its recomputation, which must not count a batch again."""
     return contextlib.nullcontext(), _frozen_running_statistics(model)
@@ -321,7 +417,10 @@ def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:
     d, V = config.d_model, config.vocab_size
     match config.head_sharing:
         case "tied":
-            return {str(i): nn.Linear(d, d // 2, bias=False) for i in config.head_loops}
+            width = config.embedding_width
+            if width == d:
+                return {str(i): nn.Identity() for i in config.head_loops}
+            return {str(i): nn.Linear(d, width, bias=False) for i in config.head_loops}
         case "separate":
             return {str(i): nn.Linear(d, V, bias=False) for i in config.head_loops}
     shared = ("aux", "final") if config.exit_loops else ("final",)

@@ -1,4 +1,4 @@
-"""The model written plainly: every formula as in the paper, nothing fused.
+"""The model written plainly: every formula of the paper and of the options, nothing fused.
 
 The yardstick of the tests and of the training benchmark. It shares no code with `crt_lib.model`:
 it reads a state dict by name and computes, so that the two can only agree by both being right.
@@ -29,14 +29,24 @@ def reference_logits(
 
     `state` is `CRT.state_dict()`, or its parameters and buffers when gradients are wanted.
     `training` turns on dropout and batch statistics (running ones are read, never written);
-    `checkpoint` recomputes each loop's block in the backward pass instead of keeping it.
+    `checkpoint` recomputes each application of a block in the backward pass instead of keeping it.
     """
     net = _Plain(state, config, training)
-    z = net.embedding(ids)  # (B, T, d)
+
+    def block(name: str, x: Tensor) -> Tensor:
+        if checkpoint:
+            return recompute(net.block, name, x, use_reentrant=False)
+        return net.block(name, x)
+
+    embedded = z = net.embedding(ids)  # (B, T, d)
+    for i in range(config.n_prelude):
+        z = block(f"prelude.{i}", z)
     logits = {}
     for loop in range(1, config.n_loops + 1):
         x = z + state["loop_encoding"][loop - 1]  # eq. 3
-        z = recompute(net.block, x, use_reentrant=False) if checkpoint else net.block(x)
+        if config.injection:
+            x = x + state["injection"] * embedded
+        z = block("block", x)
         if loop in config.head_loops:
             logits[loop] = net.head(loop, z)
     return logits
@@ -76,28 +86,61 @@ class _Plain:
         self.state, self.config, self.training = state, config, training
 
     def embedding(self, ids: Tensor) -> Tensor:
-        """Eq. 1: (B, T) ids to (B, T, d)."""
-        h = self.linear("embed.proj", self.state["embed.tokens.weight"][ids])
-        h = self.trm("embed", self.config.n_embed_cycles, h)
-        return h + self.state["positions"][: ids.shape[1]]
+        """Eq. 1: (B, T) ids to (B, T, d), with the learned positions where there are any."""
+        config = self.config
+        h = self.state["embed.tokens.weight"][ids]
+        if config.embedding_width != config.d_model:
+            h = self.linear("embed.proj", h)
+        h = self.trm("embed", config.n_embed_cycles, h)
+        if config.positions == "learned":
+            h = h + self.state["positions"][: ids.shape[1]]
+        return self.dropout(h, config.embed_dropout)
 
-    def block(self, x: Tensor) -> Tensor:
-        """The one block of eq. 3, (B, T, d) to (B, T, d): attention, then TRM, each added."""
-        x = self.norm("block.norm1", x + self.dropout(self.attention(x)))
-        return self.norm("block.norm2", x + self.trm("block.trm", self.config.n_cycles, x))
+    def block(self, name: str, x: Tensor) -> Tensor:
+        """The block of eq. 3, (B, T, d) to (B, T, d): attention, then TRM, each added.
 
-    def attention(self, x: Tensor) -> Tensor:
+        "post" normalises the two sums. "pre" normalises what attention reads and no sum; what the
+        TRM adds is inside the TRM.
+        """
+        attention, trm, cycles = f"{name}.attention", f"{name}.trm", self.config.n_cycles
+        if self.config.residual == "pre":
+            read = self.norm(f"{name}.norm1", x)
+            return self.trm(trm, cycles, x + self.dropout(self.attention(attention, read)))
+        x = self.norm(f"{name}.norm1", x + self.dropout(self.attention(attention, x)))
+        return self.norm(f"{name}.norm2", x + self.trm(trm, cycles, x))
+
+    def attention(self, name: str, x: Tensor) -> Tensor:
         """Causal multi-head attention with its (B, heads, T, T) scores written out."""
-        length, n_heads = x.shape[1], self.config.n_heads
+        config = self.config
+        length, n_heads = x.shape[1], config.n_heads
         q, k, v = (
             part.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, heads, T, head_dim)
-            for part in self.linear("block.attention.qkv", x).chunk(3, dim=-1)
+            for part in self.linear(f"{name}.qkv", x).chunk(3, dim=-1)
         )
+        if config.positions == "rotary":
+            q, k = self.turned(q), self.turned(k)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, T, T)
         future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
-        mixed = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)  # (B, T, d)
-        return self.linear("block.attention.out", mixed)
+        weights = self.dropout(weights, config.attention_dropout)
+        mixed = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, d)
+        return self.linear(f"{name}.out", mixed)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Rotary positions of x (B, heads, T, D).
+
+        Features p and p + D/2 of position t are one complex number, times exp(i t 10,000^(-2p/D)).
+        """
+        length, width = x.shape[-2:]
+        wide = x if x.dtype == torch.float64 else x.float()  # bfloat16 has no complex numbers
+        t = torch.arange(length, dtype=torch.float64, device=x.device)
+        numbers = []
+        for p in range(width // 2):
+            turn = torch.exp(1j * t * 10_000 ** (-2 * p / width))  # (T,)
+            number = torch.complex(wide[..., p], wide[..., p + width // 2])  # (B, heads, T)
+            numbers.append(number * turn.to(number.dtype))
+        whole = torch.stack(numbers, dim=-1)  # (B, heads, T, D/2)
+        return torch.cat([whole.real, whole.imag], dim=-1).to(x.dtype)
 
     def trm(self, name: str, n_cycles: int, h: Tensor) -> Tensor:
         """`n_cycles` applications of eq. 2; the residual stream is inside it."""
@@ -109,16 +152,35 @@ class _Plain:
 
     def cycle(self, name: str, dilation: int, h: Tensor) -> Tensor:
         """What one cycle adds to `h`, before dropout: eq. 2 and the variants of Table 3."""
+        config = self.config
+        if config.conv_after_norm:
+            h = self.convolution(f"{name}.conv", dilation, self.norm(f"{name}.norm", h))
+        else:
+            h = self.norm(f"{name}.norm", self.convolution(f"{name}.conv", dilation, h))
+        return h if config.trm in ("conv", "depthwise") else self.mlp(name, h)
+
+    def mlp(self, name: str, h: Tensor) -> Tensor:
+        """Up, activation, down; swiglu's `up` makes the gate, then as many values."""
+        config = self.config
+        h = self.linear(f"{name}.up", h)
+        if config.activation == "swiglu":
+            width = 2 * (config.mlp_ratio * config.d_model) // 3
+            h = F.silu(h[..., :width]) * h[..., width:]
+        else:
+            h = F.gelu(h)
+        return self.linear(f"{name}.down", h)
+
+    def convolution(self, name: str, dilation: int, h: Tensor) -> Tensor:
+        """The cycle's convolution with what follows it, or `h` for the variant without one."""
         trm = self.config.trm
-        if trm in ("depthwise_mlp", "depthwise"):
-            h = F.gelu(self.depthwise_conv(f"{name}.conv.depthwise", dilation, h))
-            h = self.dropout(self.linear(f"{name}.conv.pointwise", h))
-        elif trm in ("conv", "conv_linear"):
-            h = self.dropout(F.gelu(self.full_conv(f"{name}.conv.full", dilation, h)))
-        h = self.norm(f"{name}.norm", h)
-        if trm in ("depthwise_mlp", "conv_linear", "linear"):
-            h = self.linear(f"{name}.down", F.gelu(self.linear(f"{name}.up", h)))
-        return h
+        if trm == "linear":
+            return h
+        if trm in ("conv", "conv_linear"):
+            return self.dropout(F.gelu(self.full_conv(f"{name}.full", dilation, h)))
+        h = self.depthwise_conv(f"{name}.depthwise", dilation, h)
+        if not self.config.pointwise:
+            return h
+        return self.dropout(self.linear(f"{name}.pointwise", F.gelu(h)))
 
     def taps(self, dilation: int, h: Tensor) -> list[Tensor]:
         """For each kernel tap, `h` shifted to where that tap reads; zeros beyond the ends."""
@@ -156,12 +218,17 @@ class _Plain:
 
     def head(self, loop: int, z: Tensor) -> Tensor:
         """Logits (B, T, V) of the head after `loop`."""
-        sharing = self.config.head_sharing
+        config = self.config
+        if config.exit_norm:
+            z = self.norm(f"exit_norms.{loop}", z)
+        sharing = config.head_sharing
         if sharing == "tied":
-            return F.linear(self.linear(f"heads.{loop}", z), self.state["embed.tokens.weight"])
+            if config.embedding_width != config.d_model:
+                z = self.linear(f"heads.{loop}", z)
+            return F.linear(z, self.state["embed.tokens.weight"])
         if sharing == "separate":
             return self.linear(f"heads.{loop}", z)
-        return self.linear("heads.final" if loop == self.config.n_loops else "heads.aux", z)
+        return self.linear("heads.final" if loop == config.n_loops else "heads.aux", z)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """`x` times the transposed weight, plus the bias where there is one."""
@@ -171,6 +238,6 @@ class _Plain:
         """The weight called `name`."""
         return self.state[f"{name}.weight"]
 
-    def dropout(self, x: Tensor) -> Tensor:
-        """Dropout at the configured rate while training."""
-        return F.dropout(x, self.config.dropout, self.training)
+    def dropout(self, x: Tensor, rate: float | None = None) -> Tensor:
+        """Dropout while training, at `rate` or at the general rate of the configuration."""
+        return F.dropout(x, self.config.dropout if rate is None else rate, self.training)

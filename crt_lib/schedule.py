@@ -1,4 +1,4 @@
-"""What an update of the training uses: learning rate, batches, random seed, precision."""
+"""What an update uses: learning rate, batches, exits, optimizers, random seed, precision."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 from crt_lib.batches import PackedWindows, PaddedLines
 from crt_lib.config import TrainConfig
+from crt_lib.files import InputError
 from crt_lib.tokenizer import TokenizedCorpus
 
 
@@ -56,6 +57,58 @@ def resolve_precision(precision: str, device: torch.device, d_model: int) -> str
         if d_model >= 192 and (chip.get("avx512_bf16") or chip.get("amx_bf16")):
             return "bf16"
     return "fp32"
+
+
+def exits_of_update(
+    head_loops: tuple[int, ...], update: int, config: TrainConfig
+) -> tuple[int, ...]:
+    """The loops whose heads `update` trains, the deepest being the loops it runs.
+
+    All of `head_loops`, unless `loop_sampling` draws how deep the update goes (then up to the next
+    loop with a head), or `exits_trained` draws one exit from those before the deepest.
+    """
+    rng = np.random.default_rng([config.seed, update, 1])
+    exits = head_loops
+    if config.loop_sampling != "none":
+        deepest = head_loops[-1]
+        if config.loop_sampling == "uniform":
+            loops = int(rng.integers(1, deepest + 1))
+        else:
+            sigma = 0.5  # Huginn's: 1 + Poisson(e^tau), tau normal, with the mean `deepest`
+            tau = rng.normal(math.log(max(deepest - 1, 1e-9)) - sigma**2 / 2, sigma)
+            loops = min(1 + int(rng.poisson(math.exp(tau))), deepest)
+        exits = tuple(k for k in head_loops if k < loops)
+        exits = (*exits, head_loops[len(exits)])
+    if config.exits_trained == "one" and len(exits) > 2:
+        exits = (exits[rng.integers(len(exits) - 1)], exits[-1])
+    return exits
+
+
+def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices inside the model and AdamW for the rest.
+
+    Muon makes a matrix's update orthogonal; embeddings, vocabulary heads, gains, biases and
+    convolution kernels are not such matrices. Raises InputError where torch has no Muon.
+    """
+    inner: list[torch.nn.Parameter] = []
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(f"torch {torch.__version__} has no Muon; use optimizer adamw")
+        embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+        heads = set(getattr(model, "heads", torch.nn.Module()).parameters())
+        parameters = dict(model.named_parameters())
+        inner = [
+            p
+            for name, p in parameters.items()
+            if p.ndim == 2 and name.endswith("weight") and p not in embeddings | heads
+        ]
+    rest = [p for p in model.parameters() if p not in set(inner)]
+    options = {"lr": config.max_lr, "weight_decay": config.weight_decay}
+    optimizers = [torch.optim.AdamW(rest, betas=config.betas, fused=True, **options)]
+    if inner:
+        muon = torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **options)
+        optimizers.append(muon)
+    return optimizers
 
 
 def random_seed(seed: int, update: int, micro: int) -> int:

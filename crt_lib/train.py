@@ -16,16 +16,19 @@ from typing import Any
 
 import torch
 
+from crt_lib.baselines import GPT2, make_model
 from crt_lib.batches import NOT_SCORED, Batch
 from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
-from crt_lib.config import ModelConfig, TrainConfig
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError
 from crt_lib.model import CRT, total_loss
 from crt_lib.runfolder import RunFolder, read_metrics
 from crt_lib.schedule import (
+    exits_of_update,
     learning_rate,
     make_batches,
+    make_optimizers,
     random_seed,
     resolve_precision,
     updates_planned,
@@ -44,7 +47,7 @@ class TrainResult:
     `is_main` is false in the processes that write nothing.
     """
 
-    model: CRT
+    model: CRT | GPT2
     out: Path
     metrics: list[dict[str, Any]]
     finished: bool
@@ -53,7 +56,7 @@ class TrainResult:
 
 
 def train(
-    model_config: ModelConfig,
+    model_config: ModelConfig | GPT2Config,
     train_config: TrainConfig,
     data: TokenizedCorpus,
     out: str | Path,
@@ -63,7 +66,7 @@ def train(
     tensorboard: bool = False,
     on_start: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Train a CRT on `data.train`, validating on the first tokens of `data.valid`.
+    """Train a model on `data.train`, validating on the first tokens of `data.valid`.
 
     Writes under `out`: config.json, metrics.jsonl (a row an update: losses in nats a token by exit,
     learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and
@@ -105,7 +108,7 @@ class _Run:
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
 
         try:
-            from accelerate import Accelerator, PartialState
+            from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
             from accelerate.state import AcceleratorState
         except ImportError as error:
             raise InputError(f"training needs {error.name}; pip install {error.name}") from error
@@ -117,7 +120,11 @@ class _Run:
             precision = self._earlier["precision"]  # a run keeps its own, wherever it goes on
         mixed = {"fp32": "no"}.get(precision, precision)
         AcceleratorState._reset_state()  # an earlier run of this process may have had another one
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=_on_cpu())
+        some_unused = config.exits_trained == "one" or config.loop_sampling != "none"
+        unused = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
+        self.accelerator = Accelerator(
+            mixed_precision=mixed, cpu=_on_cpu(), kwargs_handlers=[unused]
+        )
         processes = self.accelerator.num_processes
         if config.grad_accum % processes:
             raise InputError(
@@ -133,23 +140,17 @@ class _Run:
             "data": data.record(),
         }
         torch.manual_seed(config.seed)
-        self.model = CRT(model_config).to(self.accelerator.device)
+        self.model = make_model(model_config).to(self.accelerator.device)
         self.model.gradient_checkpointing = config.gradient_checkpointing
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.max_lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizers = make_optimizers(self.model, config)
         self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
         self.writer = _tensorboard(out) if tensorboard and self.is_main else None
         self._restore_or_begin(on_start)
         if config.compile:
             self.model.compile_block()
-        self.prepared, self.prepared_optimizer = self.accelerator.prepare(
-            self.model, self.optimizer
+        self.prepared, *self.prepared_optimizers = self.accelerator.prepare(
+            self.model, *self.optimizers
         )
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
@@ -194,8 +195,10 @@ class _Run:
         config, update = self.config, self.state["update"]
         accelerator = self.accelerator
         share = config.grad_accum // accelerator.num_processes
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(update, self.updates, config)
+        rate = learning_rate(update, self.updates, config)
+        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
+            group["lr"] = rate
+        exits = exits_of_update(self.model.config.head_loops, update, config)
         self.prepared.train()
         losses, useful = [], 0
         for i in range(share):
@@ -208,6 +211,7 @@ class _Run:
             with sync, accelerator.autocast():
                 by_exit = self.prepared(
                     batch.inputs.to(accelerator.device),
+                    exits,
                     targets=batch.targets.to(accelerator.device),
                 )
                 loss = total_loss(by_exit, config.aux_weight)
@@ -218,8 +222,9 @@ class _Run:
         norm = accelerator.clip_grad_norm_(self.prepared.parameters(), config.clip_norm)
         if accelerator.scaler is None and not torch.isfinite(norm):
             raise TrainingError(self._broken(f"the gradient's norm is {norm.item()}", update))
-        self.prepared_optimizer.step()
-        self.prepared_optimizer.zero_grad()
+        for optimizer in self.prepared_optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
         means = gathered.mean(0).tolist()
         useful = int(accelerator.reduce(torch.tensor(useful, device=accelerator.device), "sum"))
@@ -228,7 +233,7 @@ class _Run:
         row = {
             "update": update + 1,
             "tokens": self.state["tokens"],
-            "lr": group["lr"],
+            "lr": rate,
             "loss": means[0],
             **{f"loss_{k}": v for k, v in zip(by_exit, means[1:], strict=True)},
             "grad_norm": float(norm),
@@ -300,8 +305,8 @@ class _Run:
             if self.accelerator.scaler is not None:
                 self.state["scaler"] = self.accelerator.scaler.state_dict()
             state = self.state | {"run": self.record}
-            optimizer = self.optimizer if resumable else None
-            save_checkpoint(self.folder.checkpoint(name), self.model, state, optimizer)
+            optimizers = self.optimizers if resumable else []
+            save_checkpoint(self.folder.checkpoint(name), self.model, state, optimizers)
         self.accelerator.wait_for_everyone()
 
     def _any(self, flag: bool) -> bool:
@@ -337,7 +342,7 @@ class _Run:
                     f"{self.folder.path} holds a run with other settings ({'; '.join(changed)}); "
                     "use another folder, or start over there with resume=False (--fresh)"
                 )
-            self.state = restore(self.folder.checkpoint("last"), self.model, self.optimizer)
+            self.state = restore(self.folder.checkpoint("last"), self.model, self.optimizers)
             del self.state["run"]
         if self.is_main:
             if on_start:

@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from crt_lib.accounting import multiply_adds, parameters_by_part
-from crt_lib.config import ModelConfig
+from crt_lib.baselines import make_model
+from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.model import CRT, count_parameters
 
 TINY = ModelConfig(
@@ -31,6 +32,34 @@ def test_counts_agree_with_torch(sharing, trm):
         if trm.startswith("depthwise"):
             taps = 16 * 3 * 24 * (max(exits) * config.n_cycles + config.n_embed_cycles)
         assert counter.get_total_flops() == 2 * (by_hand - taps)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"residual": "pre", "exit_norm": True, "init": "scaled", "injection": True},
+        {"pointwise": False, "conv_after_norm": True, "embed_dim": 24},
+        {"activation": "swiglu", "positions": "rotary", "n_prelude": 2, "embed_dim": 10},
+    ],
+)
+def test_counts_of_the_other_options_agree_with_torch(changes):
+    config = TINY.replace(head_sharing="tied", n_heads=3, **changes)
+    model = CRT(config).eval()
+    assert sum(parameters_by_part(config).values()) == count_parameters(model)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(53, (1, 16)))
+    taps = 16 * 3 * 24 * ((config.n_prelude + 4) * config.n_cycles + config.n_embed_cycles)
+    by_hand = sum(multiply_adds(config, 16).values()) * 16
+    assert counter.get_total_flops() == 2 * (by_hand - taps)
+
+
+def test_gpt2_counts_agree_with_torch():
+    config = GPT2Config(vocab_size=53, d_model=24, n_heads=3, n_layers=2, max_seq_len=40)
+    model = make_model(config).eval()
+    assert sum(parameters_by_part(config).values()) == count_parameters(model)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(53, (1, 16)))
+    assert counter.get_total_flops() == 2 * 16 * sum(multiply_adds(config, 16).values())
 
 
 def test_the_paper_model():

@@ -31,10 +31,10 @@ def trained(config=CONFIG):
 def test_round_trip(tmp_path):
     model, optimizer = trained()
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, model, {"update": 2}, optimizer)
+    save_checkpoint(path, model, {"update": 2}, [optimizer])
     again = CRT(CONFIG)
     other = torch.optim.AdamW(again.parameters(), 1e-2)
-    assert restore(path, again, other) == {"update": 2} == read_state(path)
+    assert restore(path, again, [other]) == {"update": 2} == read_state(path)
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
         for key, value in optimizer.state[a].items():
@@ -53,7 +53,7 @@ def test_batch_statistics_come_back(tmp_path):
 def test_damaged_files_are_refused(tmp_path):
     model, optimizer = trained()
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, model, {}, optimizer)
+    save_checkpoint(path, model, {}, [optimizer])
     whole = path.read_bytes()
     for size in (0, 5, 200, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
@@ -70,7 +70,7 @@ def test_nan_weights_are_refused(tmp_path):
     model, optimizer = trained()
     with torch.no_grad():
         model.block.trm.cycles[1].up.weight[3, 2] = float("nan")
-    save_checkpoint(tmp_path / "x.safetensors", model, {}, optimizer)
+    save_checkpoint(tmp_path / "x.safetensors", model, {}, [optimizer])
     with pytest.raises(InputError, match=r"block.trm.cycles.1.up.weight holds NaN"):
         load_model(tmp_path / "x.safetensors")
 
@@ -78,10 +78,10 @@ def test_nan_weights_are_refused(tmp_path):
 def test_another_configuration_is_refused(tmp_path):
     model, optimizer = trained()
     path = tmp_path / "x.safetensors"
-    save_checkpoint(path, model, {}, optimizer)
+    save_checkpoint(path, model, {}, [optimizer])
     wider = CRT(CONFIG.replace(d_model=64))
     with pytest.raises(InputError, match="d_model was 32, now 64"):
-        restore(path, wider, torch.optim.AdamW(wider.parameters()))
+        restore(path, wider, [torch.optim.AdamW(wider.parameters())])
     metadata = {"model": json.dumps(wider.config.to_dict()), "state": "{}"}
     save_file(load_file(path), path, metadata=metadata)
     with pytest.raises(InputError, match="does not fit its own configuration"):
@@ -92,7 +92,7 @@ def test_weights_alone_cannot_be_resumed(tmp_path):
     model, optimizer = trained()
     save_checkpoint(tmp_path / "best.safetensors", model, {})
     with pytest.raises(InputError, match="can be evaluated, not resumed"):
-        restore(tmp_path / "best.safetensors", model, optimizer)
+        restore(tmp_path / "best.safetensors", model, [optimizer])
 
 
 @pytest.fixture
@@ -111,9 +111,9 @@ def tiny_disk(tmp_path):
 def test_a_full_disk_leaves_the_older_file(tiny_disk):
     model, optimizer = trained()
     path = tiny_disk / "last.safetensors"
-    save_checkpoint(path, model, {"update": 1}, optimizer)
+    save_checkpoint(path, model, {"update": 1}, [optimizer])
     with pytest.raises(InputError, match="Free some space"):
-        save_checkpoint(path, model, {"update": 2}, optimizer)
+        save_checkpoint(path, model, {"update": 2}, [optimizer])
     assert read_state(path) == {"update": 1}
     assert [file.name for file in tiny_disk.iterdir()] == ["last.safetensors"]
     load_model(path)

@@ -9,13 +9,16 @@ from crt_lib.loss import linear_cross_entropy
 from crt_lib.model import total_loss
 
 
-@pytest.fixture(params=["whole", "torch", "checkpointed"])
+@pytest.fixture(params=["fused", "whole", "torch", "checkpointed"])
 def path(request, monkeypatch):
     """Each way the loss can be computed; seven rows of logits at once where it is chunked."""
     if request.param == "torch" and not loss_module._TORCH_CHUNKS:
         pytest.skip("this torch has no linear_cross_entropy")
     monkeypatch.setattr(loss_module, "_TORCH_CHUNKS", request.param == "torch")
-    if request.param != "whole":
+    monkeypatch.setattr(loss_module, "FUSED_ROWS", 7)
+    if request.param != "fused":
+        monkeypatch.setattr(loss_module, "FUSED_WEIGHTS", 0)
+    if request.param in ("torch", "checkpointed"):
         monkeypatch.setattr(loss_module, "WHOLE_ELEMENTS", 0)
         monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 7 * 31)
     return request.param

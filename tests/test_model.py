@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -51,6 +52,67 @@ GRADIENT_CASES = {
     "depthwise": {"trm": "depthwise", "causal": False, "kernel_size": 5},
     "no intermediate heads": {"exit_loops": ()},
 }
+# Each departure from the paper alone, where the model has another formula for it.
+OPTIONS = {
+    "pre": {"residual": "pre"},
+    "convolution after norm": {"conv_after_norm": True},
+    "no pointwise": {"pointwise": False},
+    "swiglu": {"activation": "swiglu"},
+    "rotary": {"positions": "rotary"},
+    "injection": {"injection": True},
+    "prelude": {"n_prelude": 2},
+    "narrow embedding": {"embed_dim": 6},
+    "narrow embedding, tied": {"embed_dim": 6, "head_sharing": "tied"},
+    "full embedding": {"embed_dim": 16},
+    "full embedding, tied": {"embed_dim": 16, "head_sharing": "tied"},
+    "exit norms": {"exit_norm": True},
+    "exit norms, tied": {"exit_norm": True, "head_sharing": "tied"},
+}
+ALL_OPTIONS = {
+    "residual": "pre",
+    "conv_after_norm": True,
+    "pointwise": False,
+    "activation": "swiglu",
+    "positions": "rotary",
+    "injection": True,
+    "n_prelude": 1,
+    "embed_dim": 16,
+    "head_sharing": "tied",
+    "exit_norm": True,
+}
+# Different rates, so that one in another's place is noticed.
+DROPOUTS = {
+    "none of attention's weights": {"dropout": 0.3, "attention_dropout": 0.0},
+    "attention's weights only": {"dropout": 0.0, "attention_dropout": 0.4},
+    "embedding only": {"dropout": 0.0, "embed_dropout": 0.4, "injection": True, "n_prelude": 1},
+    "all options": {**ALL_OPTIONS, "dropout": 0.2, "attention_dropout": 0.4, "embed_dropout": 0.1},
+}
+VALUES = {
+    "trm": VARIANTS,
+    "norm": NORMS,
+    "head_sharing": SHARINGS,
+    "causal": (True, False),
+    "share_cycle_weights": (True, False),
+    "kernel_size": (1, 3, 5),
+    "residual": ("post", "pre"),
+    "conv_after_norm": (True, False),
+    "pointwise": (True, False),
+    "activation": ("gelu", "swiglu"),
+    "positions": ("learned", "rotary"),
+    "injection": (True, False),
+    "n_prelude": (0, 1, 2),
+    "embed_dim": (None, 6, 16),
+    "exit_norm": (True, False),
+}
+
+
+def random_combination(seed: int) -> dict:
+    """A value of every option."""
+    choice = random.Random(seed).choice
+    return {name: choice(values) for name, values in VALUES.items()}
+
+
+COMBINATIONS = {f"combination {seed}": random_combination(seed) for seed in range(30)}
 
 
 def random_model(seed: int = 0, **changes) -> CRT:
@@ -97,6 +159,34 @@ def check_logits(model: CRT) -> None:
             assert_close(model(ids), expected, tolerance)
 
 
+def check_gradients(model: CRT, checkpoint: bool) -> None:
+    """The losses of the reference to 1e-5 and its gradients to 1e-4 of their norms."""
+    model.train()
+    ids, targets = random_ids(3, 13), random_ids(3, 13, seed=2)
+    targets[0, -1] = targets[1, 4:] = -100  # two whole chunks among them
+    state = {
+        name: value.detach().clone().requires_grad_(value.is_floating_point())
+        for name, value in model.state_dict().items()
+    }
+    total, expected = reference_loss(state, model.config, ids, targets, 0.3, training=True)
+    total.backward()
+
+    model.gradient_checkpointing = checkpoint
+    losses = model(ids, targets=targets)
+    assert_close(losses, expected, 1e-5)
+    combined = total_loss(losses, 0.3)
+    torch.testing.assert_close(combined, total, check_dtype=False)
+    combined.backward()
+
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    largest = max(state[name].grad.norm().item() for name in gradients)
+    for name, found in gradients.items():
+        wanted = state[name].grad
+        # A bias before a batch norm has no gradient but rounding: compare it with the others'.
+        scale = max(wanted.norm().item(), 1e-3 * largest)
+        assert (found - wanted).norm().item() <= 1e-4 * scale, name
+
+
 @pytest.mark.parametrize("trm", VARIANTS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("sharing", SHARINGS)
@@ -110,6 +200,11 @@ def test_logits_agree_with_the_reference(causal, sharing, norm, trm):
 )
 def test_logits_agree_for_other_shapes(shape, trm, causal):
     check_logits(random_model(trm=trm, causal=causal, **SHAPES[shape]))
+
+
+@pytest.mark.parametrize("changes", (OPTIONS | COMBINATIONS).values(), ids=OPTIONS | COMBINATIONS)
+def test_logits_agree_with_options(changes):
+    check_logits(random_model(**changes))
 
 
 @pytest.mark.parametrize("trm", VARIANTS)
@@ -132,43 +227,38 @@ def test_batch_norm_trains_on_the_statistics_of_the_batch_once(trm, checkpoint):
 
 @pytest.mark.parametrize(
     ("path", "checkpoint"),
-    [("whole", False), ("whole", True), ("torch's chunks", True), ("our chunks", False)],
+    [
+        ("fused", False),
+        ("fused", True),
+        ("whole", False),
+        ("torch's chunks", True),
+        ("our chunks", False),
+    ],
 )
 @pytest.mark.parametrize("changes", GRADIENT_CASES.values(), ids=GRADIENT_CASES)
 def test_losses_and_gradients_agree_with_the_reference(changes, path, checkpoint, monkeypatch):
-    if path != "whole":
-        monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 5 * TINY.vocab_size)  # 5 of the 39 positions
-    if path == "our chunks":
-        monkeypatch.setattr(loss, "_TORCH_CHUNKS", False)
-    model = random_model(**changes).train()
-    ids, targets = random_ids(3, 13), random_ids(3, 13, seed=2)
-    targets[0, -1] = targets[1, 4:] = -100  # two whole chunks among them
-    state = {
-        name: value.detach().clone().requires_grad_(value.is_floating_point())
-        for name, value in model.state_dict().items()
-    }
-    total, expected = reference_loss(state, model.config, ids, targets, 0.3, training=True)
-    total.backward()
-
-    model.gradient_checkpointing = checkpoint
-    losses = model(ids, targets=targets)
-    assert_close(losses, expected, 1e-5)
-    combined = total_loss(losses, 0.3)
-    torch.testing.assert_close(combined, total)
-    combined.backward()
-
-    gradients = {name: value.grad for name, value in model.named_parameters()}
-    largest = max(state[name].grad.norm().item() for name in gradients)
-    for name, found in gradients.items():
-        wanted = state[name].grad
-        # A bias before a batch norm has no gradient but rounding: compare it with the others'.
-        scale = max(wanted.norm().item(), 1e-3 * largest)
-        assert (found - wanted).norm().item() <= 1e-4 * scale, name
+    if path == "torch's chunks" and not loss._TORCH_CHUNKS:
+        pytest.skip("this torch has no linear_cross_entropy")
+    monkeypatch.setattr(loss, "FUSED_ROWS", 5)  # of the 39 positions
+    if path != "fused":
+        monkeypatch.setattr(loss, "FUSED_WEIGHTS", 0)
+    if path.endswith("chunks"):
+        monkeypatch.setattr(loss, "WHOLE_ELEMENTS", 0)
+        monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 5 * TINY.vocab_size)
+        monkeypatch.setattr(loss, "_TORCH_CHUNKS", path == "torch's chunks")
+    check_gradients(random_model(**changes), checkpoint)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_reference_recomputes_the_same_gradients(norm):
-    model = random_model(norm=norm, dropout=0.2)
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("changes", (OPTIONS | COMBINATIONS).values(), ids=OPTIONS | COMBINATIONS)
+def test_losses_and_gradients_agree_with_options(changes, checkpoint):
+    # float64: some of the combinations are too ill-conditioned for a tolerance in float32
+    check_gradients(random_model(**changes).double(), checkpoint)
+
+
+@pytest.mark.parametrize("changes", [*({"norm": norm} for norm in NORMS), ALL_OPTIONS], ids=str)
+def test_the_reference_recomputes_the_same_gradients(changes):
+    model = random_model(**changes, dropout=0.2)
     ids, targets = random_ids(2, 13), random_ids(2, 13, seed=2)
     gradients = []
     for checkpoint in (False, True):
@@ -185,17 +275,23 @@ def test_the_reference_recomputes_the_same_gradients(norm):
 
 
 def test_every_parameter_is_used():
-    for sharing, norm, trm in itertools.product(SHARINGS, NORMS, VARIANTS):
-        model = random_model(head_sharing=sharing, norm=norm, trm=trm)
+    cases = [
+        {"head_sharing": sharing, "norm": norm, "trm": trm}
+        for sharing, norm, trm in itertools.product(SHARINGS, NORMS, VARIANTS)
+    ]
+    for changes in [*cases, *OPTIONS.values(), ALL_OPTIONS]:
+        model = random_model(**changes)
         losses = model(random_ids(2, 13), targets=random_ids(2, 13, seed=2))
         sum(losses.values()).backward()
         for name, value in model.named_parameters():
-            assert value.grad is not None and value.grad.abs().max() > 0, (name, norm, trm)
+            assert value.grad is not None and value.grad.abs().max() > 0, (name, changes)
 
 
-@pytest.mark.parametrize("trm", VARIANTS)
-def test_dropout_acts_where_the_reference_has_it(trm):
-    model = random_model(trm=trm, dropout=0.3).train()
+@pytest.mark.parametrize(
+    "changes", [*({"trm": trm, "dropout": 0.3} for trm in VARIANTS), *DROPOUTS.values()], ids=str
+)
+def test_dropout_acts_where_the_reference_has_it(changes):
+    model = random_model(**changes).train()
     draws = 2000
     ids = random_ids(1, 5).expand(draws, 5).contiguous()
     torch.manual_seed(0)
@@ -210,9 +306,13 @@ def test_dropout_acts_where_the_reference_has_it(trm):
         assert ratio.mean().abs() < 0.02 and ratio.abs().max() < 0.15
 
 
-@pytest.mark.parametrize("trm", ["depthwise_mlp", "conv_linear"])
-def test_checkpointing_repeats_the_same_dropout(trm):
-    model = random_model(trm=trm, dropout=0.2).train()
+@pytest.mark.parametrize(
+    "changes",
+    [{"dropout": 0.2}, {"trm": "conv_linear", "dropout": 0.2}, DROPOUTS["all options"]],
+    ids=str,
+)
+def test_checkpointing_repeats_the_same_dropout(changes):
+    model = random_model(**changes).train()
     ids, targets = random_ids(2, 13), random_ids(2, 13, seed=2)
     gradients = []
     for checkpoint in (False, True):
@@ -357,6 +457,18 @@ def configs(draw) -> ModelConfig:
         share_cycle_weights=draw(st.booleans()),
         causal=draw(st.booleans()),
         dropout=draw(st.floats(0, 0.99)),
+        residual=draw(st.sampled_from(["post", "pre"])),
+        init=draw(st.sampled_from(["torch", "scaled"])),
+        conv_after_norm=draw(st.booleans()),
+        pointwise=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu", "swiglu"])),
+        positions=draw(st.sampled_from(["learned", "rotary"])),
+        injection=draw(st.booleans()),
+        n_prelude=draw(st.integers(0, 4)),
+        embed_dim=draw(st.none() | st.integers(1, 1024)),
+        exit_norm=draw(st.booleans()),
+        attention_dropout=draw(st.none() | st.floats(0, 0.99)),
+        embed_dropout=draw(st.floats(0, 0.99)),
     )
 
 

@@ -1,0 +1,62 @@
+"""Baselines built with transformers, with the face of `CRT`, so that one training runs both."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.files import InputError
+from crt_lib.loss import linear_cross_entropy
+from crt_lib.model import CRT
+
+
+class GPT2(nn.Module):
+    """transformers' GPT-2 with tied embeddings. Token ids (B, T) in, {n_layers: logits} out."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        try:
+            from transformers import GPT2Config as TheirConfig
+            from transformers import GPT2Model
+        except ImportError as error:
+            raise InputError("the GPT-2 baseline needs transformers; pip install it") from error
+        self.config = config
+        self.gradient_checkpointing = False
+        theirs = TheirConfig(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_seq_len,
+            n_embd=config.d_model,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            activation_function="gelu_pytorch_tanh",  # gelu_new's values in one kernel
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        self.transformer = GPT2Model(theirs)
+
+    def forward(
+        self,
+        ids: Tensor,
+        exits: Sequence[int] | None = None,
+        targets: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> dict[int, Tensor]:
+        """As `CRT.forward`; the one exit is after the last layer."""
+        loop = self.config.n_layers
+        if exits is not None and tuple(exits) != (loop,):
+            raise InputError(f"a GPT-2 has one exit, {loop}; asked for {tuple(exits)}")
+        features = self.transformer(ids).last_hidden_state
+        weight = self.transformer.wte.weight
+        if targets is None:
+            return {loop: F.linear(features, weight)}
+        return {loop: linear_cross_entropy(features, weight, targets, reduction)}
+
+
+def make_model(config: ModelConfig | GPT2Config) -> CRT | GPT2:
+    """The model of a configuration, freshly initialised."""
+    return GPT2(config) if isinstance(config, GPT2Config) else CRT(config)

@@ -1,0 +1,161 @@
+"""Many short trainings compared on valid: equal tokens or equal wall time, several at once."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crt_lib.config import Profile
+from crt_lib.files import InputError
+from crt_lib.model import count_parameters
+from crt_lib.runfolder import read_timing
+from crt_lib.runs import load_data, read_rows, write_rows
+from crt_lib.train import TrainResult, train
+
+WARM_UP, TIMED = 2, 6  # updates that measure an arm's speed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: an arm's name, and the profile with its learning rate and seed."""
+
+    arm: str
+    profile: Profile
+
+    def key(self, minutes: float | None) -> dict[str, Any]:
+        """What tells its row from others."""
+        config = self.profile.train
+        return {
+            "arm": self.arm,
+            "budget": f"{minutes:g} min" if minutes else f"{config.updates} updates",
+            "max_lr": config.max_lr,
+            "seed": config.seed,
+        }
+
+
+def grid(
+    arms: dict[str, Profile], rates: Sequence[float] = (), seeds: Sequence[int] = ()
+) -> list[Trial]:
+    """Every arm with every learning rate and seed; without some, the arm's own."""
+    trials = []
+    for seed in seeds or (None,):
+        for name, profile in arms.items():
+            for rate in rates or (None,):
+                changes = {"max_lr": rate, "seed": seed}
+                changes = {key: value for key, value in changes.items() if value is not None}
+                train_config = profile.train.replace(eval_every=0, **changes)
+                trials.append(Trial(name, profile.replace(train=train_config)))
+    return trials
+
+
+def search(
+    trials: Iterable[Trial],
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    jobs: int = 1,
+    echo: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Run the trials, `jobs` at a time, and add a row of each to `out`, a CSV file.
+
+    Each has its profile's updates, or, given `minutes`, as many as fit into them at its own speed,
+    measured first: fixed before the run, so that the learning rate ends where it should. A row has
+    the parameters, tokens, seconds and, by exit, the loss in nats on the first `eval_tokens` of
+    valid (arms must share a tokenizer). Rows already in `out` are not made again.
+    """
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes is {minutes}; it must be positive")
+    if jobs < 1:
+        raise InputError(f"jobs is {jobs}; it must be at least 1")
+    out = Path(out)
+    rows = read_rows(out) if out.exists() else []
+    waiting = [t for t in trials if not any(_is_of(row, t.key(minutes)) for row in rows)]
+    if not waiting:
+        return rows
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with concurrent.futures.ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        running = {pool.submit(run_trial, trial, minutes): trial for trial in waiting}
+        try:
+            for done in concurrent.futures.as_completed(running):
+                rows.append(done.result())
+                _write(out, rows)
+                row = rows[-1]
+                echo(
+                    f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
+                    f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return rows
+
+
+def run_trial(trial: Trial, minutes: float | None) -> dict[str, Any]:
+    """One trial, in this process; its row."""
+    data = load_data(trial.profile)
+    model_config = trial.profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    config = trial.profile.train
+    key = trial.key(minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        if minutes is not None:
+            short = config.replace(updates=WARM_UP + TIMED, eval_every=0, eval_tokens=256)
+            _finished(train(model_config, short, data, folder, resume=False, progress=False))
+            seconds = [row["seconds"] for row in read_timing(Path(folder))]
+            pace = (seconds[-1] - seconds[WARM_UP - 1]) / TIMED
+            config = config.replace(updates=max(1, round(60 * minutes / pace)))
+        never = 1 << 30
+        config = config.replace(eval_every=0, checkpoint_every=never)
+        begun = time.process_time()
+        result = _finished(train(model_config, config, data, folder, resume=False, progress=False))
+        processor = time.process_time() - begun
+        seconds = read_timing(Path(folder))[-1]["seconds"]
+    last = result.metrics[-1]
+    losses = {loop: last[f"valid_loss_{loop}"] for loop in model_config.head_loops}
+    return key | {
+        "parameters": count_parameters(result.model),
+        "updates": config.updates,
+        "tokens": last["tokens"],
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(processor, 1),
+        "valid_loss": losses[model_config.n_loops],
+        "exit_losses": " ".join(f"{loop}:{loss:.4f}" for loop, loss in losses.items()),
+    }
+
+
+def best_rates(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each arm the row of the lowest loss."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["arm"] not in best or row["valid_loss"] < best[row["arm"]]["valid_loss"]:
+            best[row["arm"]] = row
+    return best
+
+
+def _is_of(row: dict[str, Any], key: dict[str, Any]) -> bool:
+    return all(row[name] == value for name, value in key.items())
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write our rows, and those another process has added meanwhile."""
+    mine = {(r["arm"], r["budget"], r["max_lr"], r["seed"]) for r in rows}
+    others = read_rows(out) if out.exists() else []
+    for row in others:
+        if (row["arm"], row["budget"], row["max_lr"], row["seed"]) not in mine:
+            rows.append(row)
+    write_rows(out, rows)
+
+
+def _finished(result: TrainResult) -> TrainResult:
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result
