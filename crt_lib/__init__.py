@@ -1,11 +1,12 @@
 """CRT: recursive language models with early exit, reproduced, audited and corrected."""
 
 from crt_lib.audit import causality_report
-from crt_lib.config import ModelConfig, Profile, TrainConfig, load_profile
+from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.corpus import load_corpus
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError
 from crt_lib.model import CRT
+from crt_lib.profiles import Profile, load_profile
 from crt_lib.tokenizer import load_tokenizer, tokenize
 from crt_lib.train import train
 

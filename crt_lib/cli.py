@@ -1,4 +1,4 @@
-"""The command line: `crt train | evaluate | audit | select | bench | report | reproduce`."""
+"""The command line: `crt train | evaluate | audit | search | bench | report | reproduce`."""
 
 import json
 import sys
@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from crt_lib.config import ModelConfig, Profile, load_profile
+from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
+from crt_lib.profiles import Profile, load_profile
 
 app = typer.Typer(
     help="CRT: recursive language models with early exit, reproduced, audited and corrected.",
@@ -20,6 +21,10 @@ bench_app = typer.Typer(help="Measure speed and memory on this machine.", no_arg
 app.add_typer(bench_app, name="bench")
 
 ProfileName = Annotated[str, typer.Option(help="smoke, quick, small or paper.")]
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="released, paper or crt2; by default crt2 (paper for the profile paper)."),
+]
 Corpus = Annotated[
     str | None,
     typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt."),
@@ -49,9 +54,12 @@ def main() -> None:
 @app.command()
 def train(
     profile: ProfileName = "quick",
+    recipe: Recipe = None,
     corpus: Corpus = None,
     tokenizer: Tokenizer = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default results/<profile>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default results/<profile>/<recipe>.")
+    ] = None,
     changes: Changes = None,
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
@@ -61,8 +69,9 @@ def train(
     from crt_lib.pipeline import results_table
     from crt_lib.runs import run_profile
 
-    chosen = change_profile(load_profile(profile), corpus, tokenizer, changes or [])
-    out = out or Path("results") / profile
+    chosen = load_profile(profile, recipe)
+    chosen = change_profile(chosen, corpus, tokenizer, changes or [])
+    out = out or Path("results") / profile / chosen.recipe
     run = run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard)
     if isinstance(run, str):
         raise typer.Exit(0)
@@ -111,22 +120,34 @@ def audit(
 
 
 @app.command()
-def select(
-    candidates: Annotated[
-        list[str], typer.Argument(help='Changes, as in "model.d_model=192 train.max_lr=1e-3".')
-    ],
-    out: Annotated[Path, typer.Option(help="CSV file; candidates it has are skipped.")],
-    profile: ProfileName = "small",
-    minutes: Annotated[float, typer.Option(help="Training time of each.")] = 4,
+def search(
+    arms: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names or groups (ladder, without, variants, depth, baselines)."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")] = Path(
+        "results/small/search.csv"
+    ),
+    rates: Annotated[
+        list[float] | None, typer.Option("--lr", help="Learning rate (repeatable).")
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
+    updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Equal time: minutes of each.")] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
 ) -> None:
-    """Train several changes of a profile for the same time and compare them on valid."""
-    from crt_lib.selection import best
-    from crt_lib.selection import select as run_candidates
+    """Train named configurations for equal tokens or equal time, and compare them on valid."""
+    from crt_lib.ladder import choose_arms
+    from crt_lib.search import grid
+    from crt_lib.search import search as run_search
 
-    base = load_profile(profile)
-    chosen = {text: change_profile(base, None, None, text.split()) for text in candidates}
-    rows = run_candidates(chosen, minutes, out, typer.echo)
-    typer.echo(f"lowest: {best(rows)['candidate']}")
+    chosen = choose_arms(arms or [])
+    if not chosen:
+        typer.echo(", ".join(choose_arms(None)))
+        return
+    trials = grid(chosen, rates or (), seeds or (), updates)
+    run_search(trials, out, minutes=minutes, jobs=jobs, threads=threads, echo=typer.echo)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The model's, the training's and the profiles' settings, validated when they are made."""
+"""The model's and the training's settings, validated when they are made."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from crt_lib.files import InputError
 
 
-class _Config:
+class Settings:
     """What the frozen settings share: JSON, changed copies, and checks of the fields' types."""
 
     def replace(self, **changes: Any) -> Self:
@@ -75,7 +75,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Config):
+class ModelConfig(Settings):
     """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters).
 
     The fields under `residual` are departures from the paper; docs say where each comes from.
@@ -166,7 +166,7 @@ class ModelConfig(_Config):
 
 
 @dataclass(frozen=True)
-class GPT2Config(_Config):
+class GPT2Config(Settings):
     """A GPT-2 of transformers (Radford et al. 2019), the baseline; its loops are its layers."""
 
     vocab_size: int = 50_257
@@ -205,7 +205,7 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig | GPT2Config:
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Config):
+class TrainConfig(Settings):
     """How a model is trained. Defaults are section 3.3 of the paper, on packed windows."""
 
     batching: Literal["packed", "padded"] = "packed"  # packed windows (honest) or padded lines
@@ -229,6 +229,7 @@ class TrainConfig(_Config):
     # "muon": torch.optim.Muon for the matrices inside the model (Jordan et al. 2024), with AdamW's
     # step size (Liu et al. 2025, arXiv:2502.16982); AdamW for the rest
     optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_scale: float = 1.0  # Muon's learning rate / max_lr, which stays that of the rest
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -249,87 +250,8 @@ class TrainConfig(_Config):
             raise InputError(f"betas are {self.betas}; give two numbers in [0, 1)")
         if self.updates is not None:
             self._check_at_least(1, "updates")
-        for name in ("epochs", "max_lr", "clip_norm"):
+        for name in ("epochs", "max_lr", "clip_norm", "muon_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive, finite")
         if not 0 <= self.aux_weight <= 1:
             raise InputError(f"aux_weight is {self.aux_weight}; it must be in [0, 1]")
-
-
-@dataclass(frozen=True)
-class Profile(_Config):
-    """A scale at which the whole project runs: what is trained, on what, for how long."""
-
-    name: str
-    corpus: str  # a name `load_corpus` takes
-    tokenizer: str  # a name `load_tokenizer` takes: "gpt2", "bpe:<vocabulary>" or "word"
-    model: ModelConfig | GPT2Config  # vocab_size is replaced by the tokenizer's
-    train: TrainConfig
-
-
-def load_profile(name: str) -> Profile:
-    """The profile `name`: smoke, quick, small or paper; raises InputError for another name."""
-    profiles = {profile.name: profile for profile in _profiles()}
-    if name not in profiles:
-        raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
-    return profiles[name]
-
-
-def _profiles() -> list[Profile]:
-    smoke = ModelConfig(
-        d_model=32,
-        n_heads=2,
-        n_loops=4,
-        n_cycles=2,
-        n_embed_cycles=1,
-        max_seq_len=128,
-        exit_loops=(1, 2, 3),
-        head_sharing="tied",
-    )
-    quick = smoke.replace(
-        d_model=128, n_heads=4, n_loops=8, max_seq_len=256, exit_loops=(2, 4, 6), dropout=0.0
-    )
-    small = quick.replace(  # chosen by `crt select`: results/small/choice.csv
-        d_model=256,
-        n_heads=8,
-        n_loops=4,
-        n_cycles=4,
-        exit_loops=(1, 2, 3),
-        max_seq_len=512,
-        dropout=0.1,
-    )
-    short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=1e-3)
-    return [
-        Profile(
-            name="smoke",
-            corpus="grammar",
-            tokenizer="word",
-            model=smoke,
-            train=short.replace(
-                updates=30, max_lr=3e-3, eval_every=10, eval_tokens=2048, checkpoint_every=10
-            ),
-        ),
-        Profile(
-            name="quick",
-            corpus="docstrings",
-            tokenizer="bpe:2048",
-            model=quick,
-            train=short.replace(
-                updates=300, seq_len=256, eval_every=50, eval_tokens=16_384, checkpoint_every=50
-            ),
-        ),
-        Profile(
-            name="small",
-            corpus="wikitext-2",
-            tokenizer="bpe:8192",
-            model=small,
-            train=short.replace(seq_len=256, updates=1600, eval_every=100, checkpoint_every=50),
-        ),
-        Profile(
-            name="paper",
-            corpus="wikitext-103",
-            tokenizer="gpt2",
-            model=ModelConfig(),
-            train=TrainConfig(gradient_checkpointing=True),
-        ),
-    ]

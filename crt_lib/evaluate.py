@@ -6,7 +6,7 @@ of batch means. Deployable: each token predicted with nothing after it in the in
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -189,6 +189,14 @@ def _sum_losses(model: nn.Module, batches: Iterable[Batch]) -> tuple[dict[int, f
     if tokens == 0:
         raise InputError("there is nothing to score: the text has no tokens")
     return total, tokens
+
+
+def scored_losses(
+    model: nn.Module, batches: Iterable[Batch]
+) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    """Of each batch the losses (B, T) by exit, and which of them count, in order of the text."""
+    for losses, targets in _losses(model, batches):
+        yield losses, targets != NOT_SCORED
 
 
 def _losses(model: nn.Module, batches: Iterable[Batch]):

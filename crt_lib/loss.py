@@ -67,7 +67,7 @@ class _FusedMean(torch.autograd.Function):
         for start in range(0, len(features), FUSED_ROWS):
             rows = slice(start, start + FUSED_ROWS)
             inputs, target = features[rows].to(dtype), targets[rows]
-            share = scored[rows, None] / count
+            share = (scored[rows, None] / count).to(wide)
             z = (inputs @ matrix.T).to(wide)
             z -= z.amax(-1, keepdim=True)
             chosen = z.gather(1, target)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crt_lib.config import load_profile
 from crt_lib.files import InputError, atomic_path, write_text
 from crt_lib.manifest import Manifest, checkout_root, library_sha256, now, run_environment
 from crt_lib.notebooks import Notebook, check_parameters, find_notebooks
+from crt_lib.profiles import load_profile
 
 SET_BY_PIPELINE = ("profile", "results", "fresh")
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result

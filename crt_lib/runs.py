@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from crt_lib.accounting import parameters_by_part
 from crt_lib.checkpoint import load_model, read_state
-from crt_lib.config import Profile
+from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.corpus import SPLITS, load_corpus
 from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
 from crt_lib.model import CRT
+from crt_lib.profiles import Profile
 from crt_lib.runfolder import RunFolder, read_metrics, read_timing
 from crt_lib.tokenizer import TokenizedCorpus, load_tokenizer, tokenize
 from crt_lib.train import train
@@ -37,6 +38,14 @@ class Run:
     metrics: list[dict[str, Any]]
     timing: list[dict[str, Any]]
     results: list[dict[str, Any]]  # rows of results.csv, numbers parsed
+
+    def is_of(self, model: Any, train_config: TrainConfig, data: dict[str, Any]) -> bool:
+        """Whether it was made with these settings; fields that it has not are at their defaults."""
+        return (
+            config_from_dict(self.manifest["model"]) == model
+            and TrainConfig.from_dict(self.manifest["train"]) == train_config
+            and self.manifest["data"] == data
+        )
 
     def load_model(self) -> CRT:
         """The best checkpoint by validation loss; raises InputError when it is not kept here."""
@@ -74,6 +83,7 @@ def run_profile(
             )
     manifest = {
         "profile": profile.name,
+        "recipe": profile.recipe,
         "corpus": profile.corpus,
         "tokenizer": profile.tokenizer,
         "model": config.to_dict(),
@@ -83,7 +93,7 @@ def run_profile(
         "environment": run_environment(),
     }
     earlier = load_run(out) if resume else None
-    if earlier and all(earlier.manifest[k] == manifest[k] for k in ("model", "train", "data")):
+    if earlier and earlier.is_of(config, profile.train, manifest["data"]):
         return earlier
     result = train(
         config,

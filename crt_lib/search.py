@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from crt_lib.config import Profile
+from crt_lib.compare import score_documents
 from crt_lib.files import InputError
 from crt_lib.model import count_parameters
+from crt_lib.profiles import Profile
 from crt_lib.runfolder import read_timing
 from crt_lib.runs import load_data, read_rows, write_rows
 from crt_lib.train import TrainResult, train
@@ -41,14 +42,17 @@ class Trial:
 
 
 def grid(
-    arms: dict[str, Profile], rates: Sequence[float] = (), seeds: Sequence[int] = ()
+    arms: dict[str, Profile],
+    rates: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+    updates: int | None = None,
 ) -> list[Trial]:
     """Every arm with every learning rate and seed; without some, the arm's own."""
     trials = []
     for seed in seeds or (None,):
         for name, profile in arms.items():
             for rate in rates or (None,):
-                changes = {"max_lr": rate, "seed": seed}
+                changes = {"max_lr": rate, "seed": seed, "updates": updates}
                 changes = {key: value for key, value in changes.items() if value is not None}
                 train_config = profile.train.replace(eval_every=0, **changes)
                 trials.append(Trial(name, profile.replace(train=train_config)))
@@ -61,14 +65,18 @@ def search(
     *,
     minutes: float | None = None,
     jobs: int = 1,
+    threads: int | None = None,
+    documents: bool = False,
     echo: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Run the trials, `jobs` at a time, and add a row of each to `out`, a CSV file.
 
+    A job has `threads` threads; None: an equal share of the processors.
     Each has its profile's updates, or, given `minutes`, as many as fit into them at its own speed,
     measured first: fixed before the run, so that the learning rate ends where it should. A row has
     the parameters, tokens, seconds and, by exit, the loss in nats on the first `eval_tokens` of
-    valid (arms must share a tokenizer). Rows already in `out` are not made again.
+    valid (arms must share a tokenizer). Rows already in `out` are not made again. With `documents`
+    each is also scored on test, its last exit's nats by document going to `documents_file(out)`.
     """
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes is {minutes}; it must be positive")
@@ -79,16 +87,18 @@ def search(
     waiting = [t for t in trials if not any(_is_of(row, t.key(minutes)) for row in rows)]
     if not waiting:
         return rows
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     with concurrent.futures.ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
-        running = {pool.submit(run_trial, trial, minutes): trial for trial in waiting}
+        running = {pool.submit(run_trial, trial, minutes, documents): trial for trial in waiting}
         try:
             for done in concurrent.futures.as_completed(running):
-                rows.append(done.result())
+                row, documents = done.result()
+                rows.append(row)
                 _write(out, rows)
-                row = rows[-1]
+                if documents:
+                    _write(documents_file(out), documents)
                 echo(
                     f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
                     f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
@@ -99,8 +109,15 @@ def search(
     return rows
 
 
-def run_trial(trial: Trial, minutes: float | None) -> dict[str, Any]:
-    """One trial, in this process; its row."""
+def documents_file(out: str | Path) -> Path:
+    """The table beside `out` with a row for each trial and document of test."""
+    return Path(out).with_name(f"{Path(out).stem}_documents.csv")
+
+
+def run_trial(
+    trial: Trial, minutes: float | None, documents: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One trial, in this process; its row and, if asked for, those of test's documents."""
     data = load_data(trial.profile)
     model_config = trial.profile.model.replace(vocab_size=data.tokenizer.vocab_size)
     config = trial.profile.train
@@ -120,7 +137,7 @@ def run_trial(trial: Trial, minutes: float | None) -> dict[str, Any]:
         seconds = read_timing(Path(folder))[-1]["seconds"]
     last = result.metrics[-1]
     losses = {loop: last[f"valid_loss_{loop}"] for loop in model_config.head_loops}
-    return key | {
+    row = key | {
         "parameters": count_parameters(result.model),
         "updates": config.updates,
         "tokens": last["tokens"],
@@ -130,6 +147,14 @@ def run_trial(trial: Trial, minutes: float | None) -> dict[str, Any]:
         "valid_loss": losses[model_config.n_loops],
         "exit_losses": " ".join(f"{loop}:{loss:.4f}" for loop, loss in losses.items()),
     }
+    if not documents:
+        return row, []
+    scored = score_documents(result.model, data, "test", config.seq_len)
+    nll = scored.nll[model_config.n_loops]
+    return row, [
+        key | {"document": i, "bytes": int(size), "tokens": int(tokens), "nll": round(float(x), 3)}
+        for i, (size, tokens, x) in enumerate(zip(scored.bytes, scored.tokens, nll, strict=True))
+    ]
 
 
 def best_rates(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -147,12 +172,13 @@ def _is_of(row: dict[str, Any], key: dict[str, Any]) -> bool:
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     """Write our rows, and those another process has added meanwhile."""
-    mine = {(r["arm"], r["budget"], r["max_lr"], r["seed"]) for r in rows}
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("arm", "budget", "max_lr", "seed", "document"))
+
+    mine = {key(row) for row in rows}
     others = read_rows(out) if out.exists() else []
-    for row in others:
-        if (row["arm"], row["budget"], row["max_lr"], row["seed"]) not in mine:
-            rows.append(row)
-    write_rows(out, rows)
+    write_rows(out, [row for row in others if key(row) not in mine] + rows)
 
 
 def _finished(result: TrainResult) -> TrainResult:

@@ -60,6 +60,10 @@ class Tokenizer(ABC):
         return self._decode(ids.tolist())
 
     @abstractmethod
+    def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """UTF-8 bytes that each id stands for."""
+
+    @abstractmethod
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]: ...
 
     @abstractmethod
@@ -83,6 +87,11 @@ class ByteLevelBPE(Tokenizer):
     def encode_lines(self, lines: Sequence[str]) -> list[np.ndarray]:
         """Each line's ids, int32, every line encoded by itself."""
         return list(self._encode_all(iter(lines)))
+
+    def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """UTF-8 bytes that each id stands for: a byte-level token has one character for each."""
+        tokens = (self._backend.id_to_token(i) for i in range(self.vocab_size))
+        return np.array([len(token) for token in tokens])[ids]
 
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         return self._encode_all(_chunks(text))
@@ -118,6 +127,10 @@ class Words(Tokenizer):
     def encode_lines(self, lines: Sequence[str]) -> list[np.ndarray]:
         """Each line's ids, int32; raises InputError for a word outside the vocabulary."""
         return [self.encode(line) for line in lines]
+
+    def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """UTF-8 bytes that each id stands for; 1 for a line end. White space is not counted."""
+        return np.array([1, *(len(word.encode()) for word in self._words[1:])])[ids]
 
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         ids: list[int] = []

@@ -19,7 +19,7 @@ import torch
 from crt_lib.baselines import GPT2, make_model
 from crt_lib.batches import NOT_SCORED, Batch
 from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError
 from crt_lib.model import CRT, total_loss
@@ -31,6 +31,7 @@ from crt_lib.schedule import (
     make_optimizers,
     random_seed,
     resolve_precision,
+    set_learning_rate,
     updates_planned,
 )
 from crt_lib.tokenizer import TokenizedCorpus
@@ -196,8 +197,7 @@ class _Run:
         accelerator = self.accelerator
         share = config.grad_accum // accelerator.num_processes
         rate = learning_rate(update, self.updates, config)
-        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = rate
+        set_learning_rate(self.optimizers, rate)
         exits = exits_of_update(self.model.config.head_loops, update, config)
         self.prepared.train()
         losses, useful = [], 0
@@ -319,7 +319,11 @@ class _Run:
         """The record of the run in `out`, None without one."""
         last = self.folder.checkpoint("last")
         if last.exists():
-            return read_state(last)["run"]
+            run = read_state(last)["run"]
+            return run | {  # a setting that came later was at its default
+                "model": config_from_dict(run["model"]).to_dict(),
+                "train": TrainConfig.from_dict(run["train"]).to_dict(),
+            }
         if (self.folder.path / "results.csv").exists():
             raise InputError(
                 f"{self.folder.path} holds a finished run of other settings, its checkpoints gone; "

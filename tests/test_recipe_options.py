@@ -24,8 +24,9 @@ from test_model import (
 from crt_lib import loss as loss_module
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.files import InputError
+from crt_lib.layers import rotate
 from crt_lib.loss import linear_cross_entropy
-from crt_lib.model import CRT, count_parameters, rotate, total_loss
+from crt_lib.model import CRT, count_parameters, total_loss
 from crt_lib.schedule import exits_of_update, make_optimizers
 
 CASES = OPTIONS | {"all": ALL_OPTIONS}

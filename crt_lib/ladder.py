@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from crt_lib.config import GPT2Config, ModelConfig, Profile, load_profile
+from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.profiles import Profile, load_profile
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ VARIANTS = (
 
 def search_base() -> Profile:
     """The size at which the search is made: the paper's block, 0.6M tokens of WikiText-2."""
-    small = load_profile("small")
+    small = load_profile("small", "paper")
     model = ModelConfig(
         d_model=128,
         n_heads=4,

@@ -1,0 +1,94 @@
+"""Losses by document, and intervals of their differences by a paired bootstrap over documents."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from crt_lib.batches import evaluation_windows
+from crt_lib.evaluate import scored_losses
+from crt_lib.files import InputError
+from crt_lib.tokenizer import TokenizedCorpus
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What a model's exits lose on each document of a split."""
+
+    bytes: np.ndarray  # (documents,) UTF-8 bytes
+    tokens: np.ndarray  # (documents,)
+    nll: dict[int, np.ndarray]  # exit loop -> (documents,) nats
+
+    def bits_per_byte(self, loop: int) -> float:
+        """Of the whole split."""
+        return float(self.nll[loop].sum() / math.log(2) / self.bytes.sum())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def score_documents(model: nn.Module, data: TokenizedCorpus, split: str, seq_len: int) -> Documents:
+    """Score `split` as the honest protocol does, and sum by document.
+
+    A token belongs to the document in which it ends.
+    """
+    part = data.split(split)
+    documents = data.corpus.documents(split)
+    windows = evaluation_windows(part.ids, seq_len, 8, data.tokenizer.eot_id, None)
+    losses: dict[int, list[np.ndarray]] = {}
+    for by_exit, scored in scored_losses(model, windows):
+        for loop, loss in by_exit.items():
+            losses.setdefault(loop, []).append(loss[scored].double().cpu().numpy())
+    sizes = np.array([len(text.encode()) for text in documents])
+    ends = np.cumsum(data.tokenizer.byte_lengths(part.ids))
+    if ends[-1] != sizes.sum():
+        raise InputError(
+            f"tokenizer {data.tokenizer.name} does not keep the text's bytes, so tokens cannot be "
+            "given to documents; choose 'gpt2' or 'bpe:<vocabulary size>'"
+        )
+    owner = np.searchsorted(np.cumsum(sizes), ends)  # (tokens,) index of the document
+    count = len(documents)
+    return Documents(
+        bytes=sizes,
+        tokens=np.bincount(owner, minlength=count),
+        nll={
+            loop: np.bincount(owner, weights=np.concatenate(parts), minlength=count)
+            for loop, parts in losses.items()
+        },
+    )
+
+
+def difference_in_bits(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    sizes: np.ndarray,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Bits per byte of `ours` minus `theirs`: below zero, ours is better.
+
+    Each is one array of nats by document for each seed. Resampled with replacement: documents, the
+    same for both sides, and on each side its seeds. `sizes` are the documents' bytes.
+    """
+    rng = np.random.default_rng(seed)
+    a, b = np.stack(ours), np.stack(theirs)  # (seeds, documents)
+    point = (a.mean(0) - b.mean(0)).sum() / sizes.sum() / math.log(2)
+    drawn = np.empty(samples)
+    for i in range(samples):
+        docs = rng.integers(len(sizes), size=len(sizes))
+        mine = a[rng.integers(len(a), size=len(a))][:, docs].mean(0)
+        other = b[rng.integers(len(b), size=len(b))][:, docs].mean(0)
+        drawn[i] = (mine - other).sum() / sizes[docs].sum() / math.log(2)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(point), float(low), float(high))

@@ -1,0 +1,123 @@
+"""The profiles: four scales, and at each the three recipes `released`, `paper` and `crt2`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig
+from crt_lib.files import InputError
+
+RECIPES = {
+    "released": "the paper's architecture as its code was released: it sees the future",
+    "paper": "Table 1, made causal",
+    "crt2": "the corrected recipe",
+}
+
+
+@dataclass(frozen=True)
+class Profile(Settings):
+    """A scale at which the whole project runs: what is trained, on what, for how long."""
+
+    name: str
+    corpus: str  # a name `load_corpus` takes
+    tokenizer: str  # a name `load_tokenizer` takes: "gpt2", "bpe:<vocabulary>" or "word"
+    model: ModelConfig | GPT2Config  # vocab_size is replaced by the tokenizer's
+    train: TrainConfig
+    recipe: Literal["released", "paper", "crt2"] = "paper"
+
+
+def load_profile(name: str, recipe: str | None = None) -> Profile:
+    """The profile `name` (smoke, quick, small or paper) in a recipe of RECIPES.
+
+    Without `recipe`: `crt2`, and for the profile `paper` the paper's own. Raises InputError for
+    other names.
+    """
+    profiles = {profile.name: profile for profile in _paper_profiles()}
+    if name not in profiles:
+        raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
+    recipe = recipe or ("paper" if name == "paper" else "crt2")
+    if recipe not in RECIPES:
+        raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    profile = profiles[name].replace(recipe=recipe)
+    match recipe:
+        case "released":
+            model = profile.model.replace(causal=False, head_sharing="separate")
+            return profile.replace(model=model)
+        case "crt2":
+            return _crt2(profile)
+    return profile
+
+
+def _crt2(profile: Profile) -> Profile:
+    """What the search found, in the size of `profile`: results/small/search.csv."""
+    model = profile.model.replace(
+        residual="pre",
+        exit_norm=True,
+        init="scaled",
+        conv_after_norm=True,
+        pointwise=False,
+        head_sharing="tied",
+        embed_dim=profile.model.d_model,
+    )
+    train = profile.train.replace(optimizer="muon", exits_trained="one", max_lr=8e-3)
+    return profile.replace(model=model, train=train)
+
+
+def _paper_profiles() -> list[Profile]:
+    """The paper's architecture in every size."""
+    smoke = ModelConfig(
+        d_model=32,
+        n_heads=2,
+        n_loops=4,
+        n_cycles=2,
+        n_embed_cycles=1,
+        max_seq_len=128,
+        exit_loops=(1, 2, 3),
+        head_sharing="tied",
+    )
+    quick = smoke.replace(
+        d_model=128, n_heads=4, n_loops=8, max_seq_len=256, exit_loops=(2, 4, 6), dropout=0.0
+    )
+    small = quick.replace(
+        d_model=256,
+        n_heads=8,
+        n_loops=4,
+        n_cycles=4,
+        exit_loops=(1, 2, 3),
+        max_seq_len=512,
+        dropout=0.1,
+    )
+    short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=1e-3)
+    return [
+        Profile(
+            name="smoke",
+            corpus="grammar",
+            tokenizer="word",
+            model=smoke,
+            train=short.replace(
+                updates=30, max_lr=3e-3, eval_every=10, eval_tokens=2048, checkpoint_every=10
+            ),
+        ),
+        Profile(
+            name="quick",
+            corpus="docstrings",
+            tokenizer="bpe:2048",
+            model=quick,
+            train=short.replace(
+                updates=300, seq_len=256, eval_every=50, eval_tokens=16_384, checkpoint_every=50
+            ),
+        ),
+        Profile(
+            name="small",
+            corpus="wikitext-2",
+            tokenizer="bpe:8192",
+            model=small,
+            train=short.replace(seq_len=256, updates=1600, eval_every=100, checkpoint_every=50),
+        ),
+        Profile(
+            name="paper",
+            corpus="wikitext-103",
+            tokenizer="gpt2",
+            model=ModelConfig(),
+            train=TrainConfig(gradient_checkpointing=True),
+        ),
+    ]

@@ -1,0 +1,59 @@
+"""Losses by document add up to the whole text's; intervals contain what they should."""
+
+import math
+
+import numpy as np
+import pytest
+
+from crt_lib import CRT, InputError, ModelConfig, evaluate, load_corpus, load_tokenizer, tokenize
+from crt_lib.compare import difference_in_bits, score_documents
+
+TEXT = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.txt").write_text(TEXT * 9, encoding="utf-8")
+    return load_corpus(str(folder))
+
+
+def test_documents_add_up_to_the_text(corpus):
+    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
+    config = ModelConfig(
+        vocab_size=270, d_model=16, n_heads=2, n_loops=2, n_cycles=1, exit_loops=(1,)
+    )
+    model = CRT(config)
+    scored = score_documents(model, data, "test", 16)
+    whole = evaluate(model, data.test, data.tokenizer.eot_id, seq_len=16)
+    texts = corpus.documents("test")
+    assert scored.bytes.tolist() == [len(text.encode()) for text in texts]
+    assert scored.tokens.sum() == len(data.test.ids) and (scored.tokens > 0).all()
+    for row in whole.rows():
+        assert scored.nll[row["exit"]].sum() == pytest.approx(row["loss"] * row["tokens"])
+        assert scored.bits_per_byte(row["exit"]) == pytest.approx(row["bits_per_byte"])
+
+
+def test_a_tokenizer_that_drops_bytes_is_an_error(corpus):
+    data = tokenize(corpus, load_tokenizer("word", corpus))
+    model = CRT(ModelConfig(vocab_size=data.tokenizer.vocab_size, d_model=16, n_heads=2))
+    with pytest.raises(InputError, match="does not keep the text's bytes"):
+        score_documents(model, data, "test", 16)
+
+
+def test_the_interval_of_a_known_difference():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(500, 5000, size=60)
+    base = sizes * rng.normal(1.2, 0.1, size=60)
+    theirs = [base + rng.normal(0, 20, 60) for _ in range(3)]
+    ours = [base - 0.05 * math.log(2) * sizes + rng.normal(0, 20, 60) for _ in range(3)]
+    found = difference_in_bits(ours, theirs, sizes, samples=500)
+    assert found.low < -0.05 < found.high < 0
+    assert found.mean == pytest.approx(-0.05, abs=0.005)
+
+    same = difference_in_bits(theirs, theirs, sizes, samples=500)
+    assert same.mean == 0 and same.low <= 0 <= same.high
+    one = difference_in_bits(ours[:1], ours[:1], sizes, samples=50)
+    assert (one.mean, one.low, one.high) == (0, 0, 0)
+    assert difference_in_bits(ours, theirs, sizes, samples=500) == found
