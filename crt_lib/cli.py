@@ -122,9 +122,9 @@ def audit(
 @app.command()
 def search(
     arms: Annotated[
-        list[str] | None,
+        list[str],
         typer.Argument(help="Names or groups (ladder, without, variants, depth, baselines)."),
-    ] = None,
+    ],
     out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")] = Path(
         "results/small/search.csv"
     ),
@@ -136,18 +136,25 @@ def search(
     minutes: Annotated[float | None, typer.Option(help="Equal time: minutes of each.")] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
+    documents: Annotated[
+        bool, typer.Option(help="Also score the documents of test, for intervals.")
+    ] = False,
 ) -> None:
     """Train named configurations for equal tokens or equal time, and compare them on valid."""
     from crt_lib.ladder import choose_arms
     from crt_lib.search import grid
     from crt_lib.search import search as run_search
 
-    chosen = choose_arms(arms or [])
-    if not chosen:
-        typer.echo(", ".join(choose_arms(None)))
-        return
-    trials = grid(chosen, rates or (), seeds or (), updates)
-    run_search(trials, out, minutes=minutes, jobs=jobs, threads=threads, echo=typer.echo)
+    trials = grid(choose_arms(arms), rates or (), seeds or (), updates)
+    run_search(
+        trials,
+        out,
+        minutes=minutes,
+        jobs=jobs,
+        threads=threads,
+        documents=documents,
+        echo=typer.echo,
+    )
 
 
 @app.command()

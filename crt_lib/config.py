@@ -229,7 +229,6 @@ class TrainConfig(Settings):
     # "muon": torch.optim.Muon for the matrices inside the model (Jordan et al. 2024), with AdamW's
     # step size (Liu et al. 2025, arXiv:2502.16982); AdamW for the rest
     optimizer: Literal["adamw", "muon"] = "adamw"
-    muon_scale: float = 1.0  # Muon's learning rate / max_lr, which stays that of the rest
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -250,7 +249,7 @@ class TrainConfig(Settings):
             raise InputError(f"betas are {self.betas}; give two numbers in [0, 1)")
         if self.updates is not None:
             self._check_at_least(1, "updates")
-        for name in ("epochs", "max_lr", "clip_norm", "muon_scale"):
+        for name in ("epochs", "max_lr", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive, finite")
         if not 0 <= self.aux_weight <= 1:

@@ -1,15 +1,21 @@
-"""From the paper's block to `crt2`: the ladder of changes, and what else was tried on top of it."""
+"""The arms of the search: the ladder from `paper` to `crt2`, and what was tried around `crt2`.
 
+All at one small size, d = 128 and 300 updates of 2,048 tokens of WikiText-2, unless an arm is about
+size. `crt search` runs them.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.files import InputError
 from crt_lib.profiles import Profile, load_profile
 
 
 @dataclass(frozen=True)
 class Change:
-    """A named change of some settings."""
+    """A named change of some settings, and what takes it back."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
@@ -21,6 +27,12 @@ class Change:
             model=profile.model.replace(**self.model), train=profile.train.replace(**self.train)
         )
 
+    def undone(self, profile: Profile, before: Profile) -> Profile:
+        """`profile` with the fields of the change as they are in `before`."""
+        model = {name: getattr(before.model, name) for name in self.model}
+        train = {name: getattr(before.train, name) for name in self.train}
+        return Change(self.name, model, train)(profile)
+
 
 LADDER = (
     Change("pre-norm", {"residual": "pre", "exit_norm": True}),
@@ -28,30 +40,36 @@ LADDER = (
     Change("conv after norm", {"conv_after_norm": True}),
     Change("no pointwise", {"pointwise": False}),
     Change("full-width embedding", {"embed_dim": 128}),
+    Change("rotary", {"positions": "rotary"}),
+    Change("injection", {"injection": True}),
+    Change("one exit an update", train={"exits_trained": "one"}),
+    Change("muon", train={"optimizer": "muon"}),
 )
 
 VARIANTS = (
-    Change("one exit an update", train={"exits_trained": "one"}),
-    Change("muon", train={"optimizer": "muon"}),
-    Change("rotary", {"positions": "rotary"}),
     Change("swiglu", {"activation": "swiglu"}),
-    Change("injection", {"injection": True}),
-    Change("prelude", {"n_prelude": 1, "n_embed_cycles": 0}),
+    Change("mlp ratio 2", {"mlp_ratio": 2}),
+    Change("mlp ratio 8", {"mlp_ratio": 8}),
     Change("shared cycles", {"share_cycle_weights": True}),
-    Change("wider mlp", {"mlp_ratio": 8}),
-    Change("2 loops", {"n_loops": 2, "exit_loops": (1,)}),
-    Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
     Change("1 cycle", {"n_cycles": 1}),
-    Change("4 cycles", {"n_cycles": 4}),
+    Change("3 cycles", {"n_cycles": 3}),
     Change("no embedding cycle", {"n_embed_cycles": 0}),
-    Change("uniform loops", train={"loop_sampling": "uniform"}),
-    Change("poisson loops", train={"loop_sampling": "poisson"}),
+    Change("2 embedding cycles", {"n_embed_cycles": 2}),
+    Change("prelude", {"n_prelude": 1, "n_embed_cycles": 0}),
     Change("lambda 0.1", train={"aux_weight": 0.1}),
     Change("lambda 0.5", train={"aux_weight": 0.5}),
+    Change("uniform loops", train={"loop_sampling": "uniform"}),
+    Change("poisson loops", train={"loop_sampling": "poisson"}),
     Change("dropout 0.1", {"dropout": 0.1, "attention_dropout": 0.0}),
     Change("attention dropout 0.1", {"attention_dropout": 0.1}),
     Change("embedding dropout 0.1", {"embed_dropout": 0.1}),
-    Change("plain conv start", {"init": "torch"}),
+)
+
+DEPTHS = (
+    Change("1 loop", {"n_loops": 1, "exit_loops": ()}),
+    Change("2 loops", {"n_loops": 2, "exit_loops": (1,)}),
+    Change("4 loops, no exits", {"exit_loops": ()}),
+    Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
 )
 
 
@@ -73,35 +91,48 @@ def search_base() -> Profile:
     return small.replace(model=model, train=config)
 
 
-def ladder_arms() -> dict[str, Profile]:
-    """The paper's block, then every change added to those before it."""
-    profile = search_base()
-    arms = {"paper": profile}
+def arms() -> dict[str, dict[str, Profile]]:
+    """Every arm by group and name.
+
+    ladder: the paper's block, then each change added to those before it, the last being `crt2`.
+    without: `crt2` with one change taken back. variants, depth: `crt2` with another one. baselines:
+    the released block, and what `crt2` is held against at equal parameters.
+    """
+    base = search_base()
+    ladder = {"paper": base}
+    profile = base
     for change in LADDER:
         profile = change(profile)
-        arms[f"+ {change.name}"] = profile
-    return arms
+        ladder[f"+ {change.name}"] = profile
+    *_, crt2 = ladder.values()
 
+    def gpt2(d: int, layers: int, optimizer: str = "adamw") -> Profile:
+        model = GPT2Config(d_model=d, n_heads=4, n_layers=layers, max_seq_len=256, dropout=0.0)
+        return base.replace(model=model, train=base.train.replace(optimizer=optimizer))
 
-def variant_arms() -> dict[str, Profile]:
-    """The top of the ladder with one more change each."""
-    *_, top = ladder_arms().values()
-    return {change.name: change(top) for change in VARIANTS}
-
-
-def baseline_arms() -> dict[str, Profile]:
-    """What `crt2` is held against at equal parameters, and the block with untied heads."""
-    base = search_base()
-    gpt2 = {
-        f"GPT-2 {d} x {layers}": base.replace(
-            model=GPT2Config(d_model=d, n_heads=4, n_layers=layers, max_seq_len=256, dropout=0.0)
-        )
-        for d, layers in ((128, 3), (112, 4), (128, 6))
-    }
     return {
-        "released": base.replace(model=base.model.replace(causal=False)),
-        "paper, shared_aux heads": base.replace(
-            model=base.model.replace(head_sharing="shared_aux")
-        ),
-        "paper, d = 160": base.replace(model=base.model.replace(d_model=160)),
-    } | gpt2
+        "ladder": ladder,
+        "without": {f"without {c.name}": c.undone(crt2, base) for c in LADDER},
+        "variants": {change.name: change(crt2) for change in VARIANTS},
+        "depth": {change.name: change(crt2) for change in DEPTHS},
+        "baselines": {
+            "released": base.replace(model=base.model.replace(causal=False)),
+            "paper, d = 160": base.replace(model=base.model.replace(d_model=160)),
+            "GPT-2 112 x 4": gpt2(112, 4),
+            "GPT-2 128 x 3": gpt2(128, 3),
+            "GPT-2 112 x 4, muon": gpt2(112, 4, "muon"),
+        },
+    }
+
+
+def choose_arms(names: Sequence[str]) -> dict[str, Profile]:
+    """The arms of these names or groups, in order; raises InputError for an unknown one."""
+    groups = arms()
+    every = {name: profile for group in groups.values() for name, profile in group.items()}
+    chosen = {}
+    for name in names:
+        if name not in groups and name not in every:
+            known = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())
+            raise InputError(f"unknown arm {name!r}; choose a group or an arm of {known}")
+        chosen |= groups.get(name) or {name: every[name]}
+    return chosen

@@ -218,10 +218,10 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
     titles = ("Training batches (running mean)", "Validation text")
     unit, word = (1e6, "million") if metrics[-1]["tokens"] >= 1e6 else (1e3, "thousand")
     for ax, prefix, title in zip(axes, ("loss_", "valid_loss_"), titles, strict=True):
-        rows = [row for row in metrics if any(key.startswith(prefix) for key in row)]
-        loops = [int(key.removeprefix(prefix)) for key in rows[0] if key.startswith(prefix)]
-        tokens = np.array([row["tokens"] for row in rows]) / unit
-        for loop in loops:
+        names = {key for row in metrics for key in row if key.startswith(prefix)}
+        for loop in sorted(int(name.removeprefix(prefix)) for name in names):
+            rows = [row for row in metrics if f"{prefix}{loop}" in row]  # not every update has all
+            tokens = np.array([row["tokens"] for row in rows]) / unit
             losses = np.array([row[f"{prefix}{loop}"] for row in rows])
             options = {"color": loop_color(loop), "label": f"exit {loop}"}
             if prefix == "loss_":

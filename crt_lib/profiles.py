@@ -48,17 +48,24 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
 
 
 def _crt2(profile: Profile) -> Profile:
-    """What the search found, in the size of `profile`: results/small/search.csv."""
+    """What the search found (results/small/search.csv), in the size of `profile`."""
     model = profile.model.replace(
         residual="pre",
         exit_norm=True,
         init="scaled",
         conv_after_norm=True,
         pointwise=False,
+        positions="rotary",
+        injection=True,
         head_sharing="tied",
         embed_dim=profile.model.d_model,
     )
-    train = profile.train.replace(optimizer="muon", exits_trained="one", max_lr=8e-3)
+    train = profile.train.replace(optimizer="muon", exits_trained="one", max_lr=1.6e-2)
+    if profile.name in ("quick", "small"):  # four loops of two cycles learn most in their time
+        model = model.replace(n_loops=4, n_cycles=2, exit_loops=(1, 2, 3))
+    if profile.name == "small":
+        model = model.replace(dropout=0.0)
+        train = train.replace(updates=4500, max_lr=1e-2, eval_every=500)
     return profile.replace(model=model, train=train)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, write_text
-from crt_lib.manifest import read_training
-from crt_lib.runs import read_rows
+from crt_lib.runs import load_run, read_rows
 
 
 def update_readme(readme: Path, results: Path) -> bool:
@@ -35,41 +34,50 @@ def render(text: str, results: Path) -> str:
 
 
 def small_results(results: Path) -> str:
-    """The small profile on WikiText-2, an exit a row: the honest protocol and the released one."""
-    part = read_training(results / "small")
-    if part is None or part["status"] != "done":
-        raise InputError(f"no finished run in {results / 'small'}; `crt train --profile small`")
+    """The small profile on WikiText-2: every exit of `crt2`, and the last of the paper's block."""
+    runs = {name: _finished_run(results / "small" / name) for name in ("crt2", "paper")}
 
-    rows = read_rows(results / "small" / "results.csv")
-
-    def cell(split: str, protocol: str, exit_loop: int, column: str) -> str:
-        (row,) = (
-            row
-            for row in rows
-            if (row["split"], row["protocol"], row["exit"]) == (split, protocol, exit_loop)
-        )
-        return f"{row[column]:.3f}" if column == "bits_per_byte" else f"{row[column]:.1f}"
-
-    body = [
-        [
-            f"loop {loop}",
-            cell("valid", "honest", loop, "word_ppl"),
-            cell("test", "honest", loop, "word_ppl"),
-            cell("test", "honest", loop, "token_ppl"),
-            cell("test", "honest", loop, "bits_per_byte"),
-            cell("test", "released", loop, "token_ppl"),
+    def line(name: str, loop: int) -> list[str]:
+        part, rows = runs[name]
+        return [
+            f"`{name}`, loop {loop}",
+            f"{part['parameters'] / 1e6:.2f}M",
+            _cell(rows, "valid", "honest", loop, "word_ppl"),
+            _cell(rows, "test", "honest", loop, "word_ppl"),
+            _cell(rows, "test", "honest", loop, "token_ppl"),
+            _cell(rows, "test", "honest", loop, "bits_per_byte"),
+            _cell(rows, "test", "released", loop, "token_ppl"),
         ]
-        for loop in sorted({row["exit"] for row in rows})
+
+    loops = {name: sorted({row["exit"] for row in rows}) for name, (_, rows) in runs.items()}
+    body = [line("crt2", loop) for loop in loops["crt2"]] + [line("paper", loops["paper"][-1])]
+    head = ["exit", "parameters", "valid word PPL", "test word PPL", "test token PPL"]
+    head += ["test bits/byte", "test PPL, released protocol"]
+    notes = [
+        f"`{name}`: {part['seconds'] / 60:.0f} minutes of training, "
+        f"{part['data_seen']['tokens'] / 1e6:.1f}M tokens, seed {part['train']['seed']}"
+        for name, (part, _) in runs.items()
     ]
-    head = ["exit", "valid word PPL", "test word PPL", "test token PPL", "test bits/byte"]
+    part = runs["crt2"][0]
     caption = (
-        f"\n{part['parameters'] / 1e6:.2f}M parameters, {part['tokenizer']} tokens of "
-        f"{part['corpus']}, {part['seconds'] / 60:.0f} minutes of training on "
-        f"{part['environment']['device']} ({part['environment']['torch_threads']} threads), "
-        f"seed {part['train']['seed']}. Last column: the same causal model scored as the paper "
-        "scores, padding included."
+        f"\n{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']} "
+        f"({part['environment']['torch_threads']} threads). {'; '.join(notes)}. Last column: the "
+        "same causal models scored as the paper scores, padding included."
     )
-    return _table([*head, "test PPL, released protocol"], body) + "\n" + caption
+    return _table(head, body) + "\n" + caption
+
+
+def _finished_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The manifest's part, with what was seen of the data, and the rows of results.csv."""
+    run = load_run(folder)
+    if run is None:
+        raise InputError(f"no finished run in {folder}; `crt train --profile small --recipe ...`")
+    return run.manifest | {"data_seen": {"tokens": run.metrics[-1]["tokens"]}}, run.results
+
+
+def _cell(rows: list[dict[str, Any]], split: str, protocol: str, loop: int, column: str) -> str:
+    (row,) = (r for r in rows if (r["split"], r["protocol"], r["exit"]) == (split, protocol, loop))
+    return f"{row[column]:.3f}" if column == "bits_per_byte" else f"{row[column]:.1f}"
 
 
 def training_benchmark(results: Path) -> str:
@@ -95,28 +103,9 @@ def training_benchmark(results: Path) -> str:
     return _table(head, body) + f"\n\nReleased-style -> ours, {where}."
 
 
-def configuration_choice(results: Path) -> str:
-    """`crt select`: the candidates of the small profile, best first."""
-    rows = sorted(read_rows(results / "small" / "choice.csv"), key=lambda r: r["valid_loss"])
-    body = [
-        [
-            f"`{row['candidate']}`",
-            f"{row['parameters'] / 1e6:.2f}M",
-            f"{row['seconds']:.0f}",
-            f"{row['tokens']:,}",
-            f"{row['valid_loss']:.3f}",
-            str(row["best_exit"]),
-        ]
-        for row in rows
-    ]
-    head = ["candidate", "parameters", "seconds", "tokens seen", "valid loss (nats)", "at exit"]
-    return _table(head, body)
-
-
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "small": small_results,
     "bench": training_benchmark,
-    "choice": configuration_choice,
 }
 
 

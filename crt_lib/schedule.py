@@ -107,15 +107,8 @@ def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.o
     optimizers = [torch.optim.AdamW(rest, betas=config.betas, fused=True, **options)]
     if inner:
         muon = torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **options)
-        muon.param_groups[0]["scale"] = config.muon_scale
         optimizers.append(muon)
     return optimizers
-
-
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Give every optimizer the learning rate of an update, times its own scale."""
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = rate * group.get("scale", 1.0)
 
 
 def random_seed(seed: int, update: int, micro: int) -> int:

@@ -157,15 +157,6 @@ def run_trial(
     ]
 
 
-def best_rates(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each arm the row of the lowest loss."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["arm"] not in best or row["valid_loss"] < best[row["arm"]]["valid_loss"]:
-            best[row["arm"]] = row
-    return best
-
-
 def _is_of(row: dict[str, Any], key: dict[str, Any]) -> bool:
     return all(row[name] == value for name, value in key.items())
 
@@ -185,3 +176,46 @@ def _finished(result: TrainResult) -> TrainResult:
     if not result.finished:
         raise KeyboardInterrupt
     return result
+
+
+def summarise(
+    rows: Iterable[dict[str, Any]], arms: Iterable[str], budget: str
+) -> list[dict[str, Any]]:
+    """A row an arm of `arms` that `rows` have for `budget`, at the learning rate tuned for it.
+
+    The rate is that of the lowest loss. `loss` is the mean over the
+    seeds at that rate, `spread` their range; `edge` says that the best rate was the lowest or the
+    highest tried, so that the arm may reach less.
+    """
+    summary = []
+    of_budget = [row for row in rows if row["budget"] == budget]
+    for arm in arms:
+        mine = [row for row in of_budget if row["arm"] == arm]
+        if not mine:
+            continue
+        tried = sorted({row["max_lr"] for row in mine})
+        rate = min(mine, key=lambda row: row["valid_loss"])["max_lr"]
+        seeds = [row["valid_loss"] for row in mine if row["max_lr"] == rate]
+        (first, *_) = (row for row in mine if row["max_lr"] == rate)
+        summary.append(
+            {
+                "arm": arm,
+                "parameters": first["parameters"],
+                "updates": first["updates"],
+                "max_lr": rate,
+                "rates": len(tried),
+                "edge": len(tried) > 1 and rate in (tried[0], tried[-1]),
+                "seeds": len(seeds),
+                "loss": sum(seeds) / len(seeds),
+                "spread": max(seeds) - min(seeds),
+                "cpu_seconds": first["cpu_seconds"],
+                "exit_losses": exit_losses(first),
+            }
+        )
+    return summary
+
+
+def exit_losses(row: dict[str, Any]) -> dict[int, float]:
+    """The loss of every exit of a row of `search`."""
+    pairs = (text.split(":") for text in str(row["exit_losses"]).split())
+    return {int(loop): float(loss) for loop, loss in pairs}

@@ -31,7 +31,6 @@ from crt_lib.schedule import (
     make_optimizers,
     random_seed,
     resolve_precision,
-    set_learning_rate,
     updates_planned,
 )
 from crt_lib.tokenizer import TokenizedCorpus
@@ -197,7 +196,8 @@ class _Run:
         accelerator = self.accelerator
         share = config.grad_accum // accelerator.num_processes
         rate = learning_rate(update, self.updates, config)
-        set_learning_rate(self.optimizers, rate)
+        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
+            group["lr"] = rate
         exits = exits_of_update(self.model.config.head_loops, update, config)
         self.prepared.train()
         losses, useful = [], 0

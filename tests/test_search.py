@@ -3,7 +3,7 @@
 import pytest
 
 from crt_lib import InputError, load_profile
-from crt_lib.search import best_rates, grid, search
+from crt_lib.search import exit_losses, grid, search, summarise
 
 SMOKE = load_profile("smoke").replace(train=load_profile("smoke").train.replace(updates=3))
 
@@ -14,7 +14,9 @@ def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
     rows = search(trials[:3], out, jobs=2, echo=lines.append)
     assert {(row["max_lr"], row["seed"]) for row in rows} == {(1e-2, 0), (1e-12, 0), (1e-2, 1)}
     assert all(row["tokens"] == 3 * 512 and row["budget"] == "3 updates" for row in rows)
-    assert best_rates(rows)["crt2"]["max_lr"] == 1e-2
+    (best,) = summarise(rows, ["crt2", "absent"], "3 updates")
+    assert (best["max_lr"], best["seeds"], best["rates"], best["edge"]) == (1e-2, 2, 2, True)
+    assert best["exit_losses"][4] == pytest.approx(exit_losses(rows[0])[4])
     assert {row["threads"] for row in rows} == {1}
 
     before = out.read_text().splitlines()
