@@ -1,8 +1,9 @@
 """Losses by document, and intervals of their differences by a paired bootstrap over documents."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -92,3 +93,35 @@ def difference_in_bits(
         drawn[i] = (mine - other).sum() / sizes[docs].sum() / math.log(2)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(point), float(low), float(high))
+
+
+def compare_arms(
+    rows: Sequence[Mapping[str, Any]], ours: str, arms: Iterable[str], budget: str
+) -> list[dict[str, Any]]:
+    """A row for `ours` and each other arm: bits per byte, and ours minus theirs with its interval.
+
+    `rows`: those of `crt_lib.search.documents_file`, a row a training and document. Arms without
+    rows for `budget` are left out; each must have one learning rate.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    sizes = np.zeros(0)
+    for arm in (ours, *arms):
+        mine = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
+        seeds = sorted({row["seed"] for row in mine})
+        if len({row["max_lr"] for row in mine}) > 1:
+            raise InputError(f"arm {arm} has documents at several learning rates; keep one")
+        for seed in seeds:
+            of_seed = sorted(
+                (row for row in mine if row["seed"] == seed), key=lambda row: row["document"]
+            )
+            sizes = np.array([row["bytes"] for row in of_seed])
+            found.setdefault(arm, []).append(np.array([row["nll"] for row in of_seed]))
+    table = []
+    for arm, losses in found.items():
+        bits = np.stack(losses).sum(1) / sizes.sum() / math.log(2)
+        row = {"arm": arm, "seeds": len(losses), "bits_per_byte": float(bits.mean())}
+        if arm != ours:
+            interval = difference_in_bits(found[ours], losses, sizes)
+            row |= {"ours_minus": interval.mean, "low": interval.low, "high": interval.high}
+        table.append(row)
+    return table

@@ -128,8 +128,7 @@ class CRT(nn.Module):
     """The language model. Token ids (B, T) in, logits or losses at each exit loop out.
 
     `gradient_checkpointing` recomputes the embedding's and each loop's activations in the backward
-    pass;
-    `compile_block()` compiles the block, which is nearly all of the model's work.
+    pass; `compile_block()` compiles the block, which is nearly all of the model's work.
     """
 
     def __init__(self, config: ModelConfig):
@@ -204,7 +203,7 @@ class CRT(nn.Module):
         sharing = self.config.head_sharing
         if self.config.exit_norm:
             z = self.exit_norms[str(loop)](z)
-        if sharing == "tied":  # (B, T, d/2), (V, d/2)
+        if sharing == "tied":  # as wide as the embedding
             return self.heads[str(loop)](z), self.embed.tokens.weight
         if sharing == "separate":
             return z, self.heads[str(loop)].weight  # (B, T, d), (V, d)
@@ -268,6 +267,9 @@ def scale_initialisation(model: CRT) -> None:
     """GPT-2's initialisation, in place: N(0, 0.02), biases 0; matrices that add to the stream are
     divided by the square root of how many additions a pass makes; depthwise kernels pass the
     current position through unchanged.
+
+    The square root is right for independent additions; those of a repeated block are alike, so the
+    stream still grows with the loops, though several times less than without it.
     """
     config = model.config
     additions = (config.n_prelude + config.n_loops) * (1 + config.n_cycles)

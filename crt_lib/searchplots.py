@@ -88,3 +88,19 @@ def depth(lines: Mapping[str, Mapping[int, float]], single: Mapping[str, float])
         ax.margins(x=0.15, y=0.3)
     axes[0].set_ylabel("validation loss (nats a token)")
     return figure
+
+
+@styled
+def race(runs: Mapping[str, Summary]) -> Figure:
+    """The training loss of the last exit against updates; `runs`: label -> rows of metrics."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    ax = figure.subplots()
+    for (label, metrics), color in zip(runs.items(), (VERMILION, BLUE, ORANGE, GREY), strict=False):
+        rows = [row for row in metrics if "loss" in row]
+        last = max(key for key in rows[0] if key.startswith("loss_"))
+        ax.plot(
+            [row["update"] for row in rows], [row[last] for row in rows], color=color, label=label
+        )
+    ax.set(xlabel="update", ylabel="training loss of the last exit (nats)")
+    ax.legend()
+    return figure

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, evaluate, load_corpus, load_tokenizer, tokenize
-from crt_lib.compare import difference_in_bits, score_documents
+from crt_lib.compare import compare_arms, difference_in_bits, score_documents
 
 TEXT = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
 
@@ -57,3 +57,22 @@ def test_the_interval_of_a_known_difference():
     one = difference_in_bits(ours[:1], ours[:1], sizes, samples=50)
     assert (one.mean, one.low, one.high) == (0, 0, 0)
     assert difference_in_bits(ours, theirs, sizes, samples=500) == found
+
+
+def test_arms_are_compared_at_equal_budget():
+    def rows(arm, bits, seeds, budget="9 updates", max_lr=1e-3):
+        return [
+            {"arm": arm, "budget": budget, "max_lr": max_lr, "seed": seed, "document": i}
+            | {"bytes": 100 + i, "nll": bits * math.log(2) * (100 + i)}
+            for seed in seeds
+            for i in range(5)
+        ]
+
+    table = rows("a", 1.5, (0, 1)) + rows("b", 1.7, (0,)) + rows("b", 9.0, (0,), "1 min")
+    ours, theirs = compare_arms(table, "a", ["b", "absent"], "9 updates")
+    assert ours == {"arm": "a", "seeds": 2, "bits_per_byte": pytest.approx(1.5)}
+    assert theirs["bits_per_byte"] == pytest.approx(1.7) and theirs["seeds"] == 1
+    for name in ("ours_minus", "low", "high"):
+        assert theirs[name] == pytest.approx(-0.2)
+    with pytest.raises(InputError, match="several learning rates"):
+        compare_arms(table + rows("b", 1.0, (1,), max_lr=2e-3), "a", ["b"], "9 updates")

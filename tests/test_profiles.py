@@ -1,0 +1,76 @@
+"""Profiles and recipes, and the arms of the search."""
+
+import pytest
+
+from crt_lib import CRT, InputError, ModelConfig, load_profile
+from crt_lib.accounting import parameters_by_part
+from crt_lib.ladder import LADDER, arms, choose_arms
+from crt_lib.profiles import RECIPES, Profile
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick", "small", "paper"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_in_every_size(name, recipe):
+    profile = load_profile(name, recipe)
+    assert (profile.name, profile.recipe) == (name, recipe)
+    assert profile.model.causal == (recipe != "released")
+    assert Profile.from_dict(profile.to_dict() | {"model": profile.model, "train": profile.train})
+
+
+def test_the_recipe_without_a_word():
+    assert load_profile("paper").model == ModelConfig()
+    assert load_profile("paper", "released").model.head_sharing == "separate"
+    for name in ("smoke", "quick", "small"):
+        assert load_profile(name).recipe == "crt2"
+
+
+def test_the_published_counts():
+    counts = {
+        recipe: sum(parameters_by_part(load_profile("paper", recipe).model).values())
+        for recipe in ("released", "paper")
+    }
+    assert counts == {"released": 143_516_928, "paper": 92_053_760}
+
+
+def test_small_crt2_is_under_20_megabytes():
+    model = load_profile("small").model.replace(vocab_size=8192)
+    assert sum(parameters_by_part(model).values()) * 4 < 20e6
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match=r"'huge'.*smoke, quick, small, paper"):
+        load_profile("huge")
+    with pytest.raises(InputError, match=r"'crt3'.*released, paper, crt2"):
+        load_profile("smoke", "crt3")
+    with pytest.raises(InputError, match=r"unknown arm 'crt3'.*swiglu"):
+        choose_arms(["ladder", "crt3"])
+
+
+def test_the_ladder_ends_at_crt2():
+    *_, top = arms()["ladder"].values()
+    crt2 = load_profile("quick")
+    small = {"vocab_size", "max_seq_len"}
+    ours, theirs = top.model.to_dict(), crt2.model.to_dict()
+    assert {k: v for k, v in ours.items() if k not in small} == {
+        k: v for k, v in theirs.items() if k not in small
+    }
+    for name in ("optimizer", "exits_trained", "loop_sampling", "aux_weight", "betas"):
+        assert getattr(top.train, name) == getattr(crt2.train, name)
+
+
+def test_a_rung_taken_back_is_the_rung_below():
+    groups = arms()
+    *_, below, _ = groups["ladder"].values()
+    *_, last = groups["without"].values()
+    assert last == below
+    assert len(groups["ladder"]) == len(LADDER) + 1
+
+
+def test_arms_have_names_of_their_own_and_build():
+    groups = arms()
+    names = [name for group in groups.values() for name in group]
+    assert len(names) == len(set(names)) and not set(names) & set(groups)
+    chosen = choose_arms(["variants", "paper"])
+    assert list(chosen)[-1] == "paper"
+    for profile in choose_arms(["ladder", "without", "variants", "depth"]).values():
+        CRT(profile.model.replace(vocab_size=50))
