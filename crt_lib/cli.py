@@ -218,6 +218,28 @@ def bench_train(
         write_rows(out, [r for r in kept if (r["rows"], r["seq_len"]) != shape] + rows)
 
 
+@bench_app.command("step")
+def bench_step_command(
+    profile: ProfileName = "small",
+    recipe: Recipe = None,
+    steps: Annotated[int, typer.Option(help="Measured steps of each path.", min=1)] = 7,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for step.csv and step_costs.csv.")
+    ] = None,
+) -> None:
+    """What the fast paths of a training step save, and the five operations that cost most."""
+    from crt_lib.benchstep import bench_step, step_costs
+    from crt_lib.runs import write_rows
+
+    chosen = load_profile(profile, recipe)
+    tables = {"step.csv": bench_step(chosen, steps), "step_costs.csv": step_costs(chosen)}
+    for name, rows in tables.items():
+        for row in rows:
+            typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
+        if out is not None:
+            write_rows(out / name, rows)
+
+
 def change_profile(
     profile: Profile, corpus: str | None, tokenizer: str | None, changes: list[str]
 ) -> Profile:

@@ -136,7 +136,7 @@ def test_damaged_and_missing_checkpoints(trained, tmp_path, capsys):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("train", "evaluate", "audit", "select", "reproduce", "bench"):
+    for command in ("train", "evaluate", "audit", "search", "reproduce", "bench"):
         code, out, _ = crt(command, "--help", capsys=capsys)
         assert code == 0 and "Usage" in out
 

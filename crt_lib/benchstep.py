@@ -1,0 +1,140 @@
+"""`crt bench step`: what the fast paths of a training step save, and where its time goes."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crt_lib import loss as loss_module
+from crt_lib.batches import PackedWindows
+from crt_lib.files import InputError
+from crt_lib.manifest import run_environment
+from crt_lib.model import CRT, total_loss
+from crt_lib.profiles import Profile
+from crt_lib.runs import load_data
+from crt_lib.schedule import exits_of_update, make_optimizers, resolve_precision
+
+PATHS = {  # path -> fused loss, one exit an update, compiled block
+    "plain": (False, False, False),
+    "fused loss": (True, False, False),
+    "fused loss, one exit": (True, True, False),
+    "fused loss, one exit, compiled": (True, True, True),
+}
+
+
+def bench_step(profile: Profile, steps: int) -> list[dict[str, Any]]:
+    """A row a path: the median seconds of `steps` training steps, and the speed against `plain`.
+
+    The paths take turns, after two unmeasured steps each. `plain` keeps an exit's logits whole and
+    trains every exit. Raises InputError where there is nothing to choose from: a GPU has another
+    loss.
+    """
+    if torch.cuda.is_available():
+        raise InputError("crt bench step compares the paths of a CPU; hide the GPU from it")
+    make, tokens = _steps(profile)
+    runs = {name: make(*path) for name, path in PATHS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(2 + steps):
+        for name, step in runs.items():
+            started = time.perf_counter()
+            step(i)
+            if i >= 2:
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+    environment = run_environment()
+    return [
+        {
+            "path": name,
+            "seconds_per_step": round(median, 4),
+            "tokens_per_second": round(tokens / median, 1),
+            "speedup": round(medians["plain"] / median, 3),
+            "profile": profile.name,
+            "recipe": profile.recipe,
+            "device": environment["device"],
+            "threads": environment["torch_threads"],
+        }
+        for name, median in medians.items()
+    ]
+
+
+def step_costs(profile: Profile, top: int = 5) -> list[dict[str, Any]]:
+    """The `top` operations of a step of the fastest uncompiled path: milliseconds and share.
+
+    Time spent in an operation itself, not in those it calls; forward, backward and update.
+    """
+    make, _ = _steps(profile)
+    step = make(*PATHS["fused loss, one exit"])
+    for i in range(3):
+        step(i)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step(3)
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    events = sorted(events, key=lambda event: -event.self_cpu_time_total)[:top]
+    return [
+        {
+            "operation": event.key,
+            "milliseconds": round(event.self_cpu_time_total / 1000, 1),
+            "share": round(event.self_cpu_time_total / total, 4),
+            "calls": event.count,
+        }
+        for event in events
+    ]
+
+
+def _steps(profile: Profile) -> tuple[Callable[..., Callable[[int], None]], int]:
+    """A maker of training steps for a path, and the tokens of a step."""
+    data = load_data(profile)
+    config = profile.train
+    eot = data.tokenizer.eot_id
+    batches = PackedWindows(data.train.ids, config.seq_len, config.batch_size, config.seed, eot)
+    model_config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    precision = resolve_precision(config.precision, torch.device("cpu"), model_config.d_model)
+
+    def make(fused: bool, one_exit: bool, compiled: bool) -> Callable[[int], None]:
+        torch.manual_seed(config.seed)
+        model = CRT(model_config).train()
+        if compiled:
+            model.compile_block()
+        optimizers = make_optimizers(model, config)
+        drawn = config.replace(exits_trained="one" if one_exit else "all")
+
+        def step(i: int) -> None:
+            batch = batches.batch(0, i)
+            exits = exits_of_update(model_config.head_loops, i, drawn)
+            with _loss_path(fused):
+                _loss(model, batch.inputs, batch.targets, exits, precision, config.aux_weight)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return step
+
+    return make, config.batch_size * config.seq_len
+
+
+def _loss(
+    model: CRT,
+    inputs: Tensor,
+    targets: Tensor,
+    exits: tuple[int, ...],
+    precision: str,
+    aux_weight: float,
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = total_loss(model(inputs, exits, targets=targets), aux_weight)
+    loss.backward()
+
+
+@contextlib.contextmanager
+def _loss_path(fused: bool) -> Iterator[None]:
+    kept = loss_module.FUSED_WEIGHTS
+    if not fused:
+        loss_module.FUSED_WEIGHTS = 0
+    try:
+        yield
+    finally:
+        loss_module.FUSED_WEIGHTS = kept
