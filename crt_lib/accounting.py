@@ -23,12 +23,14 @@ def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:
         "attention": [model.block.attention],
         "block TRM": [model.block.trm],
         "heads": [model.heads, *([model.exit_norms] if config.exit_norm else [])],
-        "block norms": [m for name, m in model.block.named_children() if name.startswith("norm")],
     }
     counts = {name: sum(map(count_parameters, modules)) for name, modules in parts.items()}
-    own = sum(p.numel() for p in model.parameters(recurse=False))
-    counts["positions and loop encodings"] = own
-    return {name: count for name, count in counts.items() if count or name != "prelude"}
+    if not config.n_prelude:
+        del counts["prelude"]
+    counts["positions and loop encodings"] = sum(p.numel() for p in model.parameters(recurse=False))
+    norms = (m for name, m in model.block.named_children() if name.startswith("norm"))
+    counts["block norms"] = sum(map(count_parameters, norms))
+    return counts
 
 
 def multiply_adds(

@@ -36,6 +36,7 @@ _PARTS = {  # the parts of `crt_lib.accounting`
     "embedding TRM": SKY,
     "attention": GREEN,
     "block TRM": VERMILION,
+    "prelude": "#F0E442",
     "heads": ORANGE,
     "positions and loop encodings": PURPLE,
     "block norms": GREY,
