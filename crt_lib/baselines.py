@@ -22,7 +22,6 @@ class GPT2(nn.Module):
         except ImportError as error:
             raise InputError("the GPT-2 baseline needs transformers; pip install it") from error
         self.config = config
-        self.gradient_checkpointing = False
         theirs = TheirConfig(
             vocab_size=config.vocab_size,
             n_positions=config.max_seq_len,
@@ -39,6 +38,20 @@ class GPT2(nn.Module):
         )
         self.transformer = GPT2Model(theirs)
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether each layer's activations are computed again in the backward pass."""
+        return self.transformer.is_gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        switch = self.transformer
+        (switch.gradient_checkpointing_enable if on else switch.gradient_checkpointing_disable)()
+
+    def compile_block(self) -> None:
+        """Compile the layers in place with torch.compile."""
+        self.transformer.compile()
+
     def forward(
         self,
         ids: Tensor,
@@ -46,7 +59,7 @@ class GPT2(nn.Module):
         targets: Tensor | None = None,
         reduction: str = "mean",
     ) -> dict[int, Tensor]:
-        """As `CRT.forward`; the one exit is after the last layer."""
+        """As `CRT.forward`; the one exit is after the last layer, and torch checks the ids."""
         loop = self.config.n_layers
         if exits is not None and tuple(exits) != (loop,):
             raise InputError(f"a GPT-2 has one exit, {loop}; asked for {tuple(exits)}")

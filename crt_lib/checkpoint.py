@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, replaced atomically, never unpickled.
 
 A file holds the weights (`model.<name>`), for a resumable one the optimizers' moments too
-(`optimizer.<parameter>.<moment>`), and as metadata two JSON texts: `model`, the ModelConfig, and
+(`optimizer.<parameter>.<moment>`), and as metadata two JSON texts: `model`, its configuration, and
 `state`, the training's counters. Random state is not stored: it is a function of (seed, update).
 """
 

@@ -125,15 +125,13 @@ def search(
         list[str],
         typer.Argument(help="Names or groups (ladder, without, variants, depth, baselines)."),
     ],
-    out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")] = Path(
-        "results/small/search.csv"
-    ),
-    rates: Annotated[
-        list[float] | None, typer.Option("--lr", help="Learning rate (repeatable).")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")],
+    rates: Annotated[list[float], typer.Option("--lr", help="Learning rate (repeatable).")],
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
     updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Equal time: minutes of each.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Equal time: minutes of one processor for each.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
     documents: Annotated[
@@ -145,16 +143,8 @@ def search(
     from crt_lib.search import grid
     from crt_lib.search import search as run_search
 
-    trials = grid(choose_arms(arms), rates or (), seeds or (), updates)
-    run_search(
-        trials,
-        out,
-        minutes=minutes,
-        jobs=jobs,
-        threads=threads,
-        documents=documents,
-        echo=typer.echo,
-    )
+    trials = grid(choose_arms(arms), rates, seeds or (0,), updates, minutes)
+    run_search(trials, out, jobs=jobs, threads=threads, documents=documents, echo=typer.echo)
 
 
 @app.command()

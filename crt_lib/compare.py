@@ -42,24 +42,16 @@ class Interval:
 def score_documents(model: nn.Module, data: TokenizedCorpus, split: str, seq_len: int) -> Documents:
     """Score `split` as the honest protocol does, and sum by document.
 
-    A token belongs to the document in which it ends.
+    A token belongs to the document in which it ends. Raises InputError as `document_of_tokens`.
     """
     part = data.split(split)
-    documents = data.corpus.documents(split)
+    owner, sizes = document_of_tokens(data, split)
     windows = evaluation_windows(part.ids, seq_len, 8, data.tokenizer.eot_id, None)
     losses: dict[int, list[np.ndarray]] = {}
     for by_exit, scored in scored_losses(model, windows):
         for loop, loss in by_exit.items():
             losses.setdefault(loop, []).append(loss[scored].double().cpu().numpy())
-    sizes = np.array([len(text.encode()) for text in documents])
-    ends = np.cumsum(data.tokenizer.byte_lengths(part.ids))
-    if ends[-1] != sizes.sum():
-        raise InputError(
-            f"tokenizer {data.tokenizer.name} does not keep the text's bytes, so tokens cannot be "
-            "given to documents; choose 'gpt2' or 'bpe:<vocabulary size>'"
-        )
-    owner = np.searchsorted(np.cumsum(sizes), ends)  # (tokens,) index of the document
-    count = len(documents)
+    count = len(sizes)
     return Documents(
         bytes=sizes,
         tokens=np.bincount(owner, minlength=count),
@@ -68,6 +60,21 @@ def score_documents(model: nn.Module, data: TokenizedCorpus, split: str, seq_len
             for loop, parts in losses.items()
         },
     )
+
+
+def document_of_tokens(data: TokenizedCorpus, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each token's document (tokens,), and the documents' UTF-8 bytes.
+
+    Raises InputError for a tokenizer that does not keep every byte of the text.
+    """
+    sizes = np.array([len(text.encode()) for text in data.corpus.documents(split)])
+    ends = np.cumsum(data.tokenizer.byte_lengths(data.split(split).ids))
+    if ends[-1] != sizes.sum():
+        raise InputError(
+            f"tokenizer {data.tokenizer.name} does not keep the text's bytes, so tokens cannot be "
+            "given to documents; choose 'gpt2' or 'bpe:<vocabulary size>'"
+        )
+    return np.searchsorted(np.cumsum(sizes), ends), sizes
 
 
 def difference_in_bits(
@@ -79,11 +86,15 @@ def difference_in_bits(
 ) -> Interval:
     """Bits per byte of `ours` minus `theirs`: below zero, ours is better.
 
-    Each is one array of nats by document for each seed. Resampled with replacement: documents, the
-    same for both sides, and on each side its seeds. `sizes` are the documents' bytes.
+    Each is one array of nats by document for each of two or more seeds. Resampled with replacement:
+    documents, the same for both sides, and on each side its n seeds, whose deviations from their
+    mean are widened by sqrt(n / (n - 1)), as a resample of so few is too narrow. `sizes` are the
+    documents' bytes. Raises InputError for a single seed.
     """
+    if min(len(ours), len(theirs)) < 2:
+        raise InputError("an interval over seeds needs two or more of each side")
     rng = np.random.default_rng(seed)
-    a, b = np.stack(ours), np.stack(theirs)  # (seeds, documents)
+    a, b = _widened(ours), _widened(theirs)  # (seeds, documents)
     point = (a.mean(0) - b.mean(0)).sum() / sizes.sum() / math.log(2)
     drawn = np.empty(samples)
     for i in range(samples):
@@ -95,13 +106,21 @@ def difference_in_bits(
     return Interval(float(point), float(low), float(high))
 
 
+def _widened(seeds: Sequence[np.ndarray]) -> np.ndarray:
+    values = np.stack(seeds)
+    mean = values.mean(0)
+    return mean + (values - mean) * math.sqrt(len(seeds) / (len(seeds) - 1))
+
+
 def compare_arms(
     rows: Sequence[Mapping[str, Any]], ours: str, arms: Iterable[str], budget: str
 ) -> list[dict[str, Any]]:
     """A row for `ours` and each other arm: bits per byte, and ours minus theirs with its interval.
 
     `rows`: those of `crt_lib.search.documents_file`, a row a training and document. Arms without
-    rows for `budget` are left out; each must have one learning rate.
+    rows for `budget` are left out; each must have one learning rate, all the same documents. With a
+    single seed on either side there is no interval. Raises InputError otherwise, and when `ours`
+    has no rows.
     """
     found: dict[str, list[np.ndarray]] = {}
     sizes = np.zeros(0)
@@ -114,14 +133,21 @@ def compare_arms(
             of_seed = sorted(
                 (row for row in mine if row["seed"] == seed), key=lambda row: row["document"]
             )
-            sizes = np.array([row["bytes"] for row in of_seed])
+            own = np.array([row["bytes"] for row in of_seed])
+            if len(sizes) and not np.array_equal(own, sizes):
+                raise InputError(f"arm {arm} was scored on other documents than {ours}")
+            sizes = own
             found.setdefault(arm, []).append(np.array([row["nll"] for row in of_seed]))
+    if ours not in found:
+        raise InputError(f"no documents of {ours} for {budget}; `crt search --documents`")
     table = []
     for arm, losses in found.items():
         bits = np.stack(losses).sum(1) / sizes.sum() / math.log(2)
         row = {"arm": arm, "seeds": len(losses), "bits_per_byte": float(bits.mean())}
         if arm != ours:
+            row["ours_minus"] = table[0]["bits_per_byte"] - row["bits_per_byte"]
+        if arm != ours and min(len(losses), len(found[ours])) > 1:
             interval = difference_in_bits(found[ours], losses, sizes)
-            row |= {"ours_minus": interval.mean, "low": interval.low, "high": interval.high}
+            row |= {"low": interval.low, "high": interval.high}
         table.append(row)
     return table

@@ -78,7 +78,8 @@ def _fits(value: Any, kind: Any) -> bool:
 class ModelConfig(Settings):
     """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters).
 
-    The fields under `residual` are departures from the paper; docs say where each comes from.
+    The fields from `residual` on are departures from the paper; those without a source are this
+    project's. Each can be changed alone.
     """
 
     vocab_size: int = 50_257  # GPT-2 BPE
@@ -104,7 +105,9 @@ class ModelConfig(Settings):
     # Radford et al. 2019); depthwise kernels begin as the identity (ReZero's argument, 2003.04887)
     init: Literal["torch", "scaled"] = "torch"
     conv_after_norm: bool = False  # the cycle's convolution reads the normalised stream
-    pointwise: bool = True  # False: the depthwise convolution alone, no gelu and no mixing after it
+    # False: the depthwise convolution alone, no gelu and no mixing after it (a full convolution has
+    # neither)
+    pointwise: bool = True
     # "swiglu" has 2/3 of the width, so as many weights (Shazeer 2020, arXiv:2002.05202)
     activation: Literal["gelu", "swiglu"] = "gelu"
     positions: Literal["learned", "rotary"] = "learned"  # rotary: Su et al. 2021, arXiv:2104.09864
@@ -112,8 +115,10 @@ class ModelConfig(Settings):
     # Bansal et al. 2022, arXiv:2202.05826)
     injection: bool = False
     n_prelude: int = 0  # blocks of their own weights before the loop (Huginn, arXiv:2502.05171)
-    embed_dim: int | None = None  # token embedding width; None: d_model // 2 (eq. 1)
-    exit_norm: bool = False  # a norm before each head
+    # token embedding width; None: d_model // 2 (eq. 1). As wide as the model and tied, it is the
+    # heads too (Press and Wolf 2017, arXiv:1608.05859)
+    embed_dim: int | None = None
+    exit_norm: bool = False  # a norm of its own before each head, as GPT-2 has before its one
     attention_dropout: float | None = None  # of attention's weights; None: as `dropout`
     embed_dropout: float = 0.0  # of the embedding that enters the loop (GPT-2 has it)
 

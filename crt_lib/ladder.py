@@ -47,6 +47,7 @@ LADDER = (
 )
 
 VARIANTS = (
+    Change("half-width embedding, d = 168", {"embed_dim": 84, "d_model": 168}),
     Change("swiglu", {"activation": "swiglu"}),
     Change("mlp ratio 2", {"mlp_ratio": 2}),
     Change("mlp ratio 8", {"mlp_ratio": 8}),
@@ -68,6 +69,9 @@ VARIANTS = (
 DEPTHS = (
     Change("1 loop", {"n_loops": 1, "exit_loops": ()}),
     Change("2 loops", {"n_loops": 2, "exit_loops": (1,)}),
+    Change("2 loops of 4 cycles", {"n_loops": 2, "exit_loops": (1,), "n_cycles": 4}),
+    Change("2 loops, mlp ratio 8", {"n_loops": 2, "exit_loops": (1,), "mlp_ratio": 8}),
+    Change("3 loops", {"n_loops": 3, "exit_loops": (1, 2)}),
     Change("4 loops, no exits", {"exit_loops": ()}),
     Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
 )
@@ -94,12 +98,13 @@ def search_base() -> Profile:
 def arms() -> dict[str, dict[str, Profile]]:
     """Every arm by group and name.
 
-    ladder: the paper's block, then each change added to those before it, the last being `crt2`.
-    without: `crt2` with one change taken back. variants, depth: `crt2` with another one. baselines:
-    the released block, and what `crt2` is held against at equal parameters.
+    ladder: the released block, which sees the future, the same made causal (`paper`), then each
+    change added to those before it, the last being `crt2`. All have tied heads, one embedding cycle
+    and no dropout. without: `crt2` with one change taken back. variants, depth: `crt2` with another
+    one. baselines: what `crt2` is held against at equal parameters.
     """
     base = search_base()
-    ladder = {"paper": base}
+    ladder = {"released": base.replace(model=base.model.replace(causal=False)), "paper": base}
     profile = base
     for change in LADDER:
         profile = change(profile)
@@ -107,7 +112,8 @@ def arms() -> dict[str, dict[str, Profile]]:
     *_, crt2 = ladder.values()
 
     def gpt2(d: int, layers: int, optimizer: str = "adamw") -> Profile:
-        model = GPT2Config(d_model=d, n_heads=4, n_layers=layers, max_seq_len=256, dropout=0.0)
+        heads = d // 16
+        model = GPT2Config(d_model=d, n_heads=heads, n_layers=layers, max_seq_len=256, dropout=0.0)
         return base.replace(model=model, train=base.train.replace(optimizer=optimizer))
 
     return {
@@ -116,7 +122,6 @@ def arms() -> dict[str, dict[str, Profile]]:
         "variants": {change.name: change(crt2) for change in VARIANTS},
         "depth": {change.name: change(crt2) for change in DEPTHS},
         "baselines": {
-            "released": base.replace(model=base.model.replace(causal=False)),
             "paper, d = 160": base.replace(model=base.model.replace(d_model=160)),
             "GPT-2 112 x 4": gpt2(112, 4),
             "GPT-2 128 x 3": gpt2(128, 3),

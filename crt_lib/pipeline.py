@@ -287,9 +287,8 @@ def _number(cell: str) -> str:
 
 
 def _summary(out: Path, echo: Callable[[str], None]) -> None:
-    table = results_table(out / "results.csv")
-    if table:
-        echo(f"\n{table}")
+    for path in sorted(out.glob("*/results.csv")):
+        echo(f"\n{path.parent.name}\n{results_table(path)}")
     echo(f"\nexecuted notebooks and HTML: {_shown(out / 'notebooks')}")
     if (out / "figures").is_dir():
         echo(f"figures: {_shown(out / 'figures')}")

@@ -61,7 +61,7 @@ def _crt2(profile: Profile) -> Profile:
         embed_dim=profile.model.d_model,
     )
     train = profile.train.replace(optimizer="muon", exits_trained="one", max_lr=1.6e-2)
-    if profile.name in ("quick", "small"):  # four loops of two cycles learn most in their time
+    if profile.name in ("quick", "small"):
         model = model.replace(n_loops=4, n_cycles=2, exit_loops=(1, 2, 3))
     if profile.name == "small":
         model = model.replace(dropout=0.0)

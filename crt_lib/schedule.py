@@ -42,16 +42,24 @@ def learning_rate(update: int, updates: int, config: TrainConfig) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
 
 
-def resolve_precision(precision: str, device: torch.device, d_model: int) -> str:
+def resolve_precision(
+    precision: str, device: torch.device, d_model: int, optimizer: str = "adamw"
+) -> str:
     """What `auto` stands for: half precision where it is faster.
 
-    On a GPU bf16, or fp16 without bf16 units. On a CPU bf16 if the chip multiplies bf16 matrices
-    and the model is at least 192 wide (narrower, the casts cost more than they save), else fp32.
+    On a GPU bf16, or fp16 without bf16 units (fp32 for muon: fp16 scales the loss for one
+    optimizer, and muon is two; asking for both is an InputError). On a CPU bf16 if the chip
+    multiplies bf16 matrices and the model is at least 192 wide (narrower, the casts cost more than
+    they save), else fp32.
     """
+    if precision == "fp16" and optimizer == "muon":
+        raise InputError("fp16 scales the loss, for one optimizer; muon is two: use fp32 or bf16")
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp32" if optimizer == "muon" else "fp16"
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         chip = torch.cpu.get_capabilities()
         if d_model >= 192 and (chip.get("avx512_bf16") or chip.get("amx_bf16")):
@@ -95,12 +103,12 @@ def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.o
         if not hasattr(torch.optim, "Muon"):
             raise InputError(f"torch {torch.__version__} has no Muon; use optimizer adamw")
         embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-        heads = set(getattr(model, "heads", torch.nn.Module()).parameters())
-        parameters = dict(model.named_parameters())
+        vocabulary = model.config.vocab_size
         inner = [
             p
-            for name, p in parameters.items()
-            if p.ndim == 2 and name.endswith("weight") and p not in embeddings | heads
+            for name, p in model.named_parameters()
+            if p.ndim == 2 and name.endswith("weight")
+            if p not in embeddings and p.shape[0] != vocabulary
         ]
     rest = [p for p in model.parameters() if p not in set(inner)]
     options = {"lr": config.max_lr, "weight_decay": config.weight_decay}

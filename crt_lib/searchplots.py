@@ -16,14 +16,22 @@ def ladder(panels: Mapping[str, Summary]) -> Figure:
 
     `panels`: title -> rows of `crt_lib.search.summarise`.
     """
-    figure = Figure(figsize=(8, 0.9 + 0.27 * max(map(len, panels.values()))), layout="constrained")
+    arms = list(dict.fromkeys(row["arm"] for rows in panels.values() for row in rows))
+    figure = Figure(figsize=(8, 0.9 + 0.27 * len(arms)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
-        places = range(len(rows))
+        places = [arms.index(row["arm"]) for row in rows]
         losses = [row["loss"] for row in rows]
         ax.plot(losses, places, color=GREY, linewidth=0.8, zorder=1)
         ax.errorbar(
-            losses, places, xerr=[row["spread"] / 2 for row in rows], fmt="none", ecolor=BLACK
+            losses,
+            places,
+            xerr=[
+                [row["loss"] - row["low"] for row in rows],
+                [row["high"] - row["loss"] for row in rows],
+            ],
+            fmt="none",
+            ecolor=BLACK,
         )
         ax.scatter(losses, places, color=BLUE, s=28, zorder=2)
         for place, row in zip(places, rows, strict=True):
@@ -32,7 +40,7 @@ def ladder(panels: Mapping[str, Summary]) -> Figure:
             )
         ax.set(xlabel="validation loss (nats a token)", title=title)
         ax.margins(x=0.25)
-    axes[0].set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    axes[0].set_yticks(range(len(arms)), arms)
     axes[0].invert_yaxis()
     return figure
 
@@ -60,7 +68,7 @@ def differences(rows: Summary, base: Mapping[str, Any]) -> Figure:
     ax.invert_yaxis()
     ax.axvline(0, color=BLACK, linewidth=0.8)
     ax.margins(x=0.18)
-    ax.set(xlabel="validation loss minus that of crt2 (nats a token)")
+    ax.set(xlabel=f"validation loss minus that of {base['arm']} (nats a token)")
     return figure
 
 
@@ -96,8 +104,9 @@ def race(runs: Mapping[str, Summary]) -> Figure:
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()
     for (label, metrics), color in zip(runs.items(), (VERMILION, BLUE, ORANGE, GREY), strict=False):
-        rows = [row for row in metrics if "loss" in row]
-        last = max(key for key in rows[0] if key.startswith("loss_"))
+        loops = {int(key[5:]) for row in metrics for key in row if key.startswith("loss_")}
+        last = f"loss_{max(loops)}"
+        rows = [row for row in metrics if last in row]
         ax.plot(
             [row["update"] for row in rows], [row[last] for row in rows], color=color, label=label
         )

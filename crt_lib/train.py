@@ -6,10 +6,9 @@ so a run that is killed and resumed ends with the weights and the metrics of one
 
 import contextlib
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from crt_lib.schedule import (
     resolve_precision,
     updates_planned,
 )
+from crt_lib.signals import stop_signals
 from crt_lib.tokenizer import TokenizedCorpus
 
 
@@ -78,7 +78,7 @@ def train(
     before anything is written; TrainingError for a loss or gradient that is not finite.
     """
     run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start)
-    with _stop_signals() as stopped:
+    with stop_signals() as stopped:
         finished = run.loop(stopped, progress)
     model = run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)
     return TrainResult(
@@ -115,7 +115,9 @@ class _Run:
         _check_launch()
         self._earlier = self._read_earlier() if resume else None
         device = PartialState(cpu=_on_cpu()).device
-        precision = resolve_precision(config.precision, device, model_config.d_model)
+        precision = resolve_precision(
+            config.precision, device, model_config.d_model, config.optimizer
+        )
         if self._earlier and config.precision == "auto":
             precision = self._earlier["precision"]  # a run keeps its own, wherever it goes on
         mixed = {"fp32": "no"}.get(precision, precision)
@@ -369,29 +371,6 @@ def _check_launch() -> None:
             "accelerate started one process where several were asked for; without a GPU add "
             "--multi_gpu, which starts them all, and they share the work through gloo"
         )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set while inside; a second signal acts as usual."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def stop(number: int, _) -> None:
-        stopped.set()
-        signal.signal(number, before[number])
-
-    for number in signals:
-        signal.signal(number, stop)
-    try:
-        yield stopped
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])
 
 
 def _tensorboard(out: Path):

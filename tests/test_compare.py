@@ -54,8 +54,8 @@ def test_the_interval_of_a_known_difference():
 
     same = difference_in_bits(theirs, theirs, sizes, samples=500)
     assert same.mean == 0 and same.low <= 0 <= same.high
-    one = difference_in_bits(ours[:1], ours[:1], sizes, samples=50)
-    assert (one.mean, one.low, one.high) == (0, 0, 0)
+    with pytest.raises(InputError, match="two or more"):
+        difference_in_bits(ours[:1], theirs, sizes)
     assert difference_in_bits(ours, theirs, sizes, samples=500) == found
 
 
@@ -68,11 +68,31 @@ def test_arms_are_compared_at_equal_budget():
             for i in range(5)
         ]
 
-    table = rows("a", 1.5, (0, 1)) + rows("b", 1.7, (0,)) + rows("b", 9.0, (0,), "1 min")
-    ours, theirs = compare_arms(table, "a", ["b", "absent"], "9 updates")
+    table = rows("a", 1.5, (0, 1)) + rows("b", 1.7, (0, 1)) + rows("b", 9.0, (0,), "1 min")
+    table += rows("c", 1.4, (0,))
+    ours, theirs, single = compare_arms(table, "a", ["b", "c", "absent"], "9 updates")
+    assert single["ours_minus"] == pytest.approx(0.1) and "low" not in single
     assert ours == {"arm": "a", "seeds": 2, "bits_per_byte": pytest.approx(1.5)}
-    assert theirs["bits_per_byte"] == pytest.approx(1.7) and theirs["seeds"] == 1
+    assert theirs["bits_per_byte"] == pytest.approx(1.7) and theirs["seeds"] == 2
     for name in ("ours_minus", "low", "high"):
         assert theirs[name] == pytest.approx(-0.2)
     with pytest.raises(InputError, match="several learning rates"):
-        compare_arms(table + rows("b", 1.0, (1,), max_lr=2e-3), "a", ["b"], "9 updates")
+        compare_arms(table + rows("b", 1.0, (2,), max_lr=2e-3), "a", ["b"], "9 updates")
+    with pytest.raises(InputError, match="no documents of d"):
+        compare_arms(table, "d", ["a"], "9 updates")
+    table[-1]["bytes"] += 1
+    with pytest.raises(InputError, match="arm c was scored on other documents"):
+        compare_arms(table, "a", ["c"], "9 updates")
+
+
+def test_the_interval_covers_what_it_should():
+    """Of intervals from three noisy seeds a side, about 95 % hold the true difference."""
+    rng = np.random.default_rng(1)
+    sizes = np.full(40, 1000)
+    covered = 0
+    for _ in range(200):
+        noise = rng.normal(0, 30, (6, 1)) + rng.normal(0, 10, (6, 40))  # of training, of scoring
+        sides = 1000 * math.log(2) * 1.3 + noise
+        found = difference_in_bits(list(sides[:3]), list(sides[3:]), sizes, samples=200)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 160

@@ -47,7 +47,7 @@ def test_equals_cross_entropy_of_full_logits(path, reduction):
 
 def test_half_precision_autocast_is_close(path):
     torch.manual_seed(0)
-    features, weight = torch.randn(40, 8), torch.randn(31, 8)
+    features, weight = (torch.randn(n, 8, requires_grad=True) for n in (40, 31))
     targets = torch.randint(31, (40,))
     plain = F.cross_entropy(features @ weight.T, targets)
     with torch.autocast("cpu", torch.bfloat16):

@@ -14,7 +14,8 @@ def test_every_recipe_in_every_size(name, recipe):
     profile = load_profile(name, recipe)
     assert (profile.name, profile.recipe) == (name, recipe)
     assert profile.model.causal == (recipe != "released")
-    assert Profile.from_dict(profile.to_dict() | {"model": profile.model, "train": profile.train})
+    again = profile.to_dict() | {"model": profile.model, "train": profile.train}
+    assert Profile.from_dict(again) == profile
 
 
 def test_the_recipe_without_a_word():
@@ -47,7 +48,8 @@ def test_unknown_names():
 
 
 def test_the_ladder_ends_at_crt2():
-    *_, top = arms()["ladder"].values()
+    released, paper, *_, top = arms()["ladder"].values()
+    assert not released.model.causal and paper.model == released.model.replace(causal=True)
     crt2 = load_profile("quick")
     small = {"vocab_size", "max_seq_len"}
     ours, theirs = top.model.to_dict(), crt2.model.to_dict()
@@ -63,7 +65,7 @@ def test_a_rung_taken_back_is_the_rung_below():
     *_, below, _ = groups["ladder"].values()
     *_, last = groups["without"].values()
     assert last == below
-    assert len(groups["ladder"]) == len(LADDER) + 1
+    assert len(groups["ladder"]) == len(LADDER) + 2
 
 
 def test_arms_have_names_of_their_own_and_build():

@@ -1,22 +1,25 @@
 """`crt search`: equal tokens or equal time, several at once, and none is trained twice."""
 
+import math
+
 import pytest
 
 from crt_lib import InputError, load_profile
-from crt_lib.search import exit_losses, grid, search, summarise
+from crt_lib.runs import read_rows
+from crt_lib.search import documents_file, exit_losses, grid, search, summarise
 
-SMOKE = load_profile("smoke").replace(train=load_profile("smoke").train.replace(updates=3))
+SMOKE = load_profile("smoke")
 
 
 def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
     out, lines = tmp_path / "search.csv", []
-    trials = grid({"crt2": SMOKE}, rates=(1e-2, 1e-12), seeds=(0, 1))
+    trials = grid({"crt2": SMOKE}, (1e-2, 1e-12), (0, 1), updates=3)
     rows = search(trials[:3], out, jobs=2, echo=lines.append)
     assert {(row["max_lr"], row["seed"]) for row in rows} == {(1e-2, 0), (1e-12, 0), (1e-2, 1)}
     assert all(row["tokens"] == 3 * 512 and row["budget"] == "3 updates" for row in rows)
     (best,) = summarise(rows, ["crt2", "absent"], "3 updates")
     assert (best["max_lr"], best["seeds"], best["rates"], best["edge"]) == (1e-2, 2, 2, True)
-    assert best["exit_losses"][4] == pytest.approx(exit_losses(rows[0])[4])
+    assert best["low"] <= best["loss"] <= best["high"]
     assert {row["threads"] for row in rows} == {1}
 
     before = out.read_text().splitlines()
@@ -26,23 +29,78 @@ def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["search.csv"]
 
 
+def test_a_changed_arm_is_trained_again(tmp_path):
+    first, second = (
+        grid({"a": SMOKE}, (1e-2,), updates=2),
+        grid({"a": SMOKE.replace(model=SMOKE.model.replace(n_loops=5))}, (1e-2,), updates=2),
+    )
+    (row,) = search(first, tmp_path / "s.csv", threads=1, echo=str)
+    (changed,) = search(second, tmp_path / "s.csv", threads=1, echo=str)
+    assert changed["settings"] != row["settings"]
+    assert changed["parameters"] > row["parameters"]
+
+
 def test_two_searches_of_the_same_trial_agree(tmp_path):
     first, second = (
-        search(grid({"a": SMOKE}), tmp_path / name, threads=1, echo=str)[0] for name in "ab"
+        search(grid({"a": SMOKE}, (1e-2,), updates=2), tmp_path / name, threads=1, echo=str)[0]
+        for name in "ab"
     )
     assert first["exit_losses"] == second["exit_losses"]
+    assert set(exit_losses(first)) == {1, 2, 3, 4}
 
 
 def test_minutes_set_the_updates_from_the_pace(tmp_path):
-    wide = SMOKE.replace(model=SMOKE.model.replace(d_model=128))
-    arms = {"small": SMOKE, "wide": wide}
-    rows = search(grid(arms), tmp_path / "s.csv", minutes=0.03, threads=1, echo=str)
+    wide = SMOKE.replace(model=SMOKE.model.replace(d_model=256))
+    trials = grid({"small": SMOKE, "wide": wide}, (1e-3,), minutes=0.03)
+    rows = search(trials, tmp_path / "s.csv", echo=str)
     updates = {row["arm"]: row["updates"] for row in rows}
     assert updates["small"] > updates["wide"] >= 1
-    assert {row["budget"] for row in rows} == {"0.03 min"}
+    assert {(row["budget"], row["threads"]) for row in rows} == {("0.03 min", 1)}
 
 
-@pytest.mark.parametrize("bad", [{"minutes": 0}, {"minutes": -1}, {"jobs": 0}])
-def test_bad_input(tmp_path, bad):
-    with pytest.raises(InputError, match=next(iter(bad))):
-        search([], tmp_path / "s.csv", **bad)
+def test_a_broken_training_is_a_row_and_the_others_go_on(tmp_path):
+    rows = search(grid({"a": SMOKE}, (1e38, 1e-3), updates=2), tmp_path / "s.csv", echo=str)
+    losses = {row["max_lr"]: row["valid_loss"] for row in rows}
+    assert losses[1e38] == math.inf and losses[1e-3] < 10
+    assert summarise(rows, ["a"], "2 updates")[0]["max_lr"] == 1e-3
+    assert exit_losses(next(row for row in rows if row["max_lr"] == 1e38)) == {}
+
+
+def test_a_model_that_sees_the_future_has_its_deployable_loss(tmp_path):
+    released = load_profile("smoke", "released")
+    (row,) = search(grid({"r": released}, (1e-2,), updates=40), tmp_path / "s.csv", echo=str)
+    assert row["valid_loss"] > exit_losses(row)[4] + 0.1
+
+
+def test_documents_are_added_to_a_trial_that_has_none(tmp_path, monkeypatch):
+    text = "one two three\n\nfour five six\n\n" * 300
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(text)
+    profile = SMOKE.replace(corpus=str(tmp_path), tokenizer="bpe:260")
+    trials, out = grid({"a": profile}, (1e-2,), updates=2), tmp_path / "s.csv"
+    search(trials, out, echo=str)
+    assert not documents_file(out).exists()
+    search(trials, out, documents=True, echo=str)
+    assert len(read_rows(out)) == 1 and len(read_rows(documents_file(out))) == 600
+
+    with pytest.raises(InputError, match="does not keep the text's bytes"):
+        search(grid({"a": SMOKE}, (1e-2,), updates=2), tmp_path / "t.csv", documents=True)
+
+
+@pytest.mark.parametrize(
+    "bad, match",
+    [
+        ({"minutes": 0}, "minutes is 0"),
+        ({"minutes": -1}, "minutes is -1"),
+        ({"minutes": 1, "updates": 2}, "not both"),
+        ({"rates": ()}, "no learning rate"),
+    ],
+)
+def test_bad_input(bad, match):
+    with pytest.raises(InputError, match=match):
+        grid({"a": SMOKE}, **{"rates": (1e-3,)} | bad)
+
+
+def test_no_jobs_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="jobs is 0"):
+        search([], tmp_path / "s.csv", jobs=0)

@@ -5,9 +5,9 @@ from matplotlib.figure import Figure
 from crt_lib import searchplots
 
 ROWS = [
-    {"arm": "paper", "loss": 6.0, "spread": 0.1},
-    {"arm": "+ pre-norm", "loss": 5.5, "spread": 0.0},
-    {"arm": "+ muon", "loss": 4.8, "spread": 0.02},
+    {"arm": "paper", "loss": 6.0, "low": 5.95, "high": 6.05},
+    {"arm": "+ pre-norm", "loss": 5.5, "low": 5.5, "high": 5.5},
+    {"arm": "+ muon", "loss": 4.8, "low": 4.79, "high": 4.81},
 ]
 
 
@@ -19,7 +19,8 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_ladder():
-    figure = searchplots.ladder({"equal tokens": ROWS, "equal time": ROWS[:2]})
+    figure = searchplots.ladder({"equal tokens": ROWS, "equal time": ROWS[::2]})
+    assert [p[1] for p in figure.axes[1].collections[-1].get_offsets().tolist()] == [0, 2]
     assert [ax.get_title("left") for ax in figure.axes] == ["equal tokens", "equal time"]
     assert {"paper", "+ muon", "6.000", "4.800"} <= set(texts(figure))
 
@@ -43,6 +44,7 @@ def test_depth():
 
 
 def test_race():
-    metrics = [{"update": i, "loss": 5.0, "loss_1": 6.0, "loss_4": 4.0 - i} for i in range(3)]
-    figure = searchplots.race({"paper": metrics, "crt2": [*metrics, {"valid_loss_4": 1.0}]})
+    metrics = [{"update": i, "loss": 5.0, "loss_9": 6.0, "loss_12": 4.0 - i} for i in range(3)]
+    short = {"update": 3, "loss": 5.0, "loss_9": 1.0}  # an update that did not run all loops
+    figure = searchplots.race({"paper": metrics, "crt2": [*metrics, short, {"valid_loss_12": 1.0}]})
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[4.0, 3.0, 2.0]] * 2

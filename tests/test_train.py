@@ -39,7 +39,7 @@ def data():
 def settings(**changes):
     profile = load_profile("smoke")
     model = profile.model.replace(
-        vocab_size=data().tokenizer.vocab_size, n_loops=2, exit_loops=(1,)
+        vocab_size=data().tokenizer.vocab_size, n_loops=3, exit_loops=(1, 2)
     )
     return model, profile.train.replace(**SETTINGS | changes)
 

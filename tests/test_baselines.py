@@ -1,0 +1,55 @@
+"""The GPT-2 baseline is transformers' own, with the face of CRT."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
+from crt_lib.baselines import make_model
+from crt_lib.checkpoint import load_model
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
+
+TINY = GPT2Config(vocab_size=53, d_model=24, n_heads=3, n_layers=2, max_seq_len=32, dropout=0.0)
+
+
+def test_it_is_gpt2_with_a_tied_head():
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    ours = make_model(TINY).eval()
+    theirs = GPT2LMHeadModel(ours.transformer.config).eval()
+    theirs.transformer.load_state_dict(ours.transformer.state_dict())
+    theirs.tie_weights()
+    ids = torch.randint(53, (2, 17))
+    logits = theirs(ids).logits
+    torch.testing.assert_close(ours(ids)[2], logits)
+    targets = torch.randint(53, (2, 17))
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(ours(ids, targets=targets)[2], plain)
+    ours.gradient_checkpointing = True
+    torch.testing.assert_close(ours.train()(ids, targets=targets)[2], plain)
+    assert ours.gradient_checkpointing
+
+    with pytest.raises(InputError, match=r"one exit, 2; asked for \(1,\)"):
+        ours(ids, exits=(1,))
+
+
+def test_it_trains_resumes_and_is_loaded(tmp_path):
+    corpus = load_corpus("grammar")
+    data = tokenize(corpus, load_tokenizer("word", corpus))
+    config = TINY.replace(vocab_size=data.tokenizer.vocab_size)
+    settings = TrainConfig(seq_len=32, batch_size=4, grad_accum=1, max_lr=1e-2, eval_tokens=512)
+    settings = settings.replace(updates=6, eval_every=0, optimizer="muon")
+    result = train(config, settings, data, tmp_path, progress=False)
+    assert result.finished and result.metrics[-1]["valid_loss_2"] < 4
+    loaded = load_model(tmp_path / "checkpoints" / "best.safetensors")
+    assert loaded.config == config
+    whole = evaluate(loaded, data.valid, data.tokenizer.eot_id, seq_len=32, max_tokens=512)
+    assert whole.loss[2] == pytest.approx(result.metrics[-1]["valid_loss_2"])
+
+
+def test_configurations_come_back_as_their_kind():
+    assert config_from_dict(TINY.to_dict()) == TINY
+    assert config_from_dict(ModelConfig().to_dict()) == ModelConfig()
+    with pytest.raises(InputError, match="d_model 24 is not divisible by n_heads 5"):
+        TINY.replace(n_heads=5)
