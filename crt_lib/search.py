@@ -163,9 +163,10 @@ def run_trial(trial: Trial, threads: int, documents: bool) -> tuple[Row, list[Ro
 
         try:
             if trial.minutes is not None:
+                run(updates=1, eval_tokens=256)  # what only the first run of a process does
                 _, first = run(updates=WARM_UP, eval_tokens=256)
                 _, both = run(updates=WARM_UP + TIMED, eval_tokens=256)
-                pace = max(both - first, 1e-9) / TIMED
+                pace = max(both - first, both / 2) / TIMED
                 config = config.replace(updates=max(1, round(60 * trial.minutes / pace)))
             result, processor = run()
         except TrainingError:
