@@ -38,7 +38,7 @@ def learning_rate(update: int, updates: int, config: TrainConfig) -> float:
         start, stop, share = low, high, update / peak
     else:
         peak = max(peak, 0.0)
-        start, stop, share = high, end, (update - peak) / max(updates - 1 - peak, 1.0)
+        start, stop, share = high, end, (update - peak) / (updates - 1 - peak or 1.0)
     return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
 
 
