@@ -6,7 +6,7 @@ from torch import nn
 
 from crt_lib import CRT, causality_report, load_profile
 
-CONFIG = load_profile("smoke").model.replace(vocab_size=31)
+CONFIG = load_profile("smoke", "paper").model.replace(vocab_size=31)
 
 
 def report(**changes):

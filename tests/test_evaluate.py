@@ -25,7 +25,8 @@ def data():
 
 def model(**changes) -> CRT:
     torch.manual_seed(0)
-    config = load_profile("smoke").model.replace(vocab_size=data().tokenizer.vocab_size, **changes)
+    model = load_profile("smoke", "paper").model
+    config = model.replace(vocab_size=data().tokenizer.vocab_size, **changes)
     return CRT(config).eval()
 
 

@@ -79,7 +79,10 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     out.mkdir(parents=True)
     (out / "fault").touch()
     record_training(out, "smoke", {"status": "done"})
-    (out / "results.csv").write_text("exit,tokens,token_ppl\n2,1200,31.25681\nfinal,1200,30.0\n")
+    (out / "paper").mkdir()
+    (out / "paper" / "results.csv").write_text(
+        "exit,tokens,token_ppl\n2,1200,31.25681\nfinal,1200,30.0\n"
+    )
 
     with pytest.raises(NotebookError) as caught:
         run(folder, out, parameters=given)
