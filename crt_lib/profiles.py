@@ -48,7 +48,7 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
 
 
 def _crt2(profile: Profile) -> Profile:
-    """What the search found (results/small/search.csv), in the size of `profile`."""
+    """The corrected recipe in the size of `profile`; `crt search` measures its parts."""
     model = profile.model.replace(
         residual="pre",
         exit_norm=True,
