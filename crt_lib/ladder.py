@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
 from crt_lib.profiles import Profile, load_profile
 
@@ -80,17 +80,7 @@ DEPTHS = (
 def search_base() -> Profile:
     """The size at which the search is made: the paper's block, 0.6M tokens of WikiText-2."""
     small = load_profile("small", "paper")
-    model = ModelConfig(
-        d_model=128,
-        n_heads=4,
-        n_loops=4,
-        n_cycles=2,
-        n_embed_cycles=1,
-        max_seq_len=256,
-        exit_loops=(1, 2, 3),
-        head_sharing="tied",
-        dropout=0.0,
-    )
+    model = load_profile("quick", "paper").model.replace(n_loops=4, exit_loops=(1, 2, 3))
     config = small.train.replace(updates=300, eval_every=0, eval_tokens=65_536, precision="bf16")
     return small.replace(model=model, train=config)
 

@@ -1,7 +1,7 @@
-"""What a run ran on and how far it is: `results/<profile>/manifest.json`.
+"""What a run ran on and how far it is: a manifest.json in its folder.
 
-The pipeline writes which notebooks are done, a training its own part `train`; each keeps the
-other's.
+The pipeline writes which notebooks are done to `results/<profile>`, a training its part `train` to
+its own folder, `results/<profile>/<recipe>`; in one folder, each keeps the other's.
 """
 
 import contextlib

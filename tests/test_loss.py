@@ -65,3 +65,81 @@ def test_total_loss_is_equation_5():
     }
     assert total_loss(losses, 0.3).item() == pytest.approx(0.7 * 1.0 + 0.3 * 3.0)
     assert total_loss({8: torch.tensor(1.5)}, 0.3).item() == 1.5
+
+
+def loss_and_gradients(features, weight, targets, fused: bool, scale: float = 0.7) -> list:
+    """The mean loss and the gradients of `scale` times it, fused or by torch."""
+    features, weight = (value.clone().requires_grad_() for value in (features, weight))
+    if fused:
+        loss = linear_cross_entropy(features, weight, targets)
+        assert "FusedMean" in loss.grad_fn.name()
+    else:
+        logits = F.linear(features, weight).float().flatten(0, -2)
+        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
+    return [loss, *torch.autograd.grad(scale * loss, (features, weight))]
+
+
+def loss_case(shape: tuple[int, ...], vocabulary: int) -> tuple:
+    """Features, vocabulary matrix, and targets of which a third is ignored."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(*shape, 12, generator=generator)
+    weight = torch.randn(vocabulary, 12, generator=generator)
+    targets = torch.randint(vocabulary, shape, generator=generator)
+    ignored = torch.rand(shape, generator=generator) < 0.3
+    ignored.view(-1)[0] = False
+    return features, weight, targets.masked_fill(ignored, -100)
+
+
+SHAPES = [((1,), 31), ((5,), 1), ((256,), 31), ((257,), 37), ((3, 100), 101), ((2, 307), 523)]
+
+
+@pytest.mark.parametrize("rows", [None, 7])
+@pytest.mark.parametrize(("shape", "vocabulary"), SHAPES)
+def test_fused_loss_is_cross_entropy(shape, vocabulary, rows, monkeypatch):
+    if rows:
+        monkeypatch.setattr(loss_module, "FUSED_ROWS", rows)
+    case = loss_case(shape, vocabulary)
+    for found, wanted in zip(
+        loss_and_gradients(*case, fused=True), loss_and_gradients(*case, fused=False), strict=True
+    ):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("half_features", [True, False])
+@pytest.mark.parametrize(("shape", "vocabulary"), SHAPES)
+def test_fused_loss_in_bfloat16_is_close(shape, vocabulary, half_features):
+    features, weight, targets = loss_case(shape, vocabulary)
+    exact = loss_and_gradients(features, weight, targets, fused=False)
+    if half_features:
+        features = features.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss_and_gradients(features, weight, targets, fused=True)
+    assert [value.dtype for value in half] == [torch.float32, features.dtype, torch.float32]
+    assert half[0].item() == pytest.approx(exact[0].item(), rel=0.01, abs=1e-6)
+    for found, wanted in zip(half[1:], exact[1:], strict=True):
+        assert (found.float() - wanted).norm() <= 0.02 * wanted.norm() + 1e-6
+
+
+def test_fused_loss_of_large_logits_is_finite():
+    features, weight, targets = loss_case((300,), 37)
+    case = (1e3 * features, weight, targets)
+    for found, wanted in zip(
+        loss_and_gradients(*case, fused=True), loss_and_gradients(*case, fused=False), strict=True
+    ):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_fused_loss_gives_ignored_positions_no_gradient():
+    features, weight, targets = loss_case((300,), 37)
+    _, by_features, _ = loss_and_gradients(features, weight, targets, fused=True)
+    assert (by_features[targets == -100] == 0).all()
+    assert (by_features[targets != -100] != 0).any(-1).all()
+
+
+def test_fused_loss_of_nothing_scored_is_as_torchs():
+    features, weight, targets = loss_case((5,), 31)
+    nothing = torch.full_like(targets, -100)
+    assert loss_and_gradients(features, weight, nothing, fused=False)[0].isnan()
+    assert loss_and_gradients(features, weight, nothing, fused=True)[0].isnan()
