@@ -37,13 +37,14 @@ class Change:
 LADDER = (
     Change("pre-norm", {"residual": "pre", "exit_norm": True}),
     Change("scaled init", {"init": "scaled"}),
+    Change("one exit an update", train={"exits_trained": "one"}),
     Change("conv after norm", {"conv_after_norm": True}),
     Change("no pointwise", {"pointwise": False}),
     Change("full-width embedding", {"embed_dim": 128}),
+    Change("muon", train={"optimizer": "muon"}),
     Change("rotary", {"positions": "rotary"}),
     Change("injection", {"injection": True}),
-    Change("one exit an update", train={"exits_trained": "one"}),
-    Change("muon", train={"optimizer": "muon"}),
+    Change("3 loops", {"n_loops": 3, "exit_loops": (1, 2)}),
 )
 
 VARIANTS = (
@@ -68,11 +69,13 @@ VARIANTS = (
 
 DEPTHS = (
     Change("1 loop", {"n_loops": 1, "exit_loops": ()}),
+    Change("3 blocks, not shared", {"n_loops": 1, "exit_loops": (), "n_prelude": 2}),
     Change("2 loops", {"n_loops": 2, "exit_loops": (1,)}),
     Change("2 loops of 4 cycles", {"n_loops": 2, "exit_loops": (1,), "n_cycles": 4}),
     Change("2 loops, mlp ratio 8", {"n_loops": 2, "exit_loops": (1,), "mlp_ratio": 8}),
-    Change("3 loops", {"n_loops": 3, "exit_loops": (1, 2)}),
-    Change("4 loops, no exits", {"exit_loops": ()}),
+    Change("3 loops, no exits", {"exit_loops": ()}),
+    Change("4 loops", {"n_loops": 4, "exit_loops": (1, 2, 3)}),
+    Change("4 loops, 1 cycle", {"n_loops": 4, "exit_loops": (1, 2, 3), "n_cycles": 1}),
     Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
 )
 
@@ -89,9 +92,9 @@ def arms() -> dict[str, dict[str, Profile]]:
     """Every arm by group and name.
 
     ladder: the released block, which sees the future, the same made causal (`paper`), then each
-    change added to those before it, the last being `crt2`. All have tied heads, one embedding cycle
-    and no dropout. without: `crt2` with one change taken back. variants, depth: `crt2` with another
-    one. baselines: what `crt2` is held against at equal parameters.
+    change added to those before it; with the last of them it is `crt2`. All have tied heads, one
+    embedding cycle and no dropout. without: `crt2` with one change taken back. variants, depth:
+    `crt2` with another one. baselines: what `crt2` is held against at equal parameters.
     """
     base = search_base()
     ladder = {"released": base.replace(model=base.model.replace(causal=False)), "paper": base}
@@ -99,7 +102,7 @@ def arms() -> dict[str, dict[str, Profile]]:
     for change in LADDER:
         profile = change(profile)
         ladder[f"+ {change.name}"] = profile
-    *_, crt2 = ladder.values()
+    crt2 = ladder["crt2"] = ladder.pop(f"+ {LADDER[-1].name}")
 
     def gpt2(d: int, layers: int, optimizer: str = "adamw") -> Profile:
         heads = d // 16
