@@ -12,6 +12,8 @@ from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
 from crt_lib.profiles import Profile, load_profile
 
+EQUAL_TOKENS, EQUAL_TIME = "300 updates", "2 min"  # the budgets at which baselines are compared
+
 
 @dataclass(frozen=True)
 class Change:
@@ -74,7 +76,6 @@ DEPTHS = (
     Change("2 loops of 4 cycles", {"n_loops": 2, "exit_loops": (1,), "n_cycles": 4}),
     Change("2 loops, mlp ratio 8", {"n_loops": 2, "exit_loops": (1,), "mlp_ratio": 8}),
     Change("3 loops, no exits", {"exit_loops": ()}),
-    Change("4 loops", {"n_loops": 4, "exit_loops": (1, 2, 3)}),
     Change("4 loops, 1 cycle", {"n_loops": 4, "exit_loops": (1, 2, 3), "n_cycles": 1}),
     Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
 )

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crt_lib.compare import compare_arms
 from crt_lib.files import InputError, write_text
+from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, arms
 from crt_lib.runs import load_run, read_rows
+from crt_lib.search import documents_file, summarise
 
 
 def update_readme(readme: Path, results: Path) -> bool:
@@ -91,6 +94,38 @@ def _cell(rows: list[dict[str, Any]], split: str, protocol: str, loop: int, colu
     return f"{row[column]:.3f}" if column == "bits_per_byte" else f"{row[column]:.1f}"
 
 
+def recipe_comparison(results: Path) -> str:
+    """`crt2` against the paper's block and GPT-2 of its size: bits per byte, with intervals."""
+    path = results / "small" / "search.csv"
+    rows, documents = read_rows(path), read_rows(documents_file(path))
+    baselines = arms()["baselines"]
+    head, body = ["arm", "parameters"], {}
+    for title, budget in (("equal tokens", EQUAL_TOKENS), ("equal time", EQUAL_TIME)):
+        if all(row["budget"] != budget for row in documents):
+            continue
+        head += [f"test bits/byte, {title}", "`crt2` minus it, 95 % interval"]
+        tuned = {row["arm"]: row for row in summarise(rows, ["crt2", *baselines], budget)}
+        for row in compare_arms(documents, "crt2", baselines, budget):
+            name = row["arm"]
+            line = body.setdefault(name, [name, f"{tuned[name]['parameters'] / 1e6:.2f}M"])
+            line += [""] * (len(head) - 2 - len(line))
+            line.append(f"{row['bits_per_byte']:.3f}")
+            line.append(_difference(row))
+    table = _table(head, [line + [""] * (len(head) - len(line)) for line in body.values()])
+    seeds = sorted({row["seed"] for row in documents})
+    first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
+    tokens = first["tokens"] // first["updates"]
+    budgets = f"{EQUAL_TOKENS} of {tokens:,} tokens; equal time: {EQUAL_TIME} of one core"
+    return f"{table}\n\nSeeds {', '.join(map(str, seeds))}. Equal tokens: {budgets}."
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if "ours_minus" not in row:
+        return ""
+    interval = f" [{row['low']:+.3f}, {row['high']:+.3f}]" if "low" in row else ", one seed"
+    return f"{row['ours_minus']:+.3f}{interval}"
+
+
 def training_benchmark(results: Path) -> str:
     """`crt bench train`, a row a shape: the released-style step against ours."""
     rows = read_rows(results / "bench" / "train.csv")
@@ -116,6 +151,7 @@ def training_benchmark(results: Path) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "small": small_results,
+    "recipe": recipe_comparison,
     "bench": training_benchmark,
 }
 
