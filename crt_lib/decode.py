@@ -1,9 +1,9 @@
 """Text from a model: with exits, with caches, and by lossless self-speculation.
 
-Speculation: the head of an early loop drafts, the deeper loops verify all drafted tokens at once from
-their states after that loop, which are exact. Greedy text is that of plain decoding; sampled text
-has its distribution (Leviathan et al. 2023, arXiv:2211.17192; a model's own early exit as the draft:
-Elhoushi et al. 2024, arXiv:2404.16710).
+Speculation: the head of an early loop drafts, the deeper loops verify all drafted tokens at once
+from their states after that loop, which are exact. Greedy text is that of plain decoding; sampled
+text has its distribution (Leviathan et al. 2023, arXiv:2211.17192; a model's own early exit as the
+draft: Elhoushi et al. 2024, arXiv:2404.16710).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.exits import Exited, Policy, run_with_exits
+from crt_lib.exits import Policy, run_with_exits
 from crt_lib.files import InputError
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
@@ -143,7 +143,9 @@ def _check(model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int) -> lis
         if len(prompt) == 0:
             raise InputError("a prompt is empty; begin with at least one token, as end-of-text")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise InputError(f"a prompt has tokens outside the vocabulary 0..{config.vocab_size - 1}")
+            raise InputError(
+                f"a prompt has tokens outside the vocabulary 0..{config.vocab_size - 1}"
+            )
     longest = max(map(len, prompts))
     if longest + new_tokens > config.max_seq_len:
         raise InputError(
@@ -171,7 +173,8 @@ class Speculation:
     def __init__(self, model: CRT, draft_loop: int, longest: int = 8):
         if draft_loop not in model.config.exit_loops:
             raise InputError(
-                f"loop {draft_loop} cannot draft; exits before the last are {model.config.exit_loops}"
+                f"loop {draft_loop} cannot draft; loops with a head before the last are "
+                f"{model.config.exit_loops}"
             )
         if longest < 1:
             raise InputError(f"the longest draft is {longest}; it must be at least 1")
@@ -214,7 +217,14 @@ class Speculation:
         done = _until(stop, tokens, [model.config.n_loops] * len(tokens))
         return Speculated(done.tokens, done.loops, drafted, accepted)
 
-    def _draft(self, waiting, budget, memory, sampling, generator) -> "_Draft":
+    def _draft(
+        self,
+        waiting: Tensor,
+        budget: int,
+        memory: Memory,
+        sampling: Sampling,
+        generator: torch.Generator,
+    ) -> "_Draft":
         """Run `waiting` and what is drawn from it through the first loops, `budget` tokens far."""
         states, embeddings, tokens, q = [], [], [], []
         for _ in range(budget):
@@ -230,7 +240,14 @@ class Speculation:
             q.append(p[0])
         return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, q)
 
-    def _verify(self, draft, first, memory, sampling, generator) -> tuple[int, list[int]]:
+    def _verify(
+        self,
+        draft: "_Draft",
+        first: int,
+        memory: Memory,
+        sampling: Sampling,
+        generator: torch.Generator,
+    ) -> tuple[int, list[int]]:
         """How many drafted tokens stay, and the new tokens: those, and the one that replaces."""
         model, z = self.model, draft.states
         final = model.config.n_loops

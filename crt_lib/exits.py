@@ -1,7 +1,7 @@
 """When a token may leave: criteria, the decaying threshold of eq. 6, and exits of a whole window.
 
-A criterion is a function of `Loop`, what is known after a loop, to a score in [0, 1] for each token;
-a token leaves after the first exit loop whose score reaches the threshold.
+A criterion is a function of `Loop`, what is known after a loop, to a score in [0, 1] for each
+token; a token leaves after the first exit loop whose score reaches the threshold.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Every loop has its own: attention's keys and values, and the inputs of each convolution. A token
 that has left keeps what it had at the loop it left after: there a deeper loop finds, in place of
-its own, the entries of the loop before (`LayerMemory.follow`). B rows, n new positions, d = d_model.
+its own, the entries of the loop before (`LayerMemory.follow`). B rows, n new positions.
 """
 
 from collections.abc import Sequence
