@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt_lib.batches import NOT_SCORED, evaluation_windows
 from crt_lib.files import InputError
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
@@ -207,3 +209,35 @@ def run_with_exits(
         loops = torch.where(leaving, number, loops)
         active = active & ~leaving
     return Exited(logits, loops)
+
+
+def evaluate_with_exits(
+    model: CRT,
+    ids: np.ndarray,
+    eot_id: int,
+    policy: Policy,
+    *,
+    seq_len: int,
+    batch_size: int = 8,
+) -> tuple[float, np.ndarray]:
+    """Nats a token (honest protocol) with exits taken as in decoding, and each token's exit loop.
+
+    Unlike a trace's, the context of a token has left too where the policy let it.
+    """
+    total, loops = 0.0, []
+    device = model.loop_encoding.device
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in evaluation_windows(ids, seq_len, batch_size, eot_id):
+            targets = batch.targets.to(device)
+            exited = run_with_exits(model, batch.inputs.to(device), policy)
+            scored = targets != NOT_SCORED
+            losses = F.cross_entropy(
+                exited.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+            )
+            total += losses.view(targets.shape)[scored].double().sum().item()
+            loops.append(exited.loops[scored].cpu().numpy())
+    finally:
+        model.train(was_training)
+    return total / sum(map(len, loops)), np.concatenate(loops)

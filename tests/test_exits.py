@@ -131,7 +131,7 @@ def test_some_tokens_leave_and_some_stay():
     model, ids = random_model(), random_ids(2, 30)
     for policy in POLICIES[2:]:
         loops = run_with_exits(model, ids, policy).loops
-        assert 1 < len(loops.unique())
+        assert len(loops.unique()) > 1
 
 
 def test_the_criteria_by_hand():
