@@ -215,18 +215,21 @@ def _outcome(trace: Trace, exit_of: np.ndarray, heads: np.ndarray) -> Outcome:
 def calibrate(
     trace: Trace, criterion: str, allowed: float, exits: Sequence[int] | None = None
 ) -> Policy:
-    """The lowest constant threshold whose loss is at most log(1 + allowed) above full depth.
+    """The cheapest constant threshold whose loss is at most log(1 + allowed) above full depth.
 
-    `allowed` is a share of the perplexity: 0.005 for +0.5 %. Raises InputError if it is negative.
+    `allowed` is a share of the perplexity: 0.005 for +0.5 %. Full depth where no threshold is
+    cheaper, as when asking heads costs more than leaving saves. Raises InputError if `allowed` is
+    negative.
     """
     if allowed < 0:
         raise InputError(f"the allowed loss is {allowed}; it must be at least 0")
     limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
     exits = None if exits is None else tuple(exits)
-    best = None
+    full = Policy()
+    best = apply_policy(trace, full).multiply_adds, full
     for tau in sorted({*np.quantile(trace.scores[criterion], np.linspace(0, 1, 401)), 1.0}):
         policy = Policy(criterion, float(min(tau, 1)), float(min(tau, 1)), 1.0, exits)
         outcome = apply_policy(trace, policy)
-        if outcome.loss <= limit and (best is None or outcome.multiply_adds < best[0]):
+        if outcome.loss <= limit and outcome.multiply_adds < best[0]:
             best = outcome.multiply_adds, policy
-    return best[1] if best else Policy()
+    return best[1]
