@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.config import ModelConfig
+from crt_lib.memory import ConvMemory, LayerMemory
 
 
 class DilatedConv(nn.Module):
@@ -33,28 +34,30 @@ class DilatedConv(nn.Module):
             self.full = nn.Conv1d(d, d, k, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, h: Tensor, dilation: int) -> Tensor:  # (B, T, d) -> (B, T, d)
+    def forward(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
+        """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
+        taps = self._taps(h, dilation, memory)
         if hasattr(self, "depthwise"):
             # k shifted multiply-adds stay in (B, T, d): no transposes, and torch.compile fuses them
             h = sum(
                 tap * kernel
-                for tap, kernel in zip(
-                    self._taps(h, dilation), self.depthwise.weight[:, 0].unbind(1), strict=True
-                )
+                for tap, kernel in zip(taps, self.depthwise.weight[:, 0].unbind(1), strict=True)
             )
             if not hasattr(self, "pointwise"):
                 return h
             return self.dropout(self.pointwise(F.gelu(h)))
-        taps = torch.cat(self._taps(h, dilation), dim=-1)  # (B, T, k * d)
         weight = self.full.weight.permute(0, 2, 1).flatten(1)  # (d, k * d)
-        return self.dropout(F.gelu(F.linear(taps, weight)))
+        return self.dropout(F.gelu(F.linear(torch.cat(taps, dim=-1), weight)))
 
-    def _taps(self, h: Tensor, dilation: int) -> list[Tensor]:
+    def _taps(self, h: Tensor, dilation: int, memory: ConvMemory | None) -> list[Tensor]:
         """The k inputs of each position's convolution, zero outside the row; k x (B, T, d)."""
         weight = self.depthwise.weight if hasattr(self, "depthwise") else self.full.weight
         k, T = weight.shape[-1], h.shape[1]
-        left = (k - 1) * dilation if self.causal else (k // 2) * dilation
-        padded = F.pad(h, (0, 0, left, (k - 1) * dilation - left))
+        if memory is not None:
+            padded = memory.extend(h)  # (B, (k - 1) * dilation + T, d)
+        else:
+            left = (k - 1) * dilation if self.causal else (k // 2) * dilation
+            padded = F.pad(h, (0, 0, left, (k - 1) * dilation - left))
         return [padded[:, i * dilation : i * dilation + T] for i in range(k)]
 
 
@@ -70,26 +73,33 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+    def forward(self, x: Tensor, memory: LayerMemory | None = None) -> Tensor:
+        """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
         B, T, d = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, n_heads, T, head_dim)
         if self.rotary:
-            q, k = rotate(q), rotate(k)
-        dropout = self.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            positions = torch.arange(T, device=x.device) if memory is None else memory.positions(T)
+            q, k = rotate(q, positions), rotate(k, positions)
+        if memory is not None:
+            k, v, mask = memory.extend(k, v)  # every position so far
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            dropout = self.attention_dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, d))
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotary positions: feature pair (i, i + D/2) of position t turned by t / 10,000^(2i/D).
 
-    x (..., T, D), D even; the products of two rotated vectors depend on their distance alone.
+    x (..., T, D), D even, `positions` (T,) or what broadcasts to x's (..., T); the products of two
+    rotated vectors depend on their distance alone.
     """
-    T, D = x.shape[-2:]
+    D = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     rates = 10_000 ** (-torch.arange(0, D, 2, device=x.device, dtype=wide) / D)
-    angles = torch.arange(T, device=x.device)[:, None] * rates  # (T, D/2)
+    angles = positions[..., None] * rates  # (..., T, D/2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -17,6 +17,7 @@ from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.layers import Attention, DilatedConv, frozen_running_statistics, make_norm
 from crt_lib.loss import linear_cross_entropy
+from crt_lib.memory import ConvMemory, LayerMemory, Memory
 
 
 class Cycle(nn.Module):
@@ -44,12 +45,12 @@ class Cycle(nn.Module):
             self.down = nn.Linear(width, d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, h: Tensor, dilation: int) -> Tensor:  # (B, T, d) -> (B, T, d)
-        x = h
+    def forward(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
+        x = h  # (B, T, d)
         if self.conv_after_norm:
             x = self.norm(x)
         if self.has_conv:
-            x = self.conv(x, dilation)
+            x = self.conv(x, dilation, memory)
         if not self.conv_after_norm:
             x = self.norm(x)
         if self.has_mlp:
@@ -72,9 +73,11 @@ class TRM(nn.Module):
         self.cycles = nn.ModuleList(Cycle(config) for _ in range(own))
         self.dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
 
-    def forward(self, h: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+    def forward(self, h: Tensor, memory: LayerMemory | None = None) -> Tensor:  # (B, T, d)
+        convolutions = memory.convolutions if memory is not None else ()
         for i, dilation in enumerate(self.dilations):
-            h = self.cycles[i % len(self.cycles)](h, dilation)
+            own = convolutions[i] if convolutions else None
+            h = self.cycles[i % len(self.cycles)](h, dilation, own)
         return h
 
 
@@ -95,11 +98,15 @@ class Block(nn.Module):
             self.norm2 = make_norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+    def forward(self, x: Tensor, memory: LayerMemory | None = None) -> Tensor:  # (B, T, d)
         if self.pre:
-            return self.trm(x + self.dropout(self.attention(self.norm1(x))))
-        x = self.norm1(x + self.dropout(self.attention(x)))
-        return self.norm2(x + self.trm(x))
+            x = self.trm(x + self.dropout(self.attention(self.norm1(x), memory)), memory)
+        else:
+            x = self.norm1(x + self.dropout(self.attention(x, memory)))
+            x = self.norm2(x + self.trm(x, memory))
+        if memory is not None:
+            memory.length += x.shape[1]
+        return x
 
 
 class TRMEmbedding(nn.Module):
@@ -120,8 +127,11 @@ class TRMEmbedding(nn.Module):
             # as an output matrix, N(0, 1) rows would start the logits with a deviation near 9
             nn.init.normal_(self.tokens.weight, std=width**-0.5)
 
-    def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, d)
-        return self._refine(self.proj(self.tokens(ids)))
+    def forward(self, ids: Tensor, memory: LayerMemory | None = None) -> Tensor:
+        z = self._refine(self.proj(self.tokens(ids)), memory)  # (B, T) -> (B, T, d)
+        if memory is not None:
+            memory.length += z.shape[1]
+        return z
 
 
 class CRT(nn.Module):
@@ -181,22 +191,43 @@ class CRT(nn.Module):
 
     def hidden_states(self, ids: Tensor, n_loops: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (loop, z) for loops 1..`n_loops`, z (B, T, d) being the state after that loop."""
-        run = _call
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            contexts = partial(_contexts_of_checkpoint, self)
-            run = partial(checkpoint, _call, use_reentrant=False, context_fn=contexts)
-        z = run(self.embed, ids)  # (B, T, d)
-        if self.config.positions == "learned":
-            z = z + self.positions[: ids.shape[1]]
-        z = embedded = self.dropout(z)
-        for block in self.prelude:
-            z = run(block, z)
+        z, embedded = self.begin(ids)
         for loop in range(1, n_loops + 1):
-            z = z + self.loop_encoding[loop - 1]
-            if self.config.injection:
-                z = z + self.injection * embedded
-            z = run(self.block, z)
+            z = self.apply_loop(loop, z, embedded)
             yield loop, z
+
+    def begin(self, ids: Tensor, memory: Memory | None = None) -> tuple[Tensor, Tensor]:
+        """The state that enters loop 1 and the embedding it came from, both (B, T, d).
+
+        With `memory`, those of positions after the ones that it holds.
+        """
+        own = memory.embedding if memory is not None else None
+        if self.config.positions == "learned":
+            n = ids.shape[1]
+            at = torch.arange(n, device=ids.device) if own is None else own.positions(n)
+            added = self.positions[at.clamp(min=0)].view(-1, n, self.config.d_model)
+        z = self._run(self.embed, ids, own)
+        if self.config.positions == "learned":
+            z = z + added
+        z = embedded = self.dropout(z)
+        for i, block in enumerate(self.prelude):
+            z = self._run(block, z, memory.prelude[i] if memory is not None else None)
+        return z, embedded
+
+    def apply_loop(
+        self, loop: int, z: Tensor, embedded: Tensor, memory: LayerMemory | None = None
+    ) -> Tensor:
+        """The state after `loop` (B, T, d), from that before it; `embedded` as `begin` gave it."""
+        z = z + self.loop_encoding[loop - 1]
+        if self.config.injection:
+            z = z + self.injection * embedded
+        return self._run(self.block, z, memory)
+
+    def _run(self, module: nn.Module, x: Tensor, memory: LayerMemory | None) -> Tensor:
+        if memory is None and self.gradient_checkpointing and torch.is_grad_enabled():
+            contexts = partial(_contexts_of_checkpoint, self)
+            return checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+        return module(x, memory)
 
     def readout(self, loop: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """The features and the vocabulary matrix whose product is the logits of exit `loop`."""
@@ -290,10 +321,6 @@ def scale_initialisation(model: CRT) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, each counted once however often it is used."""
     return sum(p.numel() for p in model.parameters())
-
-
-def _call(module: nn.Module, x: Tensor) -> Tensor:
-    return module(x)
 
 
 def _contexts_of_checkpoint(model: nn.Module) -> tuple:

@@ -1,0 +1,273 @@
+"""Text from a model: with exits, with caches, and by lossless self-speculation.
+
+Speculation: the head of an early loop drafts, the deeper loops verify all drafted tokens at once
+from their states after that loop, which are exact. Greedy text is that of plain decoding; sampled
+text has its distribution (Leviathan et al. 2023, arXiv:2211.17192; a model's own early exit as the
+draft: Elhoushi et al. 2024, arXiv:2404.16710).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crt_lib.exits import Policy, run_with_exits
+from crt_lib.files import InputError
+from crt_lib.memory import Memory
+from crt_lib.model import CRT
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the default takes the most probable."""
+
+    temperature: float = 0.0  # 0: greedy
+    top_k: int | None = None  # only the k most probable tokens
+    top_p: float = 1.0  # only the fewest most probable that hold this much probability
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise InputError(f"temperature is {self.temperature}; it must be at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k is {self.top_k}; it must be at least 1")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be in (0, 1]")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution (..., V) that is drawn from; greedy, all on the largest logit."""
+        if self.temperature == 0:
+            return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        p = logits.softmax(-1)
+        if self.top_p < 1:
+            ordered, order = p.sort(-1, descending=True)
+            beyond = ordered.cumsum(-1) - ordered >= self.top_p  # what is before holds enough
+            p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+            p = p / p.sum(-1, keepdim=True)
+        return p
+
+    def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+        """A token for each row of logits (B, V), (B,)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        return draw(self.probabilities(logits), generator)
+
+
+def draw(p: Tensor, generator: torch.Generator) -> Tensor:
+    """A sample from each row of probabilities (B, V), (B,)."""
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """New tokens of one prompt, and the exit loop that predicted each."""
+
+    tokens: list[int]
+    loops: list[int]
+
+
+@torch.inference_mode()
+def generate(
+    model: CRT,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    policy: Policy | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    stop: int | None = None,
+    cache: bool = True,
+) -> list[Generated]:
+    """Continue each prompt by up to `new_tokens` tokens, fewer where `stop` is drawn.
+
+    A seed gives the same text. Without `cache` all positions are computed again for every token:
+    the slow way that the fast one is compared with. Raises InputError for an empty prompt, tokens
+    outside the vocabulary, more positions than the model has, and a model that sees the future.
+    """
+    policy, sampling = policy or Policy(), sampling or Sampling()
+    lengths = _check(model, prompts, new_tokens)
+    longest = max(lengths)
+    device = model.loop_encoding.device
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[longest - len(prompt) :] = torch.as_tensor(prompt)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def fresh() -> Memory:
+        capacity = longest + new_tokens
+        return Memory(model.config, len(prompts), capacity, model.loop_encoding, lengths)
+
+    was_training = model.training
+    model.eval()
+    try:
+        tokens, loops = [], []
+        memory, waiting = fresh(), ids
+        for _ in range(new_tokens):
+            if not cache:
+                memory, waiting = fresh(), torch.cat([ids, *tokens], dim=1)
+            exited = run_with_exits(model, waiting, policy, memory, last=True)
+            waiting = sampling.choose(exited.logits[:, -1], generator)[:, None]
+            tokens.append(waiting)
+            loops.append(exited.loops[:, -1:])
+            if stop is not None and bool((torch.cat(tokens, 1) == stop).any(1).all()):
+                break
+    finally:
+        model.train(was_training)
+    if not tokens:
+        return [Generated([], []) for _ in prompts]
+    return [
+        _until(stop, row, exits)
+        for row, exits in zip(
+            torch.cat(tokens, 1).tolist(), torch.cat(loops, 1).tolist(), strict=True
+        )
+    ]
+
+
+def _until(stop: int | None, tokens: list[int], loops: list[int]) -> Generated:
+    end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
+    return Generated(tokens[:end], loops[:end])
+
+
+def _check(model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[int]:
+    config = model.config
+    if new_tokens < 0:
+        raise InputError(f"new_tokens is {new_tokens}; it must be at least 0")
+    if not prompts:
+        raise InputError("no prompt was given")
+    for prompt in prompts:
+        if len(prompt) == 0:
+            raise InputError("a prompt is empty; begin with at least one token, as end-of-text")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise InputError(
+                f"a prompt has tokens outside the vocabulary 0..{config.vocab_size - 1}"
+            )
+    longest = max(map(len, prompts))
+    if longest + new_tokens > config.max_seq_len:
+        raise InputError(
+            f"{longest} tokens of prompt and {new_tokens} new ones are more than the model's "
+            f"{config.max_seq_len} positions; shorten one of them"
+        )
+    return [len(prompt) for prompt in prompts]
+
+
+@dataclass(frozen=True)
+class Speculated(Generated):
+    """Also what speculation did: drafts made, and how many of them the full model kept."""
+
+    drafted: int
+    accepted: int
+
+
+class Speculation:
+    """Lossless decoding of one prompt: loops 1..`draft_loop` draft, the others verify.
+
+    The draft length follows what was accepted: one more after a draft that was kept whole, one more
+    than what was kept otherwise, within 1..`longest`.
+    """
+
+    def __init__(self, model: CRT, draft_loop: int, longest: int = 8):
+        if draft_loop not in model.config.exit_loops:
+            raise InputError(
+                f"loop {draft_loop} cannot draft; loops with a head before the last are "
+                f"{model.config.exit_loops}"
+            )
+        if longest < 1:
+            raise InputError(f"the longest draft is {longest}; it must be at least 1")
+        self.model, self.draft_loop, self.longest = model, draft_loop, longest
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Sequence[int],
+        new_tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        stop: int | None = None,
+    ) -> Speculated:
+        """Continue `prompt`; arguments and errors as for `crt_lib.decode.generate`."""
+        model, sampling = self.model, sampling or Sampling()
+        _check(model, [prompt], new_tokens)
+        like = model.loop_encoding
+        memory = Memory(model.config, 1, len(prompt) + new_tokens, like)
+        generator = torch.Generator(like.device).manual_seed(seed)
+        tokens: list[int] = []
+        drafted = accepted = 0
+        length = 1
+        waiting = torch.as_tensor(prompt, device=like.device)[None]  # not yet in the memory
+        was_training = model.training
+        model.eval()
+        try:
+            while len(tokens) < new_tokens and stop not in tokens:
+                budget = min(length, new_tokens - len(tokens))
+                draft = self._draft(waiting, budget, memory, sampling, generator)
+                kept, new = self._verify(draft, waiting.shape[1], memory, sampling, generator)
+                drafted, accepted = drafted + budget, accepted + kept
+                length = min(self.longest, kept + 1)
+                tokens += new
+                memory.truncate(len(prompt) + len(tokens) - 1)
+                waiting = torch.tensor([new[-1:]], device=like.device)
+        finally:
+            model.train(was_training)
+        done = _until(stop, tokens, [model.config.n_loops] * len(tokens))
+        return Speculated(done.tokens, done.loops, drafted, accepted)
+
+    def _draft(
+        self,
+        waiting: Tensor,
+        budget: int,
+        memory: Memory,
+        sampling: Sampling,
+        generator: torch.Generator,
+    ) -> "_Draft":
+        """Run `waiting` and what is drawn from it through the first loops, `budget` tokens far."""
+        states, embeddings, tokens, q = [], [], [], []
+        for _ in range(budget):
+            z, embedded = self.model.begin(waiting, memory)
+            for loop in range(1, self.draft_loop + 1):
+                z = self.model.apply_loop(loop, z, embedded, memory.loops[loop - 1])
+            logits = F.linear(*self.model.readout(self.draft_loop, z[:, -1]))
+            p = sampling.probabilities(logits)
+            waiting = draw(p, generator)[:, None] if sampling.temperature else p.argmax(-1)[:, None]
+            states.append(z)
+            embeddings.append(embedded)
+            tokens.append(int(waiting))
+            q.append(p[0])
+        return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, q)
+
+    def _verify(
+        self,
+        draft: "_Draft",
+        first: int,
+        memory: Memory,
+        sampling: Sampling,
+        generator: torch.Generator,
+    ) -> tuple[int, list[int]]:
+        """How many drafted tokens stay, and the new tokens: those, and the one that replaces."""
+        model, z = self.model, draft.states
+        final = model.config.n_loops
+        for loop in range(self.draft_loop + 1, final + 1):
+            z = model.apply_loop(loop, z, draft.embedded, memory.loops[loop - 1])
+        p = sampling.probabilities(F.linear(*model.readout(final, z[0, first - 1 :])))
+        for i, (token, q) in enumerate(zip(draft.tokens, draft.q, strict=True)):
+            ratio = p[i, token] / q[token]
+            if torch.rand((), generator=generator, device=p.device) < ratio:
+                continue
+            rest = (p[i] - q).clamp(min=0)
+            if float(rest.sum()) == 0:  # rounding: the two are equal
+                rest = p[i]
+            return i, [*draft.tokens[:i], int(draw(rest[None], generator))]
+        return len(draft.tokens), draft.tokens
+
+
+@dataclass(frozen=True)
+class _Draft:
+    states: Tensor  # (1, n, d) after the draft loop, of the tokens before each drafted one
+    embedded: Tensor  # (1, n, d)
+    tokens: list[int]
+    q: list[Tensor]  # (V,) each: what the token was drawn from

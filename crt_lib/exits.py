@@ -1,0 +1,243 @@
+"""When a token may leave: criteria, the decaying threshold of eq. 6, and exits of a whole window.
+
+A criterion is a function of `Loop`, what is known after a loop, to a score in [0, 1] for each
+token; a token leaves after the first exit loop whose score reaches the threshold.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crt_lib.batches import NOT_SCORED, evaluation_windows
+from crt_lib.files import InputError
+from crt_lib.memory import Memory
+from crt_lib.model import CRT
+
+
+@dataclass
+class Loop:
+    """What a criterion may look at after exit loop `number`; what it asks for is computed once."""
+
+    model: CRT
+    number: int
+    z: Tensor  # (B, n, d), the state after the loop
+    z_before: Tensor  # (B, n, d), the state before it
+    previous: "Loop | None"  # the exit loop before, if any
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, n, V) of the loop's own head."""
+        return F.linear(*self.model.readout(self.number, self.z))
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """(B, n, V), in float32."""
+        return self.logits.float().log_softmax(-1)
+
+    @cached_property
+    def top(self) -> tuple[Tensor, Tensor]:
+        """The two largest probabilities and their tokens, each (B, n, 2)."""
+        values, tokens = self.logits.float().topk(2, dim=-1)
+        return (values - self.logits.float().logsumexp(-1, keepdim=True)).exp(), tokens
+
+
+Score = Callable[[Loop], Tensor]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A named score (B, n) in [0, 1], high where a token may leave, and the heads it asks.
+
+    `heads`: vocabulary heads that must be computed for a token to ask once; the head of the exit
+    it leaves by is computed anyway.
+    """
+
+    name: str
+    heads: int
+    score: Score
+
+
+def confidence(loop: Loop) -> Tensor:
+    """The largest probability (eq. 6)."""
+    return loop.top[0][..., 0]
+
+
+def margin(loop: Loop) -> Tensor:
+    """The largest probability minus the second."""
+    return loop.top[0][..., 0] - loop.top[0][..., 1]
+
+
+def certainty(loop: Loop) -> Tensor:
+    """1 - entropy / log V."""
+    log_p = loop.log_probabilities
+    return 1 + (log_p.exp() * log_p).sum(-1) / math.log(log_p.shape[-1])
+
+
+def similarity(loop: Loop) -> Tensor:
+    """The cosine of the states before and after the loop, where negative 0."""
+    return F.cosine_similarity(loop.z.float(), loop.z_before.float(), dim=-1).clamp(min=0)
+
+
+def stability(loop: Loop) -> Tensor:
+    """exp(-KL(this exit || the exit before)); 0 at the first exit."""
+    if loop.previous is None:
+        return torch.zeros(loop.z.shape[:2], device=loop.z.device)
+    log_p, log_q = loop.log_probabilities, loop.previous.log_probabilities
+    return torch.exp(-(log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0))
+
+
+def agreement(loop: Loop) -> Tensor:
+    """1 where the best token is that of the exit before, else 0; 0 at the first exit."""
+    if loop.previous is None:
+        return torch.zeros(loop.z.shape[:2], device=loop.z.device)
+    return (loop.top[1][..., 0] == loop.previous.top[1][..., 0]).float()
+
+
+CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        Criterion("confidence", 1, confidence),
+        Criterion("margin", 1, margin),
+        Criterion("certainty", 1, certainty),
+        Criterion("similarity", 0, similarity),
+        Criterion("stability", 1, stability),
+        Criterion("agreement", 1, agreement),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which tokens leave where: a criterion and eq. 6, tau = max(tau_min, tau0 * decay**step).
+
+    `step` counts loops from 0. Without a criterion every token leaves after the loop `fixed`, or
+    runs all. `exits`: the loops at which tokens may leave; None: all that have a head.
+    """
+
+    criterion: str | None = None
+    tau0: float = 0.92
+    tau_min: float = 0.8
+    decay: float = 0.98
+    exits: tuple[int, ...] | None = None
+    fixed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.criterion is not None and self.criterion not in CRITERIA:
+            raise InputError(f"criterion {self.criterion!r} is not one of {', '.join(CRITERIA)}")
+        for name in ("tau0", "tau_min", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if self.tau_min > self.tau0:
+            raise InputError(
+                f"tau_min {self.tau_min} is above tau0 {self.tau0}; the threshold only falls"
+            )
+
+    def threshold(self, loop: int) -> float:
+        """Of exit `loop` (eq. 6)."""
+        return max(self.tau_min, self.tau0 * self.decay ** (loop - 1))
+
+    def passes(self, loop: Loop) -> Tensor:
+        """Which tokens (B, n) may leave after this exit loop."""
+        if self.fixed is not None:
+            return torch.full(loop.z.shape[:2], loop.number >= self.fixed, device=loop.z.device)
+        if self.criterion is None:
+            return torch.zeros(loop.z.shape[:2], dtype=torch.bool, device=loop.z.device)
+        return CRITERIA[self.criterion].score(loop) >= self.threshold(loop.number)
+
+
+@dataclass(frozen=True)
+class Exited:
+    """Logits (B, n, V) of each token's own exit, and that exit's loop (B, n)."""
+
+    logits: Tensor
+    loops: Tensor
+
+
+@torch.inference_mode()
+def run_with_exits(
+    model: CRT, ids: Tensor, policy: Policy, memory: Memory | None = None, *, last: bool = False
+) -> Exited:
+    """Tokens `ids` (B, n) with exits, after the positions that `memory` holds.
+
+    A token that leaves after loop k gets the logits of its head, and all deeper loops find there
+    what loop k left. One function of the input: however the tokens are split over calls, the
+    logits are the same. `last`: only the logits of the last token, (B, 1, V).
+    """
+    rows, n = ids.shape
+    if memory is None:
+        memory = Memory(model.config, rows, n, model.loop_encoding)
+    allowed = model.config.head_loops if policy.exits is None else policy.exits
+    final = model.config.n_loops
+    z, embedded = model.begin(ids, memory)
+    active = torch.ones(rows, n, dtype=torch.bool, device=ids.device)
+    loops = torch.full((rows, n), final, device=ids.device)
+    keep = slice(n - 1, n) if last else slice(0, n)
+    logits: Tensor | None = None
+    seen: Loop | None = None
+    for number in range(1, final + 1):
+        layer = memory.loops[number - 1]
+        if number > 1:
+            before = memory.loops[number - 2]
+            if not active.any():
+                layer.copy(before)
+                continue
+            layer.follow(before, None if active.all() else active)
+        after = model.apply_loop(number, z, embedded, layer)
+        here = Loop(model, number, after, z, seen)
+        z = torch.where(active[..., None], after, z)
+        if number == final:
+            leaving = active
+        elif number in allowed and number in model.config.head_loops:
+            leaving = active & policy.passes(here)
+            seen = here
+        else:
+            continue
+        if leaving[:, keep].any():
+            if "logits" in here.__dict__:
+                own = here.logits[:, keep]
+            else:
+                own = F.linear(*model.readout(number, after[:, keep]))
+            if logits is None:
+                logits = torch.zeros_like(own)
+            logits = torch.where(leaving[:, keep, None], own, logits)
+        loops = torch.where(leaving, number, loops)
+        active = active & ~leaving
+    return Exited(logits, loops)
+
+
+def evaluate_with_exits(
+    model: CRT,
+    ids: np.ndarray,
+    eot_id: int,
+    policy: Policy,
+    *,
+    seq_len: int,
+    batch_size: int = 8,
+) -> tuple[float, np.ndarray]:
+    """Nats a token (honest protocol) with exits taken as in decoding, and each token's exit loop.
+
+    Unlike a trace's, the context of a token has left too where the policy let it.
+    """
+    total, loops = 0.0, []
+    device = model.loop_encoding.device
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in evaluation_windows(ids, seq_len, batch_size, eot_id):
+            targets = batch.targets.to(device)
+            exited = run_with_exits(model, batch.inputs.to(device), policy)
+            scored = targets != NOT_SCORED
+            losses = F.cross_entropy(
+                exited.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+            )
+            total += losses.view(targets.shape)[scored].double().sum().item()
+            loops.append(exited.loops[scored].cpu().numpy())
+    finally:
+        model.train(was_training)
+    return total / sum(map(len, loops)), np.concatenate(loops)

@@ -1,0 +1,143 @@
+"""What positions leave behind for later ones, so that decoding computes each of them once.
+
+Every loop has its own: attention's keys and values, and the inputs of each convolution. A token
+that has left keeps what it had at the loop it left after: there a deeper loop finds, in place of
+its own, the entries of the loop before (`LayerMemory.follow`). B rows, n new positions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crt_lib.config import ModelConfig
+from crt_lib.files import InputError
+
+
+class ConvMemory:
+    """The inputs of one causal convolution; `reach` = (kernel - 1) * dilation zeros come first."""
+
+    def __init__(self, layer: "LayerMemory", reach: int, width: int, like: Tensor):
+        self.layer, self.reach = layer, reach
+        rows, capacity = layer.memory.rows, layer.memory.capacity
+        self.inputs = like.new_zeros(rows, reach + capacity, width)
+
+    def extend(self, h: Tensor) -> Tensor:
+        """Add the inputs (B, n, d); returns them after the `reach` before, (B, reach + n, d)."""
+        at, n, layer = self.layer.length, h.shape[1], self.layer
+        here = slice(self.reach + at, self.reach + at + n)
+        if layer.active is not None:
+            before = layer.previous.convolutions[layer.convolutions.index(self)]
+            h = torch.where(layer.active[..., None], h, before.inputs[:, here])
+        if layer.memory.starts is not None:  # the convolution sees zeros before a row's first token
+            h = h.masked_fill(layer.positions(n)[:, 0, :, None] < 0, 0.0)
+        self.inputs[:, here] = h
+        return self.inputs[:, at : self.reach + at + n]
+
+
+class LayerMemory:
+    """Of one application of a block, or of the embedding, which has no attention."""
+
+    def __init__(self, memory: "Memory", config: ModelConfig, n_cycles: int, like: Tensor):
+        self.memory, self.length = memory, 0
+        self.previous: LayerMemory | None = None
+        self.active: Tensor | None = None
+        d, reach = config.d_model, config.kernel_size - 1
+        dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
+        has_conv = config.trm != "linear"
+        self.convolutions = [
+            ConvMemory(self, reach * dilation, d, like) for dilation in dilations if has_conv
+        ]
+        shape = (memory.rows, config.n_heads, memory.capacity, d // config.n_heads)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def positions(self, n: int) -> Tensor:
+        """Of the next n tokens, counted from each row's first: (n,), or (B, 1, n) with starts."""
+        at = torch.arange(self.length, self.length + n, device=self.keys.device)
+        starts = self.memory.starts
+        return at if starts is None else at - starts[:, None, None]
+
+    def follow(self, previous: "LayerMemory", active: Tensor | None) -> None:
+        """For the next pass: positions not `active` (B, n) take the entries of `previous`."""
+        self.previous, self.active = previous, active
+
+    def copy(self, previous: "LayerMemory") -> None:
+        """Take over all that `previous` has beyond this one, computing nothing."""
+        here = slice(self.length, previous.length)
+        self.keys[:, :, here] = previous.keys[:, :, here]
+        self.values[:, :, here] = previous.values[:, :, here]
+        for mine, other in zip(self.convolutions, previous.convolutions, strict=True):
+            there = slice(mine.reach + self.length, mine.reach + previous.length)
+            mine.inputs[:, there] = other.inputs[:, there]
+        self.length = previous.length
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add (B, heads, n, head_dim) each; all keys, all values, and who attends to whom."""
+        at, n = self.length, keys.shape[2]
+        here = slice(at, at + n)
+        if self.active is not None:
+            active = self.active[:, None, :, None]
+            keys = torch.where(active, keys, self.previous.keys[:, :, here])
+            values = torch.where(active, values, self.previous.values[:, :, here])
+        self.keys[:, :, here] = keys
+        self.values[:, :, here] = values
+        return self.keys[:, :, : at + n], self.values[:, :, : at + n], self._mask(at, n)
+
+    def _mask(self, at: int, n: int) -> Tensor | None:
+        starts = self.memory.starts
+        if n == 1 and starts is None:
+            return None
+        to = torch.arange(at + n, device=self.keys.device)
+        fro = to[at:, None]
+        mask = to <= fro  # (n, at + n)
+        if starts is None:
+            return mask
+        own = to == fro  # padding attends to itself: a softmax over nothing is not a number
+        return (mask & (to >= starts[:, None, None]) | own)[:, None]  # (B, 1, n, at + n)
+
+
+class Memory:
+    """Of a whole model, for `rows` texts of up to `capacity` tokens.
+
+    `lengths`: tokens of each row's prompt, when they differ; the prompts are padded on the left to
+    the longest. Raises InputError for more positions than the model has, and for a model that sees
+    the future: its earlier outputs would change with every new token.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        like: Tensor,
+        lengths: Sequence[int] | None = None,
+    ):
+        if not config.causal:
+            raise InputError(
+                "this model sees the future: what it computed for a position changes with every "
+                "token after it, so there is nothing to keep, and no next token to predict that "
+                "it has not seen; only a causal model generates"
+            )
+        if capacity > config.max_seq_len:
+            raise InputError(
+                f"{capacity} tokens asked for, max_seq_len is {config.max_seq_len}; ask for fewer"
+            )
+        self.rows, self.capacity = rows, capacity
+        self.starts = None
+        if lengths is not None and len(set(lengths)) > 1:
+            given = torch.tensor(lengths, device=like.device)
+            self.starts = given.max() - given
+        cycles = [config.n_embed_cycles] + [config.n_cycles] * (config.n_prelude + config.n_loops)
+        layers = [LayerMemory(self, config, n, like) for n in cycles]
+        self.embedding, layers = layers[0], layers[1:]
+        self.prelude, self.loops = layers[: config.n_prelude], layers[config.n_prelude :]
+
+    @property
+    def length(self) -> int:
+        """Positions that the embedding has seen; deeper layers may be behind."""
+        return self.embedding.length
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on."""
+        for layer in (self.embedding, *self.prelude, *self.loops):
+            layer.length = min(layer.length, length)

@@ -1,0 +1,235 @@
+"""Exit traces: what each exit says of each token, kept, so that policies are judged at once.
+
+A trace holds numbers only (losses, scores, flags): no text, no token it could be read back from.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from crt_lib.accounting import multiply_adds
+from crt_lib.batches import NOT_SCORED, evaluation_windows
+from crt_lib.compare import document_of_tokens
+from crt_lib.config import ModelConfig
+from crt_lib.exits import CRITERIA, Loop, Policy
+from crt_lib.files import InputError, atomic_path
+from crt_lib.model import CRT
+from crt_lib.tokenizer import TokenizedCorpus
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Of N tokens and E exits; a score is of the exits before the last, at which a token may leave.
+
+    Every exit is that of a full forward pass: the context of a token has run all loops, whatever
+    the policy. When exits are taken while decoding, the context has left too; `run_with_exits`
+    measures the difference.
+    """
+
+    config: ModelConfig
+    seq_len: int  # positions of a window
+    loss: np.ndarray  # (N, E) nats
+    right: np.ndarray  # (N, E) bool: the most probable token is the next one
+    scores: dict[str, np.ndarray]  # criterion -> (N, E - 1)
+    document: np.ndarray  # (N,) index of the token's document
+    document_bytes: np.ndarray  # (documents,) UTF-8 bytes, of those that have tokens here
+    about: dict[str, Any]  # corpus, split, tokenizer
+
+    @property
+    def loops(self) -> tuple[int, ...]:
+        """The loops of the E exits."""
+        return self.config.head_loops
+
+    @cached_property
+    def costs(self) -> tuple[np.ndarray, int]:
+        """Multiply-adds a token up to each exit without any head (E,), and those of a head."""
+        by_exit = [multiply_adds(self.config, self.seq_len, (loop,)) for loop in self.loops]
+        head = by_exit[0]["heads"]
+        return np.array([sum(parts.values()) - head for parts in by_exit]), head
+
+    def save(self, path: str | Path) -> None:
+        """Write it to one safetensors file, atomically."""
+        arrays = {"loss": self.loss, "right": self.right, "document": self.document}
+        arrays |= {"document_bytes": self.document_bytes}
+        arrays |= {f"score.{name}": values for name, values in self.scores.items()}
+        about = {"config": self.config.to_dict(), "seq_len": self.seq_len, "about": self.about}
+        metadata = {"trace": json.dumps(about)}
+        with atomic_path(path) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote; raises InputError for a file that is not one."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = json.loads((file.metadata() or {})["trace"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
+            return cls(
+                config=ModelConfig.from_dict(about["config"]),
+                seq_len=about["seq_len"],
+                scores=scores,
+                about=about["about"],
+                **{name: arrays[name] for name in ("loss", "right", "document", "document_bytes")},
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path} is not a trace that can be read: {error!r}") from error
+
+
+@torch.inference_mode()
+def make_trace(
+    model: CRT,
+    data: TokenizedCorpus,
+    split: str,
+    seq_len: int,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int = 8,
+) -> Trace:
+    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol)."""
+    ids = data.split(split).ids[:max_tokens]
+    owner, sizes = document_of_tokens(data, split)
+    owner = owner[: len(ids)]
+    loops = model.config.head_loops
+    device = model.loop_encoding.device
+    parts: dict[str, list[np.ndarray]] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in evaluation_windows(ids, seq_len, batch_size, data.tokenizer.eot_id):
+            targets = batch.targets.to(device)
+            scored = targets != NOT_SCORED
+            for name, values in _exits(model, batch.inputs.to(device), targets).items():
+                parts.setdefault(name, []).append(values[scored].cpu().numpy())  # (tokens, E)
+    finally:
+        model.train(was_training)
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    scores = {name: arrays[name][:, : len(loops) - 1] for name in CRITERIA}
+    return Trace(
+        config=model.config,
+        seq_len=seq_len,
+        loss=arrays["loss"],
+        right=arrays["right"],
+        scores=scores,
+        document=owner.astype(np.int32),
+        document_bytes=sizes[: owner.max() + 1].astype(np.int64),
+        about={"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name},
+    )
+
+
+def _exits(model: CRT, ids: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Loss, correctness and every criterion's score, each (B, T, E)."""
+    found: dict[str, list[torch.Tensor]] = {}
+    previous = None
+    z_before, embedded = model.begin(ids)
+    for loop in range(1, model.config.n_loops + 1):
+        z = model.apply_loop(loop, z_before, embedded)
+        if loop in model.config.head_loops:
+            here = Loop(model, loop, z, z_before, previous)
+            loss = F.cross_entropy(
+                here.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+            )
+            found.setdefault("loss", []).append(loss.view(targets.shape))
+            found.setdefault("right", []).append(here.top[1][..., 0] == targets)
+            for name, criterion in CRITERIA.items():
+                found.setdefault(name, []).append(criterion.score(here).float())
+            previous = here
+        z_before = z
+    return {name: torch.stack(values, -1) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A policy on a trace: where each token leaves, what that loses and what it costs."""
+
+    exit: np.ndarray  # (N,) index into the trace's loops
+    loss: float  # nats a token
+    mean_loops: float
+    multiply_adds: float  # a token, heads that were asked included
+    shares: tuple[float, ...]  # of the tokens, by exit
+
+    @property
+    def token_ppl(self) -> float:
+        """exp of the loss."""
+        return math.exp(self.loss)
+
+
+def apply_policy(trace: Trace, policy: Policy) -> Outcome:
+    """Where each token of `trace` leaves under `policy`; raises InputError for exits it has not."""
+    last = len(trace.loops) - 1
+    allowed = trace.loops[:-1] if policy.exits is None else policy.exits
+    for loop in allowed:
+        if loop not in trace.loops:
+            raise InputError(f"exit {loop} is not in the trace, which has {trace.loops}")
+    exit_of = np.full(len(trace.loss), last, dtype=np.int64)
+    asked = np.zeros(len(trace.loss))  # vocabulary heads
+    if policy.fixed is not None:
+        exit_of[:] = next((i for i, k in enumerate(trace.loops) if k >= policy.fixed), last)
+    elif policy.criterion is not None:
+        heads = CRITERIA[policy.criterion].heads
+        staying = np.ones(len(trace.loss), dtype=bool)
+        for i, loop in enumerate(trace.loops[:-1]):
+            if loop not in allowed:
+                continue
+            asked[staying] += heads
+            leaving = staying & (trace.scores[policy.criterion][:, i] >= policy.threshold(loop))
+            exit_of[leaving] = i
+            if heads:  # the head that was asked is the one that predicts
+                asked[leaving] -= 1
+            staying &= ~leaving
+    return _outcome(trace, exit_of, asked + 1)
+
+
+def oracle(trace: Trace) -> Outcome:
+    """Every token at the cheapest exit that is right, or the best one if none is: the bound.
+
+    It knows the next token, so no policy can do it.
+    """
+    first = np.where(trace.right.any(1), trace.right.argmax(1), trace.loss.argmin(1))
+    return _outcome(trace, first, np.ones(len(first)))
+
+
+def _outcome(trace: Trace, exit_of: np.ndarray, heads: np.ndarray) -> Outcome:
+    without, head = trace.costs
+    loops = np.array(trace.loops)[exit_of]
+    counts = np.bincount(exit_of, minlength=len(trace.loops))
+    return Outcome(
+        exit=exit_of,
+        loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
+        mean_loops=float(loops.mean()),
+        multiply_adds=float((without[exit_of] + heads * head).mean()),
+        shares=tuple(float(c) for c in counts / len(exit_of)),
+    )
+
+
+def calibrate(
+    trace: Trace, criterion: str, allowed: float, exits: Sequence[int] | None = None
+) -> Policy:
+    """The cheapest constant threshold whose loss is at most log(1 + allowed) above full depth.
+
+    `allowed` is a share of the perplexity: 0.005 for +0.5 %. Full depth where no threshold is
+    cheaper, as when asking heads costs more than leaving saves. Raises InputError if `allowed` is
+    negative.
+    """
+    if allowed < 0:
+        raise InputError(f"the allowed loss is {allowed}; it must be at least 0")
+    limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
+    exits = None if exits is None else tuple(exits)
+    full = Policy()
+    best = apply_policy(trace, full).multiply_adds, full
+    for tau in sorted({*np.quantile(trace.scores[criterion], np.linspace(0, 1, 401)), 1.0}):
+        policy = Policy(criterion, float(min(tau, 1)), float(min(tau, 1)), 1.0, exits)
+        outcome = apply_policy(trace, policy)
+        if outcome.loss <= limit and outcome.multiply_adds < best[0]:
+            best = outcome.multiply_adds, policy
+    return best[1]

@@ -1,0 +1,166 @@
+"""Generated text: cached or not, speculated or not, it is the same; a seed repeats it."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import ALL_OPTIONS, random_model
+
+from crt_lib import InputError, load_profile
+from crt_lib.decode import Sampling, Speculation, generate
+from crt_lib.exits import Policy
+from crt_lib.runs import load_data
+from crt_lib.train import train
+
+PROMPTS = [[1, 2, 3], [5], [4, 5, 6, 7, 8]]
+SAMPLED = Sampling(temperature=1.0, top_k=12, top_p=0.9)
+EARLY = Policy("confidence", tau0=0.1, tau_min=0.0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model that has learned a little, so that early heads often agree with the last one."""
+    profile = load_profile("smoke")
+    data = load_data(profile)
+    config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    out = tmp_path_factory.mktemp("run")
+    result = train(config, profile.train, data, out, progress=False)
+    return result.model.eval()
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])
+@pytest.mark.parametrize("policy", [Policy(), EARLY, Policy(fixed=1)], ids=["full", "early", "1"])
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])
+def test_with_and_without_a_cache(changes, policy, sampling):
+    model = random_model(**changes)
+    fast, slow = (
+        generate(model, PROMPTS, 12, policy=policy, sampling=sampling, seed=4, cache=cache)
+        for cache in (True, False)
+    )
+    assert fast == slow
+    assert all(len(generated.tokens) == 12 for generated in fast)
+    if policy.fixed:
+        assert {loop for generated in fast for loop in generated.loops} == {1}
+
+
+def test_rows_of_a_batch_do_not_see_each_other():
+    model = random_model()
+    together = generate(model, PROMPTS, 10, policy=EARLY)
+    assert together == [generate(model, [prompt], 10, policy=EARLY)[0] for prompt in PROMPTS]
+
+
+def test_a_seed_repeats_the_text():
+    model = random_model()
+    first, again, other = (
+        generate(model, PROMPTS, 20, sampling=SAMPLED, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_stop_ends_a_row():
+    model = random_model()
+    (whole,) = generate(model, [[1, 2]], 20)
+    stop = whole.tokens[4]
+    (ended,) = generate(model, [[1, 2]], 20, stop=stop)
+    assert ended.tokens == whole.tokens[: whole.tokens.index(stop) + 1]
+    speculated = Speculation(model, 1).generate([1, 2], 20, stop=stop)
+    assert speculated.tokens == ended.tokens
+
+
+@given(
+    prompt=st.lists(st.integers(0, 20), min_size=1, max_size=12),
+    new=st.integers(0, 24),
+    longest=st.integers(1, 6),
+    loop=st.sampled_from([1, 2, 3]),
+)
+def test_speculated_greedy_text_is_the_plain_one(trained, prompt, new, longest, loop):
+    (plain,) = generate(trained, [prompt], new)
+    speculated = Speculation(trained, loop, longest).generate(prompt, new)
+    assert (speculated.tokens, speculated.loops) == (plain.tokens, plain.loops)
+    assert 0 <= speculated.accepted <= speculated.drafted
+
+
+def test_drafts_are_kept_and_thrown_away(trained):
+    speculated = [Speculation(trained, 1).generate([token], 40) for token in range(8)]
+    drafted = sum(s.drafted for s in speculated)
+    assert 0.2 * drafted < sum(s.accepted for s in speculated) < drafted
+
+
+def test_speculation_keeps_the_distribution(trained):
+    """Two samples of the same distribution: the chi-square of their counts stays near its mean."""
+    runs, sampling = 600, Sampling(temperature=1.5, top_k=3)
+    plain = generate(trained, [[3, 4]] * runs, 3, sampling=sampling, seed=0)
+    counts = Counter(tuple(generated.tokens) for generated in plain)
+    draft = Speculation(trained, 1, longest=3)
+    other = Counter(
+        tuple(draft.generate([3, 4], 3, sampling=sampling, seed=seed).tokens)
+        for seed in range(runs)
+    )
+    texts = [text for text in counts | other if counts[text] + other[text] >= 10]
+    statistic = sum((counts[t] - other[t]) ** 2 / (counts[t] + other[t]) for t in texts)
+    freedom = len(texts) - 1
+    assert freedom > 10
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_sampling_by_hand():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    p = logits.softmax(-1)[0]
+    assert Sampling().probabilities(logits).tolist() == [[0, 0, 0, 1]]
+    two = Sampling(1.0, top_k=2).probabilities(logits)[0]
+    torch.testing.assert_close(two, torch.tensor([0, 0, p[2], p[3]]) / (p[2] + p[3]))
+    nucleus = Sampling(1.0, top_p=float(p[3]) + 0.01).probabilities(logits)[0]
+    torch.testing.assert_close(nucleus, two)
+    assert Sampling(1.0, top_p=0.01).probabilities(logits).tolist() == [[0, 0, 0, 1]]
+    warm = Sampling(2.0).probabilities(logits)
+    torch.testing.assert_close(warm, (logits / 2).softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        ([], 3, "no prompt"),
+        ([[1], []], 3, "a prompt is empty"),
+        ([[37]], 3, "outside the vocabulary 0..36"),
+        ([[-1]], 3, "outside the vocabulary 0..36"),
+        ([[1]], -1, "new_tokens is -1"),
+        ([[1] * 60], 5, "60 tokens of prompt and 5 new ones.*64 positions"),
+    ],
+)
+def test_prompts_that_cannot_be(prompts, new, message):
+    with pytest.raises(InputError, match=message):
+        generate(random_model(), prompts, new)
+
+
+def test_a_prompt_that_fills_the_positions():
+    model = random_model()
+    assert len(generate(model, [[1] * 63], 1)[0].tokens) == 1
+    assert generate(model, [[1] * 64], 0)[0].tokens == []
+
+
+def test_a_symmetric_model_does_not_generate():
+    with pytest.raises(InputError, match="sees the future"):
+        generate(random_model(causal=False), [[1]], 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ],
+)
+def test_samplings_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**changes)
+
+
+def test_loops_that_cannot_draft():
+    with pytest.raises(InputError, match=r"loop 4 cannot draft.*\(1, 3\)"):
+        Speculation(random_model(), 4)
+    with pytest.raises(InputError, match="longest draft is 0"):
+        Speculation(random_model(), 1, longest=0)

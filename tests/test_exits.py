@@ -1,0 +1,192 @@
+"""Exits: what a token that has left leaves behind, however the tokens are split over calls."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import COMBINATIONS, OPTIONS, TINY, random_ids, random_model
+
+from crt_lib import InputError
+from crt_lib.exits import CRITERIA, Loop, Policy, run_with_exits
+from crt_lib.layers import Attention, DilatedConv
+from crt_lib.memory import Memory
+
+CASES = {"paper": {}, **OPTIONS, **COMBINATIONS, "linear": {"trm": "linear"}}
+POLICIES = (
+    Policy(),
+    Policy(fixed=3),
+    Policy("confidence", tau0=0.1, tau_min=0.0),
+    Policy("similarity", tau0=0.87, tau_min=0.87),
+    Policy("stability", tau0=0.97, tau_min=0.97),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Tokens leave where `loops` (B, T) says."""
+
+    loops: torch.Tensor
+    exits: None = None
+
+    def passes(self, loop: Loop) -> torch.Tensor:
+        return self.loops == loop.number
+
+
+def plainly(model, ids, loops):
+    """Logits with exits, from a full forward pass whose mixing layers read what a token left."""
+    left: dict = {}
+    count: dict = {}
+    staying = torch.ones_like(ids, dtype=torch.bool)
+
+    def keep(module, args):
+        count[module] = count.get(module, 0) + 1
+        key = (module, count[module])
+        x = torch.where(staying[..., None], args[0], left.get(key, args[0]))
+        left[key] = x
+        return (x, *args[1:])
+
+    mixing = [m for m in model.block.modules() if isinstance(m, Attention | DilatedConv)]
+    logits = torch.zeros(*ids.shape, model.config.vocab_size)
+    z, embedded = model.begin(ids)
+    hooks = [module.register_forward_pre_hook(keep) for module in mixing]
+    try:
+        for loop in range(1, model.config.n_loops + 1):
+            count.clear()
+            z = torch.where(staying[..., None], model.apply_loop(loop, z, embedded), z)
+            here = loops == loop
+            if here.any():
+                features, weight = model.readout(loop, z)
+                logits[here] = (features @ weight.T)[here]
+            staying &= ~here
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits
+
+
+def causal(changes):
+    return {**changes, "causal": True}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_a_token_that_left_keeps_what_it_had(changes):
+    model, ids = random_model(**causal(changes)), random_ids(2, 14)
+    choices = torch.tensor(model.config.head_loops)
+    pick = torch.randint(len(choices), ids.shape, generator=torch.Generator().manual_seed(3))
+    loops = choices[pick]
+    exited = run_with_exits(model, ids, Pattern(loops))
+    torch.testing.assert_close(exited.logits, plainly(model, ids, loops), atol=1e-5, rtol=1e-5)
+    assert torch.equal(exited.loops, loops)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_without_exits_it_is_the_model(changes):
+    model, ids = random_model(**causal(changes)), random_ids(2, 14)
+    full = model(ids)
+    for loop in model.config.head_loops:
+        exited = run_with_exits(model, ids, Policy(fixed=loop))
+        torch.testing.assert_close(exited.logits, full[loop], atol=1e-5, rtol=1e-5)
+
+
+@given(
+    case=st.sampled_from(list(CASES)),
+    policy=st.sampled_from(POLICIES),
+    cuts=st.lists(st.integers(1, 15), max_size=6),
+)
+def test_any_split_gives_the_same_logits(case, policy, cuts):
+    model, ids = random_model(**causal(CASES[case])), random_ids(2, 16)
+    whole = run_with_exits(model, ids, policy)
+    memory = Memory(model.config, 2, 16, model.loop_encoding)
+    edges = sorted({0, 16, *cuts})
+    parts = [
+        run_with_exits(model, ids[:, a:b], policy, memory) for a, b in itertools.pairwise(edges)
+    ]
+    logits = torch.cat([part.logits for part in parts], 1)
+    torch.testing.assert_close(logits, whole.logits, atol=1e-5, rtol=1e-5)
+    assert torch.equal(torch.cat([part.loops for part in parts], 1), whole.loops)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_padding_on_the_left_changes_nothing(changes):
+    model, ids = random_model(**causal(changes)), random_ids(3, 12)
+    lengths = [12, 5, 9]
+    padded = torch.zeros_like(ids)
+    for row, own, length in zip(padded, ids, lengths, strict=True):
+        row[12 - length :] = own[:length]
+    policy = POLICIES[2]
+    memory = Memory(model.config, 3, 12, model.loop_encoding, lengths)
+    together = run_with_exits(model, padded, policy, memory, last=True)
+    for i, length in enumerate(lengths):
+        alone = run_with_exits(model, ids[i : i + 1, :length], policy)
+        torch.testing.assert_close(
+            together.logits[i, -1], alone.logits[0, -1], atol=1e-5, rtol=1e-5
+        )
+        assert together.loops[i, -1] == alone.loops[0, -1]
+
+
+def test_some_tokens_leave_and_some_stay():
+    model, ids = random_model(), random_ids(2, 30)
+    for policy in POLICIES[2:]:
+        loops = run_with_exits(model, ids, policy).loops
+        assert len(loops.unique()) > 1
+
+
+def test_the_criteria_by_hand():
+    model, ids = random_model(), random_ids(2, 9)
+    previous, z_before = None, None
+    for number, z in model.hidden_states(ids, 3):
+        if number in model.config.head_loops:
+            loop = Loop(model, number, z, z_before if z_before is not None else z, previous)
+            p = model(ids)[number].softmax(-1)
+            first, second = p.sort(-1, descending=True).values[..., :2].unbind(-1)
+            entropy = -(p * p.log()).sum(-1)
+            expected = {
+                "confidence": first,
+                "margin": first - second,
+                "certainty": 1 - entropy / torch.tensor(37.0).log(),
+            }
+            if previous is not None:
+                q = model(ids)[previous.number].softmax(-1)
+                expected["stability"] = torch.exp(-(p * (p / q).log()).sum(-1))
+                expected["agreement"] = (p.argmax(-1) == q.argmax(-1)).float()
+                cosine = (z * z_before).sum(-1) / z.norm(dim=-1) / z_before.norm(dim=-1)
+                expected["similarity"] = cosine.clamp(min=0)
+            for name, values in expected.items():
+                torch.testing.assert_close(CRITERIA[name].score(loop), values, atol=1e-5, rtol=1e-4)
+            previous = loop
+        z_before = z
+
+
+def test_the_decaying_threshold_of_the_paper():
+    paper = Policy("confidence")
+    assert [round(paper.threshold(loop), 4) for loop in (1, 2, 7, 8)] == [0.92, 0.9016, 0.815, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"criterion": "patience"}, "'patience' is not one of confidence"),
+        ({"tau0": 1.2}, "tau0 is 1.2"),
+        ({"tau_min": -0.1}, "tau_min is -0.1"),
+        ({"tau0": 0.5, "tau_min": 0.6}, "only falls"),
+    ],
+)
+def test_policies_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        Policy(**{"criterion": "confidence", **changes})
+
+
+def test_a_model_that_sees_the_future_has_no_memory():
+    model = random_model(causal=False)
+    with pytest.raises(InputError, match="sees the future"):
+        run_with_exits(model, random_ids(1, 4), Policy())
+
+
+def test_more_positions_than_the_model_has():
+    model = random_model()
+    with pytest.raises(InputError, match="max_seq_len is 64"):
+        Memory(model.config, 1, 65, model.loop_encoding)
+    assert TINY.max_seq_len == 64

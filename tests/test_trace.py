@@ -1,0 +1,154 @@
+"""Traces: a policy on a trace is the policy on the model, and says what it costs."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crt_lib import InputError, evaluate, load_profile
+from crt_lib.accounting import multiply_adds
+from crt_lib.batches import evaluation_windows
+from crt_lib.exits import CRITERIA, Loop, Policy
+from crt_lib.runs import load_data
+from crt_lib.trace import Trace, apply_policy, calibrate, make_trace, oracle
+from crt_lib.train import train
+
+SEQ_LEN = 32
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A model that has learned a little, its data and a trace of its valid text."""
+    text = "one two three four\n\nfive six\n\n the cat sat on the mat\n\n"
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.txt").write_text(text * 150)
+    profile = load_profile("smoke").replace(corpus=str(folder), tokenizer="bpe:270")
+    data = load_data(profile)
+    config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    settings = profile.train.replace(updates=12)
+    model = train(config, settings, data, folder / "run", progress=False).model.eval()
+    return model, data, make_trace(model, data, "valid", SEQ_LEN, max_tokens=500)
+
+
+def run_policy(model, data, policy, max_tokens):
+    """Loss by running the model: a full pass, then each token's exit by its own scores."""
+    total, loops = 0.0, []
+    ids = data.valid.ids[:max_tokens]
+    for batch in evaluation_windows(ids, SEQ_LEN, 8, data.tokenizer.eot_id):
+        for row, target in zip(batch.inputs, batch.targets, strict=True):
+            exits, before = {}, None
+            z_before, embedded = model.begin(row[None])
+            for number in range(1, model.config.n_loops + 1):
+                z = model.apply_loop(number, z_before, embedded)
+                if number in model.config.head_loops:
+                    before = exits[number] = Loop(model, number, z, z_before, before)
+                z_before = z
+            passes = {number: policy.passes(loop)[0] for number, loop in exits.items()}
+            for t, token in enumerate(target):
+                number = next((k for k in passes if passes[k][t]), model.config.n_loops)
+                total -= exits[number].logits[0, t].log_softmax(-1)[token].item()
+                loops.append(number)
+    return total / len(loops), np.mean(loops)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@torch.inference_mode()
+def test_a_policy_on_the_trace_is_the_policy_on_the_model(scored, criterion):
+    model, data, trace = scored
+    tau = float(np.quantile(trace.scores[criterion], 0.6))
+    policy = Policy(criterion, tau0=tau, tau_min=0.9 * tau)
+    outcome = apply_policy(trace, policy)
+    loss, loops = run_policy(model, data, policy, 500)
+    assert outcome.loss == pytest.approx(loss, abs=1e-4)
+    assert outcome.mean_loops == pytest.approx(loops, abs=0.01)
+    assert 1 < outcome.mean_loops < model.config.n_loops
+
+
+def test_full_depth_is_the_evaluation(scored):
+    model, data, trace = scored
+    whole = evaluate(model, data.valid, data.tokenizer.eot_id, seq_len=SEQ_LEN, max_tokens=500)
+    for i, loop in enumerate(trace.loops):
+        assert trace.loss[:, i].mean() == pytest.approx(whole.loss[loop], abs=1e-5)
+        outcome = apply_policy(trace, Policy(fixed=loop))
+        assert outcome.loss == pytest.approx(whole.loss[loop], abs=1e-5)
+        cost = sum(multiply_adds(model.config, SEQ_LEN, (loop,)).values())
+        assert (outcome.mean_loops, outcome.multiply_adds) == (loop, cost)
+    assert apply_policy(trace, Policy()).loss == pytest.approx(whole.loss[trace.loops[-1]])
+
+
+def test_heads_that_are_asked_are_counted(scored):
+    _, _, trace = scored
+    last = len(trace.loops)
+    never = {"tau0": 1.0, "tau_min": 1.0, "decay": 1.0}
+    full = apply_policy(trace, Policy()).multiply_adds
+    head = trace.costs[1]
+    asked = apply_policy(trace, Policy("confidence", **never)).multiply_adds
+    assert asked == full + (last - 1) * head
+    assert apply_policy(trace, Policy("similarity", **never)).multiply_adds <= full
+    always = {"tau0": 0.0, "tau_min": 0.0}
+    first = apply_policy(trace, Policy(fixed=trace.loops[0])).multiply_adds
+    for criterion in ("confidence", "similarity"):
+        assert apply_policy(trace, Policy(criterion, **always)).multiply_adds == first
+
+
+def test_no_policy_beats_the_oracle(scored):
+    _, _, trace = scored
+    bound = oracle(trace)
+    right = np.take_along_axis(trace.right, bound.exit[:, None], 1).mean()
+    for loop in trace.loops:
+        exit_of = apply_policy(trace, Policy(fixed=loop)).exit
+        assert right >= np.take_along_axis(trace.right, exit_of[:, None], 1).mean()
+    assert math.isclose(sum(bound.shares), 1.0)
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "similarity", "agreement"])
+@pytest.mark.parametrize("allowed", [0.0, 0.005, 0.5])
+def test_a_calibrated_threshold_keeps_the_promise(scored, criterion, allowed):
+    _, _, trace = scored
+    outcome = apply_policy(trace, calibrate(trace, criterion, allowed))
+    full = apply_policy(trace, Policy())
+    assert outcome.token_ppl <= full.token_ppl * (1 + allowed) * (1 + 1e-9)
+    assert outcome.multiply_adds <= full.multiply_adds
+
+
+@given(low=st.floats(0, 1), high=st.floats(0, 1), criterion=st.sampled_from(list(CRITERIA)))
+def test_a_higher_threshold_never_leaves_earlier(scored, low, high, criterion):
+    _, _, trace = scored
+    low, high = sorted((low, high))
+    early, late = (
+        apply_policy(trace, Policy(criterion, tau, tau, decay=1.0)) for tau in (low, high)
+    )
+    assert (early.exit <= late.exit).all()
+
+
+def test_a_file_gives_the_trace_back(scored, tmp_path):
+    _, _, trace = scored
+    trace.save(tmp_path / "t.safetensors")
+    again = Trace.load(tmp_path / "t.safetensors")
+    policy = Policy("margin", 0.3, 0.1)
+    ours, theirs = apply_policy(trace, policy), apply_policy(again, policy)
+    assert (ours.exit == theirs.exit).all() and ours.loss == theirs.loss
+    for field in dataclasses.fields(trace):
+        mine, other = getattr(trace, field.name), getattr(again, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == other.dtype and (mine == other).all()
+        elif field.name != "scores":
+            assert mine == other
+    per_token = (tmp_path / "t.safetensors").stat().st_size / len(trace.loss)
+    assert per_token * 50_000 < 5e6
+
+
+def test_what_is_not_a_trace(tmp_path, scored):
+    (tmp_path / "t").write_bytes(b"{}")
+    for path in (tmp_path / "t", tmp_path / "absent"):
+        with pytest.raises(InputError, match="not a trace"):
+            Trace.load(path)
+    with pytest.raises(InputError, match="exit 9 is not in the trace"):
+        apply_policy(scored[2], Policy("confidence", exits=(9,)))
+    with pytest.raises(InputError, match="allowed loss is -1"):
+        calibrate(scored[2], "confidence", -1)
