@@ -1,4 +1,4 @@
-"""The command line: `crt train | evaluate | audit | search | bench | report | reproduce`."""
+"""The command line, `crt`: each function is a command."""
 
 import json
 import sys
@@ -104,6 +104,53 @@ def evaluate(
 
 
 @app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=0)] = 64,
+    criterion: Annotated[
+        str | None, typer.Option(help="Exit criterion; none runs every loop.")
+    ] = None,
+    tau0: Annotated[float, typer.Option(help="Threshold at the first loop (eq. 6).")] = 0.92,
+    tau_min: Annotated[float, typer.Option(help="The lowest threshold.")] = 0.8,
+    decay: Annotated[float, typer.Option(help="Of the threshold, by loop.")] = 0.98,
+    exit_loop: Annotated[int | None, typer.Option(help="Every token leaves after it.")] = None,
+    draft_loop: Annotated[
+        int | None, typer.Option(help="Lossless speculation, drafts by this exit.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0: the most probable token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
+) -> None:
+    """Continue texts, with exits or with lossless speculation if asked for."""
+    from crt_lib.decode import Sampling, Speculation
+    from crt_lib.decode import generate as run
+    from crt_lib.exits import Policy
+    from crt_lib.runs import load_trained
+
+    sampling = Sampling(temperature, top_k, top_p)
+    policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
+    if draft_loop is not None and policy.leaves:
+        raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
+    model, _, tokenizer, _ = load_trained(checkpoint)
+    ids = [tokenizer.encode(prompt).tolist() or [tokenizer.eot_id] for prompt in prompts]
+    if draft_loop is not None:
+        draft = Speculation(model, draft_loop)
+        made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
+    else:
+        made = run(model, ids, new_tokens, policy=policy, sampling=sampling, seed=seed)
+    for prompt, one in zip(prompts, made, strict=True):
+        text = tokenizer.decode(one.tokens)
+        mean = sum(one.loops) / max(len(one.loops), 1)
+        if as_json:
+            typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
+        else:
+            typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+
+
+@app.command()
 def audit(
     model: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     length: Annotated[int, typer.Option(help="Tokens in the probe.", min=2)] = 24,
@@ -206,6 +253,36 @@ def bench_train(
         shape = (batch_size, seq_len)
         kept = read_rows(out) if out.exists() else []
         write_rows(out, [r for r in kept if (r["rows"], r["seq_len"]) != shape] + rows)
+
+
+@bench_app.command("decode")
+def bench_decode_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    batch_size: Annotated[int, typer.Option(help="Texts at a time.", min=1)] = 1,
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
+    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 3,
+    uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
+    out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
+) -> None:
+    """Decoding without a cache, with it, with exits, speculated, and by a GPT-2 of the size."""
+    from crt_lib.benchdecode import bench_decode
+    from crt_lib.runs import load_trained, write_rows
+    from crt_lib.tokenizer import tokenize
+
+    model, corpus, tokenizer, trained = load_trained(checkpoint)
+    rows = bench_decode(
+        model,
+        tokenize(corpus, tokenizer),
+        trained["train"]["seq_len"],
+        batch_size=batch_size,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        uncached=uncached,
+    )
+    for row in rows:
+        typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
+    if out is not None:
+        write_rows(out, rows)
 
 
 @bench_app.command("step")

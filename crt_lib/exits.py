@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.batches import NOT_SCORED, evaluation_windows
+from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
@@ -138,6 +139,11 @@ class Policy:
                 f"tau_min {self.tau_min} is above tau0 {self.tau0}; the threshold only falls"
             )
 
+    @property
+    def leaves(self) -> bool:
+        """Whether any token may leave before the last loop."""
+        return self.criterion is not None or self.fixed is not None
+
     def threshold(self, loop: int) -> float:
         """Of exit `loop` (eq. 6)."""
         return max(self.tau_min, self.tau0 * self.decay ** (loop - 1))
@@ -159,6 +165,16 @@ class Exited:
     loops: Tensor
 
 
+def _exits_of(policy: Policy, config: ModelConfig) -> tuple[int, ...]:
+    """The loops at which tokens may leave; raises InputError for one that has no head."""
+    asked = policy.exits if policy.exits is not None else ()
+    fixed = (policy.fixed,) if policy.fixed is not None else ()
+    for loop in (*asked, *fixed):
+        if loop not in config.head_loops:
+            raise InputError(f"loop {loop} has no head; loops with one are {config.head_loops}")
+    return config.head_loops if policy.exits is None else asked
+
+
 @torch.inference_mode()
 def run_with_exits(
     model: CRT, ids: Tensor, policy: Policy, memory: Memory | None = None, *, last: bool = False
@@ -172,8 +188,8 @@ def run_with_exits(
     rows, n = ids.shape
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
-    allowed = model.config.head_loops if policy.exits is None else policy.exits
     final = model.config.n_loops
+    allowed = _exits_of(policy, model.config)
     z, embedded = model.begin(ids, memory)
     active = torch.ones(rows, n, dtype=torch.bool, device=ids.device)
     loops = torch.full((rows, n), final, device=ids.device)
@@ -193,7 +209,7 @@ def run_with_exits(
         z = torch.where(active[..., None], after, z)
         if number == final:
             leaving = active
-        elif number in allowed and number in model.config.head_loops:
+        elif number in allowed:
             leaving = active & policy.passes(here)
             seen = here
         else:

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from crt_lib.accounting import parameters_by_part
 from crt_lib.checkpoint import load_model, read_state
 from crt_lib.config import TrainConfig, config_from_dict
-from crt_lib.corpus import SPLITS, load_corpus
+from crt_lib.corpus import SPLITS, Corpus, load_corpus
 from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
 from crt_lib.model import CRT
 from crt_lib.profiles import Profile
 from crt_lib.runfolder import RunFolder, read_metrics, read_timing
-from crt_lib.tokenizer import TokenizedCorpus, load_tokenizer, tokenize
+from crt_lib.tokenizer import TokenizedCorpus, Tokenizer, load_tokenizer, tokenize
 from crt_lib.train import train
 
 DEPLOYABLE_SEQ_LEN = 64  # tokens of a window that is scored one at a time
@@ -174,6 +174,31 @@ def evaluate_checkpoint(
         raise InputError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if stride is not None and protocol != "honest":
         raise InputError(f"stride is for the honest protocol; {protocol} has none")
+    model, source, chosen, trained = load_trained(path, corpus, tokenizer)
+    part = tokenize(source, chosen).split(split)
+    length = seq_len or trained["train"]["seq_len"]
+    if protocol == "deployable":
+        length = seq_len or min(DEPLOYABLE_SEQ_LEN, length)
+        result = evaluate_deployable(model, part.ids, chosen.eot_id, seq_len=length)
+    elif protocol == "released":
+        length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
+        result = evaluate(model, part, chosen.eot_id, protocol="released", seq_len=length)
+    else:
+        result = evaluate(
+            model, part, chosen.eot_id, protocol=protocol, seq_len=length, stride=stride
+        )
+    return result.rows(corpus=source.name, split=split, seq_len=length)
+
+
+def load_trained(
+    path: str | Path, corpus: str | None = None, tokenizer: str | None = None
+) -> tuple[CRT, Corpus, Tokenizer, dict[str, Any]]:
+    """The model of a checkpoint on the best device, a corpus, its tokenizer, its training's record.
+
+    The corpus is the one it was trained on, or another one. Raises InputError for a checkpoint that
+    `crt train` did not make, and when the tokenizer is not the one it was trained with.
+    """
+    path = find_checkpoint(path)
     trained = read_state(path).get("run")
     if trained is None:
         raise InputError(f"{path} does not say what it was trained on; give one of `crt train`")
@@ -189,19 +214,7 @@ def evaluate_checkpoint(
             f"{trained['data']['tokenizer_sha256'][:8]}; {chosen.name} here has "
             f"{chosen.fingerprint[:8]}: give the same corpus and tokenizer"
         )
-    part = tokenize(source, chosen).split(split)
-    length = seq_len or trained["train"]["seq_len"]
-    if protocol == "deployable":
-        length = seq_len or min(DEPLOYABLE_SEQ_LEN, length)
-        result = evaluate_deployable(model, part.ids, chosen.eot_id, seq_len=length)
-    elif protocol == "released":
-        length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
-        result = evaluate(model, part, chosen.eot_id, protocol="released", seq_len=length)
-    else:
-        result = evaluate(
-            model, part, chosen.eot_id, protocol=protocol, seq_len=length, stride=stride
-        )
-    return result.rows(corpus=source.name, split=split, seq_len=length)
+    return model, source, chosen, trained
 
 
 def load_run(out: str | Path) -> Run | None:

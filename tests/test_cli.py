@@ -116,6 +116,40 @@ def test_evaluate_refuses_another_tokenizer(trained, capsys):
     assert code == 2 and "fingerprint" in err
 
 
+def test_generate_is_the_same_with_speculation_and_by_seed(trained, capsys):
+    words = ["generate", str(trained), "the", "", "--tokens", "12", "--json"]
+
+    def texts(*more):
+        code, out, _ = crt(*words, *more, capsys=capsys)
+        assert code == 0
+        return [json.loads(line) for line in out.splitlines()]
+
+    plain = texts()
+    assert [len(row["loops"]) for row in plain] == [12, 12]
+    assert texts("--draft-loop", "1") == plain
+    assert {loop for row in texts("--exit-loop", "2") for loop in row["loops"]} == {2}
+    drawn = ["--temperature", "1", "--seed", "5"]
+    assert texts(*drawn) == texts(*drawn) != plain
+    assert "12 tokens, 4.00 loops each" in crt(*words[:-1], capsys=capsys)[1]
+
+
+GENERATE = {
+    "criterion": (["--criterion", "patience"], "'patience'"),
+    "threshold": (["--criterion", "margin", "--tau0", "1.5"], "tau0 is 1.5"),
+    "thresholds": (["--criterion", "margin", "--tau0", "0.1"], "only falls"),
+    "both": (["--exit-loop", "1", "--draft-loop", "1"], "every loop"),
+    "draft": (["--draft-loop", "4"], "loop 4 cannot draft"),
+    "exit": (["--exit-loop", "9"], "loop 9"),
+    "length": (["--tokens", "500"], "128 positions"),
+}
+
+
+@pytest.mark.parametrize("words, message", GENERATE.values(), ids=GENERATE)
+def test_bad_input_of_generate(words, message, trained, capsys):
+    code, _, err = crt("generate", str(trained), "the", *words, capsys=capsys)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+
+
 def test_audit_has_an_exit_code(trained, tmp_path, capsys):
     code, out, _ = crt("audit", str(trained), capsys=capsys)
     assert code == 0 and "verdict: causal" in out
@@ -136,7 +170,7 @@ def test_damaged_and_missing_checkpoints(trained, tmp_path, capsys):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("train", "evaluate", "audit", "search", "reproduce", "bench"):
+    for command in ("train", "evaluate", "generate", "audit", "search", "reproduce", "bench"):
         code, out, _ = crt(command, "--help", capsys=capsys)
         assert code == 0 and "Usage" in out
 

@@ -30,6 +30,7 @@ class Pattern:
 
     loops: torch.Tensor
     exits: None = None
+    fixed: None = None
 
     def passes(self, loop: Loop) -> torch.Tensor:
         return self.loops == loop.number
@@ -183,6 +184,13 @@ def test_a_model_that_sees_the_future_has_no_memory():
     model = random_model(causal=False)
     with pytest.raises(InputError, match="sees the future"):
         run_with_exits(model, random_ids(1, 4), Policy())
+
+
+def test_exits_without_a_head():
+    model, ids = random_model(), random_ids(1, 4)
+    for policy in (Policy(fixed=2), Policy("margin", exits=(1, 2))):
+        with pytest.raises(InputError, match=r"loop 2 has no head.*\(1, 3, 4\)"):
+            run_with_exits(model, ids, policy)
 
 
 def test_more_positions_than_the_model_has():
