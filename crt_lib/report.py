@@ -99,24 +99,23 @@ def recipe_comparison(results: Path) -> str:
     path = results / "small" / "search.csv"
     rows, documents = read_rows(path), read_rows(documents_file(path))
     baselines = arms()["baselines"]
-    head, body = ["arm", "parameters"], {}
+    head, body, budgets = ["arm", "parameters"], {}, []
     for title, budget in (("equal tokens", EQUAL_TOKENS), ("equal time", EQUAL_TIME)):
         if all(row["budget"] != budget for row in documents):
             continue
+        budgets.append(f"{title}: {budget}")
         head += [f"test bits/byte, {title}", "`crt2` minus it, 95 % interval"]
         tuned = {row["arm"]: row for row in summarise(rows, ["crt2", *baselines], budget)}
         for row in compare_arms(documents, "crt2", baselines, budget):
             name = row["arm"]
             line = body.setdefault(name, [name, f"{tuned[name]['parameters'] / 1e6:.2f}M"])
             line += [""] * (len(head) - 2 - len(line))
-            line.append(f"{row['bits_per_byte']:.3f}")
-            line.append(_difference(row))
+            line += [f"{row['bits_per_byte']:.3f}", _difference(row)]
     table = _table(head, [line + [""] * (len(head) - len(line)) for line in body.values()])
-    seeds = sorted({row["seed"] for row in documents})
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in documents})))
     first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
     tokens = first["tokens"] // first["updates"]
-    budgets = f"{EQUAL_TOKENS} of {tokens:,} tokens; equal time: {EQUAL_TIME} of one core"
-    return f"{table}\n\nSeeds {', '.join(map(str, seeds))}. Equal tokens: {budgets}."
+    return f"{table}\n\nSeeds {seeds}; updates of {tokens:,} tokens; {'; '.join(budgets)}."
 
 
 def _difference(row: dict[str, Any]) -> str:
