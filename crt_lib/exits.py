@@ -131,6 +131,10 @@ class Policy:
     def __post_init__(self) -> None:
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise InputError(f"criterion {self.criterion!r} is not one of {', '.join(CRITERIA)}")
+        if self.criterion is not None and self.fixed is not None:
+            raise InputError(
+                f"criterion {self.criterion} and the fixed exit {self.fixed}: give one"
+            )
         for name in ("tau0", "tau_min", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")

@@ -168,13 +168,13 @@ def apply_policy(trace: Trace, policy: Policy) -> Outcome:
     """Where each token of `trace` leaves under `policy`; raises InputError for exits it has not."""
     last = len(trace.loops) - 1
     allowed = trace.loops[:-1] if policy.exits is None else policy.exits
-    for loop in allowed:
+    for loop in (*allowed, *([] if policy.fixed is None else [policy.fixed])):
         if loop not in trace.loops:
             raise InputError(f"exit {loop} is not in the trace, which has {trace.loops}")
     exit_of = np.full(len(trace.loss), last, dtype=np.int64)
     asked = np.zeros(len(trace.loss))  # vocabulary heads
     if policy.fixed is not None:
-        exit_of[:] = next((i for i, k in enumerate(trace.loops) if k >= policy.fixed), last)
+        exit_of[:] = trace.loops.index(policy.fixed)
     elif policy.criterion is not None:
         heads = CRITERIA[policy.criterion].heads
         staying = np.ones(len(trace.loss), dtype=bool)

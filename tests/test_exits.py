@@ -170,6 +170,7 @@ def test_the_decaying_threshold_of_the_paper():
     ("changes", "message"),
     [
         ({"criterion": "patience"}, "'patience' is not one of confidence"),
+        ({"fixed": 3}, "confidence and the fixed exit 3: give one"),
         ({"tau0": 1.2}, "tau0 is 1.2"),
         ({"tau_min": -0.1}, "tau_min is -0.1"),
         ({"tau0": 0.5, "tau_min": 0.6}, "only falls"),

@@ -150,5 +150,7 @@ def test_what_is_not_a_trace(tmp_path, scored):
             Trace.load(path)
     with pytest.raises(InputError, match="exit 9 is not in the trace"):
         apply_policy(scored[2], Policy("confidence", exits=(9,)))
+    with pytest.raises(InputError, match="exit 9 is not in the trace"):
+        apply_policy(scored[2], Policy(fixed=9))
     with pytest.raises(InputError, match="allowed loss is -1"):
         calibrate(scored[2], "confidence", -1)
