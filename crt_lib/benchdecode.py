@@ -1,60 +1,87 @@
 """`crt bench decode`: what exits, caches and speculation save in time, and what they lose."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from crt_lib.baselines import GPT2, make_model
 from crt_lib.config import GPT2Config
-from crt_lib.decode import Speculation, generate
+from crt_lib.decode import Generated, Speculated, Speculation, generate
 from crt_lib.exits import CRITERIA, Policy
+from crt_lib.files import InputError
 from crt_lib.manifest import run_environment
 from crt_lib.model import CRT, count_parameters
 from crt_lib.tokenizer import TokenizedCorpus
-from crt_lib.trace import Trace, apply_policy, calibrate, make_trace
+from crt_lib.trace import Outcome, Trace, apply_policy, calibrate
 
 Way = Callable[[list[list[int]], int], Any]
+COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl", "decoded_loops", "decoded_heads")
+COLUMNS += ("accepted",)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Measured time a token: seconds, those of each loop, and those of each vocabulary head."""
+
+    fixed: float
+    loop: float
+    head: float
+
+    def tokens_per_second(self, outcome: Outcome) -> float:
+        """Of a policy whose tokens run these loops and ask these heads."""
+        return 1 / (self.fixed + self.loop * outcome.mean_loops + self.head * outcome.heads)
+
+
+def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
+    """The pace that fits rows of `bench_decode` best (least squares), one text at a time.
+
+    Raises InputError when there are fewer than three cached ways with exits among them.
+    """
+    cached = [row for row in rows if row["batch"] == 1 and "no cache" not in row["way"]]
+    fit = [row for row in cached if row.get("decoded_loops") is not None]
+    if len(fit) < 3:
+        raise InputError("a pace needs three or more measured ways of decoding one text at a time")
+    known = np.array([[1.0, row["decoded_loops"], row["decoded_heads"]] for row in fit])
+    seconds = np.array([1 / row["tokens_per_second"] for row in fit])
+    return Pace(*map(float, np.linalg.lstsq(known, seconds, rcond=None)[0]))
 
 
 def bench_decode(
     model: CRT,
-    data: TokenizedCorpus,
-    seq_len: int,
+    prompts: Sequence[Sequence[int]],
+    valid: Trace,
+    test: Trace,
     *,
-    batch_size: int = 1,
     new_tokens: int = 256,
-    prompt_tokens: int = 32,
     repeats: int = 3,
-    trace_tokens: int = 50_000,
     allowed: float = 0.005,
     uncached: bool = True,
 ) -> list[dict[str, Any]]:
     """A row a way of decoding: tokens/s (median, the ways taking turns), cost and perplexity.
 
-    Ways: without a cache, full depth, each fixed exit, each criterion calibrated on valid to lose
-    `allowed` of the perplexity, speculation from each exit, and an untrained GPT-2 of the same
-    parameter count with transformers' own cache. Loss, mean loops and multiply-adds are of test, by
-    its trace. Prompts are the first tokens of valid's windows. Greedy.
+    Ways: without a cache, and as the released code would (besides, the logits of every position at
+    every head), full depth, each fixed exit, each criterion calibrated on the trace `valid` to lose
+    `allowed` of the perplexity, for a single prompt speculation from each exit, and an untrained
+    GPT-2 of the same parameter count with transformers' own cache. Perplexity, mean loops and
+    multiply-adds are those of the trace `test`. Greedy; prompts of one length.
     """
-    valid, test = (
-        make_trace(model, data, split, seq_len, max_tokens=trace_tokens)
-        for split in ("valid", "test")
-    )
+    prompts = [list(prompt) for prompt in prompts]
+    batch_size = len(prompts)
     ways, policies = _ways(model, valid, batch_size, allowed)
     if not uncached:
-        del ways["no cache"]
-    ids = data.valid.ids
-    prompts = [ids[i * seq_len :][:prompt_tokens].tolist() for i in range(batch_size)]
+        ways = {name: way for name, way in ways.items() if "no cache" not in name}
     with torch.inference_mode():
-        seconds = _alternate(ways, prompts, new_tokens, repeats)
+        seconds, made = _alternate(ways, prompts, new_tokens, repeats)
     full = seconds["full depth"]
     environment = run_environment()
     rows = []
     for name, taken in seconds.items():
         row: dict[str, Any] = {"way": name, "batch": batch_size, "new_tokens": new_tokens}
-        row |= dict.fromkeys(("tau", "mean_loops", "multiply_adds", "token_ppl"))
+        row |= dict.fromkeys(COLUMNS)
         if name in policies:
             policy = policies[name]
             outcome = apply_policy(test, policy)
@@ -63,15 +90,35 @@ def bench_decode(
                 "mean_loops": outcome.mean_loops,
                 "multiply_adds": outcome.multiply_adds,
                 "token_ppl": outcome.token_ppl,
+                **_decoded(model, policy, made[name]),
             }
+        if isinstance(made[name], Speculated):
+            row["accepted"] = made[name].accepted / made[name].drafted
         row |= {
             "tokens_per_second": batch_size * new_tokens / taken,
             "speedup": full / taken,
+            "precision": str(model.loop_encoding.dtype).removeprefix("torch."),
             "device": environment["device"],
             "threads": environment["torch_threads"],
         }
         rows.append(row)
     return rows
+
+
+def first_prompts(
+    data: TokenizedCorpus, seq_len: int, count: int, tokens: int = 32
+) -> list[list[int]]:
+    """The first `tokens` of each of the first `count` windows of valid."""
+    ids = data.valid.ids
+    return [ids[i * seq_len :][:tokens].tolist() for i in range(count)]
+
+
+def _decoded(model: CRT, policy: Policy, made: Sequence[Generated]) -> dict[str, float]:
+    """Mean loops and vocabulary heads of the tokens that were made."""
+    loops = [loop for one in made for loop in one.loops]
+    asks = policy.criterion is not None and CRITERIA[policy.criterion].heads
+    heads = [1 + model.config.head_loops.index(loop) if asks else 1 for loop in loops]
+    return {"decoded_loops": float(np.mean(loops)), "decoded_heads": float(np.mean(heads))}
 
 
 def _ways(
@@ -82,6 +129,7 @@ def _ways(
     for criterion in CRITERIA:
         policies[criterion] = calibrate(valid, criterion, allowed)
     ways: dict[str, Way] = {
+        "no cache, every head": lambda prompts, n: generate_as_released(model, prompts, n),
         "no cache": lambda prompts, n: generate(model, prompts, n, cache=False),
     }
     for name, policy in policies.items():
@@ -97,10 +145,22 @@ def _ways(
     return ways, policies | {"no cache": Policy()}
 
 
+def generate_as_released(
+    model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> torch.Tensor:
+    """Greedy tokens (B, new_tokens) by the model's forward alone, prompts of one length."""
+    ids = torch.tensor(prompts)
+    for _ in range(new_tokens):
+        logits = model(ids)[model.config.n_loops]
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+    return ids[:, -new_tokens:]
+
+
 def matched_gpt2(model: CRT) -> GPT2:
     """An untrained GPT-2 as wide as `model` with the layers that bring it nearest in parameters."""
     config, wanted = model.config, count_parameters(model)
     best: GPT2 | None = None
+    dtype = model.loop_encoding.dtype
     for layers in range(1, 33):
         made = make_model(
             GPT2Config(
@@ -110,7 +170,8 @@ def matched_gpt2(model: CRT) -> GPT2:
                 n_layers=layers,
                 max_seq_len=config.max_seq_len,
             )
-        ).eval()
+        ).to(dtype)
+        made.eval()
         if best and abs(count_parameters(best) - wanted) < abs(count_parameters(made) - wanted):
             break
         best = made
@@ -131,13 +192,14 @@ def gpt2_generate(model: GPT2, prompts: Sequence[Sequence[int]], new_tokens: int
 
 def _alternate(
     ways: dict[str, Way], prompts: list[list[int]], new_tokens: int, repeats: int
-) -> dict[str, float]:
-    """Median seconds of each way; one round of 8 tokens warms up."""
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each way and what it made; one round of 8 tokens warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    made = {}
     for round_ in range(1 + repeats):
         for name, way in ways.items():
             started = time.perf_counter()
-            way(prompts, new_tokens if round_ else min(8, new_tokens))
+            made[name] = way(prompts, new_tokens if round_ else min(8, new_tokens))
             if round_:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+    return {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}, made

@@ -167,10 +167,12 @@ class Speculation:
     """Lossless decoding of one prompt: loops 1..`draft_loop` draft, the others verify.
 
     The draft length follows what was accepted: one more after a draft that was kept whole, one more
-    than what was kept otherwise, within 1..`longest`.
+    than what was kept otherwise, within 1..`longest`. Drafts are of the first `shortlist` tokens of
+    the vocabulary alone (None: all), so that a draft costs a part of a head; in a trained BPE these
+    are the most frequent.
     """
 
-    def __init__(self, model: CRT, draft_loop: int, longest: int = 8):
+    def __init__(self, model: CRT, draft_loop: int, longest: int = 8, shortlist: int | None = 2048):
         if draft_loop not in model.config.exit_loops:
             raise InputError(
                 f"loop {draft_loop} cannot draft; loops with a head before the last are "
@@ -178,7 +180,10 @@ class Speculation:
             )
         if longest < 1:
             raise InputError(f"the longest draft is {longest}; it must be at least 1")
+        if shortlist is not None and shortlist < 1:
+            raise InputError(f"the shortlist has {shortlist} tokens; it must have at least 1")
         self.model, self.draft_loop, self.longest = model, draft_loop, longest
+        self.shortlist = shortlist
 
     @torch.inference_mode()
     def generate(
@@ -204,7 +209,7 @@ class Speculation:
         model.eval()
         try:
             while len(tokens) < new_tokens and stop not in tokens:
-                budget = min(length, new_tokens - len(tokens))
+                budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
                 draft = self._draft(waiting, budget, memory, sampling, generator)
                 kept, new = self._verify(draft, waiting.shape[1], memory, sampling, generator)
                 drafted, accepted = drafted + budget, accepted + kept
@@ -225,17 +230,19 @@ class Speculation:
         sampling: Sampling,
         generator: torch.Generator,
     ) -> "_Draft":
-        """Run `waiting` and what is drawn from it through the first loops, `budget` tokens far."""
+        """Run `waiting`, and the `budget` tokens drawn after it, through the first loops."""
         states, embeddings, tokens, q = [], [], [], []
-        for _ in range(budget):
+        for i in range(budget + 1):
             z, embedded = self.model.begin(waiting, memory)
             for loop in range(1, self.draft_loop + 1):
                 z = self.model.apply_loop(loop, z, embedded, memory.loops[loop - 1])
-            logits = F.linear(*self.model.readout(self.draft_loop, z[:, -1]))
-            p = sampling.probabilities(logits)
-            waiting = draw(p, generator)[:, None] if sampling.temperature else p.argmax(-1)[:, None]
             states.append(z)
             embeddings.append(embedded)
+            if i == budget:
+                break
+            features, weight = self.model.readout(self.draft_loop, z[:, -1])
+            p = sampling.probabilities(F.linear(features, weight[: self.shortlist]))
+            waiting = draw(p, generator)[:, None] if sampling.temperature else p.argmax(-1)[:, None]
             tokens.append(int(waiting))
             q.append(p[0])
         return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, q)
@@ -248,26 +255,30 @@ class Speculation:
         sampling: Sampling,
         generator: torch.Generator,
     ) -> tuple[int, list[int]]:
-        """How many drafted tokens stay, and the new tokens: those, and the one that replaces."""
+        """How many drafted tokens stay; the new tokens: those, and the one that comes next."""
         model, z = self.model, draft.states
         final = model.config.n_loops
         for loop in range(self.draft_loop + 1, final + 1):
             z = model.apply_loop(loop, z, draft.embedded, memory.loops[loop - 1])
-        p = sampling.probabilities(F.linear(*model.readout(final, z[0, first - 1 :])))
+        logits = F.linear(*model.readout(final, z[0, first - 1 :]))  # (drafted + 1, V)
+        p = sampling.probabilities(logits)
         for i, (token, q) in enumerate(zip(draft.tokens, draft.q, strict=True)):
             ratio = p[i, token] / q[token]
             if torch.rand((), generator=generator, device=p.device) < ratio:
                 continue
-            rest = (p[i] - q).clamp(min=0)
+            rest = p[i].clone()
+            rest[: len(q)] -= q
+            rest = rest.clamp(min=0)
             if float(rest.sum()) == 0:  # rounding: the two are equal
                 rest = p[i]
             return i, [*draft.tokens[:i], int(draw(rest[None], generator))]
-        return len(draft.tokens), draft.tokens
+        following = sampling.choose(logits[-1:], generator)
+        return len(draft.tokens), [*draft.tokens, int(following)]
 
 
 @dataclass(frozen=True)
 class _Draft:
-    states: Tensor  # (1, n, d) after the draft loop, of the tokens before each drafted one
+    states: Tensor  # (1, n, d) after the draft loop, the last drafted token's included
     embedded: Tensor  # (1, n, d)
     tokens: list[int]
-    q: list[Tensor]  # (V,) each: what the token was drawn from
+    q: list[Tensor]  # (shortlist,) each: what the token was drawn from

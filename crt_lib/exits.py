@@ -154,10 +154,9 @@ class Policy:
 
     def passes(self, loop: Loop) -> Tensor:
         """Which tokens (B, n) may leave after this exit loop."""
-        if self.fixed is not None:
-            return torch.full(loop.z.shape[:2], loop.number >= self.fixed, device=loop.z.device)
         if self.criterion is None:
-            return torch.zeros(loop.z.shape[:2], dtype=torch.bool, device=loop.z.device)
+            leaving = self.fixed is not None and loop.number >= self.fixed
+            return torch.full(loop.z.shape[:2], leaving, device=loop.z.device)
         return CRITERIA[self.criterion].score(loop) >= self.threshold(loop.number)
 
 
@@ -171,12 +170,12 @@ class Exited:
 
 def _exits_of(policy: Policy, config: ModelConfig) -> tuple[int, ...]:
     """The loops at which tokens may leave; raises InputError for one that has no head."""
-    asked = policy.exits if policy.exits is not None else ()
+    asked = policy.exits if policy.exits is not None else config.head_loops
     fixed = (policy.fixed,) if policy.fixed is not None else ()
     for loop in (*asked, *fixed):
         if loop not in config.head_loops:
             raise InputError(f"loop {loop} has no head; loops with one are {config.head_loops}")
-    return config.head_loops if policy.exits is None else asked
+    return fixed or (asked if policy.criterion is not None else ())
 
 
 @torch.inference_mode()
@@ -200,17 +199,18 @@ def run_with_exits(
     keep = slice(n - 1, n) if last else slice(0, n)
     logits: Tensor | None = None
     seen: Loop | None = None
+    staying = rows * n
     for number in range(1, final + 1):
         layer = memory.loops[number - 1]
         if number > 1:
             before = memory.loops[number - 2]
-            if not active.any():
+            if not staying:
                 layer.copy(before)
                 continue
-            layer.follow(before, None if active.all() else active)
+            layer.follow(before, None if staying == rows * n else active)
         after = model.apply_loop(number, z, embedded, layer)
         here = Loop(model, number, after, z, seen)
-        z = torch.where(active[..., None], after, z)
+        z = after if staying == rows * n else torch.where(active[..., None], after, z)
         if number == final:
             leaving = active
         elif number in allowed:
@@ -223,11 +223,11 @@ def run_with_exits(
                 own = here.logits[:, keep]
             else:
                 own = F.linear(*model.readout(number, after[:, keep]))
-            if logits is None:
-                logits = torch.zeros_like(own)
-            logits = torch.where(leaving[:, keep, None], own, logits)
+            # tokens that stay get theirs later
+            logits = own if logits is None else torch.where(leaving[:, keep, None], own, logits)
         loops = torch.where(leaving, number, loops)
         active = active & ~leaving
+        staying = int(active.sum())
     return Exited(logits, loops)
 
 

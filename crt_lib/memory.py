@@ -5,7 +5,8 @@ that has left keeps what it had at the loop it left after: there a deeper loop f
 its own, the entries of the loop before (`LayerMemory.follow`). B rows, n new positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,12 @@ class LayerMemory:
         at = torch.arange(self.length, self.length + n, device=self.keys.device)
         starts = self.memory.starts
         return at if starts is None else at - starts[:, None, None]
+
+    def shared(self, n: int, make: Callable[[], Any]) -> Any:
+        """What `make` gives for the next n positions, made once for all layers that are as far."""
+        if self.memory.kept is None or self.memory.kept[0] != (self.length, n):
+            self.memory.kept = (self.length, n), make()
+        return self.memory.kept[1]
 
     def follow(self, previous: "LayerMemory", active: Tensor | None) -> None:
         """For the next pass: positions not `active` (B, n) take the entries of `previous`."""
@@ -123,6 +130,7 @@ class Memory:
                 f"{capacity} tokens asked for, max_seq_len is {config.max_seq_len}; ask for fewer"
             )
         self.rows, self.capacity = rows, capacity
+        self.kept: tuple[tuple[int, int], Any] | None = None  # of `LayerMemory.shared`
         self.starts = None
         if lengths is not None and len(set(lengths)) > 1:
             given = torch.tensor(lengths, device=like.device)

@@ -24,7 +24,9 @@ from crt_lib.config import ModelConfig
 from crt_lib.exits import CRITERIA, Loop, Policy
 from crt_lib.files import InputError, atomic_path
 from crt_lib.model import CRT
-from crt_lib.tokenizer import TokenizedCorpus
+from crt_lib.tokenizer import TokenizedCorpus, Tokenizer
+
+ARRAYS = ("loss", "right", "changed", "document", "document_bytes")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Trace:
     seq_len: int  # positions of a window
     loss: np.ndarray  # (N, E) nats
     right: np.ndarray  # (N, E) bool: the most probable token is the next one
+    changed: np.ndarray  # (N, E - 1) bool: the most probable token is not that of the exit before
     scores: dict[str, np.ndarray]  # criterion -> (N, E - 1)
-    document: np.ndarray  # (N,) index of the token's document
+    document: np.ndarray  # (N,) index of the token's document, or window (`make_trace`)
     document_bytes: np.ndarray  # (documents,) UTF-8 bytes, of those that have tokens here
     about: dict[str, Any]  # corpus, split, tokenizer
 
@@ -59,9 +62,9 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write it to one safetensors file, atomically."""
-        arrays = {"loss": self.loss, "right": self.right, "document": self.document}
-        arrays |= {"document_bytes": self.document_bytes}
-        arrays |= {f"score.{name}": values for name, values in self.scores.items()}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        scores = {name: values for name, values in self.scores.items() if name != "agreement"}
+        arrays |= {f"score.{name}": values for name, values in scores.items()}
         about = {"config": self.config.to_dict(), "seq_len": self.seq_len, "about": self.about}
         metadata = {"trace": json.dumps(about)}
         with atomic_path(path) as temporary:
@@ -75,15 +78,31 @@ class Trace:
                 about = json.loads((file.metadata() or {})["trace"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
+            scores["agreement"] = _agreement(arrays["changed"])
             return cls(
                 config=ModelConfig.from_dict(about["config"]),
                 seq_len=about["seq_len"],
                 scores=scores,
                 about=about["about"],
-                **{name: arrays[name] for name in ("loss", "right", "document", "document_bytes")},
+                **{name: arrays[name] for name in ARRAYS},
             )
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a trace that can be read: {error!r}") from error
+
+
+def _documents(data: TokenizedCorpus, split: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `document_of_tokens`; windows of no bytes for a tokenizer that does not keep the text."""
+    try:
+        return document_of_tokens(data, split)
+    except InputError:
+        owner = np.arange(len(data.split(split).ids)) // seq_len
+        return owner, np.zeros(owner[-1] + 1)
+
+
+def _agreement(changed: np.ndarray) -> np.ndarray:
+    """The criterion's scores (N, E - 1), which `changed` holds already."""
+    never = np.zeros((len(changed), 1), np.float32)
+    return np.hstack([never, 1 - changed[:, :-1]]).astype(np.float32)
 
 
 @torch.inference_mode()
@@ -96,11 +115,13 @@ def make_trace(
     max_tokens: int | None = None,
     batch_size: int = 8,
 ) -> Trace:
-    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol)."""
+    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol).
+
+    For a tokenizer that does not keep the text's bytes, windows stand for documents.
+    """
     ids = data.split(split).ids[:max_tokens]
-    owner, sizes = document_of_tokens(data, split)
+    owner, sizes = _documents(data, split, seq_len)
     owner = owner[: len(ids)]
-    loops = model.config.head_loops
     device = model.loop_encoding.device
     parts: dict[str, list[np.ndarray]] = {}
     was_training = model.training
@@ -109,21 +130,63 @@ def make_trace(
         for batch in evaluation_windows(ids, seq_len, batch_size, data.tokenizer.eot_id):
             targets = batch.targets.to(device)
             scored = targets != NOT_SCORED
-            for name, values in _exits(model, batch.inputs.to(device), targets).items():
+            exits = _exits(model, batch.inputs.to(device), targets)
+            del exits["guess"]  # the text could be read back from it
+            for name, values in exits.items():
                 parts.setdefault(name, []).append(values[scored].cpu().numpy())  # (tokens, E)
     finally:
         model.train(was_training)
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    scores = {name: arrays[name][:, : len(loops) - 1] for name in CRITERIA}
-    return Trace(
-        config=model.config,
-        seq_len=seq_len,
-        loss=arrays["loss"],
-        right=arrays["right"],
-        scores=scores,
+    return _trace(
+        model,
+        seq_len,
+        arrays,
         document=owner.astype(np.int32),
         document_bytes=sizes[: owner.max() + 1].astype(np.int64),
         about={"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name},
+    )
+
+
+@torch.inference_mode()
+def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
+    """A trace of one text, with its words: `about` has `text`, `tokens`, `guesses` by exit.
+
+    A guess is a best next token and its probability, before the token at the same place. Raises
+    InputError for an empty text and one longer than the model's positions.
+    """
+    ids = tokenizer.encode(text)
+    if not 0 < len(ids) <= model.config.max_seq_len:
+        raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
+    device = model.loop_encoding.device
+    targets = torch.tensor(ids, dtype=torch.int64, device=device)[None]
+    inputs = torch.cat([targets.new_tensor([[tokenizer.eot_id]]), targets[:, :-1]], dim=1)
+    exits = {
+        name: values[0].cpu().numpy() for name, values in _exits(model, inputs, targets).items()
+    }
+    guesses = [
+        [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
+        for own, sure in zip(exits["guess"].T, exits["confidence"].T, strict=True)
+    ]
+    return _trace(
+        model,
+        len(ids),
+        exits,
+        document=np.zeros(len(ids), np.int32),
+        document_bytes=np.array([len(text.encode())]),
+        about={"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses},
+    )
+
+
+def _trace(model: CRT, seq_len: int, exits: dict[str, np.ndarray], **rest: Any) -> Trace:
+    """The trace of what `_exits` found, each (N, E)."""
+    return Trace(
+        config=model.config,
+        seq_len=seq_len,
+        loss=exits["loss"],
+        right=exits["right"],
+        changed=exits["agreement"][:, 1:] == 0,
+        scores={name: exits[name][:, :-1] for name in CRITERIA},
+        **rest,
     )
 
 
@@ -140,7 +203,9 @@ def _exits(model: CRT, ids: torch.Tensor, targets: torch.Tensor) -> dict[str, to
                 here.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
             )
             found.setdefault("loss", []).append(loss.view(targets.shape))
-            found.setdefault("right", []).append(here.top[1][..., 0] == targets)
+            guess = here.top[1][..., 0]
+            found.setdefault("guess", []).append(guess)
+            found.setdefault("right", []).append(guess == targets)
             for name, criterion in CRITERIA.items():
                 found.setdefault(name, []).append(criterion.score(here).float())
             previous = here
@@ -155,7 +220,8 @@ class Outcome:
     exit: np.ndarray  # (N,) index into the trace's loops
     loss: float  # nats a token
     mean_loops: float
-    multiply_adds: float  # a token, heads that were asked included
+    heads: float  # vocabulary heads computed a token
+    multiply_adds: float  # a token, those heads included
     shares: tuple[float, ...]  # of the tokens, by exit
 
     @property
@@ -207,6 +273,7 @@ def _outcome(trace: Trace, exit_of: np.ndarray, heads: np.ndarray) -> Outcome:
         exit=exit_of,
         loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
         mean_loops=float(loops.mean()),
+        heads=float(heads.mean()),
         multiply_adds=float((without[exit_of] + heads * head).mean()),
         shares=tuple(float(c) for c in counts / len(exit_of)),
     )

@@ -74,10 +74,11 @@ def test_stop_ends_a_row():
     new=st.integers(0, 24),
     longest=st.integers(1, 6),
     loop=st.sampled_from([1, 2, 3]),
+    shortlist=st.sampled_from([None, 1, 9]),
 )
-def test_speculated_greedy_text_is_the_plain_one(trained, prompt, new, longest, loop):
+def test_speculated_greedy_text_is_the_plain_one(trained, prompt, new, longest, loop, shortlist):
     (plain,) = generate(trained, [prompt], new)
-    speculated = Speculation(trained, loop, longest).generate(prompt, new)
+    speculated = Speculation(trained, loop, longest, shortlist).generate(prompt, new)
     assert (speculated.tokens, speculated.loops) == (plain.tokens, plain.loops)
     assert 0 <= speculated.accepted <= speculated.drafted
 
@@ -88,12 +89,13 @@ def test_drafts_are_kept_and_thrown_away(trained):
     assert 0.2 * drafted < sum(s.accepted for s in speculated) < drafted
 
 
-def test_speculation_keeps_the_distribution(trained):
+@pytest.mark.parametrize("shortlist", [None, 12])
+def test_speculation_keeps_the_distribution(trained, shortlist):
     """Two samples of the same distribution: the chi-square of their counts stays near its mean."""
     runs, sampling = 600, Sampling(temperature=1.5, top_k=3)
     plain = generate(trained, [[3, 4]] * runs, 3, sampling=sampling, seed=0)
     counts = Counter(tuple(generated.tokens) for generated in plain)
-    draft = Speculation(trained, 1, longest=3)
+    draft = Speculation(trained, 1, longest=3, shortlist=shortlist)
     other = Counter(
         tuple(draft.generate([3, 4], 3, sampling=sampling, seed=seed).tokens)
         for seed in range(runs)
@@ -164,3 +166,5 @@ def test_loops_that_cannot_draft():
         Speculation(random_model(), 4)
     with pytest.raises(InputError, match="longest draft is 0"):
         Speculation(random_model(), 1, longest=0)
+    with pytest.raises(InputError, match="shortlist has 0 tokens"):
+        Speculation(random_model(), 1, shortlist=0)

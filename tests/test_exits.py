@@ -31,6 +31,7 @@ class Pattern:
     loops: torch.Tensor
     exits: None = None
     fixed: None = None
+    criterion: str = "given"
 
     def passes(self, loop: Loop) -> torch.Tensor:
         return self.loops == loop.number

@@ -9,30 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crt_lib import InputError, evaluate, load_profile
+from crt_lib import InputError, evaluate
 from crt_lib.accounting import multiply_adds
 from crt_lib.batches import evaluation_windows
 from crt_lib.exits import CRITERIA, Loop, Policy
-from crt_lib.runs import load_data
-from crt_lib.trace import Trace, apply_policy, calibrate, make_trace, oracle
-from crt_lib.train import train
+from crt_lib.trace import Trace, apply_policy, calibrate, oracle
 
 SEQ_LEN = 32
-
-
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """A model that has learned a little, its data and a trace of its valid text."""
-    text = "one two three four\n\nfive six\n\n the cat sat on the mat\n\n"
-    folder = tmp_path_factory.mktemp("corpus")
-    for name in ("train", "valid", "test"):
-        (folder / f"{name}.txt").write_text(text * 150)
-    profile = load_profile("smoke").replace(corpus=str(folder), tokenizer="bpe:270")
-    data = load_data(profile)
-    config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    settings = profile.train.replace(updates=12)
-    model = train(config, settings, data, folder / "run", progress=False).model.eval()
-    return model, data, make_trace(model, data, "valid", SEQ_LEN, max_tokens=500)
 
 
 def run_policy(model, data, policy, max_tokens):
@@ -139,6 +122,8 @@ def test_a_file_gives_the_trace_back(scored, tmp_path):
             assert mine.dtype == other.dtype and (mine == other).all()
         elif field.name != "scores":
             assert mine == other
+    for name, values in trace.scores.items():
+        assert values.dtype == again.scores[name].dtype and (values == again.scores[name]).all()
     per_token = (tmp_path / "t.safetensors").stat().st_size / len(trace.loss)
     assert per_token * 50_000 < 5e6
 

@@ -1,0 +1,175 @@
+"""The per-loop analysis of a run, kept in its folder: traces, a depth sweep, calibrated policies.
+
+What is kept holds numbers only, and a passage of this project's own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crt_lib.benchdecode import bench_decode, first_prompts
+from crt_lib.decode import Sampling, generate
+from crt_lib.exits import CRITERIA, Policy, evaluate_with_exits
+from crt_lib.files import sha256
+from crt_lib.model import CRT
+from crt_lib.perloop import depth_sweep, loss_above_full
+from crt_lib.runs import find_checkpoint, load_trained, load_trained_model, read_rows, write_rows
+from crt_lib.tokenizer import TokenizedCorpus, Tokenizer
+from crt_lib.trace import Trace, apply_policy, calibrate, make_passage, make_trace, oracle
+
+ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
+TAKEN_TOKENS = 10_000  # of test, on which exits are taken instead of read from the trace
+DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
+PAPER_TABLE_2 = {  # exit -> (validation loss, PPL) as the paper has them, its Table 2
+    2: (0.0892, 1.093),
+    4: (0.0812, 1.084),
+    6: (0.0778, 1.081),
+    8: (0.0996, 1.105),
+}
+PASSAGES = {  # written for this project, in the manner of the corpus
+    "wikitext-2": (
+        " The lighthouse was built in 1862 on the north coast of the island , and it was the first "
+        "in the country to use an electric lamp . In the winter of 1881 a storm destroyed the "
+        "upper part of the tower . Two of the three men who lived there died , and the third was "
+        "found a week later by the crew of a fishing boat . The tower was rebuilt in the following "
+        "year , and it is now a museum that is open to the public in the summer ."
+    ),
+    "docstrings": (
+        "Return the number of rows in the array. If axis is None, the values are computed over the "
+        "whole array and the result is a float. Otherwise the result is an array with the same "
+        "shape as the input, except that the given axis is removed. The default is None."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A trained model and what was measured of its loops."""
+
+    model: CRT
+    tokenizer: Tokenizer
+    valid: Trace
+    test: Trace
+    depth: list[dict[str, Any]]  # rows of `depth_sweep` on valid
+    policies: list[dict[str, Any]]  # rows of `judge_policies`
+    decode: list[dict[str, Any]]  # rows of `bench_decode`
+    passage: Trace
+
+
+def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) -> Analysis:
+    """The analysis of the run in `folder`: read where it is kept and of this checkpoint, else made.
+
+    Makes `traces/*.safetensors`, depth.csv and policies.csv there, from the first `tokens` of
+    valid and test, and decode.csv, a short `crt bench decode`. Raises InputError for a folder
+    without a checkpoint, and, only when something must be made, for a corpus that cannot be had.
+    """
+    folder = Path(folder)
+    checkpoint = sha256(find_checkpoint(folder).read_bytes())
+    traces = {name: folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")}
+    tables = {name: folder / f"{name}.csv" for name in ("depth", "policies", "decode")}
+    kept = all(path.is_file() for path in (*traces.values(), *tables.values()))
+    if kept and not fresh:
+        found = {name: Trace.load(path) for name, path in traces.items()}
+        if all(trace.about.get("checkpoint") == checkpoint for trace in found.values()):
+            model, tokenizer, trained = load_trained_model(folder)
+            return Analysis(
+                model,
+                tokenizer,
+                **found,
+                **{name: read_rows(path) for name, path in tables.items()},
+                passage=passage_of(model, tokenizer, trained),
+            )
+    model, data, trained = load_trained(folder)
+    model.eval()
+    seq_len, eot = trained["train"]["seq_len"], data.tokenizer.eot_id
+    made = {}
+    for name, path in traces.items():
+        made[name] = make_trace(model, data, name, seq_len, max_tokens=tokens)
+        made[name].about["checkpoint"] = checkpoint
+        made[name].save(path)
+    sample = data.valid.ids[: min(tokens, TAKEN_TOKENS)]
+    depth = depth_sweep(model, sample, eot, seq_len=seq_len)
+    policies = judge_policies(model, data, made["valid"], made["test"], seq_len)
+    new_tokens = min(DECODED_TOKENS, model.config.max_seq_len // 2)
+    prompts = first_prompts(data, seq_len, 1, min(8, new_tokens))
+    decode = bench_decode(model, prompts, **made, new_tokens=new_tokens, repeats=1)
+    found = {"depth": depth, "policies": policies, "decode": decode}
+    for name, rows in found.items():
+        write_rows(tables[name], rows)
+    passage = passage_of(model, data.tokenizer, trained)
+    return Analysis(model, data.tokenizer, **made, **found, passage=passage)
+
+
+def passage_of(model: CRT, tokenizer: Tokenizer, trained: dict[str, Any]) -> Trace:
+    """A text of this project's, traced; for a corpus without one, a text that the model makes.
+
+    No more of it than the model has positions for.
+    """
+    text = PASSAGES.get(trained["data"]["corpus"])
+    length = min(model.config.max_seq_len, 128)
+    if text is None:
+        drawn = Sampling(temperature=0.8)
+        (made,) = generate(model, [[tokenizer.eot_id]], length - 1, sampling=drawn)
+        ids = made.tokens
+    else:
+        ids = tokenizer.encode(text)[:length]
+    return make_passage(model, tokenizer, tokenizer.decode(ids))
+
+
+def named_policies(valid: Trace) -> dict[str, Policy]:
+    """Full depth, each fixed exit, the paper's thresholds, each criterion calibrated on `valid`."""
+    policies = {"full depth": Policy()}
+    policies |= {f"exit {loop}": Policy(fixed=loop) for loop in valid.loops[:-1]}
+    policies["paper"] = Policy("confidence")
+    calibrated = partial(calibrate, valid, allowed=ALLOWED)
+    return policies | {f"{name}, calibrated": calibrated(name) for name in CRITERIA}
+
+
+def judge_policies(
+    model: CRT, data: TokenizedCorpus, valid: Trace, test: Trace, seq_len: int
+) -> list[dict[str, Any]]:
+    """A row a policy of `named_policies`, and the oracle: what it loses and costs on test.
+
+    `above`, `low` and `high`: nats a token above full depth, with the interval over documents.
+    `taken_above`: the same on the first tokens when exits are taken as in decoding, so that the
+    context has left too, and `read_above` from the trace on the same tokens.
+    """
+    ids, eot = taken_sample(data, test), data.tokenizer.eot_id
+    taken = partial(evaluate_with_exits, model, ids, eot, seq_len=seq_len)
+    full, _ = taken(Policy())
+    rows = []
+    for name, policy in named_policies(valid).items():
+        outcome = apply_policy(test, policy)
+        row = _row(name, test, outcome)
+        own = test.loss[range(len(ids)), outcome.exit[: len(ids)]]
+        row["read_above"] = float((own - test.loss[: len(ids), -1]).mean(dtype="float64"))
+        row["taken_above"] = taken(policy)[0] - full if policy.leaves else 0.0
+        row["tau0"] = policy.tau0 if policy.criterion else None
+        rows.append(row)
+    return [*rows, _row("oracle", test, oracle(test))]
+
+
+def taken_sample(data: TokenizedCorpus, test: Trace) -> Sequence[int]:
+    """The first tokens of test that its trace has, as many as exits are taken on."""
+    return data.test.ids[: min(TAKEN_TOKENS, len(test.loss))]
+
+
+def _row(name: str, trace: Trace, outcome: Any) -> dict[str, Any]:
+    above = loss_above_full(trace, outcome)
+    shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
+    return {
+        "policy": name,
+        "tau0": None,
+        "loss": outcome.loss,
+        "above": above.mean,
+        "low": above.low,
+        "high": above.high,
+        "mean_loops": outcome.mean_loops,
+        "heads": outcome.heads,
+        "multiply_adds": outcome.multiply_adds,
+        "shares": shares,
+        "read_above": None,
+        "taken_above": None,
+    }

@@ -1,0 +1,148 @@
+"""The explorer: pure functions of a trace, and controls driven as a hand would."""
+
+import re
+
+import pytest
+
+from crt_lib import InputError
+from crt_lib.benchdecode import Pace, measured_pace
+from crt_lib.exits import CRITERIA, Policy
+from crt_lib.explorer import ALLOWED, Explorer, explore, look, numbers_html, passage_html, preset
+from crt_lib.trace import Trace, apply_policy, make_passage
+
+TEXT = "the cat sat on\nfive <b>six"
+PACE = Pace(1e-3, 2e-3, 5e-4)
+
+
+@pytest.fixture(scope="module")
+def passage(scored):
+    model, data, _ = scored
+    return make_passage(model, data.tokenizer, TEXT)
+
+
+def test_a_view_is_the_policy_beside_full_depth(scored):
+    *_, trace = scored
+    view = look(trace, Policy("confidence", 0.5, 0.5, 1.0), PACE)
+    assert view.outcome.loss == apply_policy(trace, Policy("confidence", 0.5, 0.5, 1.0)).loss
+    assert view.full.mean_loops == trace.config.n_loops
+    assert view.full_tokens_per_second == pytest.approx(1 / (1e-3 + 4 * 2e-3 + 5e-4))
+    said = dict(view.lines())
+    assert said["mean loops"].startswith(f"{view.outcome.mean_loops:.2f} of 4")
+    assert f"{view.outcome.token_ppl:.2f}" in numbers_html(view)
+
+
+def test_the_oracle_has_no_speed_and_no_more_loss_than_needed(scored):
+    *_, trace = scored
+    view = look(trace, None, PACE)
+    assert view.tokens_per_second is None and "tokens/s" not in numbers_html(view)
+    assert view.outcome.loss <= view.full.loss
+
+
+def test_a_pace_is_found_again_from_rows():
+    rows = [
+        {"way": f"exit {k}", "batch": 1, "decoded_loops": k, "decoded_heads": heads}
+        for k, heads in ((1, 1.0), (2, 1.0), (3, 1.0), (2.5, 2.5))
+    ]
+    for row in rows:
+        seconds = 1e-3 + 2e-3 * row["decoded_loops"] + 5e-4 * row["decoded_heads"]
+        row["tokens_per_second"] = 1 / seconds
+    rows.append({"way": "GPT-2", "batch": 1, "decoded_loops": None, "tokens_per_second": 1.0})
+    rows.append(rows[0] | {"way": "no cache", "tokens_per_second": 1.0})
+    rows.append(rows[0] | {"batch": 8, "tokens_per_second": 1.0})
+    pace = measured_pace(rows)
+    assert (pace.fixed, pace.loop, pace.head) == pytest.approx((1e-3, 2e-3, 5e-4))
+    with pytest.raises(InputError, match="three or more"):
+        measured_pace(rows[:2])
+
+
+def test_presets(scored):
+    *_, trace = scored
+    assert preset("paper", trace, "margin") == Policy("confidence", 0.92, 0.8, 0.98)
+    assert preset("oracle", trace, "margin") is None
+    assert preset("full depth", trace, "margin") == Policy()
+    found = look(trace, preset("calibrated", trace, "similarity"))
+    assert found.outcome.token_ppl <= found.full.token_ppl * (1 + ALLOWED) * (1 + 1e-9)
+    with pytest.raises(InputError, match="preset 'best' is not one of"):
+        preset("best", trace, "margin")
+
+
+def test_a_passage_gives_its_text_back_and_its_guesses(scored, passage, tmp_path):
+    passage.save(tmp_path / "p.safetensors")
+    again = Trace.load(tmp_path / "p.safetensors")
+    assert "".join(again.about["tokens"]) == TEXT
+    shown = passage_html(again, Policy(fixed=2))
+    assert shown == passage_html(passage, Policy(fixed=2))
+    tokens = re.findall(r'<span class="crt-token" [^>]*>(.*?)</span>', shown)
+    assert len(tokens) == len(again.about["tokens"])
+    assert "<b>" not in shown and "loop 4: " in shown
+    with pytest.raises(InputError, match="passage has 0 tokens"):
+        make_passage(scored[0], scored[1].tokenizer, "")
+
+
+def test_a_token_has_the_colour_of_its_exit(passage):
+    one, two = (passage_html(passage, Policy(fixed=loop)) for loop in (1, 2))
+    assert one != two
+    styles = set(re.findall(r'class="crt-token" style="([^"]*)"', one))
+    assert len(styles) == 1
+    mixed = passage_html(passage, Policy("confidence", 0.3, 0.3, 1.0))
+    exits = apply_policy(passage, Policy("confidence", 0.3, 0.3, 1.0)).exit
+    assert len(set(re.findall(r'class="crt-token" style="([^"]*)"', mixed))) == len(set(exits))
+
+
+@pytest.fixture
+def explorer(scored, passage):
+    return Explorer(scored[2], passage, PACE)
+
+
+def test_a_moved_slider_changes_numbers_picture_and_passage(explorer):
+    before = explorer.numbers.value, explorer.image.value, explorer.text.value
+    explorer.tau_min.value = 0.02
+    explorer.tau0.value = 0.03
+    assert explorer.preset.value == "own"
+    after = explorer.numbers.value, explorer.image.value, explorer.text.value
+    assert all(a != b for a, b in zip(before, after, strict=True))
+    expected = look(explorer.trace, Policy("confidence", 0.03, 0.02, 0.98, (1, 2, 3)), PACE)
+    assert explorer.numbers.value == numbers_html(expected)
+    assert explorer.image.value[:4] == b"\x89PNG"
+
+
+def test_thresholds_stay_in_order_whichever_is_moved(explorer):
+    explorer.tau0.value = 0.3
+    assert (explorer.tau0.value, explorer.tau_min.value) == (0.3, 0.3)
+    explorer.tau_min.value = 0.7
+    assert (explorer.tau0.value, explorer.tau_min.value) == (0.7, 0.7)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_can_be_chosen(explorer, criterion):
+    explorer.tau_min.value = 0.5
+    explorer.criterion.value = criterion
+    assert explorer.policy().criterion == criterion
+    assert explorer.numbers.value == numbers_html(look(explorer.trace, explorer.policy(), PACE))
+
+
+def test_presets_move_the_controls(explorer):
+    explorer.criterion.value = "similarity"
+    explorer.preset.value = "calibrated"
+    policy = preset("calibrated", explorer.trace, "similarity")
+    assert explorer.numbers.value == numbers_html(look(explorer.trace, policy, PACE))
+    explorer.preset.value = "oracle"
+    assert explorer.policy() is None and "tokens/s" not in explorer.numbers.value
+    explorer.preset.value = "paper"
+    assert explorer.criterion.value == "confidence" and explorer.tau0.value == 0.92
+    assert explorer.policy().threshold(3) == pytest.approx(0.92 * 0.98**2)
+
+
+def test_an_exit_that_is_not_allowed_is_not_taken(explorer):
+    explorer.tau_min.value = explorer.tau0.value = 0.0
+    assert "mean loops</td><td><b>1.00" in explorer.numbers.value
+    explorer.exits[1].value = False
+    assert "mean loops</td><td><b>2.00" in explorer.numbers.value
+    for box in explorer.exits.values():
+        box.value = False
+    assert "mean loops</td><td><b>4.00" in explorer.numbers.value
+
+
+def test_without_passage_and_measurements(scored):
+    box = explore(scored[2])
+    assert len(box.children) == 3
