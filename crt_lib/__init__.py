@@ -3,6 +3,7 @@
 from crt_lib.audit import causality_report
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.corpus import load_corpus
+from crt_lib.decode import generate
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError
 from crt_lib.model import CRT
@@ -20,6 +21,7 @@ __all__ = [
     "TrainConfig",
     "causality_report",
     "evaluate",
+    "generate",
     "load_corpus",
     "load_profile",
     "load_tokenizer",

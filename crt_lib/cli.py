@@ -128,13 +128,13 @@ def generate(
     from crt_lib.decode import Sampling, Speculation
     from crt_lib.decode import generate as run
     from crt_lib.exits import Policy
-    from crt_lib.runs import load_trained
+    from crt_lib.runs import load_trained_model
 
     sampling = Sampling(temperature, top_k, top_p)
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
     if draft_loop is not None and policy.leaves:
         raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
-    model, _, tokenizer, _ = load_trained(checkpoint)
+    model, tokenizer, _ = load_trained_model(checkpoint)
     ids = [tokenizer.encode(prompt).tolist() or [tokenizer.eot_id] for prompt in prompts]
     if draft_loop is not None:
         draft = Speculation(model, draft_loop)
@@ -184,14 +184,26 @@ def search(
     documents: Annotated[
         bool, typer.Option(help="Also score the documents of test, for intervals.")
     ] = False,
+    tuned: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Halve or double each arm's rate with the first seed until its best has a worse "
+            "one on either side; then train the other seeds at the best.",
+        ),
+    ] = False,
 ) -> None:
     """Train named configurations for equal tokens or equal time, and compare them on valid."""
     from crt_lib.ladder import choose_arms
-    from crt_lib.search import grid
+    from crt_lib.search import grid, tune
     from crt_lib.search import search as run_search
 
-    trials = grid(choose_arms(arms), rates, seeds or (0,), updates, minutes)
-    run_search(trials, out, jobs=jobs, threads=threads, documents=documents, echo=typer.echo)
+    chosen, seeds = choose_arms(arms), seeds or [0]
+    how = {"jobs": jobs, "threads": threads, "documents": documents, "echo": typer.echo}
+    if tuned:
+        tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
+    else:
+        run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
 
 
 @app.command()
@@ -258,27 +270,33 @@ def bench_train(
 @bench_app.command("decode")
 def bench_decode_command(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    batch_size: Annotated[int, typer.Option(help="Texts at a time.", min=1)] = 1,
+    batch_sizes: Annotated[
+        list[int] | None, typer.Option("--batch-size", help="Texts at a time (repeatable).", min=1)
+    ] = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
     repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 3,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
+    bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
 ) -> None:
     """Decoding without a cache, with it, with exits, speculated, and by a GPT-2 of the size."""
-    from crt_lib.benchdecode import bench_decode
-    from crt_lib.runs import load_trained, write_rows
-    from crt_lib.tokenizer import tokenize
+    import torch
 
-    model, corpus, tokenizer, trained = load_trained(checkpoint)
-    rows = bench_decode(
-        model,
-        tokenize(corpus, tokenizer),
-        trained["train"]["seq_len"],
-        batch_size=batch_size,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        uncached=uncached,
-    )
+    from crt_lib.benchdecode import bench_decode, first_prompts
+    from crt_lib.runs import load_trained, write_rows
+    from crt_lib.trace import make_trace
+
+    model, data, trained = load_trained(checkpoint)
+    model = model.to(torch.bfloat16 if bf16 else torch.float32)
+    seq_len = trained["train"]["seq_len"]
+    traces = [
+        make_trace(model, data, name, seq_len, max_tokens=50_000) for name in ("valid", "test")
+    ]
+    how = {"new_tokens": new_tokens, "repeats": repeats, "uncached": uncached}
+    rows = []
+    for batch_size in batch_sizes or [1]:
+        prompts = first_prompts(data, seq_len, batch_size)
+        rows += bench_decode(model, prompts, *traces, **how)
     for row in rows:
         typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
     if out is not None:

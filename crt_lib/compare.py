@@ -86,30 +86,43 @@ def difference_in_bits(
 ) -> Interval:
     """Bits per byte of `ours` minus `theirs`: below zero, ours is better.
 
-    Each is one array of nats by document for each of two or more seeds. Resampled with replacement:
-    documents, the same for both sides, and on each side its n seeds, whose deviations from their
-    mean are widened by sqrt(n / (n - 1)), as a resample of so few is too narrow. `sizes` are the
-    documents' bytes. Raises InputError for a single seed.
+    Each is one array of nats by document for each of two or more seeds. The interval adds two
+    errors: of the documents, the same for both sides, resampled with replacement; and of the seeds,
+    Student's t for means of so few (Welch's, whose degrees of freedom follow from the two spreads).
+    `sizes` are the documents' bytes. Raises InputError for a single seed.
     """
     if min(len(ours), len(theirs)) < 2:
         raise InputError("an interval over seeds needs two or more of each side")
     rng = np.random.default_rng(seed)
-    a, b = _widened(ours), _widened(theirs)  # (seeds, documents)
-    point = (a.mean(0) - b.mean(0)).sum() / sizes.sum() / math.log(2)
-    drawn = np.empty(samples)
-    for i in range(samples):
-        docs = rng.integers(len(sizes), size=len(sizes))
-        mine = a[rng.integers(len(a), size=len(a))][:, docs].mean(0)
-        other = b[rng.integers(len(b), size=len(b))][:, docs].mean(0)
-        drawn[i] = (mine - other).sum() / sizes[docs].sum() / math.log(2)
+    a, b = np.stack(ours) / math.log(2), np.stack(theirs) / math.log(2)  # (seeds, documents)
+    by_document = a.mean(0) - b.mean(0)
+    docs = rng.integers(len(sizes), size=(samples, len(sizes)))
+    drawn = by_document[docs].sum(1) / sizes[docs].sum(1)
+    parts = [(side.sum(1) / sizes.sum()).var(ddof=1) / len(side) for side in (a, b)]
+    if sum(parts) > 0:
+        freedom = sum(parts) ** 2 / sum(
+            part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True)
+        )
+        drawn += math.sqrt(sum(parts)) * rng.standard_t(freedom, samples)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(point), float(low), float(high))
+    return Interval(float(by_document.sum() / sizes.sum()), float(low), float(high))
 
 
-def _widened(seeds: Sequence[np.ndarray]) -> np.ndarray:
-    values = np.stack(seeds)
-    mean = values.mean(0)
-    return mean + (values - mean) * math.sqrt(len(seeds) / (len(seeds) - 1))
+def resampled(
+    sums: np.ndarray, weights: np.ndarray, samples: int = 10_000, seed: int = 0
+) -> list[Interval]:
+    """The weighted mean of each column of `sums` (documents, K), with its interval.
+
+    `weights` (documents,): how much stands in each document, such as its tokens, for sums over
+    them. Documents are resampled with replacement.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(weights)
+    times = rng.multinomial(count, np.full(count, 1 / count), size=samples)  # (samples, documents)
+    drawn = (times @ sums) / (times @ weights)[:, None]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    means = sums.sum(0) / weights.sum()
+    return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
 
 
 def compare_arms(

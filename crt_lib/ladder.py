@@ -1,6 +1,6 @@
 """The arms of the search: the ladder from `paper` to `crt2`, and what was tried around `crt2`.
 
-All at one small size, d = 128 and 300 updates of 2,048 tokens of WikiText-2, unless an arm is about
+All at one small size, d = 128, in updates of 2,048 tokens of WikiText-2, unless an arm is about
 size. `crt search` runs them.
 """
 
@@ -13,6 +13,7 @@ from crt_lib.files import InputError
 from crt_lib.profiles import Profile, load_profile
 
 EQUAL_TOKENS, EQUAL_TIME = "300 updates", "2 min"  # the budgets at which baselines are compared
+RUNG_TOKENS, RUNG_TIME = "150 updates", "1 min"  # those of the ladder
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ LADDER = (
     Change("muon", train={"optimizer": "muon"}),
     Change("rotary", {"positions": "rotary"}),
     Change("injection", {"injection": True}),
-    Change("3 loops", {"n_loops": 3, "exit_loops": (1, 2)}),
 )
 
 VARIANTS = (
@@ -59,7 +59,7 @@ VARIANTS = (
     Change("3 cycles", {"n_cycles": 3}),
     Change("no embedding cycle", {"n_embed_cycles": 0}),
     Change("2 embedding cycles", {"n_embed_cycles": 2}),
-    Change("prelude", {"n_prelude": 1, "n_embed_cycles": 0}),
+    Change("prelude for the embedding cycle", {"n_prelude": 1, "n_embed_cycles": 0}),
     Change("lambda 0.1", train={"aux_weight": 0.1}),
     Change("lambda 0.5", train={"aux_weight": 0.5}),
     Change("uniform loops", train={"loop_sampling": "uniform"}),
@@ -74,9 +74,8 @@ DEPTHS = (
     Change("3 blocks, not shared", {"n_loops": 1, "exit_loops": (), "n_prelude": 2}),
     Change("2 loops", {"n_loops": 2, "exit_loops": (1,)}),
     Change("2 loops of 4 cycles", {"n_loops": 2, "exit_loops": (1,), "n_cycles": 4}),
-    Change("2 loops, mlp ratio 8", {"n_loops": 2, "exit_loops": (1,), "mlp_ratio": 8}),
-    Change("3 loops, no exits", {"exit_loops": ()}),
-    Change("4 loops, 1 cycle", {"n_loops": 4, "exit_loops": (1, 2, 3), "n_cycles": 1}),
+    Change("3 loops", {"n_loops": 3, "exit_loops": (1, 2)}),
+    Change("no exits", {"exit_loops": ()}),
     Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
 )
 

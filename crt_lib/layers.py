@@ -25,7 +25,8 @@ class DilatedConv(nn.Module):
     def __init__(self, config: ModelConfig, depthwise: bool):
         super().__init__()
         d, k = config.d_model, config.kernel_size
-        self.causal = config.causal
+        self.kernel_size, self.causal = k, config.causal
+        self.is_depthwise, self.has_pointwise = depthwise, depthwise and config.pointwise
         if depthwise:
             self.depthwise = nn.Conv1d(d, d, k, groups=d, bias=False)
             if config.pointwise:
@@ -36,23 +37,24 @@ class DilatedConv(nn.Module):
 
     def forward(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
         """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
+        if self.is_depthwise:
+            h = self._depthwise(h, dilation, memory)
+            return self.dropout(self.pointwise(F.gelu(h))) if self.has_pointwise else h
         taps = self._taps(h, dilation, memory)
-        if hasattr(self, "depthwise"):
-            # k shifted multiply-adds stay in (B, T, d): no transposes, and torch.compile fuses them
-            h = sum(
-                tap * kernel
-                for tap, kernel in zip(taps, self.depthwise.weight[:, 0].unbind(1), strict=True)
-            )
-            if not hasattr(self, "pointwise"):
-                return h
-            return self.dropout(self.pointwise(F.gelu(h)))
         weight = self.full.weight.permute(0, 2, 1).flatten(1)  # (d, k * d)
         return self.dropout(F.gelu(F.linear(torch.cat(taps, dim=-1), weight)))
 
+    def _depthwise(self, h: Tensor, dilation: int, memory: ConvMemory | None) -> Tensor:
+        kernels = self.depthwise.weight[:, 0].T  # (k, d)
+        if memory is not None and h.shape[1] == 1:  # fewer, larger operations for a single token
+            return (memory.extend(h)[:, ::dilation] * kernels).sum(1, keepdim=True)
+        # k shifted multiply-adds stay in (B, T, d): no transposes, and torch.compile fuses them
+        taps = self._taps(h, dilation, memory)
+        return sum(tap * kernel for tap, kernel in zip(taps, kernels, strict=True))
+
     def _taps(self, h: Tensor, dilation: int, memory: ConvMemory | None) -> list[Tensor]:
         """The k inputs of each position's convolution, zero outside the row; k x (B, T, d)."""
-        weight = self.depthwise.weight if hasattr(self, "depthwise") else self.full.weight
-        k, T = weight.shape[-1], h.shape[1]
+        k, T = self.kernel_size, h.shape[1]
         if memory is not None:
             padded = memory.extend(h)  # (B, (k - 1) * dilation + T, d)
         else:
@@ -77,10 +79,15 @@ class Attention(nn.Module):
         """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
         B, T, d = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, n_heads, T, head_dim)
+        heads = heads.permute(2, 0, 3, 1, 4)  # (3, B, n_heads, T, head_dim)
+        q, k, v = heads
         if self.rotary:
-            positions = torch.arange(T, device=x.device) if memory is None else memory.positions(T)
-            q, k = rotate(q, positions), rotate(k, positions)
+            width = torch.promote_types(x.dtype, torch.float32), heads.shape[-1]
+            if memory is None:
+                by = turns(torch.arange(T, device=x.device), *width)
+            else:
+                by = memory.shared(T, lambda: turns(memory.positions(T), *width))
+            q, k = rotate(heads[:2], *by)
         if memory is not None:
             k, v, mask = memory.extend(k, v)  # every position so far
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -90,17 +97,20 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, d))
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary positions: feature pair (i, i + D/2) of position t turned by t / 10,000^(2i/D).
+def turns(positions: Tensor, dtype: torch.dtype, D: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles t / 10,000^(2i/D) of positions t (..., T): (..., T, D/2)."""
+    rates = 10_000 ** (-torch.arange(0, D, 2, device=positions.device, dtype=dtype) / D)
+    angles = positions[..., None] * rates
+    return angles.cos(), angles.sin()
 
-    x (..., T, D), D even, `positions` (T,) or what broadcasts to x's (..., T); the products of two
-    rotated vectors depend on their distance alone.
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: feature pair (i, i + D/2) of each position turned by the angles of `turns`.
+
+    x (..., T, D), D even, and what broadcasts to (..., T, D/2); the products of two rotated vectors
+    depend on their distance alone.
     """
-    D = x.shape[-1]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    rates = 10_000 ** (-torch.arange(0, D, 2, device=x.device, dtype=wide) / D)
-    angles = positions[..., None] * rates  # (..., T, D/2)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 

@@ -2,15 +2,16 @@
 
 import itertools
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from crt_lib.compare import compare_arms
 from crt_lib.files import InputError, write_text
-from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, arms
+from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.runs import load_run, read_rows
-from crt_lib.search import documents_file, summarise
+from crt_lib.search import documents_file, steps, summarise
 
 
 def update_readme(readme: Path, results: Path) -> bool:
@@ -38,19 +39,39 @@ def render(text: str, results: Path) -> str:
 
 
 def small_results(results: Path) -> str:
-    """The small profile on WikiText-2: every exit of `crt2`, and the last of the paper's block."""
-    runs = {name: _finished_run(results / "small" / name) for name in ("crt2", "paper")}
+    """The small profile on WikiText-2: every exit of `crt2`, and the last of the paper's block.
+
+    Means over the runs of a recipe: `small/<recipe>`, and those of other seeds in `small/seeds/`.
+    """
+    small = results / "small"
+    runs = {name: _finished_run(small / name) for name in ("crt2", "paper")}
+    tables = {name: [rows] for name, (_, rows) in runs.items()}
+    others = sorted((small / "seeds").glob("*/results.csv"))
+    tables["crt2"] += [read_rows(path) for path in others]
+    seeds = {name: [str(part["train"]["seed"])] for name, (part, _) in runs.items()}
+    seeds["crt2"] += [path.parent.name for path in others]
+
+    def of_seeds(name: str, split: str, protocol: str, loop: int, column: str) -> list[float]:
+        key = (split, protocol, loop)
+        return [
+            row[column]
+            for rows in tables[name]
+            for row in rows
+            if (row["split"], row["protocol"], row["exit"]) == key
+        ]
 
     def line(name: str, loop: int) -> list[str]:
-        part, rows = runs[name]
+        def cell(split: str, protocol: str, column: str, form: str = "{:.1f}") -> str:
+            return form.format(statistics.fmean(of_seeds(name, split, protocol, loop, column)))
+
         return [
             f"`{name}`, loop {loop}",
-            f"{part['parameters'] / 1e6:.2f}M",
-            _cell(rows, "valid", "honest", loop, "word_ppl"),
-            _cell(rows, "test", "honest", loop, "word_ppl"),
-            _cell(rows, "test", "honest", loop, "token_ppl"),
-            _cell(rows, "test", "honest", loop, "bits_per_byte"),
-            _cell(rows, "test", "released", loop, "token_ppl"),
+            f"{runs[name][0]['parameters'] / 1e6:.2f}M",
+            cell("valid", "honest", "word_ppl"),
+            cell("test", "honest", "word_ppl"),
+            cell("test", "honest", "token_ppl"),
+            cell("test", "honest", "bits_per_byte", "{:.3f}"),
+            cell("test", "released", "token_ppl"),
         ]
 
     loops = {name: sorted({row["exit"] for row in rows}) for name, (_, rows) in runs.items()}
@@ -59,26 +80,27 @@ def small_results(results: Path) -> str:
     head += ["test bits/byte", "test PPL, released protocol"]
     notes = [
         f"`{name}`: {part['seconds'] / 60:.0f} minutes of training, "
-        f"{part['data_seen']['tokens'] / 1e6:.1f}M tokens, seed {part['train']['seed']}"
+        f"{part['data_seen']['tokens'] / 1e6:.1f}M tokens, {_seeds(seeds[name])}"
         for name, (part, _) in runs.items()
     ]
-    part, rows = runs["crt2"]
-    bits = [
-        next(
-            row["bits_per_byte"]
-            for row in rows
-            if (row["split"], row["protocol"], row["exit"]) == ("test", "honest", loop)
-        )
-        for loop in loops["crt2"]
-    ]
-    gains = ", ".join(f"{a - b:.3f}" for a, b in itertools.pairwise(bits))
+    bits = [of_seeds("crt2", "test", "honest", loop, "bits_per_byte") for loop in loops["crt2"]]
+    gains = ", ".join(
+        f"{statistics.fmean(a) - statistics.fmean(b):.3f}" for a, b in itertools.pairwise(bits)
+    )
+    spread = max(max(values) - min(values) for values in bits)
+    apart = f" At an exit its seeds are at most {spread:.3f} bits apart." if others else ""
+    part, _ = runs["crt2"]
     caption = (
         f"\n{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']} "
         f"({part['environment']['torch_threads']} threads). {'; '.join(notes)}. Bits per byte that "
-        f"each further loop of `crt2` takes off: {gains}. Last column: the "
+        f"each further loop of `crt2` takes off: {gains}.{apart} Last column: the "
         "same causal models scored as the paper scores, padding included."
     )
     return _table(head, body) + "\n" + caption
+
+
+def _seeds(seeds: list[str]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(seeds)}"
 
 
 def _finished_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -89,16 +111,11 @@ def _finished_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return run.manifest | {"data_seen": {"tokens": run.metrics[-1]["tokens"]}}, run.results
 
 
-def _cell(rows: list[dict[str, Any]], split: str, protocol: str, loop: int, column: str) -> str:
-    (row,) = (r for r in rows if (r["split"], r["protocol"], r["exit"]) == (split, protocol, loop))
-    return f"{row[column]:.3f}" if column == "bits_per_byte" else f"{row[column]:.1f}"
-
-
 def recipe_comparison(results: Path) -> str:
     """`crt2` against the paper's block and GPT-2 of its size: bits per byte, with intervals."""
     path = results / "small" / "search.csv"
     rows, documents = read_rows(path), read_rows(documents_file(path))
-    baselines = arms()["baselines"]
+    baselines = [*arms()["baselines"], "1 loop"]  # the last: are loops worth their time?
     head, body, budgets = ["arm", "parameters"], {}, []
     for title, budget in (("equal tokens", EQUAL_TOKENS), ("equal time", EQUAL_TIME)):
         if all(row["budget"] != budget for row in documents):
@@ -115,7 +132,32 @@ def recipe_comparison(results: Path) -> str:
     seeds = ", ".join(map(str, sorted({row["seed"] for row in documents})))
     first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
     tokens = first["tokens"] // first["updates"]
-    return f"{table}\n\nSeeds {seeds}; updates of {tokens:,} tokens; {'; '.join(budgets)}."
+    caption = f"Seeds {seeds}; updates of {tokens:,} tokens; {'; '.join(budgets)}."
+    return "\n\n".join(part for part in (table, caption, _largest_steps(rows)) if part)
+
+
+def _largest_steps(rows: list[dict[str, Any]]) -> str:
+    """The three changes that take most off the loss, of those between `paper` and `crt2`."""
+    _, *ladder = arms()["ladder"]  # `released` is scored otherwise: what it sees is no step
+    lines = []
+    for title, budget in (("equal tokens", RUNG_TOKENS), ("equal time", RUNG_TIME)):
+        summary = summarise(rows, ladder, budget)
+        if len(summary) < len(ladder):
+            continue
+        taken = steps(summary)
+        largest = sorted(taken, key=lambda name: -taken[name])[:3]
+        said = ", ".join(f"{_change(name)} ({taken[name]:.2f})" for name in largest)
+        lines.append(f"at {title} ({budget}): {said}")
+    if not lines:
+        return ""
+    return (
+        "From the paper's block to `crt2`, a change at a time, these three take most off the "
+        f"validation loss (nats a token), {'; '.join(lines)}."
+    )
+
+
+def _change(name: str) -> str:
+    return LADDER[-1].name if name == "crt2" else name
 
 
 def _difference(row: dict[str, Any]) -> str:
@@ -148,10 +190,25 @@ def training_benchmark(results: Path) -> str:
     return _table(head, body) + f"\n\nReleased-style -> ours, {where}."
 
 
+def costliest_operations(results: Path) -> str:
+    """`crt bench step`: where a training step of `crt2` spends its time, and what was saved."""
+    costs = read_rows(results / "bench" / "step_costs.csv")
+    paths = read_rows(results / "bench" / "step.csv")
+    named = ", ".join(f"`{row['operation']}` {row['share']:.0%}" for row in costs)
+    faster = ", ".join(f"{row['path']} {row['speedup']:.2f}x" for row in paths[1:])
+    first = paths[0]
+    return (
+        f"A training step of `crt2` at the size of `{first['profile']}` ({first['device']}, "
+        f"{first['threads']} threads) spends most in {named}. Against a step that keeps whole "
+        f"logits and trains every exit: {faster}."
+    )
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "small": small_results,
     "recipe": recipe_comparison,
     "bench": training_benchmark,
+    "step": costliest_operations,
 }
 
 

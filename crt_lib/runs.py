@@ -14,18 +14,26 @@ from tqdm import tqdm
 from crt_lib.accounting import parameters_by_part
 from crt_lib.checkpoint import load_model, read_state
 from crt_lib.config import TrainConfig, config_from_dict
-from crt_lib.corpus import SPLITS, Corpus, load_corpus
+from crt_lib.corpus import SPLITS, load_corpus
 from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
 from crt_lib.model import CRT
 from crt_lib.profiles import Profile
 from crt_lib.runfolder import RunFolder, read_metrics, read_timing
-from crt_lib.tokenizer import TokenizedCorpus, Tokenizer, load_tokenizer, tokenize
+from crt_lib.tokenizer import (
+    ByteLevelBPE,
+    TokenizedCorpus,
+    Tokenizer,
+    load_tokenizer,
+    read_bpe,
+    tokenize,
+)
 from crt_lib.train import train
 
 DEPLOYABLE_SEQ_LEN = 64  # tokens of a window that is scored one at a time
 PROTOCOLS = ("honest", "released", "deployable")
+TOKENIZER_FILE = "tokenizer.json"  # beside the checkpoints, where it is a BPE
 RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 
 
@@ -112,7 +120,10 @@ def run_profile(
     if not result.finished:
         record_training(out, profile.name, manifest | {"status": "stopped"})
         return None
-    best = load_model(RunFolder(out).checkpoint("best"), next(result.model.parameters()).device)
+    path = RunFolder(out).checkpoint("best")
+    if isinstance(data.tokenizer, ByteLevelBPE):
+        data.tokenizer.save(path.with_name(TOKENIZER_FILE))
+    best = load_model(path, next(result.model.parameters()).device)
     write_rows(out / "results.csv", evaluate_run(best, profile, data, progress))
     record_training(out, profile.name, manifest | {"status": "done"})
     return load_run(out)
@@ -174,47 +185,78 @@ def evaluate_checkpoint(
         raise InputError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if stride is not None and protocol != "honest":
         raise InputError(f"stride is for the honest protocol; {protocol} has none")
-    model, source, chosen, trained = load_trained(path, corpus, tokenizer)
-    part = tokenize(source, chosen).split(split)
+    model, data, trained = load_trained(path, corpus, tokenizer)
+    part, eot = data.split(split), data.tokenizer.eot_id
     length = seq_len or trained["train"]["seq_len"]
     if protocol == "deployable":
         length = seq_len or min(DEPLOYABLE_SEQ_LEN, length)
-        result = evaluate_deployable(model, part.ids, chosen.eot_id, seq_len=length)
+        result = evaluate_deployable(model, part.ids, eot, seq_len=length)
     elif protocol == "released":
         length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
-        result = evaluate(model, part, chosen.eot_id, protocol="released", seq_len=length)
+        result = evaluate(model, part, eot, protocol="released", seq_len=length)
     else:
-        result = evaluate(
-            model, part, chosen.eot_id, protocol=protocol, seq_len=length, stride=stride
-        )
-    return result.rows(corpus=source.name, split=split, seq_len=length)
+        result = evaluate(model, part, eot, protocol=protocol, seq_len=length, stride=stride)
+    return result.rows(corpus=data.corpus.name, split=split, seq_len=length)
+
+
+def load_trained_model(path: str | Path) -> tuple[CRT, Tokenizer, dict[str, Any]]:
+    """The model of a checkpoint on the best device, its tokenizer, its training's record.
+
+    The tokenizer is the file beside the checkpoint, else it is made from the corpus again. Raises
+    InputError for a checkpoint that `crt train` did not make, and when the tokenizer is not the one
+    it was trained with.
+    """
+    path = find_checkpoint(path)
+    trained = _record(path)
+    return _model(path), _own_tokenizer(path, trained), trained
 
 
 def load_trained(
     path: str | Path, corpus: str | None = None, tokenizer: str | None = None
-) -> tuple[CRT, Corpus, Tokenizer, dict[str, Any]]:
-    """The model of a checkpoint on the best device, a corpus, its tokenizer, its training's record.
+) -> tuple[CRT, TokenizedCorpus, dict[str, Any]]:
+    """The model of a checkpoint on the best device, a tokenized corpus, its training's record.
 
-    The corpus is the one it was trained on, or another one. Raises InputError for a checkpoint that
-    `crt train` did not make, and when the tokenizer is not the one it was trained with.
+    The corpus is the one it was trained on, or another one. Raises InputError as
+    `load_trained_model`.
     """
     path = find_checkpoint(path)
+    trained = _record(path)
+    source = load_corpus(corpus or trained["data"]["corpus"])
+    if tokenizer is None:
+        chosen = _own_tokenizer(path, trained)
+    else:
+        made_on = trained["data"]["corpus"]
+        made_on = source if source.name == made_on else load_corpus(made_on)
+        chosen = _checked(path, load_tokenizer(tokenizer, made_on), trained)
+    return _model(path), tokenize(source, chosen), trained
+
+
+def _record(path: Path) -> dict[str, Any]:
     trained = read_state(path).get("run")
     if trained is None:
         raise InputError(f"{path} does not say what it was trained on; give one of `crt train`")
-    model = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
-    source = load_corpus(corpus or trained["data"]["corpus"])
-    made_on = source
-    if source.name != trained["data"]["corpus"]:
-        made_on = load_corpus(trained["data"]["corpus"])
-    chosen = load_tokenizer(tokenizer or trained["data"]["tokenizer"], made_on)
-    if chosen.fingerprint != trained["data"]["tokenizer_sha256"]:
+    return trained
+
+
+def _model(path: Path) -> CRT:
+    return load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _own_tokenizer(path: Path, trained: dict[str, Any]) -> Tokenizer:
+    name, file = trained["data"]["tokenizer"], path.with_name(TOKENIZER_FILE)
+    if file.is_file():
+        return _checked(path, read_bpe(name, file), trained)
+    return _checked(path, load_tokenizer(name, load_corpus(trained["data"]["corpus"])), trained)
+
+
+def _checked(path: Path, tokenizer: Tokenizer, trained: dict[str, Any]) -> Tokenizer:
+    if tokenizer.fingerprint != trained["data"]["tokenizer_sha256"]:
         raise InputError(
             f"{path} was trained with tokenizer {trained['data']['tokenizer']}, fingerprint "
-            f"{trained['data']['tokenizer_sha256'][:8]}; {chosen.name} here has "
-            f"{chosen.fingerprint[:8]}: give the same corpus and tokenizer"
+            f"{trained['data']['tokenizer_sha256'][:8]}; {tokenizer.name} here has "
+            f"{tokenizer.fingerprint[:8]}: give the same corpus and tokenizer"
         )
-    return model, source, chosen, trained
+    return tokenizer
 
 
 def load_run(out: str | Path) -> Run | None:

@@ -1,6 +1,7 @@
 """Many short trainings compared on valid: equal tokens or equal time, several at once."""
 
 import concurrent.futures
+import itertools
 import json
 import math
 import multiprocessing
@@ -54,11 +55,18 @@ class Trial:
         """A fingerprint of everything that is trained: rows of an arm that was changed differ."""
         settings = [self.profile.model.to_dict(), self.profile.train.to_dict()]
         settings += [self.profile.corpus, self.profile.tokenizer]
-        return sha256(json.dumps(settings, sort_keys=True).encode())[:12]
+        return "s" + sha256(json.dumps(settings, sort_keys=True).encode())[:11]  # never a number
 
     def is_in(self, rows: Iterable[Row]) -> bool:
         """Whether one of `rows` is of it."""
-        return any(all(row.get(k) == v for k, v in self.key.items()) for row in rows)
+        return any(self._made(row) for row in rows)
+
+    def loss(self, rows: Iterable[Row]) -> float:
+        """The loss of the row that is of it."""
+        return next(row["valid_loss"] for row in rows if self._made(row))
+
+    def _made(self, row: Row) -> bool:
+        return all(row.get(name) == value for name, value in self.key.items())
 
 
 def grid(
@@ -136,6 +144,42 @@ def search(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return _read(out)
+
+
+def tune(
+    arms: dict[str, Profile],
+    out: str | Path,
+    rates: Sequence[float],
+    seeds: Sequence[int] = (0,),
+    *,
+    updates: int | None = None,
+    minutes: float | None = None,
+    **how: Any,
+) -> list[Row]:
+    """`search` with the first seed from `rates`, and the others at the best rate of each arm.
+
+    An arm's rates are halved or doubled until its best has a worse one on either side. `how` goes
+    to `search`. Returns the rows of `out`.
+    """
+
+    def trials(name: str, at: Sequence[float], of: Sequence[int]) -> list[Trial]:
+        return grid({name: arms[name]}, at, of, updates, minutes)
+
+    tried = {name: trials(name, rates, seeds[:1]) for name in arms}
+    waiting = [trial for mine in tried.values() for trial in mine]
+    while waiting:
+        rows = search(waiting, out, **how)
+        waiting, best = [], {}
+        for name, mine in tried.items():
+            losses = {t.profile.train.max_lr: t.loss(rows) for t in mine}
+            lowest, rate, highest = min(losses), min(losses, key=losses.__getitem__), max(losses)
+            beyond = [rate / 2] * (rate == lowest) + [rate * 2] * (rate == highest)
+            more = trials(name, beyond, seeds[:1]) if beyond else []
+            best[name] = rate
+            mine += more
+            waiting += more
+    others = [trial for name, rate in best.items() for trial in trials(name, [rate], seeds[1:])]
+    return search(others, out, **how)
 
 
 def documents_file(out: str | Path) -> Path:
@@ -270,6 +314,14 @@ def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row
             }
         )
     return summary
+
+
+def steps(summary: Sequence[Row]) -> dict[str, float]:
+    """What each arm of a ladder takes off the loss of the one before it; rows of `summarise`."""
+    return {
+        after["arm"].removeprefix("+ "): before["loss"] - after["loss"]
+        for before, after in itertools.pairwise(summary)
+    }
 
 
 def exit_losses(row: Row) -> dict[int, float]:

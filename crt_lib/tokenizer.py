@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from crt_lib.batches import released_lines
 from crt_lib.corpus import SPLITS, Corpus, Split, check_hub
-from crt_lib.files import InputError, atomic_path, cache_root, sha256, write_json
+from crt_lib.files import InputError, atomic_path, cache_root, sha256, write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_LINE = "<eos>"
@@ -92,6 +92,10 @@ class ByteLevelBPE(Tokenizer):
         """UTF-8 bytes that each id stands for: a byte-level token has one character for each."""
         tokens = (self._backend.id_to_token(i) for i in range(self.vocab_size))
         return np.array([len(token) for token in tokens])[ids]
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file of the `tokenizers` library, atomically; `read_bpe` reads it."""
+        write_text(Path(path), self._backend.to_str())
 
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         return self._encode_all(_chunks(text))
@@ -251,6 +255,14 @@ def load_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
         f"unknown tokenizer {name!r}; choose 'gpt2', 'word', or 'bpe:<vocabulary size>' with a "
         f"size in {_BPE_SIZES[0]}..{_BPE_SIZES[-1]}"
     )
+
+
+def read_bpe(name: str, path: str | Path) -> ByteLevelBPE:
+    """The tokenizer that `ByteLevelBPE.save` wrote; raises InputError for a file that is none."""
+    try:
+        return ByteLevelBPE(name, tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{path} is not a tokenizer that can be read: {error}") from error
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:

@@ -6,6 +6,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from crt_lib import load_profile
+from crt_lib.runs import load_data
+from crt_lib.trace import make_trace
+from crt_lib.train import train
+
 settings.register_profile("crt", deadline=None, derandomize=True, database=None)
 settings.load_profile("crt")
 torch.set_num_threads(1)
@@ -21,3 +26,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
         del os.environ["CRT_CACHE_ROOT"]
     else:
         os.environ["CRT_CACHE_ROOT"] = before
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory):
+    """A model that has learned a little, its data and a trace of its valid text, windows of 32."""
+    text = "one two three four\n\nfive six\n\n the cat sat on the mat\n\n"
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.txt").write_text(text * 150)
+    profile = load_profile("smoke").replace(corpus=str(folder), tokenizer="bpe:270")
+    data = load_data(profile)
+    config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    settings = profile.train.replace(updates=12)
+    model = train(config, settings, data, folder / "run", progress=False).model.eval()
+    return model, data, make_trace(model, data, "valid", 32, max_tokens=500)

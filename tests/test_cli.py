@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -114,6 +115,25 @@ def test_evaluate_repeats_the_results(trained, capsys):
 def test_evaluate_refuses_another_tokenizer(trained, capsys):
     code, _, err = crt("evaluate", str(trained), "--tokenizer", "bpe:300", capsys=capsys)
     assert code == 2 and "fingerprint" in err
+
+
+def test_generate_needs_no_corpus_once_a_bpe_is_trained(tmp_path, capsys):
+    corpus = tmp_path / "text"
+    corpus.mkdir()
+    for name in ("train", "valid", "test"):
+        (corpus / f"{name}.txt").write_text("the cat saw a dog and the dog saw a cat\n" * 200)
+    out = tmp_path / "run"
+    words = ["--profile", "smoke", "--quiet", "--corpus", str(corpus), "--tokenizer", "bpe:280"]
+    words += ["--set", "train.updates=2", "--set", "train.eval_every=0"]
+    assert crt("train", *words, "--out", str(out), capsys=capsys)[0] == 0
+    shutil.rmtree(corpus)
+    code, text, _ = crt("generate", str(out), "the dog", "--tokens", "3", capsys=capsys)
+    assert code == 0 and text.startswith("the dog")
+
+    file = out / "checkpoints" / "tokenizer.json"
+    file.write_text(file.read_text()[:-9])
+    code, _, err = crt("generate", str(out), "the dog", capsys=capsys)
+    assert code == 2 and "tokenizer.json is not a tokenizer" in err
 
 
 def test_generate_is_the_same_with_speculation_and_by_seed(trained, capsys):

@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from crt_lib.config import ModelConfig
-from crt_lib.layers import rotate
+from crt_lib.layers import rotate, turns
 from crt_lib.model import CRT, count_parameters
 
 CASES = OPTIONS | {"all": ALL_OPTIONS}
@@ -58,8 +58,8 @@ def test_symmetric_convolutions_leak_with_each_option(changes, length):
 @given(half=st.integers(1, 16), length=st.integers(2, 40), seed=st.integers(0, 2**31))
 def test_rotated_products_depend_on_distance_only(half, length, seed):
     q, k = torch.randn(2, 2 * half, generator=torch.Generator().manual_seed(seed))
-    at = torch.arange(length)
-    turned_q, turned_k = rotate(q.expand(length, -1), at), rotate(k.expand(length, -1), at)
+    by = turns(torch.arange(length), torch.float32, 2 * half)
+    turned_q, turned_k = rotate(q.expand(length, -1), *by), rotate(k.expand(length, -1), *by)
     products = turned_q @ turned_k.T  # (T, T)
     tolerance = 2e-5 * (1 + q.norm().item() * k.norm().item())
     for distance in range(1 - length, length):
@@ -70,7 +70,7 @@ def test_rotated_products_depend_on_distance_only(half, length, seed):
 
 
 def test_rotated_products_do_depend_on_distance():
-    x = rotate(torch.ones(8, 4), torch.arange(8))
+    x = rotate(torch.ones(8, 4), *turns(torch.arange(8), torch.float32, 4))
     assert (x[0] @ x.T).diff().abs().min() > 1e-3
 
 

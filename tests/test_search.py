@@ -6,7 +6,7 @@ import pytest
 
 from crt_lib import InputError, load_profile
 from crt_lib.runs import read_rows
-from crt_lib.search import documents_file, exit_losses, grid, search, summarise
+from crt_lib.search import documents_file, exit_losses, grid, search, summarise, tune
 
 SMOKE = load_profile("smoke")
 
@@ -47,6 +47,30 @@ def test_two_searches_of_the_same_trial_agree(tmp_path):
     )
     assert first["exit_losses"] == second["exit_losses"]
     assert set(exit_losses(first)) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("start", [0.25, 4.0])
+def test_tune_walks_until_the_best_rate_has_worse_ones_around(tmp_path, monkeypatch, start):
+    made = []
+
+    def fake(trials, out, **how):
+        made.extend(trials)
+        return [
+            t.key | {"valid_loss": abs(t.profile.train.max_lr - (2 if t.arm == "a" else 0.5))}
+            for t in made
+        ]
+
+    monkeypatch.setattr("crt_lib.search.search", fake)
+    tune({"a": SMOKE, "b": SMOKE}, tmp_path / "s.csv", [start], (3, 5), updates=2)
+    tried = {
+        arm: [(t.profile.train.max_lr, t.profile.train.seed) for t in made if t.arm == arm]
+        for arm in "ab"
+    }
+    between = {rate for rate, _ in tried["a"]}
+    assert {1.0, 2.0, 4.0} <= between and len(tried["a"]) == len(set(tried["a"]))
+    assert {0.25, 0.5, 1.0} <= {rate for rate, _ in tried["b"]}
+    assert [pair for pair in tried["a"] if pair[1] == 5] == [(2.0, 5)]
+    assert [pair for pair in tried["b"] if pair[1] == 5] == [(0.5, 5)]
 
 
 def test_minutes_set_the_updates_from_the_pace(tmp_path):
