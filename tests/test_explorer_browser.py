@@ -104,7 +104,7 @@ def test_a_moved_slider_changes_the_numbers(lab, browser):
         return "".join(texts("table.crt-numbers"))
 
     def mean_loops():
-        return float(re.search(r"mean loops ([\d.]+) of", numbers())[1])
+        return float(re.search(r"mean loops\s+([\d.]+) of", numbers())[1])
 
     browser.get(f"{lab}/doc/tree/{NOTEBOOK}?token=crt&reset")
     _until(
