@@ -21,6 +21,7 @@ from crt_lib.trace import Outcome, Trace, apply_policy, calibrate
 Way = Callable[[list[list[int]], int], Any]
 COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl", "decoded_loops", "decoded_heads")
 COLUMNS += ("accepted",)
+FULL = "full depth"
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,32 @@ def bench_decode(
     allowed: float = 0.005,
     uncached: bool = True,
 ) -> list[dict[str, Any]]:
-    """A row a way of decoding: tokens/s (median, the ways taking turns), cost and perplexity.
+    """A row a way of decoding: tokens/s, speed against full depth, cost and perplexity.
 
     Ways: without a cache, and as the released code would (besides, the logits of every position at
-    every head), full depth, each fixed exit, each criterion calibrated on the trace `valid` to lose
-    `allowed` of the perplexity, for a single prompt speculation from each exit, and an untrained
-    GPT-2 of the same parameter count with transformers' own cache. Perplexity, mean loops and
-    multiply-adds are those of the trace `test`. Greedy; prompts of one length.
+    every head), full depth, each fixed exit, the paper's thresholds, each criterion calibrated on
+    the trace `valid` to lose `allowed` of the perplexity, for a single prompt speculation from each
+    exit, and an untrained GPT-2 of the same parameter count with transformers' own cache.
+    Perplexity, mean loops and multiply-adds are those of the trace `test`. Greedy; prompts of one
+    length.
+
+    The ways take turns, `repeats` rounds: tokens/s is of the median round, `speedup` the median of
+    the ratios within a round. A criterion that calibrates to full depth is not timed again.
     """
     prompts = [list(prompt) for prompt in prompts]
     batch_size = len(prompts)
     ways, policies = _ways(model, valid, batch_size, allowed)
     if not uncached:
         ways = {name: way for name, way in ways.items() if "no cache" not in name}
+    same = [name for name in CRITERIA if policies[name] == Policy()]
     with torch.inference_mode():
-        seconds, made = _alternate(ways, prompts, new_tokens, repeats)
-    full = seconds["full depth"]
+        timed = {name: way for name, way in ways.items() if name not in same}
+        seconds, made = _alternate(timed, prompts, new_tokens, repeats)
+    for name in same:
+        seconds[name], made[name] = seconds[FULL], made[FULL]
     environment = run_environment()
     rows = []
-    for name, taken in seconds.items():
+    for name in ways:
         row: dict[str, Any] = {"way": name, "batch": batch_size, "new_tokens": new_tokens}
         row |= dict.fromkeys(COLUMNS)
         if name in policies:
@@ -95,8 +103,9 @@ def bench_decode(
         if isinstance(made[name], Speculated):
             row["accepted"] = made[name].accepted / made[name].drafted
         row |= {
-            "tokens_per_second": batch_size * new_tokens / taken,
-            "speedup": full / taken,
+            "tokens_per_second": batch_size * new_tokens / float(np.median(seconds[name])),
+            "speedup": float(np.median(seconds[FULL] / seconds[name])),
+            "rounds": repeats,
             "precision": str(model.loop_encoding.dtype).removeprefix("torch."),
             "device": environment["device"],
             "threads": environment["torch_threads"],
@@ -124,8 +133,9 @@ def _decoded(model: CRT, policy: Policy, made: Sequence[Generated]) -> dict[str,
 def _ways(
     model: CRT, valid: Trace, batch_size: int, allowed: float
 ) -> tuple[dict[str, Way], dict[str, Policy]]:
-    policies = {"full depth": Policy()}
+    policies = {FULL: Policy()}
     policies |= {f"exit {loop}": Policy(fixed=loop) for loop in model.config.exit_loops}
+    policies["the paper's thresholds"] = Policy("confidence")
     for criterion in CRITERIA:
         policies[criterion] = calibrate(valid, criterion, allowed)
     ways: dict[str, Way] = {
@@ -192,14 +202,20 @@ def gpt2_generate(model: GPT2, prompts: Sequence[Sequence[int]], new_tokens: int
 
 def _alternate(
     ways: dict[str, Way], prompts: list[list[int]], new_tokens: int, repeats: int
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each way and what it made; one round of 8 tokens warms up."""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Seconds of each way by round, and what it made; a round of 8 tokens warms up.
+
+    Each round begins with another way, so that none always follows the same one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     made = {}
-    for round_ in range(1 + repeats):
-        for name, way in ways.items():
+    names = list(ways)
+    for name in names:
+        ways[name](prompts, min(8, new_tokens))
+    for round_ in range(repeats):
+        first = round_ * len(names) // repeats
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            made[name] = way(prompts, new_tokens if round_ else min(8, new_tokens))
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}, made
+            made[name] = ways[name](prompts, new_tokens)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(times) for name, times in seconds.items()}, made

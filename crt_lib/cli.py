@@ -274,7 +274,7 @@ def bench_decode_command(
         list[int] | None, typer.Option("--batch-size", help="Texts at a time (repeatable).", min=1)
     ] = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
-    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 3,
+    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 7,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,

@@ -50,6 +50,7 @@ LADDER = (
 )
 
 VARIANTS = (
+    Change("no norm at the exits", {"exit_norm": False}),
     Change("half-width embedding, d = 168", {"embed_dim": 84, "d_model": 168}),
     Change("swiglu", {"activation": "swiglu"}),
     Change("mlp ratio 2", {"mlp_ratio": 2}),

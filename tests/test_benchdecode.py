@@ -30,7 +30,8 @@ def test_rows_of_every_way(scored):
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
     uncached = {"no cache, every head", "no cache"}
-    assert set(one) == {*uncached, "full depth", *exits, *CRITERIA, *drafts, gpt2}
+    policies = {"full depth", *exits, "the paper's thresholds", *CRITERIA}
+    assert set(one) == {*uncached, *policies, *drafts, gpt2}
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     assert all(row["tokens_per_second"] > 0 for row in one.values())
     assert 0 <= one[drafts[0]]["accepted"] <= 1 and one["full depth"]["accepted"] is None
@@ -38,7 +39,7 @@ def test_rows_of_every_way(scored):
     assert measured_pace(list(one.values())).tokens_per_second(apply_policy(trace, Policy())) > 0
 
     two = bench_decode(model, prompts, uncached=False, **sizes)
-    assert {row["way"] for row in two} == {"full depth", *exits, *CRITERIA, gpt2}
+    assert {row["way"] for row in two} == {*policies, gpt2}
 
 
 def test_the_slow_way_makes_the_same_text(scored):
