@@ -11,13 +11,20 @@ from typing import Any
 
 from crt_lib.benchdecode import bench_decode, first_prompts
 from crt_lib.decode import Sampling, generate
-from crt_lib.exits import CRITERIA, Policy, evaluate_with_exits
+from crt_lib.exits import Policy, evaluate_with_exits
 from crt_lib.files import sha256
 from crt_lib.model import CRT
 from crt_lib.perloop import depth_sweep, loss_above_full
-from crt_lib.runs import find_checkpoint, load_trained, load_trained_model, read_rows, write_rows
+from crt_lib.runs import (
+    find_checkpoint,
+    gate_run,
+    load_trained,
+    load_trained_model,
+    read_rows,
+    write_rows,
+)
 from crt_lib.tokenizer import TokenizedCorpus, Tokenizer
-from crt_lib.trace import Trace, apply_policy, calibrate, make_passage, make_trace, oracle
+from crt_lib.trace import Trace, apply_policy, calibrate, chance, make_passage, make_trace, oracle
 
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
 TAKEN_TOKENS = 10_000  # of test, on which exits are taken instead of read from the trace
@@ -61,9 +68,10 @@ class Analysis:
 def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) -> Analysis:
     """The analysis of the run in `folder`: read where it is kept and of this checkpoint, else made.
 
-    Makes `traces/*.safetensors`, depth.csv and policies.csv there, from the first `tokens` of
-    valid and test, and decode.csv, a short `crt bench decode`. Raises InputError for a folder
-    without a checkpoint, and, only when something must be made, for a corpus that cannot be had.
+    Makes an exit gate, `traces/*.safetensors`, depth.csv and policies.csv there, from the first
+    `tokens` of train, valid and test, and decode.csv, a short `crt bench decode`. Raises InputError
+    for a folder without a checkpoint, and, only when something must be made, for a corpus that
+    cannot be had.
     """
     folder = Path(folder)
     checkpoint = sha256(find_checkpoint(folder).read_bytes())
@@ -82,6 +90,8 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
                 passage=passage_of(model, tokenizer, trained),
             )
     model, data, trained = load_trained(folder)
+    if model.gate is None:
+        model.gate = gate_run(folder, tokens).gate
     model.eval()
     seq_len, eot = trained["train"]["seq_len"], data.tokenizer.eot_id
     made = {}
@@ -93,7 +103,7 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     depth = depth_sweep(model, sample, eot, seq_len=seq_len)
     policies = judge_policies(model, data, made["valid"], made["test"], seq_len)
     new_tokens = min(DECODED_TOKENS, model.config.max_seq_len // 2)
-    prompts = first_prompts(data, seq_len, 1, min(8, new_tokens))
+    prompts = first_prompts(data, seq_len, 2, min(8, new_tokens))
     decode = bench_decode(model, prompts, **made, new_tokens=new_tokens, repeats=1)
     found = {"depth": depth, "policies": policies, "decode": decode}
     for name, rows in found.items():
@@ -124,13 +134,13 @@ def named_policies(valid: Trace) -> dict[str, Policy]:
     policies |= {f"exit {loop}": Policy(fixed=loop) for loop in valid.loops[:-1]}
     policies["paper"] = Policy("confidence")
     calibrated = partial(calibrate, valid, allowed=ALLOWED)
-    return policies | {f"{name}, calibrated": calibrated(name) for name in CRITERIA}
+    return policies | {f"{name}, calibrated": calibrated(name) for name in valid.scores}
 
 
 def judge_policies(
     model: CRT, data: TokenizedCorpus, valid: Trace, test: Trace, seq_len: int
 ) -> list[dict[str, Any]]:
-    """A row a policy of `named_policies`, and the oracle: what it loses and costs on test.
+    """A row a policy of `named_policies`, `chance` and the oracle: what it loses and costs on test.
 
     `above`, `low` and `high`: nats a token above full depth, with the interval over documents.
     `taken_above`: the same on the first tokens when exits are taken as in decoding, so that the
@@ -148,6 +158,7 @@ def judge_policies(
         row["taken_above"] = taken(policy)[0] - full if policy.leaves else 0.0
         row["tau0"] = policy.tau0 if policy.criterion else None
         rows.append(row)
+    rows.append(_row("chance, calibrated", test, chance(valid, test, ALLOWED)))
     return [*rows, _row("oracle", test, oracle(test))]
 
 

@@ -57,6 +57,7 @@ def bench_decode(
     valid: Trace,
     test: Trace,
     *,
+    batch_size: int = 1,
     new_tokens: int = 256,
     repeats: int = 3,
     allowed: float = 0.005,
@@ -66,29 +67,34 @@ def bench_decode(
 
     Ways: without a cache, and as the released code would (besides, the logits of every position at
     every head), full depth, each fixed exit, the paper's thresholds, each criterion calibrated on
-    the trace `valid` to lose `allowed` of the perplexity, for a single prompt speculation from each
+    the trace `valid` to lose `allowed` of the perplexity, for a batch of one speculation from each
     exit, and an untrained GPT-2 of the same parameter count with transformers' own cache.
     Perplexity, mean loops and multiply-adds are those of the trace `test`. Greedy; prompts of one
-    length.
+    length, `batch_size` of them at a time, one batch after the other.
 
     The ways take turns, `repeats` rounds: tokens/s is of the median round, `speedup` the median of
-    the ratios within a round. A criterion that calibrates to full depth is not timed again.
+    the ratios within a round. A criterion that calibrates to a fixed exit is not timed again.
     """
     prompts = [list(prompt) for prompt in prompts]
-    batch_size = len(prompts)
+    if not prompts or len(prompts) % batch_size:
+        raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     ways, policies = _ways(model, valid, batch_size, allowed)
     if not uncached:
         ways = {name: way for name, way in ways.items() if "no cache" not in name}
-    same = [name for name in CRITERIA if policies[name] == Policy()]
+    fixed = [FULL, *(f"exit {loop}" for loop in model.config.exit_loops)]
+    plain = {policies[name]: name for name in fixed}
+    same = {name: plain[policies[name]] for name in valid.scores if policies[name] in plain}
     with torch.inference_mode():
         timed = {name: way for name, way in ways.items() if name not in same}
-        seconds, made = _alternate(timed, prompts, new_tokens, repeats)
-    for name in same:
-        seconds[name], made[name] = seconds[FULL], made[FULL]
+        seconds, made = _alternate(timed, batches, new_tokens, repeats)
+    for name, other in same.items():
+        seconds[name], made[name] = seconds[other], made[other]
     environment = run_environment()
     rows = []
     for name in ways:
-        row: dict[str, Any] = {"way": name, "batch": batch_size, "new_tokens": new_tokens}
+        row: dict[str, Any] = {"way": name, "batch": batch_size, "texts": len(prompts)}
+        row["new_tokens"] = new_tokens
         row |= dict.fromkeys(COLUMNS)
         if name in policies:
             policy = policies[name]
@@ -100,10 +106,11 @@ def bench_decode(
                 "token_ppl": outcome.token_ppl,
                 **_decoded(model, policy, made[name]),
             }
-        if isinstance(made[name], Speculated):
-            row["accepted"] = made[name].accepted / made[name].drafted
+        if isinstance(made[name][0], Speculated):
+            drafted = sum(one.drafted for one in made[name])
+            row["accepted"] = sum(one.accepted for one in made[name]) / max(drafted, 1)
         row |= {
-            "tokens_per_second": batch_size * new_tokens / float(np.median(seconds[name])),
+            "tokens_per_second": len(prompts) * new_tokens / float(np.median(seconds[name])),
             "speedup": float(np.median(seconds[FULL] / seconds[name])),
             "rounds": repeats,
             "precision": str(model.loop_encoding.dtype).removeprefix("torch."),
@@ -136,7 +143,7 @@ def _ways(
     policies = {FULL: Policy()}
     policies |= {f"exit {loop}": Policy(fixed=loop) for loop in model.config.exit_loops}
     policies["the paper's thresholds"] = Policy("confidence")
-    for criterion in CRITERIA:
+    for criterion in valid.scores:
         policies[criterion] = calibrate(valid, criterion, allowed)
     ways: dict[str, Way] = {
         "no cache, every head": lambda prompts, n: generate_as_released(model, prompts, n),
@@ -147,7 +154,9 @@ def _ways(
     if batch_size == 1:
         for loop in model.config.exit_loops:
             draft = Speculation(model, loop)
-            ways[f"speculation from {loop}"] = lambda prompts, n, d=draft: d.generate(prompts[0], n)
+            ways[f"speculation from {loop}"] = lambda prompts, n, d=draft: [
+                d.generate(prompts[0], n)
+            ]
     gpt2 = matched_gpt2(model)
     ways[f"GPT-2 {gpt2.config.d_model} x {gpt2.config.n_layers}"] = lambda prompts, n: (
         gpt2_generate(gpt2, prompts, n)
@@ -201,9 +210,9 @@ def gpt2_generate(model: GPT2, prompts: Sequence[Sequence[int]], new_tokens: int
 
 
 def _alternate(
-    ways: dict[str, Way], prompts: list[list[int]], new_tokens: int, repeats: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Seconds of each way by round, and what it made; a round of 8 tokens warms up.
+    ways: dict[str, Way], batches: list[list[list[int]]], new_tokens: int, repeats: int
+) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
+    """Seconds of each way by round, and what it made of each text; 8 tokens of one warm up.
 
     Each round begins with another way, so that none always follows the same one.
     """
@@ -211,11 +220,11 @@ def _alternate(
     made = {}
     names = list(ways)
     for name in names:
-        ways[name](prompts, min(8, new_tokens))
+        ways[name](batches[0], min(8, new_tokens))
     for round_ in range(repeats):
         first = round_ * len(names) // repeats
         for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            made[name] = ways[name](prompts, new_tokens)
+            made[name] = [one for batch in batches for one in ways[name](batch, new_tokens)]
             seconds[name].append(time.perf_counter() - started)
     return {name: np.array(times) for name, times in seconds.items()}, made

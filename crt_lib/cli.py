@@ -114,7 +114,9 @@ def generate(
     tau0: Annotated[float, typer.Option(help="Threshold at the first loop (eq. 6).")] = 0.92,
     tau_min: Annotated[float, typer.Option(help="The lowest threshold.")] = 0.8,
     decay: Annotated[float, typer.Option(help="Of the threshold, by loop.")] = 0.98,
-    exit_loop: Annotated[int | None, typer.Option(help="Every token leaves after it.")] = None,
+    exit_loop: Annotated[
+        int | None, typer.Option(help="Every token leaves after it, or before by the criterion.")
+    ] = None,
     draft_loop: Annotated[
         int | None, typer.Option(help="Lossless speculation, drafts by this exit.")
     ] = None,
@@ -148,6 +150,19 @@ def generate(
             typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
         else:
             typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+
+
+@app.command()
+def gate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    tokens: Annotated[int, typer.Option(help="Of the training text.", min=1)] = 50_000,
+) -> None:
+    """Fit an exit gate beside a checkpoint, for the criterion gate; the model stays as it is."""
+    from crt_lib.gate import GATE_FILE
+    from crt_lib.runs import find_checkpoint, gate_run
+
+    gate_run(checkpoint, tokens)
+    typer.echo(f"gate: {find_checkpoint(checkpoint).with_name(GATE_FILE)}")
 
 
 @app.command()
@@ -274,7 +289,8 @@ def bench_decode_command(
         list[int] | None, typer.Option("--batch-size", help="Texts at a time (repeatable).", min=1)
     ] = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
-    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 7,
+    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 4,
+    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 5,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
@@ -283,10 +299,12 @@ def bench_decode_command(
     import torch
 
     from crt_lib.benchdecode import bench_decode, first_prompts
-    from crt_lib.runs import load_trained, write_rows
+    from crt_lib.runs import gate_run, load_trained, write_rows
     from crt_lib.trace import make_trace
 
     model, data, trained = load_trained(checkpoint)
+    if model.gate is None:
+        model = gate_run(checkpoint)
     model = model.to(torch.bfloat16 if bf16 else torch.float32)
     seq_len = trained["train"]["seq_len"]
     traces = [
@@ -295,8 +313,8 @@ def bench_decode_command(
     how = {"new_tokens": new_tokens, "repeats": repeats, "uncached": uncached}
     rows = []
     for batch_size in batch_sizes or [1]:
-        prompts = first_prompts(data, seq_len, batch_size)
-        rows += bench_decode(model, prompts, *traces, **how)
+        prompts = first_prompts(data, seq_len, -(-texts // batch_size) * batch_size)
+        rows += bench_decode(model, prompts, *traces, batch_size=batch_size, **how)
     for row in rows:
         typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
     if out is not None:

@@ -168,11 +168,13 @@ class Speculation:
 
     The draft length follows what was accepted: one more after a draft that was kept whole, one more
     than what was kept otherwise, within 1..`longest`. Drafts are of the first `shortlist` tokens of
-    the vocabulary alone (None: all), so that a draft costs a part of a head; in a trained BPE these
-    are the most frequent.
+    the vocabulary (None: all), in a trained BPE the most frequent, and of those that the text has
+    had, so that a draft costs a part of a head.
     """
 
-    def __init__(self, model: CRT, draft_loop: int, longest: int = 8, shortlist: int | None = 2048):
+    def __init__(
+        self, model: CRT, draft_loop: int, longest: int = 16, shortlist: int | None = 2048
+    ):
         if draft_loop not in model.config.exit_loops:
             raise InputError(
                 f"loop {draft_loop} cannot draft; loops with a head before the last are "
@@ -204,17 +206,21 @@ class Speculation:
         tokens: list[int] = []
         drafted = accepted = 0
         length = 1
+        _, weight = model.readout(self.draft_loop, like[:1])
+        candidates = _Candidates(weight, self.shortlist)
+        candidates.add(prompt)
         waiting = torch.as_tensor(prompt, device=like.device)[None]  # not yet in the memory
         was_training = model.training
         model.eval()
         try:
             while len(tokens) < new_tokens and stop not in tokens:
                 budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
-                draft = self._draft(waiting, budget, memory, sampling, generator)
+                draft = self._draft(waiting, budget, memory, candidates, sampling, generator)
                 kept, new = self._verify(draft, waiting.shape[1], memory, sampling, generator)
                 drafted, accepted = drafted + budget, accepted + kept
                 length = min(self.longest, kept + 1)
                 tokens += new
+                candidates.add(new)
                 memory.truncate(len(prompt) + len(tokens) - 1)
                 waiting = torch.tensor([new[-1:]], device=like.device)
         finally:
@@ -227,6 +233,7 @@ class Speculation:
         waiting: Tensor,
         budget: int,
         memory: Memory,
+        candidates: "_Candidates",
         sampling: Sampling,
         generator: torch.Generator,
     ) -> "_Draft":
@@ -240,12 +247,18 @@ class Speculation:
             embeddings.append(embedded)
             if i == budget:
                 break
-            features, weight = self.model.readout(self.draft_loop, z[:, -1])
-            p = sampling.probabilities(F.linear(features, weight[: self.shortlist]))
-            waiting = draw(p, generator)[:, None] if sampling.temperature else p.argmax(-1)[:, None]
+            features, _ = self.model.readout(self.draft_loop, z[:, -1])
+            logits = F.linear(features, candidates.weight)
+            if sampling.temperature == 0:
+                chosen = logits.argmax(-1)
+            else:
+                p = sampling.probabilities(logits)
+                chosen = draw(p, generator)
+                q.append(p[0])
+            waiting = candidates.tokens[chosen][:, None]
             tokens.append(int(waiting))
-            q.append(p[0])
-        return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, q)
+        drawn_from = candidates.tokens
+        return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, drawn_from, q)
 
     def _verify(
         self,
@@ -261,14 +274,18 @@ class Speculation:
         for loop in range(self.draft_loop + 1, final + 1):
             z = model.apply_loop(loop, z, draft.embedded, memory.loops[loop - 1])
         logits = F.linear(*model.readout(final, z[0, first - 1 :]))  # (drafted + 1, V)
+        if sampling.temperature == 0:
+            best = logits.argmax(-1).tolist()
+            pairs = zip(draft.tokens, best, strict=False)
+            kept = next((i for i, (a, b) in enumerate(pairs) if a != b), len(draft.tokens))
+            return kept, best[: kept + 1]
         p = sampling.probabilities(logits)
         for i, (token, q) in enumerate(zip(draft.tokens, draft.q, strict=True)):
-            ratio = p[i, token] / q[token]
+            spread = torch.zeros_like(p[i]).index_add(0, draft.candidates, q)
+            ratio = p[i, token] / spread[token]
             if torch.rand((), generator=generator, device=p.device) < ratio:
                 continue
-            rest = p[i].clone()
-            rest[: len(q)] -= q
-            rest = rest.clamp(min=0)
+            rest = (p[i] - spread).clamp(min=0)
             if float(rest.sum()) == 0:  # rounding: the two are equal
                 rest = p[i]
             return i, [*draft.tokens[:i], int(draw(rest[None], generator))]
@@ -281,4 +298,24 @@ class _Draft:
     states: Tensor  # (1, n, d) after the draft loop, the last drafted token's included
     embedded: Tensor  # (1, n, d)
     tokens: list[int]
-    q: list[Tensor]  # (shortlist,) each: what the token was drawn from
+    candidates: Tensor  # (C,) tokens that could be drawn
+    q: list[Tensor]  # (C,) each: their probabilities; none if greedy
+
+
+class _Candidates:
+    """The tokens (C,) that may be drafted, and their rows (C, width) of the vocabulary matrix."""
+
+    def __init__(self, vocabulary: Tensor, shortlist: int | None):
+        self.vocabulary = vocabulary
+        self.first = len(vocabulary) if shortlist is None else min(shortlist, len(vocabulary))
+        self.tokens = torch.arange(self.first, device=vocabulary.device)
+        self.weight, self.rare = vocabulary[: self.first], set()
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Also those of `tokens`."""
+        new = {int(token) for token in tokens if token >= self.first} - self.rare
+        if new:
+            self.rare |= new
+            more = torch.tensor(sorted(new), device=self.tokens.device)
+            self.tokens = torch.cat([self.tokens, more])
+            self.weight = torch.cat([self.weight, self.vocabulary[more]])

@@ -85,6 +85,13 @@ def similarity(loop: Loop) -> Tensor:
     return F.cosine_similarity(loop.z.float(), loop.z_before.float(), dim=-1).clamp(min=0)
 
 
+def gate(loop: Loop) -> Tensor:
+    """exp(-KL), the KL that the model's trained gate expects between full depth and this exit."""
+    if loop.model.gate is None:
+        raise InputError("this model has no trained exit gate; `crt gate` fits one to a run")
+    return torch.exp(-(loop.model.gate.distance(loop.number, loop.z) ** 2))
+
+
 def stability(loop: Loop) -> Tensor:
     """exp(-KL(this exit || the exit before)); 0 at the first exit."""
     if loop.previous is None:
@@ -107,6 +114,7 @@ CRITERIA = {
         Criterion("margin", 1, margin),
         Criterion("certainty", 1, certainty),
         Criterion("similarity", 0, similarity),
+        Criterion("gate", 0, gate),
         Criterion("stability", 1, stability),
         Criterion("agreement", 1, agreement),
     )
@@ -117,8 +125,8 @@ CRITERIA = {
 class Policy:
     """Which tokens leave where: a criterion and eq. 6, tau = max(tau_min, tau0 * decay**step).
 
-    `step` counts loops from 0. Without a criterion every token leaves after the loop `fixed`, or
-    runs all. `exits`: the loops at which tokens may leave; None: all that have a head.
+    `step` counts loops from 0. `exits`: the loops at which tokens may leave by the criterion; None:
+    all that have a head. After the loop `fixed`, if given, every token that is left leaves.
     """
 
     criterion: str | None = None
@@ -131,10 +139,6 @@ class Policy:
     def __post_init__(self) -> None:
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise InputError(f"criterion {self.criterion!r} is not one of {', '.join(CRITERIA)}")
-        if self.criterion is not None and self.fixed is not None:
-            raise InputError(
-                f"criterion {self.criterion} and the fixed exit {self.fixed}: give one"
-            )
         for name in ("tau0", "tau_min", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
@@ -153,10 +157,7 @@ class Policy:
         return max(self.tau_min, self.tau0 * self.decay ** (loop - 1))
 
     def passes(self, loop: Loop) -> Tensor:
-        """Which tokens (B, n) may leave after this exit loop."""
-        if self.criterion is None:
-            leaving = self.fixed is not None and loop.number >= self.fixed
-            return torch.full(loop.z.shape[:2], leaving, device=loop.z.device)
+        """Which tokens (B, n) may leave after this exit loop; the policy has a criterion."""
         return CRITERIA[self.criterion].score(loop) >= self.threshold(loop.number)
 
 
@@ -168,14 +169,14 @@ class Exited:
     loops: Tensor
 
 
-def _exits_of(policy: Policy, config: ModelConfig) -> tuple[int, ...]:
-    """The loops at which tokens may leave; raises InputError for one that has no head."""
+def _exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]:
+    """The loops that ask the criterion, and the last; InputError for one that has no head."""
     asked = policy.exits if policy.exits is not None else config.head_loops
-    fixed = (policy.fixed,) if policy.fixed is not None else ()
-    for loop in (*asked, *fixed):
+    last = policy.fixed if policy.fixed is not None else config.n_loops
+    for loop in (*asked, last):
         if loop not in config.head_loops:
             raise InputError(f"loop {loop} has no head; loops with one are {config.head_loops}")
-    return fixed or (asked if policy.criterion is not None else ())
+    return asked if policy.criterion is not None else (), last
 
 
 @torch.inference_mode()
@@ -191,8 +192,7 @@ def run_with_exits(
     rows, n = ids.shape
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
-    final = model.config.n_loops
-    allowed = _exits_of(policy, model.config)
+    allowed, final = _exits_of(policy, model.config)
     z, embedded = model.begin(ids, memory)
     active = torch.ones(rows, n, dtype=torch.bool, device=ids.device)
     loops = torch.full((rows, n), final, device=ids.device)
@@ -200,7 +200,7 @@ def run_with_exits(
     logits: Tensor | None = None
     seen: Loop | None = None
     staying = rows * n
-    for number in range(1, final + 1):
+    for number in range(1, model.config.n_loops + 1):
         layer = memory.loops[number - 1]
         if number > 1:
             before = memory.loops[number - 2]
@@ -212,13 +212,15 @@ def run_with_exits(
         here = Loop(model, number, after, z, seen)
         z = after if staying == rows * n else torch.where(active[..., None], after, z)
         if number == final:
-            leaving = active
+            leaving, count = active, staying
         elif number in allowed:
             leaving = active & policy.passes(here)
-            seen = here
+            seen, count = here, int(leaving.sum())
         else:
             continue
-        if leaving[:, keep].any():
+        if not count:
+            continue
+        if count == rows * n or leaving[:, keep].any():
             if "logits" in here.__dict__:
                 own = here.logits[:, keep]
             else:
@@ -226,8 +228,9 @@ def run_with_exits(
             # tokens that stay get theirs later
             logits = own if logits is None else torch.where(leaving[:, keep, None], own, logits)
         loops = torch.where(leaving, number, loops)
-        active = active & ~leaving
-        staying = int(active.sum())
+        staying -= count
+        if staying:
+            active = active & ~leaving
     return Exited(logits, loops)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crt_lib.benchdecode import Pace
-from crt_lib.exits import CRITERIA, Policy
+from crt_lib.exits import Policy
 from crt_lib.files import InputError
 from crt_lib.loopplots import exit_view
 from crt_lib.perloop import frontier
@@ -112,7 +112,7 @@ def numbers_html(view: View) -> str:
 
 def curves_of(trace: Trace) -> dict[str, list[Mapping[str, float]]]:
     """The frontier of every criterion: what does not change while a slider moves."""
-    return {name: frontier(trace, name) for name in CRITERIA}
+    return {name: frontier(trace, name) for name in trace.scores}
 
 
 def explore(
@@ -158,7 +158,7 @@ class Explorer:
 
         self.preset = w.Dropdown(options=PRESETS, value="paper", description="preset")
         self.criterion = w.Dropdown(
-            options=list(CRITERIA), value="confidence", description="criterion"
+            options=list(trace.scores), value="confidence", description="criterion"
         )
         self.tau0, self.tau_min, self.decay = (
             slider(0.92, "tau0"),

@@ -86,7 +86,7 @@ class Attention(nn.Module):
             if memory is None:
                 by = turns(torch.arange(T, device=x.device), *width)
             else:
-                by = memory.shared(T, lambda: turns(memory.positions(T), *width))
+                by = memory.shared("turns", T, lambda: turns(memory.positions(T), *width))
             q, k = rotate(heads[:2], *by)
         if memory is not None:
             k, v, mask = memory.extend(k, v)  # every position so far

@@ -26,8 +26,8 @@ from crt_lib.trace import Outcome
 Rows = Sequence[Mapping[str, Any]]
 CRITERION_COLORS = dict(
     zip(
-        ("confidence", "margin", "certainty", "similarity", "stability", "agreement"),
-        (BLUE, SKY, GREEN, VERMILION, ORANGE, PURPLE),
+        ("confidence", "margin", "certainty", "similarity", "gate", "stability", "agreement"),
+        (BLUE, SKY, GREEN, VERMILION, BLACK, ORANGE, PURPLE),
         strict=True,
     )
 )
@@ -167,10 +167,22 @@ def speeds(rows: Rows) -> Figure:
 
 @styled
 def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figure:
-    """Perplexity against multiply-adds: a line a criterion, and single policies as points."""
+    """Perplexity against multiply-adds: a line a criterion, and single policies as points.
+
+    The dashed line joins the fixed exits (`exit <loop>`, `full depth`): tokens left to chance.
+    """
     figure = Figure(figsize=(6.5, 3.4), layout="constrained")
     ax = figure.subplots()
     _draw_curves(ax, curves)
+    fixed = [points[name] for name in points if name.startswith(("exit", "full"))]
+    fixed.sort(key=lambda outcome: outcome.multiply_adds)
+    ax.plot(
+        [outcome.multiply_adds / 1e6 for outcome in fixed],
+        [outcome.token_ppl for outcome in fixed],
+        color=GREY,
+        linestyle="--",
+        label="chance",
+    )
     for name, outcome in points.items():
         at = (outcome.multiply_adds / 1e6, outcome.token_ppl)
         ax.scatter(*at, color=BLACK, marker="D", s=22, zorder=4)

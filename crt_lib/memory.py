@@ -58,11 +58,12 @@ class LayerMemory:
         starts = self.memory.starts
         return at if starts is None else at - starts[:, None, None]
 
-    def shared(self, n: int, make: Callable[[], Any]) -> Any:
+    def shared(self, name: str, n: int, make: Callable[[], Any]) -> Any:
         """What `make` gives for the next n positions, made once for all layers that are as far."""
-        if self.memory.kept is None or self.memory.kept[0] != (self.length, n):
-            self.memory.kept = (self.length, n), make()
-        return self.memory.kept[1]
+        kept = self.memory.kept.get(name)
+        if kept is None or kept[0] != (self.length, n):
+            kept = self.memory.kept[name] = (self.length, n), make()
+        return kept[1]
 
     def follow(self, previous: "LayerMemory", active: Tensor | None) -> None:
         """For the next pass: positions not `active` (B, n) take the entries of `previous`."""
@@ -88,7 +89,8 @@ class LayerMemory:
             values = torch.where(active, values, self.previous.values[:, :, here])
         self.keys[:, :, here] = keys
         self.values[:, :, here] = values
-        return self.keys[:, :, : at + n], self.values[:, :, : at + n], self._mask(at, n)
+        mask = self.shared("mask", n, lambda: self._mask(at, n))
+        return self.keys[:, :, : at + n], self.values[:, :, : at + n], mask
 
     def _mask(self, at: int, n: int) -> Tensor | None:
         starts = self.memory.starts
@@ -130,7 +132,7 @@ class Memory:
                 f"{capacity} tokens asked for, max_seq_len is {config.max_seq_len}; ask for fewer"
             )
         self.rows, self.capacity = rows, capacity
-        self.kept: tuple[tuple[int, int], Any] | None = None  # of `LayerMemory.shared`
+        self.kept: dict[str, tuple[tuple[int, int], Any]] = {}  # of `LayerMemory.shared`
         self.starts = None
         if lengths is not None and len(set(lengths)) > 1:
             given = torch.tensor(lengths, device=like.device)

@@ -6,6 +6,7 @@ Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positi
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +146,7 @@ class CRT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.gate: Any = None  # crt_lib.gate.Gate, once one is fitted
         self.embed = TRMEmbedding(config)
         if config.positions == "learned":
             self.positions = nn.Parameter(0.02 * torch.randn(config.max_seq_len, config.d_model))

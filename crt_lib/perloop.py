@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crt_lib.batches import NOT_SCORED, evaluation_windows
 from crt_lib.compare import Interval, resampled
-from crt_lib.exits import CRITERIA, Policy
+from crt_lib.exits import Policy
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.tokenizer import Tokenizer
@@ -75,8 +75,8 @@ def frontier(trace: Trace, criterion: str, points: int = 41) -> list[dict[str, f
 
     Raises InputError for an unknown criterion.
     """
-    if criterion not in CRITERIA:
-        raise InputError(f"criterion {criterion!r} is not one of {', '.join(CRITERIA)}")
+    if criterion not in trace.scores:
+        raise InputError(f"criterion {criterion!r} is not one of {', '.join(trace.scores)}")
     taus = np.unique(np.quantile(trace.scores[criterion], np.linspace(0, 1, points)).clip(0, 1))
     rows = []
     for tau in taus.tolist():

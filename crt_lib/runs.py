@@ -16,7 +16,8 @@ from crt_lib.checkpoint import load_model, read_state
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.corpus import SPLITS, load_corpus
 from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
-from crt_lib.files import InputError, atomic_path
+from crt_lib.files import InputError, atomic_path, sha256
+from crt_lib.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
 from crt_lib.model import CRT
 from crt_lib.profiles import Profile
@@ -239,7 +240,26 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _model(path: Path) -> CRT:
-    return load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
+    """With the gate beside it, if one was fitted to this checkpoint."""
+    model = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
+    file = path.with_name(GATE_FILE)
+    if file.is_file():
+        model.gate = Gate.load(file, sha256(path.read_bytes()))
+    return model
+
+
+def gate_run(path: str | Path, tokens: int = 50_000) -> CRT:
+    """Fit an exit gate to a run's checkpoint, on its training text, and keep it beside it.
+
+    Returns the model with its gate. Raises InputError as `load_trained`.
+    """
+    path = find_checkpoint(path)
+    model, data, trained = load_trained(path)
+    seq_len = trained["train"]["seq_len"]
+    ids = data.train.ids[:tokens]
+    model.gate = fit_gate(model, ids, data.tokenizer.eot_id, seq_len=seq_len)
+    model.gate.save(path.with_name(GATE_FILE), sha256(path.read_bytes()))
+    return model
 
 
 def _own_tokenizer(path: Path, trained: dict[str, Any]) -> Tokenizer:

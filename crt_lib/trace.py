@@ -43,8 +43,8 @@ class Trace:
     loss: np.ndarray  # (N, E) nats
     right: np.ndarray  # (N, E) bool: the most probable token is the next one
     changed: np.ndarray  # (N, E - 1) bool: the most probable token is not that of the exit before
-    scores: dict[str, np.ndarray]  # criterion -> (N, E - 1)
-    document: np.ndarray  # (N,) index of the token's document, or window (`make_trace`)
+    scores: dict[str, np.ndarray]  # criterion -> (N, E - 1); the gate's only if there is one
+    document: np.ndarray  # (N,) index of the token's document, or window (`make_trace`), ascending
     document_bytes: np.ndarray  # (documents,) UTF-8 bytes, of those that have tokens here
     about: dict[str, Any]  # corpus, split, tokenizer
 
@@ -63,6 +63,9 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write it to one safetensors file, atomically."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays["document"] = np.bincount(
+            self.document
+        )  # of each, how many
         scores = {name: values for name, values in self.scores.items() if name != "agreement"}
         arrays |= {f"score.{name}": values for name, values in scores.items()}
         about = {"config": self.config.to_dict(), "seq_len": self.seq_len, "about": self.about}
@@ -79,6 +82,8 @@ class Trace:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
             scores["agreement"] = _agreement(arrays["changed"])
+            counts = arrays["document"]
+            arrays["document"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
             return cls(
                 config=ModelConfig.from_dict(about["config"]),
                 seq_len=about["seq_len"],
@@ -185,7 +190,9 @@ def _trace(model: CRT, seq_len: int, exits: dict[str, np.ndarray], **rest: Any) 
         loss=exits["loss"],
         right=exits["right"],
         changed=exits["agreement"][:, 1:] == 0,
-        scores={name: exits[name][:, :-1] for name in CRITERIA},
+        scores={
+            name: exits[name][:, : exits["loss"].shape[1] - 1] for name in CRITERIA if name in exits
+        },
         **rest,
     )
 
@@ -207,6 +214,8 @@ def _exits(model: CRT, ids: torch.Tensor, targets: torch.Tensor) -> dict[str, to
             found.setdefault("guess", []).append(guess)
             found.setdefault("right", []).append(guess == targets)
             for name, criterion in CRITERIA.items():
+                if name == "gate" and (model.gate is None or loop == model.config.n_loops):
+                    continue
                 found.setdefault(name, []).append(criterion.score(here).float())
             previous = here
         z_before = z
@@ -232,28 +241,32 @@ class Outcome:
 
 def apply_policy(trace: Trace, policy: Policy) -> Outcome:
     """Where each token of `trace` leaves under `policy`; raises InputError for exits it has not."""
-    last = len(trace.loops) - 1
     allowed = trace.loops[:-1] if policy.exits is None else policy.exits
-    for loop in (*allowed, *([] if policy.fixed is None else [policy.fixed])):
+    last = trace.loops[-1] if policy.fixed is None else policy.fixed
+    for loop in (*allowed, last):
         if loop not in trace.loops:
             raise InputError(f"exit {loop} is not in the trace, which has {trace.loops}")
-    exit_of = np.full(len(trace.loss), last, dtype=np.int64)
+    exit_of = np.full(len(trace.loss), trace.loops.index(last), dtype=np.int64)
     asked = np.zeros(len(trace.loss))  # vocabulary heads
-    if policy.fixed is not None:
-        exit_of[:] = trace.loops.index(policy.fixed)
-    elif policy.criterion is not None:
-        heads = CRITERIA[policy.criterion].heads
+    if policy.criterion is not None:
+        scores, heads = _scores(trace, policy.criterion), CRITERIA[policy.criterion].heads
         staying = np.ones(len(trace.loss), dtype=bool)
-        for i, loop in enumerate(trace.loops[:-1]):
-            if loop not in allowed:
+        for i, loop in enumerate(trace.loops):
+            if loop not in allowed or loop >= last:
                 continue
             asked[staying] += heads
-            leaving = staying & (trace.scores[policy.criterion][:, i] >= policy.threshold(loop))
+            leaving = staying & (scores[:, i] >= policy.threshold(loop))
             exit_of[leaving] = i
             if heads:  # the head that was asked is the one that predicts
                 asked[leaving] -= 1
             staying &= ~leaving
     return _outcome(trace, exit_of, asked + 1)
+
+
+def _scores(trace: Trace, criterion: str) -> np.ndarray:
+    if criterion not in trace.scores:
+        raise InputError(f"the trace has no {criterion}; it has {', '.join(trace.scores)}")
+    return trace.scores[criterion]
 
 
 def oracle(trace: Trace) -> Outcome:
@@ -282,21 +295,47 @@ def _outcome(trace: Trace, exit_of: np.ndarray, heads: np.ndarray) -> Outcome:
 def calibrate(
     trace: Trace, criterion: str, allowed: float, exits: Sequence[int] | None = None
 ) -> Policy:
-    """The cheapest constant threshold whose loss is at most log(1 + allowed) above full depth.
+    """The cheapest constant threshold and last exit whose loss is at most log(1 + allowed) above
+    that of full depth.
 
-    `allowed` is a share of the perplexity: 0.005 for +0.5 %. Full depth where no threshold is
-    cheaper, as when asking heads costs more than leaving saves. Raises InputError if `allowed` is
-    negative.
+    `allowed` is a share of the perplexity: 0.005 for +0.5 %. Where asking costs more than leaving
+    saves, that is a fixed exit, or full depth. Raises InputError if `allowed` is negative, and for
+    a criterion that the trace has not.
     """
     if allowed < 0:
         raise InputError(f"the allowed loss is {allowed}; it must be at least 0")
     limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
     exits = None if exits is None else tuple(exits)
-    full = Policy()
-    best = apply_policy(trace, full).multiply_adds, full
-    for tau in sorted({*np.quantile(trace.scores[criterion], np.linspace(0, 1, 401)), 1.0}):
-        policy = Policy(criterion, float(min(tau, 1)), float(min(tau, 1)), 1.0, exits)
+    scores = _scores(trace, criterion)
+    taus = sorted({*np.quantile(scores, np.linspace(0, 1, 401)).clip(0, 1).tolist(), 1.0})
+    candidates = [Policy()]
+    for last in trace.loops if exits is None else (*exits, trace.loops[-1]):
+        fixed = None if last == trace.loops[-1] else last
+        candidates.append(Policy(fixed=fixed))
+        candidates += [Policy(criterion, tau, tau, 1.0, exits, fixed) for tau in taus]
+    best: tuple[float, Policy] | None = None
+    for policy in candidates:
         outcome = apply_policy(trace, policy)
-        if outcome.loss <= limit and outcome.multiply_adds < best[0]:
+        if outcome.loss <= limit and (best is None or outcome.multiply_adds < best[0]):
             best = outcome.multiply_adds, policy
     return best[1]
+
+
+def chance(valid: Trace, test: Trace, allowed: float, seed: int = 0) -> Outcome:
+    """What tokens drawn without looking at them reach on `test`: the line a criterion must beat.
+
+    Two fixed exits, each token at one of them by chance, in the cheapest shares whose loss on
+    `valid` is at most log(1 + allowed) above that of full depth.
+    """
+    losses = valid.loss.mean(0, dtype=np.float64)
+    limit, costs = losses[-1] + math.log1p(allowed), valid.costs[0]
+    best = costs[-1], len(losses) - 1, len(losses) - 1, 0.0
+    for i, early in enumerate(losses):
+        for j, late in enumerate(losses):
+            if late > limit or costs[i] > costs[j]:
+                continue
+            share = 1.0 if early <= limit else (limit - late) / (early - late)
+            best = min(best, (share * costs[i] + (1 - share) * costs[j], i, j, share))
+    _, i, j, share = best
+    early = np.random.default_rng(seed).random(len(test.loss)) < share
+    return _outcome(test, np.where(early, i, j), np.ones(len(test.loss)))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import settings
 
 from crt_lib import load_profile
+from crt_lib.gate import fit_gate
 from crt_lib.runs import load_data
 from crt_lib.trace import make_trace
 from crt_lib.train import train
@@ -30,7 +31,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory):
-    """A model that has learned a little, its data and a trace of its valid text, windows of 32."""
+    """A model that learned a little, with a gate, its data, a trace of valid, windows of 32."""
     text = "one two three four\n\nfive six\n\n the cat sat on the mat\n\n"
     folder = tmp_path_factory.mktemp("corpus")
     for name in ("train", "valid", "test"):
@@ -40,4 +41,5 @@ def scored(tmp_path_factory):
     config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
     settings = profile.train.replace(updates=12)
     model = train(config, settings, data, folder / "run", progress=False).model.eval()
+    model.gate = fit_gate(model, data.train.ids[:600], data.tokenizer.eot_id, seq_len=32)
     return model, data, make_trace(model, data, "valid", 32, max_tokens=500)

@@ -47,7 +47,7 @@ def test_made_read_and_made_anew(folder):
 def test_policies_are_judged_on_test(folder):
     found = analyse(folder, tokens=600)
     rows = {row["policy"]: row for row in found.policies}
-    assert set(rows) == {*named_policies(found.valid), "oracle"}
+    assert set(rows) == {*named_policies(found.valid), "chance, calibrated", "oracle"}
     assert {f"{name}, calibrated" for name in CRITERIA} < set(rows)
     early = apply_policy(found.test, Policy(fixed=1))
     assert rows["exit 1"]["loss"] == pytest.approx(early.loss)

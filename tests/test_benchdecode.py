@@ -1,7 +1,9 @@
 """`crt bench decode`: every way is there, and the GPT-2 beside it decodes what GPT-2 says."""
 
+import pytest
 import torch
 
+from crt_lib import InputError
 from crt_lib.baselines import make_model
 from crt_lib.benchdecode import (
     bench_decode,
@@ -38,8 +40,10 @@ def test_rows_of_every_way(scored):
     assert one["full depth"]["token_ppl"] == apply_policy(trace, Policy()).token_ppl
     assert measured_pace(list(one.values())).tokens_per_second(apply_policy(trace, Policy())) > 0
 
-    two = bench_decode(model, prompts, uncached=False, **sizes)
+    two = bench_decode(model, prompts, batch_size=2, uncached=False, **sizes)
     assert {row["way"] for row in two} == {*policies, gpt2}
+    with pytest.raises(InputError, match="1 prompts are not whole batches of 2"):
+        bench_decode(model, prompts[:1], batch_size=2, **sizes)
 
 
 def test_the_slow_way_makes_the_same_text(scored):

@@ -83,6 +83,13 @@ def test_speculated_greedy_text_is_the_plain_one(trained, prompt, new, longest, 
     assert 0 <= speculated.accepted <= speculated.drafted
 
 
+def test_a_rare_token_of_the_text_can_be_drafted(trained):
+    draft = Speculation(trained, 1, shortlist=1)
+    (plain,) = generate(trained, [[5, 6]], 40)
+    assert draft.generate([5, 6], 40).accepted > 0
+    assert draft.generate([5, 6], 40).tokens == plain.tokens
+
+
 def test_drafts_are_kept_and_thrown_away(trained):
     speculated = [Speculation(trained, 1).generate([token], 40) for token in range(8)]
     drafted = sum(s.drafted for s in speculated)

@@ -162,6 +162,21 @@ def test_the_criteria_by_hand():
         z_before = z
 
 
+def test_a_fixed_exit_ends_a_criterion():
+    model, ids = random_model(), random_ids(2, 20)
+    policy = Policy("similarity", tau0=0.87, tau_min=0.87)
+    free, capped = (
+        run_with_exits(model, ids, dataclasses.replace(policy, fixed=last)) for last in (None, 3)
+    )
+    assert torch.equal(capped.loops, free.loops.clamp(max=3))
+    assert len(capped.loops.unique()) > 1
+
+
+def test_the_gate_needs_to_be_fitted():
+    with pytest.raises(InputError, match="no trained exit gate"):
+        run_with_exits(random_model(), random_ids(1, 4), Policy("gate"))
+
+
 def test_the_decaying_threshold_of_the_paper():
     paper = Policy("confidence")
     assert [round(paper.threshold(loop), 4) for loop in (1, 2, 7, 8)] == [0.92, 0.9016, 0.815, 0.8]
@@ -171,7 +186,6 @@ def test_the_decaying_threshold_of_the_paper():
     ("changes", "message"),
     [
         ({"criterion": "patience"}, "'patience' is not one of confidence"),
-        ({"fixed": 3}, "confidence and the fixed exit 3: give one"),
         ({"tau0": 1.2}, "tau0 is 1.2"),
         ({"tau_min": -0.1}, "tau_min is -0.1"),
         ({"tau0": 0.5, "tau_min": 0.6}, "only falls"),

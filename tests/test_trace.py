@@ -13,7 +13,7 @@ from crt_lib import InputError, evaluate
 from crt_lib.accounting import multiply_adds
 from crt_lib.batches import evaluation_windows
 from crt_lib.exits import CRITERIA, Loop, Policy
-from crt_lib.trace import Trace, apply_policy, calibrate, oracle
+from crt_lib.trace import Trace, apply_policy, calibrate, chance, oracle
 
 SEQ_LEN = 32
 
@@ -31,9 +31,10 @@ def run_policy(model, data, policy, max_tokens):
                 if number in model.config.head_loops:
                     before = exits[number] = Loop(model, number, z, z_before, before)
                 z_before = z
-            passes = {number: policy.passes(loop)[0] for number, loop in exits.items()}
+            last = model.config.n_loops
+            passes = {k: policy.passes(loop)[0] for k, loop in exits.items() if k < last}
             for t, token in enumerate(target):
-                number = next((k for k in passes if passes[k][t]), model.config.n_loops)
+                number = next((k for k in passes if passes[k][t]), last)
                 total -= exits[number].logits[0, t].log_softmax(-1)[token].item()
                 loops.append(number)
     return total / len(loops), np.mean(loops)
@@ -97,6 +98,29 @@ def test_a_calibrated_threshold_keeps_the_promise(scored, criterion, allowed):
     full = apply_policy(trace, Policy())
     assert outcome.token_ppl <= full.token_ppl * (1 + allowed) * (1 + 1e-9)
     assert outcome.multiply_adds <= full.multiply_adds
+
+
+def test_chance_keeps_the_promise_between_two_exits(scored):
+    _, _, trace = scored
+    full = apply_policy(trace, Policy())
+    for allowed in (0.0, 0.005, 0.5):
+        drawn = chance(trace, trace, allowed)
+        slack = 3 * trace.loss.std() / len(trace.loss) ** 0.5
+        assert drawn.loss <= full.loss + math.log1p(allowed) + slack
+        assert drawn.multiply_adds <= full.multiply_adds and drawn.heads == 1
+        assert sum(share > 0 for share in drawn.shares) <= 2
+
+
+def test_a_criterion_that_the_trace_has_not(scored):
+    _, _, trace = scored
+    scores = {name: values for name, values in trace.scores.items() if name != "gate"}
+    poorer = dataclasses.replace(trace, scores=scores)
+    for ask in (
+        lambda: apply_policy(poorer, Policy("gate")),
+        lambda: calibrate(poorer, "gate", 0.1),
+    ):
+        with pytest.raises(InputError, match="the trace has no gate; it has confidence"):
+            ask()
 
 
 @given(low=st.floats(0, 1), high=st.floats(0, 1), criterion=st.sampled_from(list(CRITERIA)))
