@@ -9,13 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crt_lib.benchdecode import bench_decode, first_prompts
+from crt_lib.compare import Interval, resampled, score_documents
 from crt_lib.decode import Sampling, generate
+from crt_lib.evaluate import evaluate
 from crt_lib.exits import Policy, evaluate_with_exits
-from crt_lib.files import sha256
+from crt_lib.files import InputError, sha256
 from crt_lib.model import CRT
 from crt_lib.perloop import depth_sweep, loss_above_full
 from crt_lib.runs import (
+    RELEASED_SEQ_LEN,
     find_checkpoint,
     gate_run,
     load_trained,
@@ -59,6 +64,7 @@ class Analysis:
     tokenizer: Tokenizer
     valid: Trace
     test: Trace
+    exits: list[dict[str, Any]]  # rows of `exit_table`
     depth: list[dict[str, Any]]  # rows of `depth_sweep` on valid
     policies: list[dict[str, Any]]  # rows of `judge_policies`
     decode: list[dict[str, Any]]  # rows of `bench_decode`
@@ -66,50 +72,81 @@ class Analysis:
 
 
 def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) -> Analysis:
-    """The analysis of the run in `folder`: read where it is kept and of this checkpoint, else made.
+    """The analysis of the run in `folder`: what is kept and of this checkpoint, the rest made.
 
     Makes an exit gate, `traces/*.safetensors`, depth.csv and policies.csv there, from the first
-    `tokens` of train, valid and test, and decode.csv, a short `crt bench decode`. Raises InputError
-    for a folder without a checkpoint, and, only when something must be made, for a corpus that
-    cannot be had.
+    `tokens` of train, valid and test, exits.csv of all of valid, and decode.csv, a short
+    `crt bench decode`. Raises InputError for a folder without a checkpoint, and, only when
+    something must be made, for a corpus that cannot be had.
     """
     folder = Path(folder)
     checkpoint = sha256(find_checkpoint(folder).read_bytes())
-    traces = {name: folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")}
-    tables = {name: folder / f"{name}.csv" for name in ("depth", "policies", "decode")}
-    kept = all(path.is_file() for path in (*traces.values(), *tables.values()))
-    if kept and not fresh:
-        found = {name: Trace.load(path) for name, path in traces.items()}
-        if all(trace.about.get("checkpoint") == checkpoint for trace in found.values()):
-            model, tokenizer, trained = load_trained_model(folder)
-            return Analysis(
-                model,
-                tokenizer,
-                **found,
-                **{name: read_rows(path) for name, path in tables.items()},
-                passage=passage_of(model, tokenizer, trained),
-            )
+    files = {name: folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")}
+    tables = {name: folder / f"{name}.csv" for name in ("exits", "depth", "policies", "decode")}
+    traces = {} if fresh else _kept(files, checkpoint)
+    rows = {name: read_rows(path) for name, path in tables.items() if traces and path.is_file()}
+    if len(rows) == len(tables):
+        model, tokenizer, trained = load_trained_model(folder)
+        passage = passage_of(model, tokenizer, trained)
+        return Analysis(model, tokenizer, **traces, **rows, passage=passage)
     model, data, trained = load_trained(folder)
     if model.gate is None:
         model.gate = gate_run(folder, tokens).gate
     model.eval()
     seq_len, eot = trained["train"]["seq_len"], data.tokenizer.eot_id
-    made = {}
-    for name, path in traces.items():
-        made[name] = make_trace(model, data, name, seq_len, max_tokens=tokens)
-        made[name].about["checkpoint"] = checkpoint
-        made[name].save(path)
+    for name in () if traces else files:
+        made = make_trace(model, data, name, seq_len, max_tokens=tokens)
+        made.about["checkpoint"] = checkpoint
+        made.save(files[name])
+        traces[name] = made
     sample = data.valid.ids[: min(tokens, TAKEN_TOKENS)]
-    depth = depth_sweep(model, sample, eot, seq_len=seq_len)
-    policies = judge_policies(model, data, made["valid"], made["test"], seq_len)
     new_tokens = min(DECODED_TOKENS, model.config.max_seq_len // 2)
     prompts = first_prompts(data, seq_len, 2, min(8, new_tokens))
-    decode = bench_decode(model, prompts, **made, new_tokens=new_tokens, repeats=1)
-    found = {"depth": depth, "policies": policies, "decode": decode}
-    for name, rows in found.items():
-        write_rows(tables[name], rows)
+    make = {
+        "exits": lambda: exit_table(model, data, seq_len),
+        "depth": lambda: depth_sweep(model, sample, eot, seq_len=seq_len),
+        "policies": lambda: judge_policies(model, data, **traces, seq_len=seq_len),
+        "decode": lambda: bench_decode(model, prompts, **traces, new_tokens=new_tokens, repeats=1),
+    }
+    for name in tables.keys() - rows.keys():
+        rows[name] = make[name]()
+        write_rows(tables[name], rows[name])
     passage = passage_of(model, data.tokenizer, trained)
-    return Analysis(model, data.tokenizer, **made, **found, passage=passage)
+    return Analysis(model, data.tokenizer, **traces, **rows, passage=passage)
+
+
+def _kept(files: dict[str, Path], checkpoint: str) -> dict[str, Trace]:
+    """The traces in `files` if all are there and of this checkpoint, else none."""
+    if not all(path.is_file() for path in files.values()):
+        return {}
+    traces = {name: Trace.load(path) for name, path in files.items()}
+    same = all(trace.about.get("checkpoint") == checkpoint for trace in traces.values())
+    return traces if same else {}
+
+
+def exit_table(model: CRT, data: TokenizedCorpus, seq_len: int) -> list[dict[str, Any]]:
+    """The paper's Table 2: a row a protocol and exit, nats a position on valid.
+
+    `low` and `high`: the 95 % interval over documents, none for a tokenizer that drops bytes.
+    Without lines over 50 characters there are no rows of the released protocol.
+    """
+    eot, rows = data.tokenizer.eot_id, []
+    lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
+    for protocol, length in lengths.items():
+        if protocol == "released" and not data.valid.lines:
+            continue
+        try:
+            found = score_documents(model, data, "valid", length, protocol)
+        except InputError:
+            plain = evaluate(model, data.valid, eot, seq_len=length).loss
+            intervals = {loop: Interval(loss, None, None) for loop, loss in plain.items()}
+        else:
+            sums = np.stack(list(found.nll.values()), axis=1)
+            intervals = dict(zip(found.nll, resampled(sums, found.tokens), strict=True))
+        for loop, own in intervals.items():
+            row = {"protocol": protocol, "exit": loop, "seq_len": length}
+            rows.append(row | {"loss": own.mean, "low": own.low, "high": own.high})
+    return rows
 
 
 def passage_of(model: CRT, tokenizer: Tokenizer, trained: dict[str, Any]) -> Trace:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from crt_lib.batches import evaluation_windows
+from crt_lib.batches import evaluation_lines, evaluation_windows, released_lines
 from crt_lib.evaluate import scored_losses
 from crt_lib.files import InputError
 from crt_lib.tokenizer import TokenizedCorpus
@@ -39,26 +39,37 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def score_documents(model: nn.Module, data: TokenizedCorpus, split: str, seq_len: int) -> Documents:
-    """Score `split` as the honest protocol does, and sum by document.
+def score_documents(
+    model: nn.Module, data: TokenizedCorpus, split: str, seq_len: int, protocol: str = "honest"
+) -> Documents:
+    """Score `split` as the honest or the released protocol does, and sum by document.
 
-    A token belongs to the document in which it ends. Raises InputError as `document_of_tokens`.
+    A token belongs to the document in which it ends; padding, to that of its line. Raises
+    InputError as `document_of_tokens` (honest), and for a text without lines (released).
     """
-    part = data.split(split)
-    owner, sizes = document_of_tokens(data, split)
-    windows = evaluation_windows(part.ids, seq_len, 8, data.tokenizer.eot_id, None)
+    part, eot = data.split(split), data.tokenizer.eot_id
+    if protocol == "released":
+        texts = data.corpus.documents(split)
+        sizes = np.array([len(text.encode()) for text in texts])
+        owner = np.repeat(np.arange(len(texts)), [len(released_lines(text)) for text in texts])
+        if not part.lines:
+            raise InputError(f"split {split} has no line over 50 characters to score")
+        batches = evaluation_lines(part.lines, seq_len, 8, eot)
+    else:
+        owner, sizes = document_of_tokens(data, split)
+        batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
     losses: dict[int, list[np.ndarray]] = {}
-    for by_exit, scored in scored_losses(model, windows):
+    for by_exit, scored in scored_losses(model, batches):
         for loop, loss in by_exit.items():
             losses.setdefault(loop, []).append(loss[scored].double().cpu().numpy())
+    by_exit = {loop: np.concatenate(parts) for loop, parts in losses.items()}
+    positions = len(next(iter(by_exit.values())))
+    owner = np.repeat(owner, positions // len(owner))  # every line has as many positions
     count = len(sizes)
     return Documents(
         bytes=sizes,
         tokens=np.bincount(owner, minlength=count),
-        nll={
-            loop: np.bincount(owner, weights=np.concatenate(parts), minlength=count)
-            for loop, parts in losses.items()
-        },
+        nll={loop: np.bincount(owner, values, count) for loop, values in by_exit.items()},
     )
 
 

@@ -63,9 +63,7 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write it to one safetensors file, atomically."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        arrays["document"] = np.bincount(
-            self.document
-        )  # of each, how many
+        arrays["document"] = np.bincount(self.document)  # of each, how many
         scores = {name: values for name, values in self.scores.items() if name != "agreement"}
         arrays |= {f"score.{name}": values for name, values in scores.items()}
         about = {"config": self.config.to_dict(), "seq_len": self.seq_len, "about": self.about}

@@ -35,6 +35,33 @@ def test_documents_add_up_to_the_text(corpus):
         assert scored.bits_per_byte(row["exit"]) == pytest.approx(row["bits_per_byte"])
 
 
+def test_documents_under_the_released_protocol(corpus):
+    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
+    for split in (data.test, data.valid):
+        assert not split.lines
+    with pytest.raises(InputError, match="no line over 50 characters"):
+        score_documents(
+            CRT(ModelConfig(vocab_size=270, d_model=16, n_heads=2)), data, "test", 16, "released"
+        )
+
+
+def test_lines_and_their_padding_belong_to_their_document(tmp_path):
+    long = "A line of this paragraph that is longer than fifty characters in all.\n"
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{long * 3}\nShort.\n\n{long}", encoding="utf-8")
+    corpus = load_corpus(str(tmp_path))
+    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
+    config = ModelConfig(vocab_size=270, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
+    model = CRT(config)
+    scored = score_documents(model, data, "test", 40, "released")
+    whole = evaluate(model, data.test, data.tokenizer.eot_id, protocol="released", seq_len=40)
+    per_line = scored.tokens.sum() // 4
+    assert scored.tokens.tolist() == [3 * per_line, 0, per_line]
+    for row in whole.rows():
+        mean = scored.nll[row["exit"]].sum() / scored.tokens.sum()
+        assert mean == pytest.approx(row["loss"], rel=1e-6)
+
+
 def test_a_tokenizer_that_drops_bytes_is_an_error(corpus):
     data = tokenize(corpus, load_tokenizer("word", corpus))
     model = CRT(ModelConfig(vocab_size=data.tokenizer.vocab_size, d_model=16, n_heads=2))
