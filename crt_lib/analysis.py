@@ -108,9 +108,10 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
         "policies": lambda: judge_policies(model, data, **traces, seq_len=seq_len),
         "decode": lambda: bench_decode(model, prompts, **traces, new_tokens=new_tokens, repeats=1),
     }
-    for name in tables.keys() - rows.keys():
-        rows[name] = make[name]()
-        write_rows(tables[name], rows[name])
+    for name, path in tables.items():
+        if name not in rows:
+            rows[name] = make[name]()
+            write_rows(path, rows[name])
     passage = passage_of(model, data.tokenizer, trained)
     return Analysis(model, data.tokenizer, **traces, **rows, passage=passage)
 

@@ -94,7 +94,7 @@ def bench_decode(
     rows = []
     for name in ways:
         row: dict[str, Any] = {"way": name, "batch": batch_size, "texts": len(prompts)}
-        row["new_tokens"] = new_tokens
+        row |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
         row |= dict.fromkeys(COLUMNS)
         if name in policies:
             policy = policies[name]

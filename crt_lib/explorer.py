@@ -171,9 +171,12 @@ class Explorer:
             )
             for loop in trace.loops[:-1]
         }
+        self.last = w.Dropdown(
+            options=list(trace.loops), value=trace.loops[-1], description="last exit"
+        )
         self.numbers, self.text = w.HTML(), w.HTML()
         self.image = w.Image(format="png", width=860)
-        self._shape = (self.tau0, self.tau_min, self.decay, *self.exits.values())
+        self._shape = (self.tau0, self.tau_min, self.decay, *self.exits.values(), self.last)
         self.preset.observe(self._preset_chosen, "value")
         self.criterion.observe(self._criterion_chosen, "value")
         for control in self._shape:
@@ -186,6 +189,7 @@ class Explorer:
                 self.tau_min,
                 self.decay,
                 w.HBox(list(self.exits.values())),
+                self.last,
             ]
         )
         self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text])
@@ -196,10 +200,12 @@ class Explorer:
         if self.preset.value == "oracle":
             return None
         allowed = tuple(loop for loop, box in self.exits.items() if box.value)
+        fixed = None if self.last.value == self.trace.loops[-1] else self.last.value
         if self.preset.value == "full depth" or not allowed:
-            return Policy()
+            return Policy(fixed=fixed)
         lowest = min(self.tau_min.value, self.tau0.value)
-        return Policy(self.criterion.value, self.tau0.value, lowest, self.decay.value, allowed)
+        thresholds = self.tau0.value, lowest, self.decay.value
+        return Policy(self.criterion.value, *thresholds, allowed, fixed)
 
     def show(self, policy: Policy | None) -> View:
         """Compute and draw everything for `policy`."""
@@ -219,11 +225,12 @@ class Explorer:
         if change["new"] == "paper":
             self._set(self.criterion, "confidence")
         policy = preset(change["new"], self.valid, self.criterion.value)
-        if policy is not None and policy.criterion is not None:
+        if policy is not None:
             for name in ("tau0", "tau_min", "decay"):
                 self._set(getattr(self, name), getattr(policy, name))
             for box in self.exits.values():
-                self._set(box, True)
+                self._set(box, policy.criterion is not None or change["new"] == "full depth")
+            self._set(self.last, policy.fixed or self.trace.loops[-1])
         self.show(policy)
 
     def _criterion_chosen(self, change: Mapping[str, Any]) -> None:

@@ -133,6 +133,15 @@ def test_presets_move_the_controls(explorer):
     assert explorer.policy().threshold(3) == pytest.approx(0.92 * 0.98**2)
 
 
+def test_the_last_exit_ends_every_criterion(explorer):
+    explorer.tau0.value = explorer.tau_min.value = 1.0
+    explorer.last.value = 2
+    assert explorer.preset.value == "own" and explorer.policy().fixed == 2
+    assert "mean loops</td><td><b>2.00" in explorer.numbers.value
+    explorer.preset.value = "full depth"
+    assert explorer.policy() == Policy() and "mean loops</td><td><b>4.00" in explorer.numbers.value
+
+
 def test_an_exit_that_is_not_allowed_is_not_taken(explorer):
     explorer.tau_min.value = explorer.tau0.value = 0.0
     assert "mean loops</td><td><b>1.00" in explorer.numbers.value
