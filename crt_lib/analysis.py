@@ -3,9 +3,9 @@
 What is kept holds numbers only, and a passage of this project's own.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from crt_lib.runs import (
 from crt_lib.tokenizer import TokenizedCorpus, Tokenizer
 from crt_lib.trace import Trace, apply_policy, calibrate, chance, make_passage, make_trace, oracle
 
+THRESHOLDS = ("tau0", "tau_min", "decay")
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
-TAKEN_TOKENS = 10_000  # of test, on which exits are taken instead of read from the trace
+DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
 DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
 PAPER_TABLE_2 = {  # exit -> (validation loss, PPL) as the paper has them, its Table 2
     2: (0.0892, 1.093),
@@ -99,14 +100,23 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
         made.about["checkpoint"] = checkpoint
         made.save(files[name])
         traces[name] = made
-    sample = data.valid.ids[: min(tokens, TAKEN_TOKENS)]
+    sample = data.valid.ids[: min(tokens, DEPTH_TOKENS)]
     new_tokens = min(DECODED_TOKENS, model.config.max_seq_len // 2)
     prompts = first_prompts(data, seq_len, 2, min(8, new_tokens))
+
     make = {
         "exits": lambda: exit_table(model, data, seq_len),
         "depth": lambda: depth_sweep(model, sample, eot, seq_len=seq_len),
-        "policies": lambda: judge_policies(model, data, **traces, seq_len=seq_len),
-        "decode": lambda: bench_decode(model, prompts, **traces, new_tokens=new_tokens, repeats=1),
+        "policies": lambda: judge_policies(model, data, **traces),
+        "decode": lambda: bench_decode(
+            model,
+            prompts,
+            policies_of(rows["policies"]),
+            {row["policy"]: row["taken"] for row in rows["policies"]},
+            traces["test"],
+            new_tokens=new_tokens,
+            repeats=1,
+        ),
     }
     for name, path in tables.items():
         if name not in rows:
@@ -166,43 +176,75 @@ def passage_of(model: CRT, tokenizer: Tokenizer, trained: dict[str, Any]) -> Tra
     return make_passage(model, tokenizer, tokenizer.decode(ids))
 
 
-def named_policies(valid: Trace) -> dict[str, Policy]:
+def named_policies(model: CRT, data: TokenizedCorpus, valid: Trace) -> dict[str, Policy]:
     """Full depth, each fixed exit, the paper's thresholds, each criterion calibrated on `valid`."""
     policies = {"full depth": Policy()}
     policies |= {f"exit {loop}": Policy(fixed=loop) for loop in valid.loops[:-1]}
-    policies["paper"] = Policy("confidence")
-    calibrated = partial(calibrate, valid, allowed=ALLOWED)
-    return policies | {f"{name}, calibrated": calibrated(name) for name in valid.scores}
+    policies["the paper's thresholds"] = Policy("confidence")
+    return policies | {
+        name: calibrate_taken(model, data, valid, name, ALLOWED) for name in valid.scores
+    }
+
+
+def calibrate_taken(
+    model: CRT, data: TokenizedCorpus, trace: Trace, criterion: str, allowed: float
+) -> Policy:
+    """As `crt_lib.trace.calibrate`, but the promise holds with exits taken as in decoding.
+
+    Then the context of a token has left too, which the trace does not show; its budget is lowered
+    by what that loses besides, until the promise holds. Full depth if it does not in a few rounds.
+    """
+    limit = apply_policy(trace, Policy()).loss + math.log1p(allowed)
+    budget = math.log1p(allowed)
+    for _ in range(6):
+        policy = calibrate(trace, criterion, math.expm1(budget))
+        if policy.criterion is None:
+            return policy
+        over = taken_loss(model, data, trace, policy) - limit
+        if over <= 0:
+            return policy
+        budget -= over
+    return Policy()
+
+
+def taken_loss(model: CRT, data: TokenizedCorpus, trace: Trace, policy: Policy) -> float:
+    """Nats a token on the tokens of `trace`, with exits taken as in decoding."""
+    if policy.criterion is None:  # all tokens leave at one exit: as the trace has it
+        return apply_policy(trace, policy).loss
+    ids = data.split(trace.about["split"]).ids[: len(trace.loss)]
+    eot = data.tokenizer.eot_id
+    loss, _ = evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)
+    return loss
 
 
 def judge_policies(
-    model: CRT, data: TokenizedCorpus, valid: Trace, test: Trace, seq_len: int
+    model: CRT, data: TokenizedCorpus, valid: Trace, test: Trace
 ) -> list[dict[str, Any]]:
-    """A row a policy of `named_policies`, `chance` and the oracle: what it loses and costs on test.
+    """A row a policy of `named_policies`, `chance` and the oracle: its loss and cost on `test`.
 
-    `above`, `low` and `high`: nats a token above full depth, with the interval over documents.
-    `taken_above`: the same on the first tokens when exits are taken as in decoding, so that the
-    context has left too, and `read_above` from the trace on the same tokens.
+    `above`, `low` and `high`: nats a token above full depth as the trace has it, with the interval
+    over documents. `taken`: nats a token with exits taken as in decoding, on the same tokens.
     """
-    ids, eot = taken_sample(data, test), data.tokenizer.eot_id
-    taken = partial(evaluate_with_exits, model, ids, eot, seq_len=seq_len)
-    full, _ = taken(Policy())
     rows = []
-    for name, policy in named_policies(valid).items():
-        outcome = apply_policy(test, policy)
-        row = _row(name, test, outcome)
-        own = test.loss[range(len(ids)), outcome.exit[: len(ids)]]
-        row["read_above"] = float((own - test.loss[: len(ids), -1]).mean(dtype="float64"))
-        row["taken_above"] = taken(policy)[0] - full if policy.leaves else 0.0
-        row["tau0"] = policy.tau0 if policy.criterion else None
+    for name, policy in named_policies(model, data, valid).items():
+        row = _row(name, test, apply_policy(test, policy))
+        row["taken"] = taken_loss(model, data, test, policy)
+        row |= {"criterion": policy.criterion, "last": policy.fixed}
+        if policy.criterion:
+            row |= {name: getattr(policy, name) for name in THRESHOLDS}
         rows.append(row)
-    rows.append(_row("chance, calibrated", test, chance(valid, test, ALLOWED)))
+    rows.append(_row("chance", test, chance(valid, test, ALLOWED)))
     return [*rows, _row("oracle", test, oracle(test))]
 
 
-def taken_sample(data: TokenizedCorpus, test: Trace) -> Sequence[int]:
-    """The first tokens of test that its trace has, as many as exits are taken on."""
-    return data.test.ids[: min(TAKEN_TOKENS, len(test.loss))]
+def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
+    """The policies of rows of `judge_policies` by name; `chance` and the oracle are none."""
+    policies = {}
+    for row in rows:
+        if row["taken"] is not None:
+            given = {name: row[name] for name in THRESHOLDS if row[name] is not None}
+            policies[row["policy"]] = Policy(row["criterion"], **given, fixed=row["last"])
+    return policies
 
 
 def _row(name: str, trace: Trace, outcome: Any) -> dict[str, Any]:
@@ -210,7 +252,9 @@ def _row(name: str, trace: Trace, outcome: Any) -> dict[str, Any]:
     shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
     return {
         "policy": name,
-        "tau0": None,
+        "criterion": None,
+        **dict.fromkeys(THRESHOLDS),
+        "last": None,
         "loss": outcome.loss,
         "above": above.mean,
         "low": above.low,
@@ -219,6 +263,5 @@ def _row(name: str, trace: Trace, outcome: Any) -> dict[str, Any]:
         "heads": outcome.heads,
         "multiply_adds": outcome.multiply_adds,
         "shares": shares,
-        "read_above": None,
-        "taken_above": None,
+        "taken": None,
     }

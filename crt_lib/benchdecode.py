@@ -1,5 +1,6 @@
 """`crt bench decode`: what exits, caches and speculation save in time, and what they lose."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from crt_lib.files import InputError
 from crt_lib.manifest import run_environment
 from crt_lib.model import CRT, count_parameters
 from crt_lib.tokenizer import TokenizedCorpus
-from crt_lib.trace import Outcome, Trace, apply_policy, calibrate
+from crt_lib.trace import Outcome, Trace, apply_policy
 
 Way = Callable[[list[list[int]], int], Any]
 COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl", "decoded_loops", "decoded_heads")
@@ -54,37 +55,40 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
 def bench_decode(
     model: CRT,
     prompts: Sequence[Sequence[int]],
-    valid: Trace,
+    policies: Mapping[str, Policy],
+    losses: Mapping[str, float],
     test: Trace,
     *,
     batch_size: int = 1,
     new_tokens: int = 256,
     repeats: int = 3,
-    allowed: float = 0.005,
     uncached: bool = True,
 ) -> list[dict[str, Any]]:
     """A row a way of decoding: tokens/s, speed against full depth, cost and perplexity.
 
     Ways: without a cache, and as the released code would (besides, the logits of every position at
-    every head), full depth, each fixed exit, the paper's thresholds, each criterion calibrated on
-    the trace `valid` to lose `allowed` of the perplexity, for a batch of one speculation from each
-    exit, and an untrained GPT-2 of the same parameter count with transformers' own cache.
-    Perplexity, mean loops and multiply-adds are those of the trace `test`. Greedy; prompts of one
-    length, `batch_size` of them at a time, one batch after the other.
+    every head), each of the named `policies` (`crt_lib.analysis.named_policies`), "full depth"
+    among them, for a batch of one speculation from each exit, and an untrained GPT-2 of the same
+    parameter count with transformers' own cache. Perplexities are those of `losses`, nats a token
+    by policy; mean loops and multiply-adds are of the trace `test`. Greedy; prompts of one length,
+    `batch_size` of them at a time, one batch after the other.
 
     The ways take turns, `repeats` rounds: tokens/s is of the median round, `speedup` the median of
-    the ratios within a round. A criterion that calibrates to a fixed exit is not timed again.
+    the ratios within a round. A policy that is equal to an earlier one is not timed again.
     """
     prompts = [list(prompt) for prompt in prompts]
     if not prompts or len(prompts) % batch_size:
         raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    ways, policies = _ways(model, valid, batch_size, allowed)
+    ways = _ways(model, policies, batch_size)
     if not uncached:
         ways = {name: way for name, way in ways.items() if "no cache" not in name}
-    fixed = [FULL, *(f"exit {loop}" for loop in model.config.exit_loops)]
-    plain = {policies[name]: name for name in fixed}
-    same = {name: plain[policies[name]] for name in valid.scores if policies[name] in plain}
+    first: dict[Policy, str] = {}
+    for name, policy in policies.items():
+        first.setdefault(policy, name)
+    same = {name: first[policy] for name, policy in policies.items() if first[policy] != name}
+    policies = {**policies, "no cache": policies[FULL]}
+    losses = {**losses, "no cache": losses[FULL]}
     with torch.inference_mode():
         timed = {name: way for name, way in ways.items() if name not in same}
         seconds, made = _alternate(timed, batches, new_tokens, repeats)
@@ -103,7 +107,7 @@ def bench_decode(
             row |= {
                 "mean_loops": outcome.mean_loops,
                 "multiply_adds": outcome.multiply_adds,
-                "token_ppl": outcome.token_ppl,
+                "token_ppl": math.exp(losses[name]),
                 **_decoded(model, policy, made[name]),
             }
         if isinstance(made[name][0], Speculated):
@@ -137,14 +141,7 @@ def _decoded(model: CRT, policy: Policy, made: Sequence[Generated]) -> dict[str,
     return {"decoded_loops": float(np.mean(loops)), "decoded_heads": float(np.mean(heads))}
 
 
-def _ways(
-    model: CRT, valid: Trace, batch_size: int, allowed: float
-) -> tuple[dict[str, Way], dict[str, Policy]]:
-    policies = {FULL: Policy()}
-    policies |= {f"exit {loop}": Policy(fixed=loop) for loop in model.config.exit_loops}
-    policies["the paper's thresholds"] = Policy("confidence")
-    for criterion in valid.scores:
-        policies[criterion] = calibrate(valid, criterion, allowed)
+def _ways(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:
     ways: dict[str, Way] = {
         "no cache, every head": lambda prompts, n: generate_as_released(model, prompts, n),
         "no cache": lambda prompts, n: generate(model, prompts, n, cache=False),
@@ -161,7 +158,7 @@ def _ways(
     ways[f"GPT-2 {gpt2.config.d_model} x {gpt2.config.n_layers}"] = lambda prompts, n: (
         gpt2_generate(gpt2, prompts, n)
     )
-    return ways, policies | {"no cache": Policy()}
+    return ways
 
 
 def generate_as_released(

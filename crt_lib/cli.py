@@ -298,6 +298,7 @@ def bench_decode_command(
     """Decoding without a cache, with it, with exits, speculated, and by a GPT-2 of the size."""
     import torch
 
+    from crt_lib.analysis import named_policies, taken_loss
     from crt_lib.benchdecode import bench_decode, first_prompts
     from crt_lib.runs import gate_run, load_trained, write_rows
     from crt_lib.trace import make_trace
@@ -307,14 +308,16 @@ def bench_decode_command(
         model = gate_run(checkpoint)
     model = model.to(torch.bfloat16 if bf16 else torch.float32)
     seq_len = trained["train"]["seq_len"]
-    traces = [
+    valid, test = (
         make_trace(model, data, name, seq_len, max_tokens=50_000) for name in ("valid", "test")
-    ]
+    )
+    policies = named_policies(model, data, valid)
+    losses = {name: taken_loss(model, data, test, policy) for name, policy in policies.items()}
     how = {"new_tokens": new_tokens, "repeats": repeats, "uncached": uncached}
     rows = []
     for batch_size in batch_sizes or [1]:
         prompts = first_prompts(data, seq_len, -(-texts // batch_size) * batch_size)
-        rows += bench_decode(model, prompts, *traces, batch_size=batch_size, **how)
+        rows += bench_decode(model, prompts, policies, losses, test, batch_size=batch_size, **how)
     for row in rows:
         typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
     if out is not None:

@@ -296,25 +296,26 @@ def calibrate(
     """The cheapest constant threshold and last exit whose loss is at most log(1 + allowed) above
     that of full depth.
 
-    `allowed` is a share of the perplexity: 0.005 for +0.5 %. Where asking costs more than leaving
-    saves, that is a fixed exit, or full depth. Raises InputError if `allowed` is negative, and for
-    a criterion that the trace has not.
+    `allowed` is a share of the perplexity: 0.005 for +0.5 %; negative, it asks for better than full
+    depth. Where asking costs more than leaving saves, that is a fixed exit, and full depth where
+    nothing keeps the promise. Raises InputError for -1 or less, and for a criterion that the trace
+    has not. What decoding loses besides is in `crt_lib.analysis.calibrate_taken`.
     """
-    if allowed < 0:
-        raise InputError(f"the allowed loss is {allowed}; it must be at least 0")
+    if allowed <= -1:
+        raise InputError(f"the allowed loss is {allowed}; it must be above -1")
     limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
     exits = None if exits is None else tuple(exits)
     scores = _scores(trace, criterion)
-    taus = sorted({*np.quantile(scores, np.linspace(0, 1, 401)).clip(0, 1).tolist(), 1.0})
-    candidates = [Policy()]
-    for last in trace.loops if exits is None else (*exits, trace.loops[-1]):
+    taus = sorted({*np.quantile(scores, np.linspace(0, 1, 101)).clip(0, 1).tolist(), 1.0})
+    candidates = []
+    for last in trace.loops:
         fixed = None if last == trace.loops[-1] else last
         candidates.append(Policy(fixed=fixed))
         candidates += [Policy(criterion, tau, tau, 1.0, exits, fixed) for tau in taus]
-    best: tuple[float, Policy] | None = None
+    best = apply_policy(trace, Policy()).multiply_adds, Policy()
     for policy in candidates:
         outcome = apply_policy(trace, policy)
-        if outcome.loss <= limit and (best is None or outcome.multiply_adds < best[0]):
+        if outcome.loss <= limit and outcome.multiply_adds < best[0]:
             best = outcome.multiply_adds, policy
     return best[1]
 

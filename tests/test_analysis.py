@@ -5,9 +5,9 @@ import math
 import pytest
 
 from crt_lib import load_profile
-from crt_lib.analysis import analyse, named_policies, passage_of
+from crt_lib.analysis import analyse, calibrate_taken, passage_of, policies_of, taken_loss
 from crt_lib.exits import CRITERIA, Policy
-from crt_lib.runs import load_trained_model, run_profile
+from crt_lib.runs import load_trained, load_trained_model, run_profile
 from crt_lib.trace import apply_policy
 
 SMOKE = load_profile("smoke")
@@ -47,15 +47,27 @@ def test_made_read_and_made_anew(folder):
 def test_policies_are_judged_on_test(folder):
     found = analyse(folder, tokens=600)
     rows = {row["policy"]: row for row in found.policies}
-    assert set(rows) == {*named_policies(found.valid), "chance, calibrated", "oracle"}
-    assert {f"{name}, calibrated" for name in CRITERIA} < set(rows)
-    early = apply_policy(found.test, Policy(fixed=1))
-    assert rows["exit 1"]["loss"] == pytest.approx(early.loss)
+    policies = policies_of(found.policies)
+    assert set(rows) == {*policies, "chance", "oracle"}
+    assert {*CRITERIA, "full depth", "exit 1", "the paper's thresholds"} <= set(policies)
+    for name, policy in policies.items():
+        outcome = apply_policy(found.test, policy)
+        assert rows[name]["loss"] == pytest.approx(outcome.loss)
+        if policy.criterion is None:  # the whole context leaves there too
+            assert rows[name]["taken"] == pytest.approx(outcome.loss)
     for row in rows.values():
         assert row["low"] <= row["above"] <= row["high"]
-    # with a fixed exit every token of the context leaves there too: both ways are the same
-    assert rows["exit 1"]["taken_above"] == pytest.approx(rows["exit 1"]["read_above"], abs=1e-4)
-    assert rows["full depth"]["taken_above"] == 0
+
+
+def test_a_calibrated_policy_keeps_its_promise_when_taken(folder):
+    found = analyse(folder, tokens=600)
+    model, data, _ = load_trained(folder)
+    full = apply_policy(found.valid, Policy()).loss
+    for allowed in (0.002, 0.2):
+        policy = calibrate_taken(model, data, found.valid, "similarity", allowed)
+        taken = taken_loss(model, data, found.valid, policy)
+        assert taken <= full + math.log1p(allowed) + 1e-9
+    assert policy.criterion == "similarity" or policy.fixed
 
 
 def test_the_passage_of_a_closed_vocabulary_is_the_models_own(folder):

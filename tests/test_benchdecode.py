@@ -1,5 +1,7 @@
 """`crt bench decode`: every way is there, and the GPT-2 beside it decodes what GPT-2 says."""
 
+import math
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from crt_lib.config import GPT2Config
 from crt_lib.decode import generate
 from crt_lib.exits import CRITERIA, Policy
 from crt_lib.model import count_parameters
-from crt_lib.trace import apply_policy, make_trace
+from crt_lib.trace import apply_policy, calibrate, make_trace
 
 SEQ_LEN = 32
 
@@ -25,19 +27,23 @@ SEQ_LEN = 32
 def test_rows_of_every_way(scored):
     model, data, valid = scored
     trace = make_trace(model, data, "test", SEQ_LEN, max_tokens=300)
-    sizes = {"valid": valid, "test": trace, "new_tokens": 6, "repeats": 1}
+    exits = {f"exit {loop}": Policy(fixed=loop) for loop in model.config.exit_loops}
+    policies = {"full depth": Policy(), **exits, "the paper's thresholds": Policy("confidence")}
+    policies |= {name: calibrate(valid, name, 0.005) for name in CRITERIA}
+    losses = {name: 1.0 + i for i, name in enumerate(policies)}
+    sizes = {"policies": policies, "losses": losses, "test": trace, "new_tokens": 6, "repeats": 1}
     prompts = first_prompts(data, SEQ_LEN, 2, 4)
     one = {row["way"]: row for row in bench_decode(model, prompts[:1], **sizes)}
-    exits = [f"exit {loop}" for loop in model.config.exit_loops]
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
     uncached = {"no cache, every head", "no cache"}
-    policies = {"full depth", *exits, "the paper's thresholds", *CRITERIA}
     assert set(one) == {*uncached, *policies, *drafts, gpt2}
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     assert all(row["tokens_per_second"] > 0 for row in one.values())
     assert 0 <= one[drafts[0]]["accepted"] <= 1 and one["full depth"]["accepted"] is None
-    assert one["full depth"]["token_ppl"] == apply_policy(trace, Policy()).token_ppl
+    for name in policies:
+        assert one[name]["token_ppl"] == math.exp(losses[name])
+        assert one[name]["mean_loops"] == apply_policy(trace, policies[name]).mean_loops
     assert measured_pace(list(one.values())).tokens_per_second(apply_policy(trace, Policy())) > 0
 
     two = bench_decode(model, prompts, batch_size=2, uncached=False, **sizes)
