@@ -290,7 +290,7 @@ def bench_decode_command(
     ] = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
     texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 4,
-    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 5,
+    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 9,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,

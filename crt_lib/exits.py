@@ -193,6 +193,7 @@ def run_with_exits(
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
     allowed, final = _exits_of(policy, model.config)
+    start = memory.length
     z, embedded = model.begin(ids, memory)
     active = torch.ones(rows, n, dtype=torch.bool, device=ids.device)
     loops = torch.full((rows, n), final, device=ids.device)
@@ -200,13 +201,13 @@ def run_with_exits(
     logits: Tensor | None = None
     seen: Loop | None = None
     staying = rows * n
-    for number in range(1, model.config.n_loops + 1):
+    for number in range(1, final + 1):
+        if not staying:
+            break
         layer = memory.loops[number - 1]
         if number > 1:
             before = memory.loops[number - 2]
-            if not staying:
-                layer.copy(before)
-                continue
+            layer.catch_up(before, start)
             layer.follow(before, None if staying == rows * n else active)
         after = model.apply_loop(number, z, embedded, layer)
         here = Loop(model, number, after, z, seen)

@@ -69,15 +69,20 @@ class LayerMemory:
         """For the next pass: positions not `active` (B, n) take the entries of `previous`."""
         self.previous, self.active = previous, active
 
-    def copy(self, previous: "LayerMemory") -> None:
-        """Take over all that `previous` has beyond this one, computing nothing."""
-        here = slice(self.length, previous.length)
+    def catch_up(self, previous: "LayerMemory", length: int) -> None:
+        """Take over from `previous` what all tokens before `length` left there, if this is behind.
+
+        A loop that nobody runs is not written; it is made up for when somebody does.
+        """
+        if self.length >= length:
+            return
+        here = slice(self.length, length)
         self.keys[:, :, here] = previous.keys[:, :, here]
         self.values[:, :, here] = previous.values[:, :, here]
         for mine, other in zip(self.convolutions, previous.convolutions, strict=True):
-            there = slice(mine.reach + self.length, mine.reach + previous.length)
+            there = slice(mine.reach + self.length, mine.reach + length)
             mine.inputs[:, there] = other.inputs[:, there]
-        self.length = previous.length
+        self.length = length
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add (B, heads, n, head_dim) each; all keys, all values, and who attends to whom."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.compare import compare_arms
+from crt_lib.exits import CRITERIA
 from crt_lib.files import InputError, write_text
 from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.runs import load_run, read_rows
@@ -204,11 +205,44 @@ def costliest_operations(results: Path) -> str:
     )
 
 
+def decoding(results: Path) -> str:
+    """`crt bench decode` on `crt2` at small: a row a way, speed for each batch size."""
+    rows = read_rows(results / "small" / "crt2" / "decode.csv")
+    batches = sorted({row["batch"] for row in rows})
+    ways = {row["way"]: row for row in reversed(rows)}  # the first batch size's, of each
+    plain = [way for way in ways if way in CRITERIA and ways[way]["tau"] is None]
+    shown = [way for way in dict.fromkeys(row["way"] for row in rows) if way not in plain]
+    body = []
+    for way in shown:
+        row = ways[way]
+        cost = f"{row['multiply_adds'] / 1e6:.2f}M" if row["multiply_adds"] else ""
+        line = [way, f"{row['mean_loops']:.2f}" if row["mean_loops"] else "", cost]
+        line.append(f"{row['token_ppl']:.2f}" if row["token_ppl"] else "")
+        for batch in batches:
+            (own,) = [r for r in rows if (r["way"], r["batch"]) == (way, batch)] or [None]
+            said = f"{own['tokens_per_second']:.0f} ({own['speedup']:.2f}x)" if own else ""
+            line.append(said)
+        body.append(line)
+    head = ["decoding", "mean loops", "multiply-adds", "test PPL"]
+    head += [f"tokens/s, {batch} at a time" for batch in batches]
+    first = rows[-1]
+    where = f"{first['device']}, {first['threads']} threads, {first['precision']}"
+    asking = [way for way in CRITERIA if way in plain]
+    return (
+        _table(head, body)
+        + f"\n\n{first['new_tokens']} new tokens, greedy, medians of {first['rounds']} rounds "
+        f"({where}); in brackets the speed against full depth in the same round. Criteria are "
+        f"calibrated to lose at most 0.5 % of the PPL; {', '.join(asking)} then take a fixed "
+        "exit, because asking them costs more than it saves."
+    )
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "small": small_results,
     "recipe": recipe_comparison,
     "bench": training_benchmark,
     "step": costliest_operations,
+    "decode": decoding,
 }
 
 
