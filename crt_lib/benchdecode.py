@@ -75,7 +75,8 @@ def bench_decode(
     `batch_size` of them at a time, one batch after the other.
 
     The ways take turns, `repeats` rounds: tokens/s is of the median round, `speedup` the median of
-    the ratios within a round; the ways without a cache take only `UNCACHED_ROUNDS` turns. A policy that is equal to an earlier one is not timed again.
+    the ratios within a round; the ways without a cache take only `UNCACHED_ROUNDS` turns. A policy
+    that is equal to an earlier one is not timed again.
     """
     prompts = [list(prompt) for prompt in prompts]
     if not prompts or len(prompts) % batch_size:

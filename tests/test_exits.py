@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import COMBINATIONS, OPTIONS, TINY, random_ids, random_model
+from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, TINY, random_ids, random_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from crt_lib import InputError
 from crt_lib.exits import CRITERIA, Loop, Policy, run_with_exits
@@ -127,6 +129,21 @@ def test_padding_on_the_left_changes_nothing(changes):
             together.logits[i, -1], alone.logits[0, -1], atol=1e-5, rtol=1e-5
         )
         assert together.loops[i, -1] == alone.loops[0, -1]
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])
+def test_a_step_costs_the_same_however_long_the_text_is(changes):
+    """Beyond attention, which reads a key and a value of every token in every block."""
+    model, ids = random_model(**causal(changes)), random_ids(1, 50)
+    config, counts = model.config, {}
+    for length in (10, 40):
+        memory = Memory(config, 1, 50, model.loop_encoding)
+        run_with_exits(model, ids[:, :length], Policy(), memory)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run_with_exits(model, ids[:, length : length + 1], Policy(), memory)
+        counts[length] = counter.get_total_flops()
+    blocks = config.n_prelude + config.n_loops
+    assert counts[40] - counts[10] == 30 * blocks * 2 * 2 * config.d_model  # keys and values
 
 
 def test_some_tokens_leave_and_some_stay():
