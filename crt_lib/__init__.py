@@ -1,6 +1,6 @@
 """CRT: recursive language models with early exit, reproduced, audited and corrected."""
 
-from crt_lib.audit import causality_report
+from crt_lib.causality import causality_report
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.corpus import load_corpus
 from crt_lib.decode import generate

@@ -167,17 +167,34 @@ def gate(
 
 @app.command()
 def audit(
-    model: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A run's folder, a checkpoint, hf:<folder> or <module>:<name>."),
+    ],
     length: Annotated[int, typer.Option(help="Tokens in the probe.", min=2)] = 24,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Where the model does not say it.", min=2)
+    ] = None,
+    only_causality: Annotated[
+        bool, typer.Option("--only-causality", help="Neither parameters nor speed.")
+    ] = False,
 ) -> None:
-    """Say whether a checkpoint's predictions depend on later tokens; exit code 1 if they do."""
-    from crt_lib.audit import causality_report
-    from crt_lib.checkpoint import load_model
-    from crt_lib.runs import find_checkpoint
+    """Does a model see the tokens it is asked to predict? Exit code 1 if it does.
 
-    loaded = load_model(find_checkpoint(model))
-    report = causality_report(loaded, loaded.config.vocab_size, length=length)
+    Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters and speed.
+    """
+    from torch import nn
+
+    from crt_lib.audit import causality_report, parameter_report, speed_report
+    from crt_lib.targets import load_target
+
+    target = load_target(model, vocab_size)
+    report = causality_report(target.model, target.vocab_size, length=length)
     typer.echo(str(report))
+    if not only_causality:
+        if isinstance(target.model, nn.Module):
+            typer.echo(f"\n{parameter_report(target.model)}")
+        typer.echo(f"\n{speed_report(target.model, target.vocab_size, seq_len=length)}")
     raise typer.Exit(int(report.leaks))
 
 
@@ -219,6 +236,20 @@ def search(
         tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
         run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
+
+
+@app.command()
+def claims(
+    results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
+) -> None:
+    """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
+    from crt_lib.claims import summary, write_claims
+
+    rows = write_claims(results)
+    for row in rows:
+        values = " | ".join(row[name] for name in ("paper", "released", "honest"))
+        typer.echo(f"{row['id']} {row['verdict']:<24} {row['claim']}: {values}")
+    typer.echo(summary(rows))
 
 
 @app.command()

@@ -6,7 +6,7 @@ of batch means. Deployable: each token predicted with nothing after it in the in
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from crt_lib.model import CRT
 from crt_lib.tokenizer import TokenSplit
 
 Protocol = Literal["honest", "released"]
+Model = nn.Module | Callable[..., Any]  # ids (B, T) to logits, as `logits_of` reads them
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Model,
     split: TokenSplit,
     eot_id: int,
     *,
@@ -76,8 +77,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a split at every exit at once, on the model's device, in evaluation mode.
 
-    `model`: a CRT, or any module from ids (B, T) to logits (B, T, V), or to an object that has them
-    as `.logits`.
+    `model`: a CRT, or anything that `logits_of` reads.
     `seq_len` positions a window (384 is the released length of a line); with `stride` < seq_len
     honest windows overlap, and a token is scored with at least seq_len - stride tokens of context.
     `max_tokens`: only the first so many tokens (honest protocol), with no words or bytes to report.
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def evaluate_lines(
-    model: nn.Module,
+    model: Model,
     lines: Sequence[np.ndarray],
     eot_id: int,
     *,
@@ -121,7 +121,7 @@ def evaluate_lines(
 
 
 def evaluate_deployable(
-    model: nn.Module,
+    model: Model,
     ids: np.ndarray,
     eot_id: int,
     *,
@@ -151,20 +151,38 @@ def evaluate_deployable(
 
 
 @torch.inference_mode()
-def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
+def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
     if isinstance(model, CRT | GPT2):
         return model(inputs, targets=targets, reduction="none")
-    logits = model(inputs)
-    logits = getattr(logits, "logits", logits)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED, reduction="none"
-    )
-    return {0: losses.view(targets.shape)}
+    flat = {"ignore_index": NOT_SCORED, "reduction": "none"}
+    return {
+        loop: F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), **flat).view(
+            targets.shape
+        )
+        for loop, logits in logits_of(model, inputs).items()
+    }
+
+
+def logits_of(model: Model, ids: Tensor, **labels: Tensor) -> dict[int, Tensor]:
+    """Logits (B, T, V) by exit of anybody's model, 0 for a model without exits.
+
+    `model` gives them as they are, as `{exit: logits}`, or as an object's `.logits`.
+    """
+    output = model(ids, **labels)
+    if isinstance(output, dict) and output and all(isinstance(key, int) for key in output):
+        return output
+    return {0: getattr(output, "logits", output)}
+
+
+def device_of(model: Model) -> torch.device:
+    """That of its parameters; the CPU for a function."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
 
 
 def _evaluate_released(
-    model: nn.Module, split: TokenSplit, eot_id: int, seq_len: int, batch_size: int
+    model: Model, split: TokenSplit, eot_id: int, seq_len: int, batch_size: int
 ) -> Evaluation:
     rows = evaluation_lines(split.lines, seq_len, batch_size, eot_id)
     means: dict[int, list[float]] = {}
@@ -179,7 +197,7 @@ def _evaluate_released(
     return Evaluation("released", {loop: float(np.mean(m)) for loop, m in means.items()}, tokens)
 
 
-def _sum_losses(model: nn.Module, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
+def _sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
     total: dict[int, float] = {}
     tokens = 0
     for losses, targets in _losses(model, batches):
@@ -192,24 +210,26 @@ def _sum_losses(model: nn.Module, batches: Iterable[Batch]) -> tuple[dict[int, f
 
 
 def scored_losses(
-    model: nn.Module, batches: Iterable[Batch]
+    model: Model, batches: Iterable[Batch]
 ) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
     """Of each batch the losses (B, T) by exit, and which of them count, in order of the text."""
     for losses, targets in _losses(model, batches):
         yield losses, targets != NOT_SCORED
 
 
-def _losses(model: nn.Module, batches: Iterable[Batch]):
+def _losses(model: Model, batches: Iterable[Batch]):
     """(losses by exit, targets) of each batch, the model in evaluation mode meanwhile."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    model.eval()
+    device = device_of(model)
+    was_training = isinstance(model, nn.Module) and model.training
+    if was_training:
+        model.eval()
     try:
         for batch in batches:
             targets = batch.targets.to(device)
             yield token_losses(model, batch.inputs.to(device), targets), targets
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()
 
 
 def _exp(nats: float) -> float:

@@ -6,6 +6,7 @@ Diagrams of the model and of batches are in `crt_lib.diagrams`. Rows are the dic
 
 import functools
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from crt_lib.audit import CausalityReport
 from crt_lib.batches import MIN_LINE
+from crt_lib.causality import CausalityReport
 from crt_lib.files import InputError, atomic_path
 from crt_lib.manifest import checkout_root
 
@@ -235,6 +236,24 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
         ax.set(xlabel=f"tokens seen ({word})", title=title)
     axes[0].set_ylabel("loss (nats a token)")
     axes[1].legend()
+    return figure
+
+
+@styled
+def below_the_floor(runs: Mapping[str, Rows], floor: float) -> Figure:
+    """The last exit's loss on training batches, a line a run, and the entropy of the text.
+
+    `runs`: metrics by name; `floor`: nats a token that no causal model can score below.
+    """
+    figure, (ax,) = _axes(6.5, 3.2)
+    for (name, metrics), color in zip(runs.items(), (VERMILION, BLUE, GREEN), strict=False):
+        last = max(int(key[5:]) for key in metrics[0] if re.fullmatch(r"loss_\d+", key))
+        rows = [row for row in metrics if f"loss_{last}" in row]
+        losses = _running_mean(np.array([row[f"loss_{last}"] for row in rows]), len(rows) // 50)
+        ax.plot([row["tokens"] / 1e3 for row in rows], losses, color=color, label=name)
+    ax.axhline(floor, color=BLACK, linestyle="--", label="entropy of the text")
+    ax.set(xlabel="tokens seen (thousand)", ylabel="training loss (nats a token)", ylim=(0, None))
+    ax.legend()
     return figure
 
 

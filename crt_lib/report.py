@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crt_lib.claims import judge_claims, summary
 from crt_lib.compare import compare_arms
 from crt_lib.exits import CRITERIA
 from crt_lib.files import InputError, write_text
@@ -237,7 +238,23 @@ def decoding(results: Path) -> str:
     )
 
 
+def claims_summary(results: Path) -> str:
+    """The ledger's counts, and the rows that the paper's title and abstract rest on."""
+    rows = judge_claims(results)
+    shown = [row for row in rows if row["id"] in HEADLINES]
+    names = ("claim", "paper", "released", "honest", "verdict")
+    table = _table(
+        ["claim", "the paper", "as the paper scored", "honestly", "verdict"],
+        [[str(row[name]) for name in names] for row in shown],
+    )
+    return f"{table}\n\n{summary(rows)} All of them: [results/claims.md](results/claims.md)."
+
+
+HEADLINES = ("C01", "C06", "C07", "C08", "C12", "C18", "C20", "C23")
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "claims": claims_summary,
     "small": small_results,
     "recipe": recipe_comparison,
     "bench": training_benchmark,

@@ -1,63 +1,170 @@
-"""The causality probe: it clears what is causal and finds what is not."""
+"""Reports on anybody's model: padding, speed, parameters, the entropy floor; models by name."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from tiny_models import random_model
 
-from crt_lib import CRT, causality_report, load_profile
+from crt_lib import InputError, load_corpus, load_tokenizer, tokenize
+from crt_lib.accounting import multiply_adds
+from crt_lib.audit import entropy_floor, padding_report, parameter_report, speed_report
+from crt_lib.config import ModelConfig
+from crt_lib.model import CRT, count_parameters
+from crt_lib.targets import load_target
 
-CONFIG = load_profile("smoke", "paper").model.replace(vocab_size=31)
+VOCAB = 37
+LINES = [np.random.default_rng(i).integers(1, VOCAB, 5 + 3 * i) for i in range(8)]
 
 
-def report(**changes):
+def gpt2():
+    from transformers import GPT2Config as Config
+    from transformers import GPT2LMHeadModel
+
     torch.manual_seed(0)
-    return causality_report(CRT(CONFIG.replace(**changes)), 31, length=17)
+    return GPT2LMHeadModel(
+        Config(vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=64, bos_token_id=0)
+    ).eval()
 
 
-def test_the_causal_model_is_clear_at_every_exit():
-    clear = report()
-    assert not clear.leaks
-    assert clear.first_leaking_offset is clear.furthest_leaking_offset is None
-    assert set(clear.changes) == {1, 2, 3, 4}
-    assert "verdict: causal" in str(clear)
-    for matrix in clear.changes.values():
-        assert (matrix.diagonal() > 0).all(), "a token that moves nothing: the probe is blind"
+def uniform(ids):
+    return torch.zeros(*ids.shape, VOCAB)
 
 
-def test_the_symmetric_model_is_convicted():
-    leaking = report(causal=False)
-    assert leaking.leaks
-    assert leaking.first_leaking_offset == 1
-    assert "verdict: sees the future" in str(leaking)
+@pytest.mark.parametrize("make", [lambda: random_model(), gpt2, lambda: uniform])
+def test_padding_that_is_not_scored_changes_nothing_for_a_causal_model(make):
+    report = padding_report(make(), LINES, 0, seq_len=20)
+    real = sum(min(len(line), 20) - 1 for line in LINES)
+    assert report.share == pytest.approx(1 - real / (len(LINES) * 19))
+    for loop in report.scored:
+        assert report.ignored[loop] == pytest.approx(report.absent[loop], rel=1e-5)
+    assert "padding is" in str(report) and len(str(report).splitlines()) == 2 + len(report.scored)
 
 
-def test_how_far_one_symmetric_cycle_looks_ahead():
-    """Dilation 4, once: 4 tokens ahead, and through attention there the 3 before them too."""
-    leaking = report(
-        causal=False, n_loops=1, exit_loops=(), n_cycles=1, n_embed_cycles=0, dilations=(4,)
-    )
-    assert (leaking.first_leaking_offset, leaking.furthest_leaking_offset) == (1, 4)
+def test_padding_that_is_learned_lowers_the_loss():
+    def knows_padding(ids):
+        """After padding comes padding; of the rest it knows nothing."""
+        logits = torch.zeros(*ids.shape, VOCAB)
+        logits[..., 0] = torch.where(ids == 0, 20.0, 0.0)
+        return logits
+
+    report = padding_report(knows_padding, LINES, 0, seq_len=40)
+    assert report.ignored[0] == pytest.approx(np.log(VOCAB), rel=1e-5)
+    assert report.scored[0] < 0.6 * report.ignored[0]
 
 
-class LooksAhead(nn.Module):
-    """Any model from ids to logits can be probed; this one reads its labels."""
-
-    def forward(self, ids):
-        return nn.functional.one_hot(ids.roll(-1, 1), 31).float()
-
-
-def test_models_of_others():
-    assert causality_report(LooksAhead(), 31).first_leaking_offset == 1
-
-    class Noise(nn.Module):
-        def forward(self, ids):
-            return torch.randn(*ids.shape, 31)
-
-    with pytest.raises(ValueError, match="random"):
-        causality_report(Noise(), 31)
-
-
-def test_training_mode_is_left_as_it_was():
-    model = CRT(CONFIG).train()
-    causality_report(model, 31, length=4)
+def test_speed_by_count_is_torchs_count():
+    model = random_model().train()
+    config = model.config
+    report = speed_report(model, VOCAB, seq_len=16, repeats=1)
     assert model.training
+    assert [row["exit"] for row in report.rows] == list(config.head_loops)
+    for row in report.rows:
+        loop = row["exit"]
+        assert row["claimed"] == config.n_loops / loop and row["seconds"] > 0
+        taps = 3 * config.d_model * (loop * config.n_cycles + config.n_embed_cycles)
+        assert row["counted"] == pytest.approx(row["multiply_adds"] - taps)
+        assert row["with_heads"] >= row["multiply_adds"]
+    whole = sum(multiply_adds(config, 16, config.head_loops).values())
+    assert report.rows[-1]["with_heads"] == whole
+    assert "claimed" in str(report)
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda: uniform])
+def test_speed_of_a_model_without_exits(make):
+    (row,) = speed_report(make(), VOCAB, seq_len=8, repeats=1).rows
+    assert row["exit"] == 0 and row["multiply_adds"] is None and row["seconds"] > 0
+    assert (row["counted"] > 0) == (make is gpt2)
+
+
+def test_the_papers_parameters():
+    report = parameter_report(ModelConfig(head_sharing="separate", causal=False))
+    assert report.total == report.sharings["separate"] == 143_516_928
+    assert report.sharings["shared_aux"] == 92_053_760
+    assert f"{92_053_760:,}" in str(report)
+
+
+def test_parameters_that_are_used_twice_count_once():
+    model = gpt2()
+    report = parameter_report(model)
+    assert report.total == count_parameters(model)
+    assert report.untied == report.total + VOCAB * 16  # the head is the embedding
+    tiny = random_model()
+    assert parameter_report(tiny).total == count_parameters(tiny)
+    with pytest.raises(InputError, match="no parameters"):
+        parameter_report(uniform)
+
+
+@pytest.fixture(scope="module")
+def grammar():
+    corpus = load_corpus("grammar")
+    return tokenize(corpus, load_tokenizer("bpe:300", corpus))
+
+
+def test_below_the_entropy_is_proof(grammar):
+    vocabulary = grammar.tokenizer.vocab_size
+
+    class Peeks(torch.nn.Module):
+        def forward(self, ids):
+            return 20.0 * F.one_hot(ids.roll(-1, 1), vocabulary)
+
+    report = entropy_floor(Peeks(), grammar, "valid")
+    assert report.leaks and "below the entropy" in str(report)
+    assert report.own == pytest.approx(report.rate, rel=0.05)
+
+
+def test_a_causal_model_is_above_the_entropy(grammar):
+    config = random_model().config.replace(
+        vocab_size=grammar.tokenizer.vocab_size, n_loops=1, exit_loops=()
+    )
+    torch.manual_seed(0)
+    report = entropy_floor(CRT(config), grammar, "valid")
+    assert not report.leaks and report.above[1] > 0
+    assert "verdict: no proof" in str(report)
+
+
+def test_only_the_grammar_has_a_known_entropy(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text("some words\n" * 50)
+    corpus = load_corpus(str(tmp_path))
+    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
+    with pytest.raises(InputError, match="only the entropy of grammar"):
+        entropy_floor(random_model(), data)
+
+
+def test_models_by_name(tmp_path, monkeypatch):
+    gpt2().save_pretrained(tmp_path / "theirs")
+    target = load_target(f"hf:{tmp_path / 'theirs'}")
+    assert target.vocab_size == VOCAB
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(target.model(ids).logits, gpt2()(ids).logits)
+
+    (tmp_path / "somebodys.py").write_text(
+        "import torch\n"
+        "def logits(ids):\n    return torch.zeros(*ids.shape, 9)\n"
+        "def build():\n    return torch.nn.Embedding(9, 9)\n"
+        "made = build()\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    try:
+        for name in ("logits", "build", "made"):
+            found = load_target(f"somebodys:{name}", vocab_size=9)
+            assert found.model(ids).shape == (1, 6, 9)
+        with pytest.raises(InputError, match="give --vocab-size"):
+            load_target("somebodys:logits")
+        with pytest.raises(InputError, match="neither a model nor a function"):
+            load_target("somebodys:number", 9)
+        with pytest.raises(InputError, match="cannot be imported"):
+            load_target("somebodys:nothing", 9)
+        with pytest.raises(InputError, match="cannot be imported"):
+            load_target("nobodys:logits", 9)
+    finally:
+        sys.modules.pop("somebodys", None)
+    with pytest.raises(InputError, match="not a folder"):
+        load_target("hf:nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="not a causal model"):
+        load_target(f"hf:{tmp_path / 'empty'}")

@@ -1,0 +1,129 @@
+"""The ledger: every verdict follows from files, and changes with them."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from crt_lib.claims import (
+    CLAIMS,
+    COLUMNS,
+    FAILS,
+    HOLDS,
+    LEAK,
+    UNTESTED,
+    judge_claims,
+    render_claims,
+    summary,
+)
+from crt_lib.runs import write_rows
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def test_the_ledger_is_what_the_files_say():
+    rows = judge_claims(RESULTS)
+    with (RESULTS / "claims.csv").open(newline="", encoding="utf-8") as file:
+        stored = list(csv.DictReader(file))
+    assert stored == [{name: str(row[name]) for name in COLUMNS} for row in rows], "`crt claims`"
+    assert (RESULTS / "claims.md").read_text(encoding="utf-8") == render_claims(rows)
+
+
+def test_every_claim_has_a_row():
+    assert [claim.id for claim in CLAIMS] == [f"C{i:02d}" for i in range(1, 25)]
+    rows = judge_claims(RESULTS)
+    for row in rows:
+        if row["verdict"] == UNTESTED:
+            assert row["why"], row["id"]
+        else:
+            assert row["command"] and (row["released"] or row["honest"] or row["why"]), row["id"]
+    assert summary(rows).startswith("Of the paper's 24 claims: ")
+
+
+def test_without_files_only_arithmetic_is_judged(tmp_path):
+    judged = {row["id"]: row["verdict"] for row in judge_claims(tmp_path)}
+    tested = {claim for claim, verdict in judged.items() if verdict != UNTESTED}
+    assert tested == {"C01", "C02", "C14", "C24"}
+
+
+def put_run(results, recipe, losses, profile="small"):
+    """A finished run whose exits lose these nats, on both splits and protocols."""
+    folder = results / profile / recipe
+    rows = [
+        {"split": split, "protocol": protocol, "exit": i + 1, "loss": loss}
+        for split in ("valid", "test")
+        for protocol in ("honest", "released")
+        for i, loss in enumerate(losses)
+    ]
+    write_rows(folder / "results.csv", rows)
+    manifest = {"profile": profile, "train": {"status": "done"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def verdict(results, claim):
+    return next(row["verdict"] for row in judge_claims(results) if row["id"] == claim)
+
+
+@pytest.mark.parametrize(
+    ("released", "honest", "expected"),
+    [(1.05, 300.0, LEAK), (1.05, 1.09, HOLDS), (2.0, 300.0, FAILS), (300.0, 1.0, HOLDS)],
+)
+def test_a_perplexity_is_judged_under_both_protocols(tmp_path, released, honest, expected):
+    put_run(tmp_path, "released", [math.log(released)] * 4)
+    put_run(tmp_path, "paper", [math.log(honest)] * 4)
+    for claim in ("C03", "C04", "C05", "C06", "C09"):
+        assert verdict(tmp_path, claim) == expected
+
+
+@pytest.mark.parametrize(
+    ("released", "honest", "expected"), [(0.03, 0.0, LEAK), (0.03, 0.03, HOLDS), (0.0, -0.1, FAILS)]
+)
+def test_a_last_exit_that_is_worse(tmp_path, released, honest, expected):
+    put_run(tmp_path, "released", [0.3, 0.2, 0.1, 0.1 + released])
+    put_run(tmp_path, "paper", [5.0, 5.0, 5.0, 5.0 + honest])
+    assert verdict(tmp_path, "C07") == expected
+
+
+def test_speeds_are_those_measured(tmp_path):
+    ways = {"exit 2": 2.9, "exit 4": 1.8, "exit 6": 1.3, "full depth": 1.0}
+    ways["the paper's thresholds"] = 0.9
+
+    def put(speeds, ppl):
+        rows = [
+            {"way": way, "batch": 1, "speedup": speed, "token_ppl": ppl if "thr" in way else 40.0}
+            for way, speed in speeds.items()
+        ]
+        write_rows(tmp_path / "bench" / "decode_paper.csv", rows)
+
+    put(ways, 40.0)
+    assert (verdict(tmp_path, "C08"), verdict(tmp_path, "C20")) == (FAILS, FAILS)
+    put(ways | {"exit 2": 3.7, "the paper's thresholds": 1.4}, 40.1)
+    assert (verdict(tmp_path, "C08"), verdict(tmp_path, "C20")) == (HOLDS, HOLDS)
+    put(ways | {"the paper's thresholds": 1.4}, 41.0)
+    assert verdict(tmp_path, "C20") == FAILS
+
+
+def test_the_ablation_with_and_without_the_leak(tmp_path):
+    def put(symmetric, causal):
+        rows = [{"variant": "linear", "symmetric": 6.0, "causal": 6.0}]
+        for variant in ("conv", "conv_linear"):
+            rows.append({"variant": variant, "symmetric": symmetric, "causal": causal})
+        write_rows(tmp_path / "quick" / "audit" / "table_3.csv", rows)
+
+    put(symmetric=2.0, causal=5.8)
+    assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (LEAK, LEAK)
+    put(symmetric=2.0, causal=2.0)
+    assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (HOLDS, HOLDS)
+    put(symmetric=5.0, causal=5.8)
+    assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (FAILS, FAILS)
+
+
+def test_the_largest_profile_counts(tmp_path):
+    for profile, ppl in (("quick", 300.0), ("small", 1.05)):
+        put_run(tmp_path, "released", [math.log(ppl)] * 4, profile)
+        put_run(tmp_path, "paper", [math.log(300.0)] * 4, profile)
+    assert verdict(tmp_path, "C06") == LEAK
+    put_run(tmp_path, "paper", [math.log(300.0)] * 4, "paper")  # without its other side
+    assert verdict(tmp_path, "C06") == LEAK
