@@ -18,7 +18,7 @@ from crt_lib.evaluate import evaluate
 from crt_lib.exits import Policy, evaluate_with_exits
 from crt_lib.files import InputError, sha256
 from crt_lib.model import CRT
-from crt_lib.perloop import depth_sweep, loss_above_full
+from crt_lib.perloop import above_full, depth_sweep, loss_above_full
 from crt_lib.runs import (
     RELEASED_SEQ_LEN,
     find_checkpoint,
@@ -35,11 +35,11 @@ THRESHOLDS = ("tau0", "tau_min", "decay")
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
 DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
-PAPER_TABLE_2 = {  # exit -> (validation loss, PPL) as the paper has them, its Table 2
-    2: (0.0892, 1.093),
-    4: (0.0812, 1.084),
-    6: (0.0778, 1.081),
-    8: (0.0996, 1.105),
+PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has them, its Table 2
+    2: (0.0892, 1.093, 4.0),
+    4: (0.0812, 1.084, 2.0),
+    6: (0.0778, 1.081, 1.33),
+    8: (0.0996, 1.105, 1.0),
 }
 PASSAGES = {  # written for this project, in the manner of the corpus
     "wikitext-2": (
@@ -81,11 +81,14 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     something must be made, for a corpus that cannot be had.
     """
     folder = Path(folder)
-    checkpoint = sha256(find_checkpoint(folder).read_bytes())
+    checkpoint = checkpoint_digest(folder)
     files = {name: folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")}
     tables = {name: folder / f"{name}.csv" for name in ("exits", "depth", "policies", "decode")}
-    traces = {} if fresh else _kept(files, checkpoint)
+    traces = {} if fresh else _kept(files, checkpoint, tokens)
     rows = {name: read_rows(path) for name, path in tables.items() if traces and path.is_file()}
+    if not fresh and tables["decode"].is_file():  # a long measurement is not lost with a trace
+        decode = read_rows(tables["decode"])
+        rows |= {"decode": decode} if decode[0].get("checkpoint") == checkpoint else {}
     if len(rows) == len(tables):
         model, tokenizer, trained = load_trained_model(folder)
         passage = passage_of(model, tokenizer, trained)
@@ -97,7 +100,7 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     seq_len, eot = trained["train"]["seq_len"], data.tokenizer.eot_id
     for name in () if traces else files:
         made = make_trace(model, data, name, seq_len, max_tokens=tokens)
-        made.about["checkpoint"] = checkpoint
+        made.about.update(checkpoint=checkpoint, max_tokens=tokens)
         made.save(files[name])
         traces[name] = made
     sample = data.valid.ids[: min(tokens, DEPTH_TOKENS)]
@@ -121,18 +124,27 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     for name, path in tables.items():
         if name not in rows:
             rows[name] = make[name]()
+            if name == "decode":
+                rows[name] = [{**row, "checkpoint": checkpoint} for row in rows[name]]
             write_rows(path, rows[name])
     passage = passage_of(model, data.tokenizer, trained)
     return Analysis(model, data.tokenizer, **traces, **rows, passage=passage)
 
 
-def _kept(files: dict[str, Path], checkpoint: str) -> dict[str, Trace]:
-    """The traces in `files` if all are there and of this checkpoint, else none."""
+def checkpoint_digest(path: str | Path) -> str:
+    """The SHA-256 of a run's best checkpoint, after a letter, so that no table takes it for a
+    number.
+    """
+    return "s" + sha256(find_checkpoint(path).read_bytes())
+
+
+def _kept(files: dict[str, Path], checkpoint: str, tokens: int) -> dict[str, Trace]:
+    """The traces in `files` if all are there, of this checkpoint and as long, else none."""
     if not all(path.is_file() for path in files.values()):
         return {}
     traces = {name: Trace.load(path) for name, path in files.items()}
-    same = all(trace.about.get("checkpoint") == checkpoint for trace in traces.values())
-    return traces if same else {}
+    wanted = {"checkpoint": checkpoint, "max_tokens": tokens}
+    return traces if all(wanted.items() <= t.about.items() for t in traces.values()) else {}
 
 
 def exit_table(model: CRT, data: TokenizedCorpus, seq_len: int) -> list[dict[str, Any]]:
@@ -209,12 +221,17 @@ def calibrate_taken(
 
 def taken_loss(model: CRT, data: TokenizedCorpus, trace: Trace, policy: Policy) -> float:
     """Nats a token on the tokens of `trace`, with exits taken as in decoding."""
+    return float(taken_losses(model, data, trace, policy).mean())
+
+
+def taken_losses(model: CRT, data: TokenizedCorpus, trace: Trace, policy: Policy) -> np.ndarray:
+    """As `taken_loss`, of each token (N,)."""
     if policy.criterion is None:  # all tokens leave at one exit: as the trace has it
-        return apply_policy(trace, policy).loss
+        exit_of = apply_policy(trace, policy).exit[:, None]
+        return np.take_along_axis(trace.loss, exit_of, 1)[:, 0].astype(np.float64)
     ids = data.split(trace.about["split"]).ids[: len(trace.loss)]
     eot = data.tokenizer.eot_id
-    loss, _ = evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)
-    return loss
+    return evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)[0]
 
 
 def judge_policies(
@@ -223,12 +240,16 @@ def judge_policies(
     """A row a policy of `named_policies`, `chance` and the oracle: its loss and cost on `test`.
 
     `above`, `low` and `high`: nats a token above full depth as the trace has it, with the interval
-    over documents. `taken`: nats a token with exits taken as in decoding, on the same tokens.
+    over documents. `taken`: nats a token with exits taken as in decoding, on the same tokens;
+    `taken_above`, `taken_low`, `taken_high`: those above full depth.
     """
     rows = []
     for name, policy in named_policies(model, data, valid).items():
         row = _row(name, test, apply_policy(test, policy))
-        row["taken"] = taken_loss(model, data, test, policy)
+        taken = taken_losses(model, data, test, policy)
+        above = above_full(test, taken)
+        row["taken"] = float(taken.mean())
+        row |= {"taken_above": above.mean, "taken_low": above.low, "taken_high": above.high}
         row |= {"criterion": policy.criterion, "last": policy.fixed}
         if policy.criterion:
             row |= {name: getattr(policy, name) for name in THRESHOLDS}
@@ -263,5 +284,5 @@ def _row(name: str, trace: Trace, outcome: Any) -> dict[str, Any]:
         "heads": outcome.heads,
         "multiply_adds": outcome.multiply_adds,
         "shares": shares,
-        "taken": None,
+        **dict.fromkeys(("taken", "taken_above", "taken_low", "taken_high")),
     }

@@ -21,6 +21,7 @@ from crt_lib.trace import Outcome, Trace, apply_policy
 
 Way = Callable[[list[list[int]], int], Any]
 COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl", "decoded_loops", "decoded_heads")
+COLUMNS += ("decoded_asks",)
 COLUMNS += ("accepted",)
 FULL = "full depth"
 UNCACHED_ROUNDS = 2  # they are the slowest by far, and vary least
@@ -28,15 +29,19 @@ UNCACHED_ROUNDS = 2  # they are the slowest by far, and vary least
 
 @dataclass(frozen=True)
 class Pace:
-    """Measured time a token: seconds, those of each loop, and those of each vocabulary head."""
+    """Measured seconds a token: of each loop, vocabulary head and question to a criterion, and of
+    all else.
+    """
 
     fixed: float
     loop: float
     head: float
+    ask: float = 0.0
 
     def tokens_per_second(self, outcome: Outcome) -> float:
         """Of a policy whose tokens run these loops and ask these heads."""
-        return 1 / (self.fixed + self.loop * outcome.mean_loops + self.head * outcome.heads)
+        spent = self.loop * outcome.mean_loops + self.head * outcome.heads
+        return 1 / (self.fixed + spent + self.ask * outcome.asks)
 
 
 def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
@@ -45,11 +50,15 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
     Raises InputError when there are fewer than three cached ways with exits among them.
     """
     cached = [row for row in rows if row["batch"] == 1 and "no cache" not in row["way"]]
-    fit = [row for row in cached if row.get("decoded_loops") is not None]
+    names = ("decoded_loops", "decoded_heads", "decoded_asks")
+    fit = {  # a way that is the same as another was timed once
+        (1.0, *(row[name] for name in names)): 1 / row["tokens_per_second"]
+        for row in cached
+        if row.get("decoded_loops") is not None
+    }
     if len(fit) < 3:
         raise InputError("a pace needs three or more measured ways of decoding one text at a time")
-    known = np.array([[1.0, row["decoded_loops"], row["decoded_heads"]] for row in fit])
-    seconds = np.array([1 / row["tokens_per_second"] for row in fit])
+    known, seconds = np.array(list(fit)), np.array(list(fit.values()))
     return Pace(*map(float, np.linalg.lstsq(known, seconds, rcond=None)[0]))
 
 
@@ -136,11 +145,19 @@ def first_prompts(
 
 
 def _decoded(model: CRT, policy: Policy, made: Sequence[Generated]) -> dict[str, float]:
-    """Mean loops and vocabulary heads of the tokens that were made."""
+    """Mean loops, vocabulary heads and questions of the tokens that were made, by any exit."""
     loops = [loop for one in made for loop in one.loops]
-    asks = policy.criterion is not None and CRITERIA[policy.criterion].heads
-    heads = [1 + model.config.head_loops.index(loop) if asks else 1 for loop in loops]
-    return {"decoded_loops": float(np.mean(loops)), "decoded_heads": float(np.mean(heads))}
+    last = policy.fixed or model.config.n_loops
+    before = [loop for loop in model.config.head_loops if loop < last]
+    asks = [sum(own <= loop for own in before) if policy.criterion else 0 for loop in loops]
+    with_head = policy.criterion is not None and CRITERIA[policy.criterion].heads
+    # the head that was asked at the exit that a token leaves by is the one that predicts
+    heads = [n + (loop == last) if with_head else 1 for n, loop in zip(asks, loops, strict=True)]
+    return {
+        "decoded_loops": float(np.mean(loops)),
+        "decoded_heads": float(np.mean(heads)),
+        "decoded_asks": float(np.mean(asks)),
+    }
 
 
 def _ways(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:

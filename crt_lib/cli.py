@@ -137,7 +137,7 @@ def generate(
     if draft_loop is not None and policy.leaves:
         raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
     model, tokenizer, _ = load_trained_model(checkpoint)
-    ids = [tokenizer.encode(prompt).tolist() or [tokenizer.eot_id] for prompt in prompts]
+    ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
         draft = Speculation(model, draft_loop)
         made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
@@ -329,7 +329,7 @@ def bench_decode_command(
     """Decoding without a cache, with it, with exits, speculated, and by a GPT-2 of the size."""
     import torch
 
-    from crt_lib.analysis import named_policies, taken_loss
+    from crt_lib.analysis import checkpoint_digest, named_policies, taken_loss
     from crt_lib.benchdecode import bench_decode, first_prompts
     from crt_lib.runs import gate_run, load_trained, write_rows
     from crt_lib.trace import make_trace
@@ -349,6 +349,8 @@ def bench_decode_command(
     for batch_size in batch_sizes or [1]:
         prompts = first_prompts(data, seq_len, -(-texts // batch_size) * batch_size)
         rows += bench_decode(model, prompts, policies, losses, test, batch_size=batch_size, **how)
+    digest = checkpoint_digest(checkpoint)
+    rows = [{**row, "checkpoint": digest} for row in rows]
     for row in rows:
         typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
     if out is not None:

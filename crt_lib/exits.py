@@ -56,12 +56,14 @@ class Criterion:
     """A named score (B, n) in [0, 1], high where a token may leave, and the heads it asks.
 
     `heads`: vocabulary heads that must be computed for a token to ask once; the head of the exit
-    it leaves by is computed anyway.
+    it leaves by is computed anyway. `compares`: also the head of the exit before, if it was not
+    asked there.
     """
 
     name: str
     heads: int
     score: Score
+    compares: bool = False
 
 
 def confidence(loop: Loop) -> Tensor:
@@ -115,8 +117,8 @@ CRITERIA = {
         Criterion("certainty", 1, certainty),
         Criterion("similarity", 0, similarity),
         Criterion("gate", 0, gate),
-        Criterion("stability", 1, stability),
-        Criterion("agreement", 1, agreement),
+        Criterion("stability", 1, stability, compares=True),
+        Criterion("agreement", 1, agreement, compares=True),
     )
 }
 
@@ -216,9 +218,11 @@ def run_with_exits(
             leaving, count = active, staying
         elif number in allowed:
             leaving = active & policy.passes(here)
-            seen, count = here, int(leaving.sum())
+            count = int(leaving.sum())
         else:
-            continue
+            count = 0
+        if number in model.config.head_loops:
+            seen = here
         if not count:
             continue
         if count == rows * n or leaving[:, keep].any():
@@ -243,12 +247,12 @@ def evaluate_with_exits(
     *,
     seq_len: int,
     batch_size: int = 8,
-) -> tuple[float, np.ndarray]:
-    """Nats a token (honest protocol) with exits taken as in decoding, and each token's exit loop.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each token's nats (honest protocol) with exits taken as in decoding, and its exit loop.
 
     Unlike a trace's, the context of a token has left too where the policy let it.
     """
-    total, loops = 0.0, []
+    nats, loops = [], []
     device = model.loop_encoding.device
     was_training = model.training
     model.eval()
@@ -260,8 +264,8 @@ def evaluate_with_exits(
             losses = F.cross_entropy(
                 exited.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
             )
-            total += losses.view(targets.shape)[scored].double().sum().item()
+            nats.append(losses.view(targets.shape)[scored].double().cpu().numpy())
             loops.append(exited.loops[scored].cpu().numpy())
     finally:
         model.train(was_training)
-    return total / sum(map(len, loops)), np.concatenate(loops)
+    return np.concatenate(nats), np.concatenate(loops)

@@ -61,12 +61,20 @@ def look(trace: Trace, policy: Policy | None, pace: Pace | None = None) -> View:
     )
 
 
-def preset(name: str, trace: Trace, criterion: str) -> Policy | None:
-    """The policy of a preset; None is the oracle. Raises InputError for an unknown name."""
+def preset(
+    name: str, trace: Trace, criterion: str, calibrated: Mapping[str, Policy] | None = None
+) -> Policy | None:
+    """The policy of a preset; None is the oracle. Raises InputError for an unknown name.
+
+    "calibrated" is that of `criterion` in `calibrated`, else calibrated on `trace` alone, which
+    does not know what decoding loses besides.
+    """
     match name:
         case "paper":
             return Policy("confidence")
         case "calibrated":
+            if calibrated and criterion in calibrated:
+                return calibrated[criterion]
             return calibrate(trace, criterion, ALLOWED)
         case "full depth":
             return Policy()
@@ -120,13 +128,14 @@ def explore(
     passage: Trace | None = None,
     pace: Pace | None = None,
     valid: Trace | None = None,
+    calibrated: Mapping[str, Policy] | None = None,
 ) -> Any:
     """The widgets of an `Explorer`, to be displayed. Works with ipywidgets 7.7 and 8.
 
-    `passage` comes from `make_passage`, `pace` from `benchdecode.measured_pace`; thresholds are
-    calibrated on `valid`, or on `trace` itself where there is none.
+    `passage` comes from `make_passage`, `pace` from `benchdecode.measured_pace`, `calibrated` from
+    `analysis.policies_of`; without it thresholds are calibrated on `valid`, or on `trace` itself.
     """
-    return Explorer(trace, passage, pace, valid).box
+    return Explorer(trace, passage, pace, valid, calibrated).box
 
 
 class Explorer:
@@ -138,10 +147,12 @@ class Explorer:
         passage: Trace | None = None,
         pace: Pace | None = None,
         valid: Trace | None = None,
+        calibrated: Mapping[str, Policy] | None = None,
     ):
         import ipywidgets as w
 
         self.trace, self.passage, self.pace, self.valid = trace, passage, pace, valid or trace
+        self.calibrated = calibrated
         self.curves = curves_of(trace)
         self._quiet = False
 
@@ -220,11 +231,14 @@ class Explorer:
         return view
 
     def _preset_chosen(self, change: Mapping[str, Any]) -> None:
-        if self._quiet or change["new"] == "own":
+        if self._quiet:
+            return
+        if change["new"] == "own":
+            self.show(self.policy())
             return
         if change["new"] == "paper":
             self._set(self.criterion, "confidence")
-        policy = preset(change["new"], self.valid, self.criterion.value)
+        policy = preset(change["new"], self.valid, self.criterion.value, self.calibrated)
         if policy is not None:
             for name in ("tau0", "tau_min", "decay"):
                 self._set(getattr(self, name), getattr(policy, name))

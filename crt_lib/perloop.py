@@ -40,8 +40,12 @@ def exit_losses(trace: Trace) -> list[dict[str, Any]]:
 
 def loss_above_full(trace: Trace, outcome: Outcome) -> Interval:
     """Nats a token that a policy loses against full depth, with its interval over documents."""
-    own = np.take_along_axis(trace.loss, outcome.exit[:, None], 1)
-    (interval,) = _by_document(trace, own - trace.loss[:, -1:])
+    return above_full(trace, np.take_along_axis(trace.loss, outcome.exit[:, None], 1)[:, 0])
+
+
+def above_full(trace: Trace, losses: np.ndarray) -> Interval:
+    """As `loss_above_full`, for the losses (N,) of the trace's tokens however they came about."""
+    (interval,) = _by_document(trace, (losses - trace.loss[:, -1])[:, None])
     return interval
 
 

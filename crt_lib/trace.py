@@ -228,6 +228,7 @@ class Outcome:
     loss: float  # nats a token
     mean_loops: float
     heads: float  # vocabulary heads computed a token
+    asks: float  # times that the criterion was asked a token
     multiply_adds: float  # a token, those heads included
     shares: tuple[float, ...]  # of the tokens, by exit
 
@@ -245,20 +246,23 @@ def apply_policy(trace: Trace, policy: Policy) -> Outcome:
         if loop not in trace.loops:
             raise InputError(f"exit {loop} is not in the trace, which has {trace.loops}")
     exit_of = np.full(len(trace.loss), trace.loops.index(last), dtype=np.int64)
-    asked = np.zeros(len(trace.loss))  # vocabulary heads
+    asked, asks = np.zeros(len(trace.loss)), np.zeros(len(trace.loss))  # heads; questions
     if policy.criterion is not None:
-        scores, heads = _scores(trace, policy.criterion), CRITERIA[policy.criterion].heads
+        scores, criterion = _scores(trace, policy.criterion), CRITERIA[policy.criterion]
+        heads = criterion.heads
         staying = np.ones(len(trace.loss), dtype=bool)
         for i, loop in enumerate(trace.loops):
             if loop not in allowed or loop >= last:
                 continue
-            asked[staying] += heads
+            unseen = criterion.compares and i > 0 and trace.loops[i - 1] not in allowed
+            asked[staying] += heads + unseen
+            asks[staying] += 1
             leaving = staying & (scores[:, i] >= policy.threshold(loop))
             exit_of[leaving] = i
             if heads:  # the head that was asked is the one that predicts
                 asked[leaving] -= 1
             staying &= ~leaving
-    return _outcome(trace, exit_of, asked + 1)
+    return _outcome(trace, exit_of, asked + 1, asks)
 
 
 def _scores(trace: Trace, criterion: str) -> np.ndarray:
@@ -276,7 +280,9 @@ def oracle(trace: Trace) -> Outcome:
     return _outcome(trace, first, np.ones(len(first)))
 
 
-def _outcome(trace: Trace, exit_of: np.ndarray, heads: np.ndarray) -> Outcome:
+def _outcome(
+    trace: Trace, exit_of: np.ndarray, heads: np.ndarray, asks: np.ndarray | None = None
+) -> Outcome:
     without, head = trace.costs
     loops = np.array(trace.loops)[exit_of]
     counts = np.bincount(exit_of, minlength=len(trace.loops))
@@ -285,6 +291,7 @@ def _outcome(trace: Trace, exit_of: np.ndarray, heads: np.ndarray) -> Outcome:
         loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
         mean_loops=float(loops.mean()),
         heads=float(heads.mean()),
+        asks=0.0 if asks is None else float(asks.mean()),
         multiply_adds=float((without[exit_of] + heads * head).mean()),
         shares=tuple(float(c) for c in counts / len(exit_of)),
     )

@@ -68,7 +68,7 @@ def verdict(results, claim):
 
 @pytest.mark.parametrize(
     ("released", "honest", "expected"),
-    [(1.05, 300.0, LEAK), (1.05, 1.09, HOLDS), (2.0, 300.0, FAILS), (300.0, 1.0, HOLDS)],
+    [(1.05, 300.0, LEAK), (1.05, 1.09, HOLDS), (2.0, 300.0, FAILS), (300.0, 1.02, HOLDS)],
 )
 def test_a_perplexity_is_judged_under_both_protocols(tmp_path, released, honest, expected):
     put_run(tmp_path, "released", [math.log(released)] * 4)
@@ -110,7 +110,7 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
         rows = [{"variant": "linear", "symmetric": 6.0, "causal": 6.0}]
         for variant in ("conv", "conv_linear"):
             rows.append({"variant": variant, "symmetric": symmetric, "causal": causal})
-        write_rows(tmp_path / "quick" / "audit" / "table_3.csv", rows)
+        write_rows(tmp_path / "small" / "audit" / "table_3.csv", rows)
 
     put(symmetric=2.0, causal=5.8)
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (LEAK, LEAK)
@@ -121,9 +121,11 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
 
 
 def test_the_largest_profile_counts(tmp_path):
-    for profile, ppl in (("quick", 300.0), ("small", 1.05)):
+    for profile, ppl in (("small", 300.0), ("quick", 1.05)):
         put_run(tmp_path, "released", [math.log(ppl)] * 4, profile)
         put_run(tmp_path, "paper", [math.log(300.0)] * 4, profile)
-    assert verdict(tmp_path, "C06") == LEAK
-    put_run(tmp_path, "paper", [math.log(300.0)] * 4, "paper")  # without its other side
+    assert verdict(tmp_path, "C06") == FAILS  # what is not committed does not count
+    put_run(tmp_path, "released", [math.log(1.05)] * 4, "paper")  # without its other side
+    assert verdict(tmp_path, "C06") == FAILS
+    put_run(tmp_path, "paper", [math.log(300.0)] * 4, "paper")
     assert verdict(tmp_path, "C06") == LEAK

@@ -137,7 +137,7 @@ def test_generate_needs_no_corpus_once_a_bpe_is_trained(tmp_path, capsys):
 
 
 def test_generate_is_the_same_with_speculation_and_by_seed(trained, capsys):
-    words = ["generate", str(trained), "the", "", "--tokens", "12", "--json"]
+    words = ["generate", str(trained), "the", "a", "--tokens", "12", "--json"]
 
     def texts(*more):
         code, out, _ = crt(*words, *more, capsys=capsys)
@@ -154,6 +154,7 @@ def test_generate_is_the_same_with_speculation_and_by_seed(trained, capsys):
 
 
 GENERATE = {
+    "empty": (["", "--tokens", "3"], "a prompt is empty"),
     "criterion": (["--criterion", "patience"], "'patience'"),
     "threshold": (["--criterion", "margin", "--tau0", "1.5"], "tau0 is 1.5"),
     "thresholds": (["--criterion", "margin", "--tau0", "0.1"], "only falls"),
@@ -180,6 +181,22 @@ def test_audit_has_an_exit_code(trained, tmp_path, capsys):
     assert code == 1 and "sees the future" in out
 
 
+def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):
+    (tmp_path / "theirs.py").write_text(
+        "import torch\n"
+        "def sound(ids):\n    return torch.nn.functional.one_hot(ids, 9).float()\n"
+        "def peeks(ids):\n    return sound(ids.roll(-1, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name, expected in (("sound", 0), ("peeks", 1)):
+        code, out, _ = crt("audit", f"theirs:{name}", "--vocab-size", "9", capsys=capsys)
+        assert code == expected and "not asked" in out and "measured" in out
+    code, _, err = crt("audit", "theirs:sound", capsys=capsys)
+    assert code == 2 and "--vocab-size" in err
+    code, _, err = crt("audit", "nowhere", capsys=capsys)
+    assert code == 2 and "no checkpoint" in err
+
+
 def test_damaged_and_missing_checkpoints(trained, tmp_path, capsys):
     code, _, err = crt("evaluate", str(tmp_path), capsys=capsys)
     assert code == 2 and "no checkpoint" in err
@@ -190,7 +207,17 @@ def test_damaged_and_missing_checkpoints(trained, tmp_path, capsys):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("train", "evaluate", "generate", "audit", "search", "reproduce", "bench"):
+    for command in (
+        "train",
+        "evaluate",
+        "generate",
+        "audit",
+        "claims",
+        "gate",
+        "search",
+        "reproduce",
+        "bench",
+    ):
         code, out, _ = crt(command, "--help", capsys=capsys)
         assert code == 0 and "Usage" in out
 

@@ -123,6 +123,7 @@ def test_sampling_by_hand():
     nucleus = Sampling(1.0, top_p=float(p[3]) + 0.01).probabilities(logits)[0]
     torch.testing.assert_close(nucleus, two)
     assert Sampling(1.0, top_p=0.01).probabilities(logits).tolist() == [[0, 0, 0, 1]]
+    assert Sampling(1e-45).probabilities(logits).tolist() == [[0, 0, 0, 1]]
     warm = Sampling(2.0).probabilities(logits)
     torch.testing.assert_close(warm, (logits / 2).softmax(-1))
 

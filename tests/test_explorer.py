@@ -41,16 +41,23 @@ def test_the_oracle_has_no_speed_and_no_more_loss_than_needed(scored):
 def test_a_pace_is_found_again_from_rows():
     rows = [
         {"way": f"exit {k}", "batch": 1, "decoded_loops": k, "decoded_heads": heads}
-        for k, heads in ((1, 1.0), (2, 1.0), (3, 1.0), (2.5, 2.5))
+        | {"decoded_asks": asks}
+        for k, heads, asks in (
+            (1, 1.0, 0),
+            (2, 1.0, 0),
+            (3, 1.0, 0),
+            (2.5, 2.5, 2.5),
+            (2.2, 1.0, 2),
+        )
     ]
     for row in rows:
         seconds = 1e-3 + 2e-3 * row["decoded_loops"] + 5e-4 * row["decoded_heads"]
-        row["tokens_per_second"] = 1 / seconds
+        row["tokens_per_second"] = 1 / (seconds + 1e-4 * row["decoded_asks"])
     rows.append({"way": "GPT-2", "batch": 1, "decoded_loops": None, "tokens_per_second": 1.0})
     rows.append(rows[0] | {"way": "no cache", "tokens_per_second": 1.0})
     rows.append(rows[0] | {"batch": 8, "tokens_per_second": 1.0})
     pace = measured_pace(rows)
-    assert (pace.fixed, pace.loop, pace.head) == pytest.approx((1e-3, 2e-3, 5e-4))
+    assert (pace.fixed, pace.loop, pace.head, pace.ask) == pytest.approx((1e-3, 2e-3, 5e-4, 1e-4))
     with pytest.raises(InputError, match="three or more"):
         measured_pace(rows[:2])
 
@@ -131,6 +138,23 @@ def test_presets_move_the_controls(explorer):
     explorer.preset.value = "paper"
     assert explorer.criterion.value == "confidence" and explorer.tau0.value == 0.92
     assert explorer.policy().threshold(3) == pytest.approx(0.92 * 0.98**2)
+
+
+def test_calibrated_policies_that_are_given(scored, passage):
+    *_, trace = scored
+    given = {"gate": Policy("gate", 0.7, 0.7, 1.0, fixed=3), "margin": Policy(fixed=2)}
+    explorer = Explorer(trace, passage, PACE, calibrated=given)
+    explorer.criterion.value = "gate"
+    explorer.preset.value = "calibrated"
+    assert explorer.policy() == Policy("gate", 0.7, 0.7, 1.0, (1, 2, 3), 3)
+    explorer.criterion.value = "margin"
+    assert "mean loops</td><td><b>2.00" in explorer.numbers.value
+
+
+def test_own_is_what_the_controls_say(explorer):
+    explorer.preset.value = "oracle"
+    explorer.preset.value = "own"
+    assert explorer.numbers.value == numbers_html(look(explorer.trace, explorer.policy(), PACE))
 
 
 def test_the_last_exit_ends_every_criterion(explorer):

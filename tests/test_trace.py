@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crt_lib import InputError, evaluate
 from crt_lib.accounting import multiply_adds
 from crt_lib.batches import evaluation_windows
-from crt_lib.exits import CRITERIA, Loop, Policy
+from crt_lib.exits import CRITERIA, Loop, Policy, run_with_exits
 from crt_lib.trace import Trace, apply_policy, calibrate, chance, oracle
 
 SEQ_LEN = 32
@@ -121,6 +121,26 @@ def test_a_criterion_that_the_trace_has_not(scored):
     ):
         with pytest.raises(InputError, match="the trace has no gate; it has confidence"):
             ask()
+
+
+@pytest.mark.parametrize("criterion", ["agreement", "stability", "confidence", "similarity"])
+@pytest.mark.parametrize("exits", [(2,), (3,), (1, 3)])
+def test_exits_that_are_left_out_are_still_compared_with(scored, criterion, exits):
+    """A first window, whose context has run all loops on both sides."""
+    model, data, trace = scored
+    tau = float(np.quantile(trace.scores[criterion][:, 1:], 0.5))
+    policy = Policy(criterion, tau, tau, 1.0, exits)
+    outcome = apply_policy(trace, policy)
+    (first, *_) = evaluation_windows(data.valid.ids[:SEQ_LEN], SEQ_LEN, 1, data.tokenizer.eot_id)
+    loops = run_with_exits(model, first.inputs[:, :1], policy).loops[0]
+    assert trace.loops[outcome.exit[0]] == loops[0]
+    assert 0 < (outcome.exit < 3).mean() < 1
+    compares = criterion in ("agreement", "stability")
+    extra = sum(loop - 1 not in exits and loop > 1 for loop in exits) if compares else 0
+    asks = 0 if criterion == "similarity" else 1
+    never = apply_policy(trace, Policy(criterion, 1.0, 1.0, 1.0, exits))
+    if criterion != "agreement":
+        assert never.heads == pytest.approx(1 + asks * len(exits) + extra, abs=0.1)
 
 
 @given(low=st.floats(0, 1), high=st.floats(0, 1), criterion=st.sampled_from(list(CRITERIA)))
