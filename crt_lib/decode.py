@@ -274,7 +274,9 @@ class Speculation:
         final = model.config.n_loops
         for loop in range(self.draft_loop + 1, final + 1):
             z = model.apply_loop(loop, z, draft.embedded, memory.loops[loop - 1])
-        logits = F.linear(*model.readout(final, z[0, first - 1 :]))  # (drafted + 1, V)
+        features, vocabulary = model.readout(final, z[0, first - 1 :])
+        # for a few rows on a CPU about twice as fast as features @ vocabulary.T
+        logits = (vocabulary @ features.T).T  # (drafted + 1, V)
         if sampling.temperature == 0:
             best = logits.argmax(-1).tolist()
             pairs = zip(draft.tokens, best, strict=False)
