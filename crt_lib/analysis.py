@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from crt_lib.benchdecode import bench_decode, first_prompts
-from crt_lib.compare import Interval, resampled, score_documents
+from crt_lib.compare import exit_table
 from crt_lib.decode import Sampling, generate
-from crt_lib.evaluate import evaluate
 from crt_lib.exits import Policy, evaluate_with_exits
-from crt_lib.files import InputError, sha256
+from crt_lib.files import sha256
 from crt_lib.model import CRT
 from crt_lib.perloop import above_full, depth_sweep, loss_above_full
 from crt_lib.runs import (
-    RELEASED_SEQ_LEN,
     find_checkpoint,
     gate_run,
     load_trained,
@@ -76,8 +74,8 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     """The analysis of the run in `folder`: what is kept and of this checkpoint, the rest made.
 
     Makes an exit gate, `traces/*.safetensors`, depth.csv and policies.csv there, from the first
-    `tokens` of train, valid and test, exits.csv of all of valid, and decode.csv, a short
-    `crt bench decode`. Raises InputError for a folder without a checkpoint, and, only when
+    `tokens` of train, valid and test, and decode.csv, a short `crt bench decode`; exits.csv, where
+    the run has not left it. Raises InputError for a folder without a checkpoint, and, only when
     something must be made, for a corpus that cannot be had.
     """
     folder = Path(folder)
@@ -86,6 +84,8 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     tables = {name: folder / f"{name}.csv" for name in ("exits", "depth", "policies", "decode")}
     traces = {} if fresh else _kept(files, checkpoint, tokens)
     rows = {name: read_rows(path) for name, path in tables.items() if traces and path.is_file()}
+    if not fresh and tables["exits"].is_file():  # of the run itself
+        rows["exits"] = read_rows(tables["exits"])
     if not fresh and tables["decode"].is_file():  # a long measurement is not lost with a trace
         decode = read_rows(tables["decode"])
         rows |= {"decode": decode} if decode[0].get("checkpoint") == checkpoint else {}
@@ -145,31 +145,6 @@ def _kept(files: dict[str, Path], checkpoint: str, tokens: int) -> dict[str, Tra
     traces = {name: Trace.load(path) for name, path in files.items()}
     wanted = {"checkpoint": checkpoint, "max_tokens": tokens}
     return traces if all(wanted.items() <= t.about.items() for t in traces.values()) else {}
-
-
-def exit_table(model: CRT, data: TokenizedCorpus, seq_len: int) -> list[dict[str, Any]]:
-    """The paper's Table 2: a row a protocol and exit, nats a position on valid.
-
-    `low` and `high`: the 95 % interval over documents, none for a tokenizer that drops bytes.
-    Without lines over 50 characters there are no rows of the released protocol.
-    """
-    eot, rows = data.tokenizer.eot_id, []
-    lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
-    for protocol, length in lengths.items():
-        if protocol == "released" and not data.valid.lines:
-            continue
-        try:
-            found = score_documents(model, data, "valid", length, protocol)
-        except InputError:
-            plain = evaluate(model, data.valid, eot, seq_len=length).loss
-            intervals = {loop: Interval(loss, None, None) for loop, loss in plain.items()}
-        else:
-            sums = np.stack(list(found.nll.values()), axis=1)
-            intervals = dict(zip(found.nll, resampled(sums, found.tokens), strict=True))
-        for loop, own in intervals.items():
-            row = {"protocol": protocol, "exit": loop, "seq_len": length}
-            rows.append(row | {"loss": own.mean, "low": own.low, "high": own.high})
-    return rows
 
 
 def passage_of(model: CRT, tokenizer: Tokenizer, trained: dict[str, Any]) -> Trace:

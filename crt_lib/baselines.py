@@ -1,6 +1,7 @@
 """Baselines built with transformers, with the face of `CRT`, so that one training runs both."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +13,11 @@ from crt_lib.model import CRT
 
 
 class GPT2(nn.Module):
-    """transformers' GPT-2 with tied embeddings. Token ids (B, T) in, {n_layers: logits} out."""
+    """transformers' GPT-2 with tied embeddings. Token ids (B, T) in, {n_layers: logits} out.
+
+    With `config.kind` "shared" its layers are one layer, applied again and again, as in ALBERT (Lan
+    et al. 2020, arXiv:1909.11942): a CRT without convolutions, cycles and exits.
+    """
 
     def __init__(self, config: GPT2Config):
         super().__init__()
@@ -26,7 +31,7 @@ class GPT2(nn.Module):
             vocab_size=config.vocab_size,
             n_positions=config.max_seq_len,
             n_embd=config.d_model,
-            n_layer=config.n_layers,
+            n_layer=config.n_layers if config.kind == "gpt2" else 1,
             n_head=config.n_heads,
             activation_function="gelu_pytorch_tanh",  # gelu_new's values in one kernel
             resid_pdrop=config.dropout,
@@ -37,6 +42,8 @@ class GPT2(nn.Module):
             eos_token_id=None,
         )
         self.transformer = GPT2Model(theirs)
+        if config.kind == "shared":
+            self.transformer.h = _Repeated(self.transformer.h[0], config.n_layers)
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -68,6 +75,17 @@ class GPT2(nn.Module):
         if targets is None:
             return {loop: F.linear(features, weight)}
         return {loop: linear_cross_entropy(features, weight, targets, reduction)}
+
+
+class _Repeated(nn.Module):
+    """One layer where a list of `times` layers is expected."""
+
+    def __init__(self, layer: nn.Module, times: int):
+        super().__init__()
+        self.layer, self.times = layer, times
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return itertools.repeat(self.layer, self.times)
 
 
 def make_model(config: ModelConfig | GPT2Config) -> CRT | GPT2:

@@ -3,13 +3,23 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from crt_lib.config import ModelConfig
+from crt_lib.benchcli import bench_app
 from crt_lib.files import InputError
-from crt_lib.profiles import Profile, load_profile
+from crt_lib.options import (
+    Changes,
+    Corpus,
+    ProfileName,
+    Recipe,
+    Tokenizer,
+    change_profile,
+    key_value,
+    short,
+)
+from crt_lib.profiles import load_profile
 
 app = typer.Typer(
     help="CRT: recursive language models with early exit, reproduced, audited and corrected.",
@@ -17,23 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-bench_app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-
-ProfileName = Annotated[str, typer.Option(help="smoke, quick, small or paper.")]
-Recipe = Annotated[
-    str | None,
-    typer.Option(help="released, paper or crt2; by default crt2 (paper for the profile paper)."),
-]
-Corpus = Annotated[
-    str | None,
-    typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt."),
-]
-Tokenizer = Annotated[str | None, typer.Option(help="gpt2, bpe:<vocabulary> or word.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),
-]
 
 
 def main() -> None:
@@ -100,7 +94,7 @@ def evaluate(
         checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
     )
     for row in rows:
-        typer.echo(json.dumps(row) if as_json else "  ".join(f"{k} {_short(row[k])}" for k in row))
+        typer.echo(json.dumps(row) if as_json else "  ".join(f"{k} {short(row[k])}" for k in row))
 
 
 @app.command()
@@ -243,7 +237,8 @@ def claims(
     results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
 ) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
-    from crt_lib.claims import summary, write_claims
+    from crt_lib.claims import write_claims
+    from crt_lib.ledger import summary
 
     rows = write_claims(results)
     for row in rows:
@@ -279,142 +274,8 @@ def reproduce(
     """Run the numbered notebooks; go on where an interrupted run stopped."""
     from crt_lib.pipeline import reproduce as run_notebooks
 
-    given = dict(_key_value(text) for text in parameters or [])
+    given = dict(key_value(text) for text in parameters or [])
     run_notebooks(profile, out=out, only=only or (), parameters=given, fresh=fresh)
-
-
-@bench_app.command("train")
-def bench_train(
-    batch_size: Annotated[int, typer.Option(help="Rows a step.", min=1)] = 2,
-    seq_len: Annotated[int, typer.Option(help="Positions a row.", min=2)] = 384,
-    steps: Annotated[int, typer.Option(help="Measured steps of each side.", min=1)] = 3,
-    corpus: Annotated[str, typer.Option(help="Where the lines come from.")] = "wikitext-2",
-    tokenizer: Annotated[str, typer.Option(help="gpt2, bpe:<vocabulary> or word.")] = "gpt2",
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting, for instance n_loops=4.", metavar="K=V"),
-    ] = None,
-    precision: Annotated[str, typer.Option(help="Of our side: auto, fp32, bf16.")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="CSV file; its rows of other shapes are kept.")
-    ] = None,
-) -> None:
-    """A training step as released against ours: useful tokens/s, peak memory, MFU."""
-    from crt_lib.bench import bench_training, print_bench
-    from crt_lib.runs import read_rows, write_rows
-
-    settings = dict(_key_value(text) for text in changes or [])
-    config = ModelConfig().replace(**{name: _value(text) for name, text in settings.items()})
-    rows = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
-    print_bench(rows)
-    if out is not None:
-        shape = (batch_size, seq_len)
-        kept = read_rows(out) if out.exists() else []
-        write_rows(out, [r for r in kept if (r["rows"], r["seq_len"]) != shape] + rows)
-
-
-@bench_app.command("decode")
-def bench_decode_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    batch_sizes: Annotated[
-        list[int] | None, typer.Option("--batch-size", help="Texts at a time (repeatable).", min=1)
-    ] = None,
-    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
-    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 4,
-    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 9,
-    uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
-    bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
-    out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
-) -> None:
-    """Decoding without a cache, with it, with exits, speculated, and by a GPT-2 of the size."""
-    import torch
-
-    from crt_lib.analysis import checkpoint_digest, named_policies, taken_loss
-    from crt_lib.benchdecode import bench_decode, first_prompts
-    from crt_lib.runs import gate_run, load_trained, write_rows
-    from crt_lib.trace import make_trace
-
-    model, data, trained = load_trained(checkpoint)
-    if model.gate is None:
-        model = gate_run(checkpoint)
-    model = model.to(torch.bfloat16 if bf16 else torch.float32)
-    seq_len = trained["train"]["seq_len"]
-    valid, test = (
-        make_trace(model, data, name, seq_len, max_tokens=50_000) for name in ("valid", "test")
-    )
-    policies = named_policies(model, data, valid)
-    losses = {name: taken_loss(model, data, test, policy) for name, policy in policies.items()}
-    how = {"new_tokens": new_tokens, "repeats": repeats, "uncached": uncached}
-    rows = []
-    for batch_size in batch_sizes or [1]:
-        prompts = first_prompts(data, seq_len, -(-texts // batch_size) * batch_size)
-        rows += bench_decode(model, prompts, policies, losses, test, batch_size=batch_size, **how)
-    digest = checkpoint_digest(checkpoint)
-    rows = [{**row, "checkpoint": digest} for row in rows]
-    for row in rows:
-        typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
-    if out is not None:
-        write_rows(out, rows)
-
-
-@bench_app.command("step")
-def bench_step_command(
-    profile: ProfileName = "small",
-    recipe: Recipe = None,
-    steps: Annotated[int, typer.Option(help="Measured steps of each path.", min=1)] = 7,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for step.csv and step_costs.csv.")
-    ] = None,
-) -> None:
-    """What the fast paths of a training step save, and the five operations that cost most."""
-    from crt_lib.benchstep import bench_step, step_costs
-    from crt_lib.runs import write_rows
-
-    chosen = load_profile(profile, recipe)
-    tables = {"step.csv": bench_step(chosen, steps), "step_costs.csv": step_costs(chosen)}
-    for name, rows in tables.items():
-        for row in rows:
-            typer.echo("  ".join(f"{key} {_short(row[key])}" for key in row))
-        if out is not None:
-            write_rows(out / name, rows)
-
-
-def change_profile(
-    profile: Profile, corpus: str | None, tokenizer: str | None, changes: list[str]
-) -> Profile:
-    """`profile` with another corpus or tokenizer, and settings given as model.x=v or train.x=v."""
-    parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
-    for text in changes:
-        key, value = _key_value(text)
-        part, _, field = key.partition(".")
-        if part not in parts or not field:
-            raise InputError(f"--set {text}: write model.<field>=<value> or train.<field>=<value>")
-        parts[part][field] = _value(value)
-    return profile.replace(
-        corpus=corpus or profile.corpus,
-        tokenizer=tokenizer or profile.tokenizer,
-        model=profile.model.replace(**parts["model"]),
-        train=profile.train.replace(**parts["train"]),
-    )
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise InputError(f"{text!r} is not NAME=VALUE")
-    return key, value
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _short(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _fail(error: Exception, code: int) -> None:

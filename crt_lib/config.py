@@ -172,7 +172,10 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class GPT2Config(Settings):
-    """A GPT-2 of transformers (Radford et al. 2019), the baseline; its loops are its layers."""
+    """A GPT-2 of transformers (Radford et al. 2019), the baseline; its loops are its layers.
+
+    `kind`: what a stored configuration is of; "shared" is one layer applied `n_layers` times.
+    """
 
     vocab_size: int = 50_257
     d_model: int = 768
@@ -180,7 +183,7 @@ class GPT2Config(Settings):
     n_layers: int = 12
     max_seq_len: int = 1024
     dropout: float = 0.1
-    kind: Literal["gpt2"] = "gpt2"  # what a stored configuration is of
+    kind: Literal["gpt2", "shared"] = "gpt2"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -205,7 +208,7 @@ class GPT2Config(Settings):
 
 def config_from_dict(values: dict[str, Any]) -> ModelConfig | GPT2Config:
     """The model's configuration that `to_dict` wrote, of either kind."""
-    kind = GPT2Config if values.get("kind") == "gpt2" else ModelConfig
+    kind = GPT2Config if "kind" in values else ModelConfig
     return kind.from_dict(values)
 
 

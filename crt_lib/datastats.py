@@ -11,8 +11,9 @@ import numpy as np
 
 from crt_lib.batches import PaddedLines
 from crt_lib.corpus import SPLITS, load_corpus
+from crt_lib.evaluate import RELEASED_SEQ_LEN
 from crt_lib.files import InputError
-from crt_lib.runs import RELEASED_SEQ_LEN, read_rows, write_rows
+from crt_lib.runs import read_rows, write_rows
 from crt_lib.tokenizer import TokenizedCorpus, TokenSplit, load_tokenizer, tokenize
 
 BIN = 16  # tokens; a bin of `line_length_rows`

@@ -21,6 +21,7 @@ from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.tokenizer import TokenSplit
 
+RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 Protocol = Literal["honest", "released"]
 Model = nn.Module | Callable[..., Any]  # ids (B, T) to logits, as `logits_of` reads them
 
@@ -70,7 +71,7 @@ def evaluate(
     eot_id: int,
     *,
     protocol: Protocol = "honest",
-    seq_len: int = 384,
+    seq_len: int = RELEASED_SEQ_LEN,
     stride: int | None = None,
     batch_size: int = 8,
     max_tokens: int | None = None,
@@ -108,7 +109,7 @@ def evaluate_lines(
     eot_id: int,
     *,
     score_padding: bool,
-    seq_len: int = 384,
+    seq_len: int = RELEASED_SEQ_LEN,
     batch_size: int = 8,
 ) -> Evaluation:
     """Score padded lines by sums over tokens, with or without the padding.

@@ -7,12 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crt_lib.claims import judge_claims
 from crt_lib.compare import compare_arms
 from crt_lib.exits import CRITERIA
 from crt_lib.files import InputError, write_text
 from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
+from crt_lib.ledger import summary
 from crt_lib.runs import load_run, read_rows
 from crt_lib.search import documents_file, steps, summarise
+
+HEADLINES = ("C01", "C06", "C07", "C08", "C12", "C18", "C20", "C23")  # the title's and abstract's
 
 
 def update_readme(readme: Path, results: Path) -> bool:
@@ -238,7 +242,20 @@ def decoding(results: Path) -> str:
     return f"{_table(head, body)}\n\n{said}"
 
 
+def claims_summary(results: Path) -> str:
+    """The ledger's counts, and the rows that the paper's title and abstract rest on."""
+    rows = judge_claims(results)
+    shown = [row for row in rows if row["id"] in HEADLINES]
+    names = ("claim", "paper", "released", "honest", "verdict")
+    table = _table(
+        ["claim", "the paper", "as the paper scored", "honestly", "verdict"],
+        [[str(row[name]) for name in names] for row in shown],
+    )
+    return f"{table}\n\n{summary(rows)} All of them: [results/claims.md](results/claims.md)."
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "claims": claims_summary,
     "small": small_results,
     "recipe": recipe_comparison,
     "bench": training_benchmark,

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from crt_lib.accounting import parameters_by_part
 from crt_lib.checkpoint import load_model, read_state
+from crt_lib.compare import exit_table
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.corpus import SPLITS, load_corpus
-from crt_lib.evaluate import Evaluation, evaluate, evaluate_deployable
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path, sha256
 from crt_lib.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
@@ -35,7 +36,6 @@ from crt_lib.train import train
 DEPLOYABLE_SEQ_LEN = 64  # tokens of a window that is scored one at a time
 PROTOCOLS = ("honest", "released", "deployable")
 TOKENIZER_FILE = "tokenizer.json"  # beside the checkpoints, where it is a BPE
-RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,10 @@ def run_profile(
 ) -> Run | Literal["not the main process"] | None:
     """Train `profile` in `out` and evaluate it; a finished part is not done again.
 
-    Writes what `train` writes, results.csv (`evaluate_run`) and the manifest's `train`
-    part, which is begun before the training. Returns None when a signal stopped the
-    training, and a word in the processes that only helped to train.
+    Writes what `train` writes, results.csv (`evaluate_run`), exits.csv
+    (`crt_lib.compare.exit_table`) and the manifest's `train` part, which is begun before the
+    training. Returns None when a signal stopped the training, and a word in the processes that only
+    helped to train.
     """
     out = Path(out)
     data = load_data(profile)
@@ -125,6 +126,7 @@ def run_profile(
     if isinstance(data.tokenizer, ByteLevelBPE):
         data.tokenizer.save(path.with_name(TOKENIZER_FILE))
     best = load_model(path, next(result.model.parameters()).device)
+    write_rows(out / "exits.csv", exit_table(best, data, profile.train.seq_len))
     write_rows(out / "results.csv", evaluate_run(best, profile, data, progress))
     record_training(out, profile.name, manifest | {"status": "done"})
     return load_run(out)

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
+from crt_lib.accounting import multiply_adds
 from crt_lib.baselines import make_model
 from crt_lib.checkpoint import load_model
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
+from crt_lib.model import count_parameters
 
 TINY = GPT2Config(vocab_size=53, d_model=24, n_heads=3, n_layers=2, max_seq_len=32, dropout=0.0)
 
@@ -34,10 +36,29 @@ def test_it_is_gpt2_with_a_tied_head():
         ours(ids, exits=(1,))
 
 
-def test_it_trains_resumes_and_is_loaded(tmp_path):
+def test_a_shared_layer_is_a_gpt2_of_equal_layers():
+    torch.manual_seed(0)
+    shared = make_model(TINY.replace(kind="shared", n_layers=3)).eval()
+    plain = make_model(TINY.replace(n_layers=3)).eval()
+    weights = plain.state_dict()
+    for name, value in shared.state_dict().items():
+        layers = range(3) if ".h.layer." in name else (0,)
+        weights |= {name.replace(".h.layer.", f".h.{i}."): value for i in layers}
+    plain.load_state_dict(weights)
+    ids = torch.randint(53, (2, 17))
+    torch.testing.assert_close(shared(ids)[3], plain(ids)[3])
+    one = make_model(TINY.replace(n_layers=1))
+    assert count_parameters(shared) == count_parameters(one) < count_parameters(plain)
+    assert multiply_adds(shared.config, 17) == multiply_adds(plain.config, 17)
+    shared.gradient_checkpointing = True
+    torch.testing.assert_close(shared.train()(ids)[3], plain(ids)[3])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "shared"])
+def test_it_trains_resumes_and_is_loaded(tmp_path, kind):
     corpus = load_corpus("grammar")
     data = tokenize(corpus, load_tokenizer("word", corpus))
-    config = TINY.replace(vocab_size=data.tokenizer.vocab_size)
+    config = TINY.replace(vocab_size=data.tokenizer.vocab_size, kind=kind)
     settings = TrainConfig(seq_len=32, batch_size=4, grad_accum=1, max_lr=1e-2, eval_tokens=512)
     settings = settings.replace(updates=6, eval_every=0, optimizer="muon")
     result = train(config, settings, data, tmp_path, progress=False)
@@ -49,7 +70,8 @@ def test_it_trains_resumes_and_is_loaded(tmp_path):
 
 
 def test_configurations_come_back_as_their_kind():
-    assert config_from_dict(TINY.to_dict()) == TINY
+    for config in (TINY, TINY.replace(kind="shared")):
+        assert config_from_dict(config.to_dict()) == config
     assert config_from_dict(ModelConfig().to_dict()) == ModelConfig()
     with pytest.raises(InputError, match="d_model 24 is not divisible by n_heads 5"):
         TINY.replace(n_heads=5)

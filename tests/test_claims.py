@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crt_lib.claims import (
-    CLAIMS,
-    COLUMNS,
-    FAILS,
-    HOLDS,
-    LEAK,
-    UNTESTED,
-    judge_claims,
-    render_claims,
-    summary,
-)
+from crt_lib.claims import CLAIMS, judge_claims
+from crt_lib.ledger import COLUMNS, FAILS, HOLDS, LEAK, UNTESTED, render_claims, summary
 from crt_lib.runs import write_rows
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -84,6 +75,23 @@ def test_a_last_exit_that_is_worse(tmp_path, released, honest, expected):
     put_run(tmp_path, "released", [0.3, 0.2, 0.1, 0.1 + released])
     put_run(tmp_path, "paper", [5.0, 5.0, 5.0, 5.0 + honest])
     assert verdict(tmp_path, "C07") == expected
+
+
+def test_intervals_where_the_run_has_them(tmp_path):
+    for recipe, loss in (("released", 0.1), ("paper", 5.0)):
+        put_run(tmp_path, recipe, [loss, loss, loss, loss])
+        rows = [
+            {"protocol": protocol, "exit": loop, "low": loss - 0.01, "high": loss + 0.01}
+            | {"minus_last": 0.0, "minus_low": -0.02, "minus_high": 0.03}
+            for protocol in ("honest", "released")
+            for loop in (1, 2, 3, 4)
+        ]
+        write_rows(tmp_path / "small" / recipe / "exits.csv", rows)
+    judged = {row["id"]: row for row in judge_claims(tmp_path)}
+    assert judged["C03"]["released"] == "PPL 1.105 [1.094, 1.116]"
+    assert judged["C06"]["honest"] == "PPL 148.4 [146.9, 149.9]"
+    assert judged["C07"]["released"] == "+0.0% [-3.0%, +2.0%]"
+    assert judged["C09"]["released"] == "PPL 1.105"  # exits.csv is of valid
 
 
 def test_speeds_are_those_measured(tmp_path):

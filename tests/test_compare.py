@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, evaluate, load_corpus, load_tokenizer, tokenize
-from crt_lib.compare import compare_arms, difference_in_bits, score_documents
+from crt_lib.compare import compare_arms, difference_in_bits, exit_table, score_documents
 
 TEXT = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
 
@@ -60,6 +60,31 @@ def test_lines_and_their_padding_belong_to_their_document(tmp_path):
     for row in whole.rows():
         mean = scored.nll[row["exit"]].sum() / scored.tokens.sum()
         assert mean == pytest.approx(row["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe:270", "word"])
+def test_the_table_of_exits(tmp_path, tokenizer):
+    for name in ("train", "valid", "test"):
+        lines = [f"Line {i} of the text, with more than fifty characters in it." for i in "abc"]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(lines * 3) + "\n", encoding="utf-8")
+    corpus = load_corpus(str(tmp_path))
+    data = tokenize(corpus, load_tokenizer(tokenizer, corpus))
+    eot, size = data.tokenizer.eot_id, data.tokenizer.vocab_size
+    config = ModelConfig(vocab_size=size, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
+    model = CRT(config)
+    rows = exit_table(model, data, 16)
+    honest = [row for row in rows if row["protocol"] == "honest"]
+    losses = evaluate(model, data.valid, eot, seq_len=16).loss
+    assert {row["exit"]: pytest.approx(row["loss"]) for row in honest} == losses
+    assert [row["minus_last"] for row in honest] == pytest.approx([losses[1] - losses[2], 0])
+    assert {row["protocol"] for row in rows} == {"honest", "released"}
+    if tokenizer == "word":
+        assert all(row["low"] is row["minus_high"] is None for row in honest)
+        return
+    for row in rows:
+        assert row["low"] <= row["loss"] <= row["high"]
+        assert row["minus_low"] <= row["minus_last"] <= row["minus_high"]
+    assert honest[1]["minus_low"] == honest[1]["minus_high"] == 0
 
 
 def test_a_tokenizer_that_drops_bytes_is_an_error(corpus):

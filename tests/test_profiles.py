@@ -25,6 +25,13 @@ def test_the_recipe_without_a_word():
         assert load_profile(name).recipe == "crt2"
 
 
+def test_the_released_recipe_trains_on_padded_lines():
+    for name in ("quick", "small", "paper"):
+        assert load_profile(name, "released").train.batching == "padded"
+        assert load_profile(name, "paper").train.batching == "packed"
+    assert load_profile("small", "released").train.seq_len == 384
+
+
 def test_the_published_counts():
     counts = {
         recipe: sum(parameters_by_part(load_profile("paper", recipe).model).values())
