@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,6 +87,25 @@ class _Repeated(nn.Module):
 
     def __iter__(self) -> Iterator[nn.Module]:
         return itertools.repeat(self.layer, self.times)
+
+
+def load_pretrained(name: str | Path, *, local: bool = False) -> nn.Module:
+    """A causal language model of transformers, from a folder or, unless `local`, from the hub.
+
+    Only safetensors: nothing is unpickled. Raises InputError when it cannot be had.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise InputError("models of transformers need transformers; pip install it") from error
+    if local and not Path(name).is_dir():
+        raise InputError(f"{name} is not a folder; download the model first")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, local_files_only=local, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{name} is not a causal model that can be loaded: {error}") from error
 
 
 def make_model(config: ModelConfig | GPT2Config) -> CRT | GPT2:

@@ -18,6 +18,7 @@ from crt_lib.accounting import multiply_adds, parameters_by_part
 from crt_lib.batches import PackedWindows, PaddedLines
 from crt_lib.config import ModelConfig
 from crt_lib.corpus import load_corpus
+from crt_lib.device import DTYPES, matmul_peak, wait
 from crt_lib.manifest import peak_memory, run_environment
 from crt_lib.model import CRT, total_loss
 from crt_lib.reference import reference_loss
@@ -25,7 +26,6 @@ from crt_lib.schedule import resolve_precision
 from crt_lib.tokenizer import load_tokenizer, tokenize
 
 AUX_WEIGHT = 0.3
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def bench_training(
@@ -108,18 +108,6 @@ def print_bench(rows: list[dict[str, Any]]) -> None:
     print(f"peak memory: {ours['peak_memory_bytes'] / released['peak_memory_bytes']:.2f}x")
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of the fastest of six products of (size, size) matrices."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        a @ b
-        _wait(device.type)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
 def _alternate(
     sides: dict[str, tuple], steps: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
@@ -160,7 +148,7 @@ def _worker(pipe: Connection, device: str, make_step: Callable, *arguments: Any)
             return
         started = time.perf_counter()
         step(batch.inputs.to(device), batch.targets.to(device))
-        _wait(device)
+        wait(device)
         pipe.send((time.perf_counter() - started, peak_memory()))
 
 
@@ -198,8 +186,3 @@ def _update(loss: Tensor, model: CRT, optimizer: torch.optim.Optimizer) -> None:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -58,13 +58,19 @@ def train(
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    vram_limit: Annotated[
+        float | None, typer.Option(help="Gigabytes of the GPU that may be used.")
+    ] = None,
 ) -> None:
     """Train and evaluate a profile; go on where an interrupted run stopped."""
+    from crt_lib.device import limit_memory
     from crt_lib.pipeline import results_table
     from crt_lib.runs import run_profile
 
     chosen = load_profile(profile, recipe)
     chosen = change_profile(chosen, corpus, tokenizer, changes or [])
+    if vram_limit is not None:
+        limit_memory(vram_limit)
     out = out or Path("results") / profile / chosen.recipe
     run = run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard)
     if isinstance(run, str):
@@ -196,7 +202,7 @@ def audit(
 def search(
     arms: Annotated[
         list[str],
-        typer.Argument(help="Names or groups (ladder, without, variants, depth, baselines)."),
+        typer.Argument(help="Names or groups, as ladder, variants, baselines, paper-ablations."),
     ],
     out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")],
     rates: Annotated[list[float], typer.Option("--lr", help="Learning rate (repeatable).")],

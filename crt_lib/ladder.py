@@ -80,6 +80,37 @@ DEPTHS = (
     Change("8 loops", {"n_loops": 8, "exit_loops": (2, 4, 6)}),
 )
 
+THREE_LOOPS = {"n_loops": 3, "exit_loops": (1, 2)}
+ABLATIONS = {  # question -> what is changed, in the paper's block and in crt2
+    "TRM": tuple(  # Table 3, 3 loops
+        Change(f"TRM {name}", {"trm": name, **THREE_LOOPS})
+        for name in ("linear", "conv", "conv_linear", "depthwise", "depthwise_mlp")
+    ),
+    "norm": (
+        Change("batch norm", {"norm": "batch"}),
+        Change("no norm", {"norm": "none"}),
+        Change("rms norm", {"norm": "rms"}),
+    ),
+    "convolution": (
+        Change("4 cycles", {"n_cycles": 4}),  # the others have two, which never reach 4 and 8
+        Change("4 cycles, dilations 1", {"n_cycles": 4, "dilations": (1,)}),
+        Change("kernel 5", {"kernel_size": 5}),
+    ),
+    "embedding": (Change("plain embedding", {"n_embed_cycles": 0, "embed_dim": 128}),),
+    "heads": (
+        Change("separate heads", {"head_sharing": "separate"}),
+        Change("shared early heads", {"head_sharing": "shared_aux"}),
+    ),
+    "supervision": tuple(
+        Change(f"lambda {weight:g}", train={"aux_weight": weight}) for weight in (0.0, 0.1, 0.5)
+    ),
+    "cycles": (Change("shared cycles", {"share_cycle_weights": True}),),
+    "loops": tuple(
+        Change(f"{loops} loops", {"n_loops": loops, "exit_loops": exits})
+        for loops, exits in ((2, (1,)), (3, (1, 2)), (6, (2, 4)), (8, (2, 4, 6)), (12, (4, 8)))
+    ),
+}
+
 
 def search_base() -> Profile:
     """The size at which the search is made: the paper's block, 0.6M tokens of WikiText-2."""
@@ -95,7 +126,9 @@ def arms() -> dict[str, dict[str, Profile]]:
     ladder: the released block, which sees the future, the same made causal (`paper`), then each
     change added to those before it; with the last of them it is `crt2`. All have tied heads, one
     embedding cycle and no dropout. without: `crt2` with one change taken back. variants, depth:
-    `crt2` with another one. baselines: what `crt2` is held against at equal parameters.
+    `crt2` with another one. baselines: what `crt2` is held against, at equal parameters and, a
+    GPT-2 of 7 layers, at equal multiply-adds. paper-ablations, crt2-ablations: one change of
+    ABLATIONS in either. leaking: those of Table 3 as released, so that they see the future.
     """
     base = search_base()
     ladder = {"released": base.replace(model=base.model.replace(causal=False)), "paper": base}
@@ -105,10 +138,15 @@ def arms() -> dict[str, dict[str, Profile]]:
         ladder[f"+ {change.name}"] = profile
     crt2 = ladder["crt2"] = ladder.pop(f"+ {LADDER[-1].name}")
 
-    def gpt2(d: int, layers: int, optimizer: str = "adamw") -> Profile:
-        heads = d // 16
-        model = GPT2Config(d_model=d, n_heads=heads, n_layers=layers, max_seq_len=256, dropout=0.0)
+    def gpt2(d: int, layers: int, optimizer: str = "adamw", kind: str = "gpt2") -> Profile:
+        model = GPT2Config(
+            d_model=d, n_heads=d // 16, n_layers=layers, max_seq_len=256, dropout=0.0, kind=kind
+        )
         return base.replace(model=model, train=base.train.replace(optimizer=optimizer))
+
+    def ablations(recipe: str) -> dict[str, Profile]:
+        changes = (change for group in ABLATIONS.values() for change in group)
+        return {f"{recipe}, {change.name}": change(ladder[recipe]) for change in changes}
 
     return {
         "ladder": ladder,
@@ -120,6 +158,15 @@ def arms() -> dict[str, dict[str, Profile]]:
             "GPT-2 112 x 4": gpt2(112, 4),
             "GPT-2 128 x 3": gpt2(128, 3),
             "GPT-2 112 x 4, muon": gpt2(112, 4, "muon"),
+            "GPT-2 128 x 7": gpt2(128, 7),
+            "GPT-2 128 x 7, muon": gpt2(128, 7, "muon"),
+            "shared layer, 144 x 8": gpt2(144, 8, kind="shared"),
+            "shared layer, 144 x 8, muon": gpt2(144, 8, "muon", "shared"),
+        },
+        "paper-ablations": ablations("paper"),
+        "crt2-ablations": ablations("crt2"),
+        "leaking": {
+            f"released, {change.name}": change(ladder["released"]) for change in ABLATIONS["TRM"]
         },
     }
 

@@ -11,7 +11,9 @@ from crt_lib.profiles import Profile
 ProfileName = Annotated[str, typer.Option(help="smoke, quick, small or paper.")]
 Recipe = Annotated[
     str | None,
-    typer.Option(help="released, paper or crt2; by default crt2 (paper for the profile paper)."),
+    typer.Option(
+        help="released, paper, crt2 or gpt2; by default crt2 (paper for the profile paper)."
+    ),
 ]
 Corpus = Annotated[
     str | None,

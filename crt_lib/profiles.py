@@ -1,4 +1,4 @@
-"""The profiles: four scales, and at each the three recipes `released`, `paper` and `crt2`."""
+"""The profiles: four scales, and at each the recipes `released`, `paper`, `crt2` and `gpt2`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +10,7 @@ RECIPES = {
     "released": "the paper's architecture as its code was released: it sees the future",
     "paper": "Table 1, made causal",
     "crt2": "the corrected recipe",
+    "gpt2": "a GPT-2 as large as crt2, trained as it is; at the size paper, GPT-2 Small",
 }
 
 
@@ -22,7 +23,7 @@ class Profile(Settings):
     tokenizer: str  # a name `load_tokenizer` takes: "gpt2", "bpe:<vocabulary>" or "word"
     model: ModelConfig | GPT2Config  # vocab_size is replaced by the tokenizer's
     train: TrainConfig
-    recipe: Literal["released", "paper", "crt2"] = "paper"
+    recipe: Literal["released", "paper", "crt2", "gpt2"] = "paper"
 
 
 def load_profile(name: str, recipe: str | None = None) -> Profile:
@@ -43,6 +44,8 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
             return _released(profile)
         case "crt2":
             return _crt2(profile)
+        case "gpt2":
+            return _gpt2(profile)
     return profile
 
 
@@ -83,6 +86,21 @@ def _crt2(profile: Profile) -> Profile:
         model = model.replace(dropout=0.0)
         train = train.replace(updates=4500, max_lr=1e-2, eval_every=500)
     return profile.replace(model=model, train=train)
+
+
+def _gpt2(profile: Profile) -> Profile:
+    """The baseline: what `crt2` has of parameters, two layers of the same width come nearest to."""
+    if profile.name == "paper":
+        return profile.replace(model=GPT2Config(), train=profile.train)
+    size = profile.model
+    model = GPT2Config(
+        d_model=size.d_model,
+        n_heads=size.n_heads,
+        n_layers=2,
+        max_seq_len=size.max_seq_len,
+        dropout=0.0,
+    )
+    return profile.replace(model=model, train=_crt2(profile).train.replace(max_lr=8e-3))
 
 
 def _paper_profiles() -> list[Profile]:

@@ -35,7 +35,7 @@ class RunFolder:
         # ours end in .tmp; safetensors writes under a name .tmp<random> of its own
         stale = [*checkpoints.glob(".*.tmp"), *checkpoints.glob(".tmp*")]
         if updates_done == 0:
-            stale += self.path.glob("results.csv")
+            stale += [f for f in self.path.glob("*.csv") if f.name in ("results.csv", "exits.csv")]
             stale += checkpoints.glob("*.safetensors")
         for file in stale:
             file.unlink()

@@ -16,6 +16,7 @@ from crt_lib.checkpoint import load_model, read_state
 from crt_lib.compare import exit_table
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.corpus import SPLITS, load_corpus
+from crt_lib.device import DTYPES, matmul_peak, utilisation
 from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path, sha256
 from crt_lib.gate import GATE_FILE, Gate, fit_gate
@@ -116,7 +117,8 @@ def run_profile(
         on_start=partial(record_training, out, profile.name, manifest | {"status": "running"}),
     )
     manifest["processes"] = result.processes
-    manifest |= {"seconds": read_timing(out)[-1]["seconds"], "peak_memory_bytes": peak_memory()}
+    seconds = [row["seconds"] for row in read_timing(out)]
+    manifest |= {"seconds": seconds[-1], "peak_memory_bytes": peak_memory()}
     if not result.is_main:
         return "not the main process"
     if not result.finished:
@@ -126,6 +128,9 @@ def run_profile(
     if isinstance(data.tokenizer, ByteLevelBPE):
         data.tokenizer.save(path.with_name(TOKENIZER_FILE))
     best = load_model(path, next(result.model.parameters()).device)
+    device = next(best.parameters()).device
+    manifest["matmul_peak"] = matmul_peak(device, DTYPES[result.precision], 1024)
+    manifest["mfu"] = utilisation(config, profile.train, seconds, manifest["matmul_peak"])
     write_rows(out / "exits.csv", exit_table(best, data, profile.train.seq_len))
     write_rows(out / "results.csv", evaluate_run(best, profile, data, progress))
     record_training(out, profile.name, manifest | {"status": "done"})

@@ -1,5 +1,6 @@
 """The charts of the search: what changes are worth, and what depth buys."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,60 @@ def differences(rows: Summary, base: Mapping[str, Any]) -> Figure:
 
 
 @styled
+def worth(panels: Mapping[str, Summary]) -> Figure:
+    """A panel a recipe: what each change adds to the loss, with its interval; left is better.
+
+    `panels`: title -> rows of `crt_lib.ablations.worth`, the first of them the base. Changes whose
+    interval holds zero are grey; trainings that broke are left out.
+    """
+    shown = {
+        title: [row for row in rows[1:] if math.isfinite(row["loss"])]
+        for title, rows in panels.items()
+    }
+    most = max(len(rows) for rows in shown.values())
+    figure = Figure(figsize=(8, 1.0 + 0.3 * most), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (title, rows) in zip(axes, shown.items(), strict=True):
+        for place, row in enumerate(rows):
+            sure = not row["low"] <= 0 <= row["high"]
+            color = GREY if not sure else VERMILION if row["adds"] > 0 else BLUE
+            ax.plot([row["low"], row["high"]], [place, place], color=color)
+            ax.scatter([row["adds"]], [place], color=color, s=28, zorder=2)
+            ax.annotate(
+                f"{row['adds']:+.3f}",
+                (row["adds"], place),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+            )
+        ax.set_yticks(range(len(rows)), [row["arm"].partition(", ")[2] for row in rows])
+        ax.invert_yaxis()
+        ax.axvline(0, color=BLACK, linewidth=0.8)
+        ax.margins(x=0.2, y=0.25)
+        ax.set(xlabel=f"added to {panels[title][0]['arm']} (nats)", title=title)
+    return figure
+
+
+@styled
+def with_and_without(variants: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """A line a variant of Table 3: its loss in the paper, with the leak, and without.
+
+    `variants`: name -> a row of `crt_lib.ablations.searched_table_3`.
+    """
+    kinds = {"paper": "the paper", "symmetric": "with the leak", "deployable": "it, deployed"}
+    kinds |= {"causal": "causal", "crt2": "crt2"}
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    ax = figure.subplots()
+    colors = (GREY, BLUE, ORANGE, VERMILION, BLACK)
+    for (name, row), color in zip(variants.items(), colors, strict=False):
+        losses = [row[kind] if row[kind] is not None else math.nan for kind in kinds]
+        ax.plot(list(kinds.values()), losses, color=color, marker="o", label=name)
+    ax.set(ylabel="loss (nats a token)")
+    ax.legend(ncols=2)
+    return figure
+
+
+@styled
 def depth(lines: Mapping[str, Mapping[int, float]], single: Mapping[str, float]) -> Figure:
     """Loss of each exit against its loop, a line a training length.
 
@@ -112,4 +167,32 @@ def race(runs: Mapping[str, Summary]) -> Figure:
         )
     ax.set(xlabel="update", ylabel="training loss of the last exit (nats)")
     ax.legend()
+    return figure
+
+
+@styled
+def quality(rows: Summary, exits: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Bits per byte of models against their parameters and multiply-adds, and of exits by loop.
+
+    `rows`: with `model`, `parameters`, `multiply_adds` and `bits_per_byte`, numbered in the figure
+    as in the list; `exits`: model -> exit loop -> bits per byte.
+    """
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    by_parameters, by_compute, by_exit = figure.subplots(1, 3)
+    costs = {"parameters": by_parameters, "multiply_adds": by_compute}
+    for cost, ax in costs.items():
+        for number, row in enumerate(rows, 1):
+            own = BLUE if "crt2" in row["model"] else GREY
+            point = row[cost] / 1e6, row["bits_per_byte"]
+            ax.scatter(*point, color=own, s=28)
+            ax.annotate(str(number), point, (4, 4), textcoords="offset points")
+        ax.margins(0.15)
+    by_parameters.set(xlabel="parameters (millions)", ylabel="test bits per byte")
+    by_compute.set(xlabel="multiply-adds a token (millions)")
+    for (name, bits), color in zip(exits.items(), (BLUE, VERMILION, ORANGE, BLACK), strict=False):
+        by_exit.plot(list(bits), list(bits.values()), marker="o", color=color, label=name)
+    by_exit.set(
+        xlabel="exit after loop", xticks=sorted({loop for b in exits.values() for loop in b})
+    )
+    by_exit.legend()
     return figure

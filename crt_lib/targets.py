@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from crt_lib.baselines import load_pretrained
 from crt_lib.checkpoint import load_model
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
@@ -34,7 +35,7 @@ def load_target(text: str, vocab_size: int | None = None) -> Target:
     """
     kind, _, rest = text.partition(":")
     if kind == "hf" and rest:
-        model = _transformers(rest)
+        model = load_pretrained(rest, local=True)
     elif rest and not Path(text).exists():
         model = _python(kind, rest)
     else:
@@ -43,21 +44,6 @@ def load_target(text: str, vocab_size: int | None = None) -> Target:
     if size is None:
         raise InputError(f"{text} does not say how large its vocabulary is; give --vocab-size")
     return Target(model, size)
-
-
-def _transformers(folder: str) -> nn.Module:
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise InputError("hf: needs transformers; pip install it") from error
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder} is not a folder; download the model first")
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} is not a causal model that can be loaded: {error}") from error
 
 
 def _python(module: str, name: str) -> Any:

@@ -44,7 +44,7 @@ class TrainingError(RuntimeError):
 class TrainResult:
     """A trained model, its run's folder and metrics, and whether all updates were made.
 
-    `is_main` is false in the processes that write nothing.
+    `is_main` is false in the processes that write nothing. `precision`: fp32, bf16 or fp16.
     """
 
     model: CRT | GPT2
@@ -53,6 +53,7 @@ class TrainResult:
     finished: bool
     is_main: bool
     processes: int
+    precision: str
 
 
 def train(
@@ -88,6 +89,7 @@ def train(
         finished=finished,
         is_main=run.is_main,
         processes=run.accelerator.num_processes,
+        precision=run.record["precision"],
     )
 
 

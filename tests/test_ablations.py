@@ -2,9 +2,21 @@
 
 import math
 
-from crt_lib import load_profile, plots
-from crt_lib.ablations import PAPER_TABLE_3, table_3, train_both
-from crt_lib.runs import load_data
+import pytest
+
+from crt_lib import InputError, load_profile, plots
+from crt_lib.ablations import (
+    BUDGET,
+    PAPER_TABLE_3,
+    RATES,
+    said,
+    searched_table_3,
+    table_3,
+    train_both,
+    worth,
+)
+from crt_lib.runs import load_data, read_rows
+from crt_lib.search import summarise
 
 SMOKE = load_profile("smoke", "paper")
 SHORT = SMOKE.replace(train=SMOKE.train.replace(updates=2, eval_every=0))
@@ -30,3 +42,51 @@ def test_table_3_has_every_variant(tmp_path):
         assert all(math.isfinite(row[kind]) for kind in ("symmetric", "causal", "deployable"))
         if row["variant"] == "linear":  # nothing to leak through
             assert row["symmetric"] == row["causal"]
+
+
+def rows_of(arm, losses, rate=1e-3):
+    return [
+        {"arm": arm, "budget": BUDGET, "max_lr": rate, "seed": seed, "parameters": 7}
+        | {"valid_loss": loss, "exit_losses": f"1:{loss:.4f}"}
+        for seed, loss in enumerate(losses)
+    ]
+
+
+def test_what_a_change_is_worth():
+    rows = rows_of("paper", [6.00, 6.02, 6.04]) + rows_of("paper, better", [5.50, 5.52, 5.54])
+    rows += rows_of("paper, alike", [6.01]) + rows_of("paper, broke", [math.inf])
+    rows += rows_of("paper", [1.0], rate=2e-3)  # another rate does not count
+    changes = ["paper, better", "paper, alike", "paper, broke", "paper, not run"]
+    base, better, alike, broke = worth(rows, "paper", "paper", changes)
+    assert base["loss"] == pytest.approx(6.02) and "adds" not in base
+    # Student's t with 4 degrees of freedom, a pooled deviation of 0.02, three seeds on both sides
+    half = 2.776 * 0.02 * math.sqrt(2 / 3)
+    assert (better["adds"], better["low"]) == pytest.approx((-0.5, -0.5 - half), abs=2e-4)
+    assert (alike["seeds"], alike["high"] - alike["adds"]) == pytest.approx(
+        (1, 2.776 * 0.02 * math.sqrt(4 / 3)), abs=2e-4
+    )
+    assert said(better).endswith("better") and said(alike).endswith("no larger than the noise")
+    assert said(broke).endswith("broke")
+    with pytest.raises(InputError, match="no rows of crt2"):
+        worth(rows, "crt2", "crt2", [])
+    with pytest.raises(InputError, match="two seeds"):
+        worth(rows_of("paper", [6.0]), "paper", "paper", [])
+
+
+def test_table_3_from_a_search():
+    rows = []
+    for recipe, rate in RATES.items():
+        rows += rows_of(f"{recipe}, TRM linear", [6.0, 6.2], rate)
+    rows += rows_of("paper, TRM conv", [5.0], RATES["paper"])  # not of all recipes
+    (row,) = searched_table_3(rows)
+    assert (row["variant"], row["paper"], row["seeds"]) == ("linear", PAPER_TABLE_3["linear"], 2)
+    for kind in ("symmetric", "deployable", "causal", "crt2"):
+        assert row[kind] == pytest.approx(6.1)
+
+
+def test_the_rates_are_the_tuned_ones():
+    """Of what the search stored, for the unchanged recipes."""
+    rows = read_rows(plots.results_folder("small") / "search.csv")
+    for summary in summarise(rows, RATES, BUDGET):
+        assert summary["max_lr"] == RATES[summary["arm"]]
+        assert not summary["edge"]

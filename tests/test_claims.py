@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crt_lib.ablations import BUDGET, RATES
 from crt_lib.claims import CLAIMS, judge_claims
 from crt_lib.ledger import COLUMNS, FAILS, HOLDS, LEAK, UNTESTED, render_claims, summary
 from crt_lib.runs import write_rows
@@ -115,10 +116,17 @@ def test_speeds_are_those_measured(tmp_path):
 
 def test_the_ablation_with_and_without_the_leak(tmp_path):
     def put(symmetric, causal):
-        rows = [{"variant": "linear", "symmetric": 6.0, "causal": 6.0}]
-        for variant in ("conv", "conv_linear"):
-            rows.append({"variant": variant, "symmetric": symmetric, "causal": causal})
-        write_rows(tmp_path / "small" / "audit" / "table_3.csv", rows)
+        rows = [
+            {"arm": f"{recipe}, TRM {variant}", "budget": BUDGET, "max_lr": rate, "seed": seed}
+            | {"valid_loss": loss, "exit_losses": f"1:9.0000 3:{symmetric:.4f}"}
+            for recipe, rate in RATES.items()
+            for variant, loss in (("linear", 6.0), ("conv", causal), ("conv_linear", causal))
+            for seed in (0, 1, 2)
+        ]
+        for row in rows:
+            if "linear" in row["arm"].split() and row["arm"].startswith("released"):
+                row["exit_losses"] = "1:9.0000 3:6.0000"
+        write_rows(tmp_path / "small" / "search.csv", rows)
 
     put(symmetric=2.0, causal=5.8)
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (LEAK, LEAK)
@@ -126,6 +134,8 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (HOLDS, HOLDS)
     put(symmetric=5.0, causal=5.8)
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (FAILS, FAILS)
+    row = next(row for row in judge_claims(tmp_path) if row["id"] == "C12")
+    assert (row["released"], row["seeds"]) == ("1.20x", 3)
 
 
 def test_the_largest_profile_counts(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, load_profile
-from crt_lib.accounting import parameters_by_part
+from crt_lib.accounting import multiply_adds, parameters_by_part
 from crt_lib.ladder import LADDER, arms, choose_arms
 from crt_lib.profiles import RECIPES, Profile
 
@@ -13,7 +13,7 @@ from crt_lib.profiles import RECIPES, Profile
 def test_every_recipe_in_every_size(name, recipe):
     profile = load_profile(name, recipe)
     assert (profile.name, profile.recipe) == (name, recipe)
-    assert profile.model.causal == (recipe != "released")
+    assert getattr(profile.model, "causal", True) == (recipe != "released")
     again = profile.to_dict() | {"model": profile.model, "train": profile.train}
     assert Profile.from_dict(again) == profile
 
@@ -35,9 +35,22 @@ def test_the_released_recipe_trains_on_padded_lines():
 def test_the_published_counts():
     counts = {
         recipe: sum(parameters_by_part(load_profile("paper", recipe).model).values())
-        for recipe in ("released", "paper")
+        for recipe in ("released", "paper", "gpt2")
     }
-    assert counts == {"released": 143_516_928, "paper": 92_053_760}
+    assert counts == {"released": 143_516_928, "paper": 92_053_760, "gpt2": 124_439_808}
+
+
+@pytest.mark.parametrize(("name", "vocabulary"), [("quick", 2048), ("small", 8192)])
+def test_the_gpt2_of_equal_parameters(name, vocabulary):
+    def size(recipe, **changes):
+        config = load_profile(name, recipe).model.replace(vocab_size=vocabulary, **changes)
+        return sum(parameters_by_part(config).values())
+
+    def apart(layers):
+        return abs(size("gpt2", n_layers=layers) - size("crt2"))
+
+    assert apart(2) < min(apart(1), apart(3))
+    assert apart(2) < 0.1 * size("crt2")
 
 
 def test_small_crt2_is_under_20_megabytes():
@@ -81,5 +94,27 @@ def test_arms_have_names_of_their_own_and_build():
     assert len(names) == len(set(names)) and not set(names) & set(groups)
     chosen = choose_arms(["variants", "paper"])
     assert list(chosen)[-1] == "paper"
-    for profile in choose_arms(["ladder", "without", "variants", "depth"]).values():
+    for profile in choose_arms(
+        ["ladder", "without", "variants", "depth", "crt2-ablations", "leaking"]
+    ).values():
         CRT(profile.model.replace(vocab_size=50))
+
+
+def test_the_baselines_of_equal_parameters_and_of_equal_multiply_adds():
+    groups = arms()
+
+    def config(profile):
+        return profile.model.replace(vocab_size=8192)
+
+    def parameters(profile):
+        return sum(parameters_by_part(config(profile)).values())
+
+    def cost(profile):
+        return sum(multiply_adds(config(profile), 256, (profile.model.n_loops,)).values())
+
+    crt2, baselines = groups["ladder"]["crt2"], groups["baselines"]
+    for name in ("paper, d = 160", "GPT-2 112 x 4", "shared layer, 144 x 8"):
+        assert parameters(baselines[name]) == pytest.approx(parameters(crt2), rel=0.05)
+    assert cost(baselines["GPT-2 128 x 7"]) == pytest.approx(cost(crt2), rel=0.05)
+    for name in ("GPT-2 112 x 4", "GPT-2 128 x 7", "shared layer, 144 x 8"):
+        assert baselines[f"{name}, muon"].model == baselines[name].model

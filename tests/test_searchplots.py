@@ -1,5 +1,7 @@
 """The search's charts show every row they are given."""
 
+import math
+
 from matplotlib.figure import Figure
 
 from crt_lib import searchplots
@@ -48,3 +50,36 @@ def test_race():
     short = {"update": 3, "loss": 5.0, "loss_9": 1.0}  # an update that did not run all loops
     figure = searchplots.race({"paper": metrics, "crt2": [*metrics, short, {"valid_loss_12": 1.0}]})
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[4.0, 3.0, 2.0]] * 2
+
+
+def test_what_changes_are_worth():
+    rows = [
+        {"arm": "crt2", "loss": 5.0},
+        {"arm": "crt2, rms norm", "loss": 4.9, "adds": -0.1, "low": -0.2, "high": -0.05},
+        {"arm": "crt2, no norm", "loss": math.inf, "adds": math.inf, "low": 0.0, "high": 0.0},
+        {"arm": "crt2, kernel 5", "loss": 5.01, "adds": 0.01, "low": -0.02, "high": 0.04},
+    ]
+    figure = searchplots.worth({"crt2": rows})
+    shown = texts(figure)
+    assert {"rms norm", "-0.100", "kernel 5", "+0.010"} <= set(shown) and "no norm" not in shown
+
+
+def test_with_and_without_the_leak():
+    row = {"paper": 1.9, "symmetric": 4.7, "deployable": 7.3, "causal": 6.9, "crt2": 5.5}
+    figure = searchplots.with_and_without({"conv": row, "depthwise_mlp": row | {"paper": None}})
+    first, second = figure.axes[0].lines
+    assert first.get_ydata().tolist() == [1.9, 4.7, 7.3, 6.9, 5.5]
+    assert math.isnan(second.get_ydata()[0])
+
+
+def test_quality_against_cost():
+    rows = [
+        {"model": "crt2", "parameters": 1.5e6, "multiply_adds": 2.8e6, "bits_per_byte": 1.5},
+        {"model": "GPT-2", "parameters": 2.4e6, "multiply_adds": 2.7e6, "bits_per_byte": 1.6},
+    ]
+    figure = searchplots.quality(rows, {"crt2": {1: 1.6, 2: 1.5}})
+    assert {"1", "2"} <= set(texts(figure))
+    left, middle, right = figure.axes
+    assert left.collections[0].get_offsets().tolist() == [[1.5, 1.5]]
+    assert middle.collections[1].get_offsets().tolist() == [[2.7, 1.6]]
+    assert right.lines[0].get_xydata().tolist() == [[1, 1.6], [2, 1.5]]

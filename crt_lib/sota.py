@@ -1,0 +1,84 @@
+"""Where CRT stands: measured runs beside published numbers, from the files under results/."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crt_lib.accounting import multiply_adds
+from crt_lib.config import config_from_dict
+from crt_lib.files import InputError
+from crt_lib.runs import Run, load_run, read_rows
+
+PAPER_TABLE_4 = (  # as printed: model, parameters, perplexity on WikiText-103
+    ("GPT-2 Small", "124M", "~18-20"),
+    ("DistilGPT2", "82M", "~25-30"),
+    ("CRT v2 Full (8 Loops)", "92M", "1.10"),
+    ("CRT v2 (Loop 6)", "92M", "1.08"),
+)
+
+
+def measured_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """A row a run and exit: what it costs and reaches on test, honest protocol.
+
+    `folders`: name -> folder of a finished run. `multiply_adds` are a token's, at the training's
+    length, up to the exit and with its head alone; `tokens_seen` counts repetitions. Raises
+    InputError for a folder without a finished run.
+    """
+    rows = []
+    for name, folder in folders.items():
+        run = load_run(folder)
+        if run is None:
+            raise InputError(f"no finished run in {folder}; `crt train --profile small`")
+        rows += [_measured(name, run, row) for row in run.results if _is_honest_test(row)]
+    return rows
+
+
+def _is_honest_test(row: Mapping[str, Any]) -> bool:
+    return (row["split"], row["protocol"]) == ("test", "honest")
+
+
+def _measured(name: str, run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+    config = config_from_dict(run.manifest["model"])
+    loop, length = row["exit"], run.manifest["train"]["seq_len"]
+    counts = multiply_adds(config, length, (loop,))
+    return {
+        "model": name if len(config.head_loops) == 1 else f"{name}, loop {loop}",
+        "corpus": run.manifest["corpus"],
+        "parameters": run.manifest["parameters"],
+        "multiply_adds": sum(counts.values()),
+        "tokens_seen": run.metrics[-1]["tokens"],
+        "word_ppl": row["word_ppl"],
+        "bits_per_byte": row["bits_per_byte"],
+        "sees_the_future": not getattr(config, "causal", True),
+        "source": "measured",
+    }
+
+
+def published_rows(path: str | Path, corpus: str) -> list[dict[str, Any]]:
+    """The rows of published.csv on `corpus`, best last, with the columns of `measured_rows`."""
+    rows = [row for row in read_rows(Path(path)) if row["corpus"] == corpus]
+    rows = [
+        {
+            "model": row["model"],
+            "corpus": corpus,
+            "parameters": _count(row["parameters"]),
+            "word_ppl": row["ppl"] if row["unit"] == "word" else None,
+            "token_ppl": row["ppl"] if row["unit"] == "token" else None,
+            "source": row["source"],
+        }
+        for row in rows
+    ]
+    return sorted(rows, key=lambda row: -(row["word_ppl"] or row["token_ppl"]))
+
+
+def _count(text: str | None) -> int | None:
+    return None if text is None else round(float(text.removesuffix("M")) * 1e6)
+
+
+def best_at_cost(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Mapping[str, Any]]:
+    """The rows that no other beats in bits per byte at the same `cost` or less, cheapest first."""
+    kept: list[Mapping[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (row[cost], row["bits_per_byte"])):
+        if not kept or row["bits_per_byte"] < kept[-1]["bits_per_byte"]:
+            kept.append(row)
+    return kept

@@ -1,0 +1,70 @@
+"""Measured runs beside published numbers: every value comes from a file."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from crt_lib import InputError, load_profile
+from crt_lib.accounting import multiply_adds
+from crt_lib.baselines import load_pretrained
+from crt_lib.runs import load_run, read_rows
+from crt_lib.sota import best_at_cost, measured_rows, published_rows
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def test_measured_rows_are_those_of_the_run():
+    folder = RESULTS / "small" / "crt2"
+    rows = measured_rows({"crt2": folder})
+    run = load_run(folder)
+    stored = {
+        row["exit"]: row
+        for row in run.results
+        if (row["split"], row["protocol"]) == ("test", "honest")
+    }
+    assert [row["model"] for row in rows] == [f"crt2, loop {loop}" for loop in stored]
+    for loop, row in zip(stored, rows, strict=True):
+        assert row["word_ppl"] == stored[loop]["word_ppl"]
+        config = load_profile("small").model.replace(vocab_size=8192)
+        assert row["multiply_adds"] == sum(multiply_adds(config, 256, (loop,)).values())
+        assert row["parameters"] == run.manifest["parameters"] and not row["sees_the_future"]
+    with pytest.raises(InputError, match="no finished run"):
+        measured_rows({"nothing": RESULTS / "nothing"})
+
+
+@pytest.mark.parametrize("corpus", ["wikitext-2", "wikitext-103"])
+def test_published_rows_name_their_source(corpus):
+    rows = published_rows(RESULTS / "published.csv", corpus)
+    known = [row for row in read_rows(RESULTS / "published.csv") if row["corpus"] == corpus]
+    assert len(rows) == len(known) > 3
+    for row in rows:
+        assert row["source"] and (row["word_ppl"] is None) != (row["token_ppl"] is None)
+
+
+def test_the_best_at_a_cost():
+    rows = [
+        {"name": name, "cost": cost, "bits_per_byte": bits}
+        for name, cost, bits in (("a", 1, 2.0), ("b", 2, 2.1), ("c", 2, 1.9), ("d", 3, 1.9))
+    ]
+    assert [row["name"] for row in best_at_cost(rows, "cost")] == ["a", "c"]
+
+
+def test_a_pretrained_model_from_a_folder(tmp_path):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=31, n_embd=8, n_head=2, n_layer=1, n_positions=16)
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path)
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(loaded(ids).logits, theirs(ids).logits)
+    assert math.isfinite(float(loaded(ids, labels=ids).loss)) and not loaded.training
+
+
+def test_a_hub_that_is_not_there_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="nobody/nothing is not a causal model that can be loaded"):
+        load_pretrained("nobody/nothing")
