@@ -1,12 +1,14 @@
 """How each of the paper's claims is judged from the measured files: one small function a rule."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from crt_lib.ablations import searched_table_3
+from crt_lib.ablations import said, searched_table_3, worth
 from crt_lib.accounting import parameters_by_part
 from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.files import InputError
 from crt_lib.ledger import FAILS, HOLDS, LEAK, NEAR, UNDERIVED, UNTESTED, Judged, Results, RunRows
 from crt_lib.runs import read_rows
 
@@ -206,6 +208,37 @@ def ratio_to_linear(variant: str, claimed: float) -> Callable[[Results], Judged]
             found[0],
             min(rows[name]["seeds"] for name in ("linear", variant)),
             "crt search paper-ablations crt2-ablations leaking",
+        )
+
+    return judge
+
+
+def best_as_it_is(base: str, changes: Sequence[str]) -> Callable[[Results], Judged]:
+    """That no change of the paper's arm `base` lowers the loss by more than the noise.
+
+    `base` and `changes` are arms of the search without the recipe before the comma.
+    """
+
+    def judge(results: Results) -> Judged:
+        found = results.table("search.csv")
+        tables = {}
+        for recipe in ("paper", "crt2") if found else ():
+            names = [f"{recipe}, {name}" for name in changes]
+            start = f"{recipe}, {base}" if base else recipe
+            with contextlib.suppress(InputError):
+                tables[recipe] = worth(found[1], recipe, start, names)
+        if any(len(table) <= len(changes) for table in tables.values()) or len(tables) < 2:
+            return Judged(UNTESTED, "the ablations have not been searched")
+        against = {name: "; ".join(map(said, table[1:])) for name, table in tables.items()}
+        worse = [row["low"] > 0 or not math.isfinite(row["loss"]) for row in tables["paper"][1:]]
+        return Judged(
+            HOLDS if all(worse) else FAILS,
+            f"nats a token above `{tables['paper'][0]['arm']}`, d = 128, 150 updates. In crt2: "
+            f"{against['crt2']}",
+            honest=against["paper"],
+            profile=found[0],
+            seeds=min(row["seeds"] for row in tables["paper"]),
+            command="crt search paper-ablations crt2-ablations",
         )
 
     return judge

@@ -138,6 +138,24 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
     assert (row["released"], row["seeds"]) == ("1.20x", 3)
 
 
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(6.5, HOLDS), (6.01, FAILS), (5.5, FAILS), (math.inf, HOLDS)]
+)
+def test_the_best_norm_is_better_than_the_noise(tmp_path, batch, expected):
+    losses = {"": 6.0, ", batch norm": batch, ", no norm": 7.0}
+    rows = [
+        {"arm": recipe + change, "budget": BUDGET, "max_lr": RATES[recipe], "seed": seed}
+        | {"parameters": 1, "valid_loss": loss + 0.02 * seed, "exit_losses": ""}
+        for recipe in ("paper", "crt2")
+        for change, loss in losses.items()
+        for seed in (0, 1, 2)
+    ]
+    assert verdict(tmp_path, "C15") == UNTESTED
+    write_rows(tmp_path / "small" / "search.csv", rows)
+    assert verdict(tmp_path, "C15") == expected
+    assert verdict(tmp_path, "C16") == UNTESTED  # its arms are not there
+
+
 def test_the_largest_profile_counts(tmp_path):
     for profile, ppl in (("small", 300.0), ("quick", 1.05)):
         put_run(tmp_path, "released", [math.log(ppl)] * 4, profile)
