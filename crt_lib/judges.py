@@ -9,6 +9,7 @@ from crt_lib.ablations import said, searched_table_3, worth
 from crt_lib.accounting import parameters_by_part
 from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.files import InputError
+from crt_lib.ladder import EQUAL_TOKENS
 from crt_lib.ledger import FAILS, HOLDS, LEAK, NEAR, UNDERIVED, UNTESTED, Judged, Results, RunRows
 from crt_lib.runs import read_rows
 
@@ -34,10 +35,19 @@ def perplexity(split: str, place: int, paper: float) -> Callable[[Results], Judg
         if None in ours:
             return Judged(UNTESTED, "these runs have no such exit or protocol")
         ppl = [math.exp(loss) for loss in ours]
+        alone = released.loss("valid", "deployable", place)
+        deployed = (
+            ""
+            if alone is None
+            else (
+                f"; with nothing after the token in its input, the released block's PPL is "
+                f"{math.exp(alone):,.0f} (a sample of valid)"
+            )
+        )
         return Judged(
             _three_way(paper, *ppl),
-            f"exit {place + 1 if place >= 0 else 'last'} of the released block, padding scored, "
-            "against the causal block's, every token scored once",
+            f"{'the last exit' if place < 0 else f'exit {place + 1}'} of the released block, "
+            "padding scored, against the causal block's, every token scored once" + deployed,
             released=f"PPL {ppl[0]:.3f}" + _interval(released, split, "released", place, ".3f"),
             honest=f"PPL {ppl[1]:.1f}" + _interval(honest, split, "honest", place, ".1f"),
             profile=released.profile,
@@ -277,13 +287,14 @@ def memory(results: Results) -> Judged:
 def against_gpt2(results: Results) -> Judged:
     """The PPL against that of a GPT-2, both trained here."""
     found = results.table("search.csv")
-    if found is None:
-        return Judged(UNTESTED, "crt search has not been run")
-    profile, rows = found
-    best = {
-        arm: min(r["valid_loss"] for r in rows if (r["arm"], r["budget"]) == (arm, "300 updates"))
-        for arm in ("paper, d = 160", "GPT-2 112 x 4", "crt2")
+    profile, rows = found or ("", [])
+    arms = ("paper, d = 160", "GPT-2 112 x 4", "crt2")
+    mine = {
+        arm: [r for r in rows if (r["arm"], r["budget"]) == (arm, EQUAL_TOKENS)] for arm in arms
     }
+    if not all(mine.values()):
+        return Judged(UNTESTED, "the baselines have not been searched")
+    best = {arm: min(row["valid_loss"] for row in tried) for arm, tried in mine.items()}
     ratio, own = (math.exp(best["GPT-2 112 x 4"] - best[arm]) for arm in ("paper, d = 160", "crt2"))
     return Judged(
         HOLDS if ratio >= 18 * (1 - NEAR) else FAILS,

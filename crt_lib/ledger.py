@@ -138,5 +138,5 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """How many claims have each verdict."""
     order = (HOLDS, LEAK, FAILS, UNDERIVED, UNTESTED)
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in order}
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    said = ", ".join(f"{verdict}: {count}" for verdict, count in counts.items() if count)
     return f"Of the paper's {len(rows)} claims: {said}."
