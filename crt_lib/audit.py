@@ -1,10 +1,9 @@
 """What a language model's numbers are made of: leaks, padding, heads nobody counts, tied weights.
 
-Every report takes a `CRT`, a causal language model of transformers, or any callable from token ids
-(B, T) to logits (B, T, V), and prints as one table.
+Every report takes a `CRT`, a causal language model of transformers, or (that of parameters apart)
+any callable from token ids (B, T) to logits (B, T, V), and prints as one table.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from crt_lib import grammar
 from crt_lib.accounting import multiply_adds, parameters_by_part
 from crt_lib.baselines import GPT2
-from crt_lib.causality import CausalityReport, Finding, causality_report
+from crt_lib.causality import CausalityReport, causality_report
 from crt_lib.compare import score_documents
 from crt_lib.config import ModelConfig
-from crt_lib.evaluate import Model, device_of, evaluate_lines, logits_of
+from crt_lib.evaluate import Model, device_of, evaluate_lines, exp, logits_of
 from crt_lib.files import InputError
 from crt_lib.model import CRT
+from crt_lib.probes import Finding
 from crt_lib.tokenizer import TokenizedCorpus
 
 __all__ = [
@@ -60,7 +60,7 @@ class PaddingReport:
         lines = [f"padding is {self.share:.1%} of the scored positions"]
         lines.append(f"{'exit':>4}{'PPL, padding scored':>21}{'ignored':>12}{'absent':>12}")
         for loop in self.scored:
-            ppl = [math.exp(way[loop]) for way in (self.scored, self.ignored, self.absent)]
+            ppl = [exp(way[loop]) for way in (self.scored, self.ignored, self.absent)]
             lines.append(f"{loop:>4}{ppl[0]:>21,.2f}{ppl[1]:>12,.2f}{ppl[2]:>12,.2f}")
         return "\n".join(lines)
 

@@ -179,22 +179,30 @@ def audit(
         bool, typer.Option("--only-causality", help="Neither parameters nor speed.")
     ] = False,
 ) -> None:
-    """Does a model see the tokens it is asked to predict? Exit code 1 if it does.
+    """Does a model see the tokens it is asked to predict? Exit code 1 if it does, 2 for an error.
 
     Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters and speed.
     """
     from torch import nn
 
     from crt_lib.audit import causality_report, parameter_report, speed_report
+    from crt_lib.probes import positions_of
     from crt_lib.targets import load_target
 
-    target = load_target(model, vocab_size)
+    try:
+        target = load_target(model, vocab_size)
+    except OSError as error:
+        raise InputError(str(error)) from error  # 1 is for leaks
+    length = min(length, positions_of(target.model) or length)
     report = causality_report(target.model, target.vocab_size, length=length)
     typer.echo(str(report))
     if not only_causality:
         if isinstance(target.model, nn.Module):
             typer.echo(f"\n{parameter_report(target.model)}")
-        typer.echo(f"\n{speed_report(target.model, target.vocab_size, seq_len=length)}")
+        try:
+            typer.echo(f"\n{speed_report(target.model, target.vocab_size, seq_len=length)}")
+        except Exception as error:  # anybody's model: the verdict stands
+            typer.echo(f"\nspeed: not measured: {type(error).__name__}: {error}", err=True)
     raise typer.Exit(int(report.leaks))
 
 

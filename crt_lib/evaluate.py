@@ -46,7 +46,7 @@ class Evaluation:
         rows = []
         for loop, loss in self.loss.items():
             nll = loss * self.tokens
-            per_word = _exp(nll / self.words) if self.words else None
+            per_word = exp(nll / self.words) if self.words else None
             per_byte = nll / math.log(2) / self.original_bytes if self.original_bytes else None
             rows.append(
                 {
@@ -57,7 +57,7 @@ class Evaluation:
                     "words": self.words,
                     "bytes": self.original_bytes,
                     "loss": loss,
-                    "token_ppl": _exp(loss),
+                    "token_ppl": exp(loss),
                     "word_ppl": per_word,
                     "bits_per_byte": per_byte,
                 }
@@ -168,11 +168,14 @@ def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Ten
 def logits_of(model: Model, ids: Tensor, **labels: Tensor) -> dict[int, Tensor]:
     """Logits (B, T, V) by exit of anybody's model, 0 for a model without exits.
 
-    `model` gives them as they are, as `{exit: logits}`, or as an object's `.logits`.
+    `model` gives them as they are, as `{exit: logits}`, as an object's `.logits`, or as what has
+    three dimensions in a tuple.
     """
     output = model(ids, **labels)
     if isinstance(output, dict) and output and all(isinstance(key, int) for key in output):
         return output
+    if type(output) is tuple:
+        output = next((x for x in output if torch.is_tensor(x) and x.ndim == 3), output)
     return {0: getattr(output, "logits", output)}
 
 
@@ -233,5 +236,6 @@ def _losses(model: Model, batches: Iterable[Batch]):
             model.train()
 
 
-def _exp(nats: float) -> float:
+def exp(nats: float) -> float:
+    """A perplexity; infinite where a float is too small for it."""
     return math.exp(nats) if nats < 700 else math.inf

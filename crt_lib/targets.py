@@ -51,8 +51,10 @@ def _python(module: str, name: str) -> Any:
     sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{module}:{name} cannot be imported: {error}") from error
+    except Exception as error:  # anybody's module: it may fail in any way
+        raise InputError(
+            f"{module}:{name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove(here)
     if isinstance(found, nn.Module):

@@ -7,9 +7,9 @@ from torch import nn
 
 from crt_lib import CRT, causality_report, load_profile
 from crt_lib.baselines import make_model
-from crt_lib.causality import PROBES
 from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
+from crt_lib.probes import PROBES
 
 VOCAB = 31
 PAPER = load_profile("smoke", "paper").model.replace(vocab_size=VOCAB)
@@ -83,6 +83,37 @@ class ReadsLabels(Mixed):
         return logits if labels is None else logits + F.one_hot(labels, VOCAB)
 
 
+class FarAhead(nn.Module):
+    """What stands `far` positions later, added."""
+
+    def __init__(self, far):
+        super().__init__()
+        self.far = far
+
+    def forward(self, x):
+        return x + F.pad(x, (0, 0, 0, self.far))[:, self.far :]
+
+
+class LossOfLabels(ReadsLabels):
+    """As those, but with labels, which are the next tokens, it gives its loss alone."""
+
+    def forward(self, ids, labels=None):
+        logits = super().forward(ids, labels)
+        if labels is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class LogitsAndLoss(Mixed):
+    """A pair when it is given targets."""
+
+    def forward(self, ids, targets=None):
+        logits = super().forward(ids)
+        if targets is None:
+            return logits
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
 def gpt2():
     config = GPT2Config(vocab_size=VOCAB, d_model=16, n_heads=2, n_layers=2, max_seq_len=32)
     return make_model(config).transformer
@@ -104,12 +135,16 @@ PLANTED = {  # the model, and the nearest later token that it sees
     "spectral filter": (lambda: Mixed(SpectralFilter(wraps=True)), 1),
     "mask off by one": (lambda: Mixed(MaskedAttention(ahead=1)), 1),
     "reads its labels": (ReadsLabels, 1),
+    "five tokens ahead": (lambda: Mixed(FarAhead(5)), 5),
+    "labels in its loss": (LossOfLabels, 1),
 }
 SOUND = {
     "paper, causal": lambda: CRT(PAPER),
     "crt2": lambda: CRT(CRT2),
     "GPT-2 of transformers": gpt2_lm,
     "spectral filter with room": lambda: Mixed(SpectralFilter(wraps=False)),
+    "GPT-2 in bf16": lambda: gpt2_lm().bfloat16(),
+    "logits and loss": LogitsAndLoss,
 }
 
 
@@ -166,6 +201,7 @@ def test_a_plain_function():
     report = causality_report(peeks, VOCAB, length=LENGTH)
     assert report.leaks and report.first_leaking_offset == 1
     assert {"training", "gradient", "decode", "labels"} == set(report.left_out)
+    assert len(report.findings["far"][0].pairs) == 1
     sound = causality_report(lambda ids: F.one_hot(ids, VOCAB).float(), VOCAB, length=LENGTH)
     assert not sound.leaks and "verdict: causal" in str(sound)
 
@@ -179,6 +215,55 @@ def test_a_broken_cache_is_seen():
     torch.manual_seed(0)
     report = causality_report(Forgets(CRT2), VOCAB, length=LENGTH)
     assert any(len(found.pairs) for found in report.findings["decode"].values())
+    assert report.only_the_cache and "verdict: its cache gives other logits" in str(report)
+
+
+def test_a_leak_further_away_than_the_row_is_long():
+    torch.manual_seed(0)
+    report = causality_report(Mixed(FarAhead(30)), VOCAB, length=LENGTH)
+    assert report.leaks and report.first_leaking_offset is None
+    assert [name for name, f in report.findings.items() if len(f[0].pairs)] == ["far"]
+    assert "as far as 12 tokens" in str(causality_report(CRT(CRT2), VOCAB, length=LENGTH))
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_infinite_logits(leaks):
+    model = Mixed(FarAhead(1) if leaks else None)
+
+    def masked(ids):
+        """No token may be said twice in a row."""
+        with torch.no_grad():
+            logits = model(ids).masked_fill(F.one_hot(ids, VOCAB).bool(), -torch.inf)
+        logits[..., -3:] = -torch.inf
+        return logits
+
+    assert causality_report(masked, VOCAB, length=LENGTH).leaks == leaks
+    with pytest.raises(InputError, match="not numbers"):
+        causality_report(lambda ids: masked(ids) * 0, VOCAB, length=LENGTH)
+
+
+def test_a_probe_at_which_the_model_fails_is_left_out():
+    def only_24(ids):
+        if ids.shape[1] != 24:
+            raise RuntimeError("24 tokens, please")
+        return F.one_hot(ids, VOCAB).float()
+
+    report = causality_report(only_24, VOCAB)
+    assert not report.leaks and "24 tokens, please" in report.left_out["prefix"]
+    with pytest.raises(InputError, match="fails on ids of shape"):
+        causality_report(only_24, VOCAB, length=12)
+
+
+def test_a_loss_that_is_not_plain_is_not_judged():
+    class Smoothed(Mixed):
+        def forward(self, ids, labels=None):
+            logits = super().forward(ids)
+            if labels is None:
+                return logits
+            return 2.0 + F.cross_entropy(logits[0], labels[0])
+
+    report = causality_report(Smoothed(), VOCAB, length=LENGTH)
+    assert not report.leaks and "no cross-entropy" in report.left_out["labels"]
 
 
 def test_the_model_is_left_as_it_was():

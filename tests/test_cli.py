@@ -186,11 +186,17 @@ def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):
         "import torch\n"
         "def sound(ids):\n    return torch.nn.functional.one_hot(ids, 9).float()\n"
         "def peeks(ids):\n    return sound(ids.roll(-1, 1))\n"
+        "def breaks(ids):\n    raise ValueError('no such day')\n"
+        "def slow(ids):\n    assert not torch.is_inference_mode_enabled()\n    return sound(ids)\n"
     )
     monkeypatch.chdir(tmp_path)
     for name, expected in (("sound", 0), ("peeks", 1)):
         code, out, _ = crt("audit", f"theirs:{name}", "--vocab-size", "9", capsys=capsys)
         assert code == expected and "not asked" in out and "measured" in out
+    code, _, err = crt("audit", "theirs:breaks", "--vocab-size", "9", capsys=capsys)
+    assert code == 2 and "no such day" in err and len(err.splitlines()) == 1
+    code, out, err = crt("audit", "theirs:slow", "--vocab-size", "9", capsys=capsys)
+    assert code == 0 and "verdict: causal" in out and "speed: not measured" in err
     code, _, err = crt("audit", "theirs:sound", capsys=capsys)
     assert code == 2 and "--vocab-size" in err
     code, _, err = crt("audit", "nowhere", capsys=capsys)
