@@ -128,7 +128,7 @@ def worth(
     return table
 
 
-def said(row: Mapping[str, Any]) -> str:
+def in_words(row: Mapping[str, Any]) -> str:
     """A row of `worth` in words."""
     if not math.isfinite(row["loss"]):
         return f"{row['arm']}: the training broke"

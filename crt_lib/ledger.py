@@ -116,7 +116,10 @@ def render_claims(rows: list[dict[str, Any]]) -> str:
     lines += [
         "Made by `crt claims` from the files beside it. `released`: as the paper scored, with a "
         "model that sees later tokens. `honest`: causal, every token of the text scored once. In "
-        "brackets the 95 % interval over documents.",
+        "brackets 95 % intervals, over documents and, of several seeds, over seeds; a value "
+        "without them was measured once, or is a count. The two runs at `small` have four loops, "
+        "so the paper's loops 2, 4, 6 and 8 are their exits 1 to 4; the released one also has "
+        "separate heads and lines of 384 tokens, the causal one tied heads and windows of 256.",
         "",
         "| id | claim | paper | released | honest | verdict | profile, seeds |",
         "|---|---|---|---|---|---|---|",

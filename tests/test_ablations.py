@@ -9,7 +9,7 @@ from crt_lib.ablations import (
     BUDGET,
     PAPER_TABLE_3,
     RATES,
-    said,
+    in_words,
     searched_table_3,
     table_3,
     train_both,
@@ -65,8 +65,10 @@ def test_what_a_change_is_worth():
     assert (alike["seeds"], alike["high"] - alike["adds"]) == pytest.approx(
         (1, 2.776 * 0.02 * math.sqrt(4 / 3)), abs=2e-4
     )
-    assert said(better).endswith("better") and said(alike).endswith("no larger than the noise")
-    assert said(broke).endswith("broke")
+    assert in_words(better).endswith("better") and in_words(alike).endswith(
+        "no larger than the noise"
+    )
+    assert in_words(broke).endswith("broke")
     with pytest.raises(InputError, match="no rows of crt2"):
         worth(rows, "crt2", "crt2", [])
     with pytest.raises(InputError, match="two seeds"):

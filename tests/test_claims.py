@@ -3,13 +3,18 @@
 import csv
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from crt_lib.ablations import BUDGET, RATES
 from crt_lib.claims import CLAIMS, judge_claims
-from crt_lib.ledger import COLUMNS, FAILS, HOLDS, LEAK, UNTESTED, render_claims, summary
+from crt_lib.cli import app
+from crt_lib.ladder import EQUAL_TOKENS
+from crt_lib.ledger import COLUMNS, FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED, render_claims, summary
 from crt_lib.runs import write_rows
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -91,7 +96,7 @@ def test_intervals_where_the_run_has_them(tmp_path):
     judged = {row["id"]: row for row in judge_claims(tmp_path)}
     assert judged["C03"]["released"] == "PPL 1.105 [1.094, 1.116]"
     assert judged["C06"]["honest"] == "PPL 148.4 [146.9, 149.9]"
-    assert judged["C07"]["released"] == "+0.0% [-3.0%, +2.0%]"
+    assert judged["C07"]["released"] == "0.0% worse, no larger than its interval"
     assert judged["C09"]["released"] == "PPL 1.105"  # exits.csv is of valid
 
 
@@ -104,7 +109,9 @@ def test_speeds_are_those_measured(tmp_path):
             {"way": way, "batch": 1, "speedup": speed, "token_ppl": ppl if "thr" in way else 40.0}
             for way, speed in speeds.items()
         ]
+        rows = [row | {"mean_loops": 3.0} for row in rows]
         write_rows(tmp_path / "bench" / "decode_paper.csv", rows)
+        write_rows(tmp_path / "small" / "crt2" / "decode.csv", rows)
 
     put(ways, 40.0)
     assert (verdict(tmp_path, "C08"), verdict(tmp_path, "C20")) == (FAILS, FAILS)
@@ -135,7 +142,56 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
     put(symmetric=5.0, causal=5.8)
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (FAILS, FAILS)
     row = next(row for row in judge_claims(tmp_path) if row["id"] == "C12")
-    assert (row["released"], row["seeds"]) == ("1.20x", 3)
+    assert (row["released"], row["seeds"]) == ("1.20x (6.00 -> 5.00)", 3)
+
+
+@pytest.mark.parametrize(
+    ("ppl", "expected"), [((19,), HOLDS), ((19, 37), UNDERIVED), ((37,), FAILS)]
+)
+def test_somebody_elses_number(tmp_path, ppl, expected):
+    rows = [
+        {
+            "model": "GPT-2 Small",
+            "corpus": "wikitext-103",
+            "ppl": own,
+            "unit": "word",
+            "source": "a",
+        }
+        for own in ppl
+    ]
+    write_rows(tmp_path / "published.csv", rows)
+    assert verdict(tmp_path, "C21") == expected
+
+
+@pytest.mark.parametrize(("times", "expected"), [(2, FAILS), (20, HOLDS)])
+def test_the_ratio_to_gpt2_has_an_interval_over_documents_and_seeds(tmp_path, times, expected):
+    nats = {"paper, d = 160": 5.0, "crt2": 5.0}
+    nats |= dict.fromkeys(("GPT-2 112 x 4", "GPT-2 112 x 4, muon"), 5.0 + math.log(times))
+    rows = [
+        {"arm": arm, "budget": EQUAL_TOKENS, "max_lr": 1.0, "seed": seed, "document": i}
+        | {"bytes": 400 + i, "tokens": 100, "nll": 100 * nll + 0.1 * seed}
+        for arm, nll in nats.items()
+        for seed in (1, 2)
+        for i in range(5)
+    ]
+    write_rows(tmp_path / "small" / "search_documents.csv", rows)
+    (row,) = (row for row in judge_claims(tmp_path) if row["id"] == "C23")
+    assert row["verdict"] == expected and row["seeds"] == 2
+    assert row["honest"].startswith(f"{times:.2f}x [")
+
+
+def test_every_command_of_the_ledger_is_one(tmp_path):
+    """Its words are options and arguments that the command line knows."""
+    runner = CliRunner()
+    for row in judge_claims(RESULTS):
+        for command in filter(None, re.split("; (?=crt |python )", row["command"])):
+            program, *words = shlex.split(command)
+            assert program in ("crt", "python"), command
+            if program == "crt":
+                unknown = runner.invoke(app, [*words, "--help"])
+                assert unknown.exit_code == 0, command
+                named = [word for word in words if word.startswith("--")]
+                assert all(word in unknown.output for word in named), command
 
 
 @pytest.mark.parametrize(
