@@ -218,8 +218,8 @@ def against_gpt2(results: Results) -> Judged:
         HOLDS if paper.mean >= 18 * (1 - NEAR) else FAILS,
         "test PPL of a GPT-2 of equal parameters and tokens, its rate tuned, over that of the "
         f"paper's block made causal; {_times(with_muon)} where GPT-2 is trained with Muon. crt2, "
-        f"which is: {_times(crt2)} and {_times(crt2_muon)}. The paper's 18x divides a sound PPL by one "
-        "of a model that sees its targets",
+        f"which is: {_times(crt2)} and {_times(crt2_muon)}. The paper's 18x divides a sound PPL "
+        "by one of a model that sees its targets",
         honest=_times(paper),
         profile=profile,
         seeds=len({row["seed"] for row in rows if row["arm"] == "paper, d = 160"}),
