@@ -251,7 +251,9 @@ def claims_summary(results: Path) -> str:
         ["claim", "the paper", "as the paper scored", "honestly", "verdict"],
         [[str(row[name]) for name in names] for row in shown],
     )
-    return f"{table}\n\n{summary(rows)} All of them: [results/claims.md](results/claims.md)."
+    (loss,) = (row for row in rows if row["id"] == "C06")
+    said = f"The row of losses is of {loss['why']}."
+    return f"{table}\n\n{said}\n\n{summary(rows)} All: [results/claims.md](results/claims.md)."
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
