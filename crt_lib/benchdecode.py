@@ -20,9 +20,8 @@ from crt_lib.tokenizer import TokenizedCorpus
 from crt_lib.trace import Outcome, Trace, apply_policy
 
 Way = Callable[[list[list[int]], int], Any]
-COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl", "decoded_loops", "decoded_heads")
-COLUMNS += ("decoded_asks",)
-COLUMNS += ("accepted",)
+COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl")
+COLUMNS += ("decoded_loops", "decoded_heads", "decoded_asks", "accepted")
 FULL = "full depth"
 UNCACHED_ROUNDS = 2  # they are the slowest by far, and vary least
 

@@ -1,6 +1,8 @@
 """How the paper's claims of losses are judged from the measured files: a small function a rule."""
 
 import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ ABLATIONS = (
     f"{SEARCH} paper-ablations --updates 150 --lr 1e-3; "
     f"{SEARCH} crt2-ablations --updates 150 --lr 1.6e-2"
 )
-NO_PAIR = "no profile has a finished run of both recipes, released and paper"
+Rule = Callable[[Results, RunRows, RunRows], Judged]
 
 
 def _three_way(paper: float, released: float, honest: float) -> str:
@@ -27,14 +29,30 @@ def _three_way(paper: float, released: float, honest: float) -> str:
     return LEAK if released <= paper * (1 + NEAR) else FAILS
 
 
-def perplexity(split: str, place: int, paper: float) -> Callable[[Results], Judged]:
-    """A claimed PPL of the `place`-th exit (-1: the last) on `split`."""
+def _of_the_pair(rule: Rule) -> Callable[[Results], Judged]:
+    """A judge by a rule on the released block and the same made causal."""
 
+    @functools.wraps(rule)
     def judge(results: Results) -> Judged:
         pair = results.pair()
         if pair is None:
-            return Judged(UNTESTED, NO_PAIR)
+            why = "no profile has a finished run of both recipes, released and paper"
+            return Judged(UNTESTED, why)
         released, honest = pair
+        judged = rule(results, released, honest)
+        if judged.verdict == UNTESTED:
+            return judged
+        command = f"{released.command}; {honest.command}"
+        return dataclasses.replace(judged, profile=released.profile, seeds=1, command=command)
+
+    return judge
+
+
+def perplexity(split: str, place: int, paper: float) -> Callable[[Results], Judged]:
+    """A claimed PPL of the `place`-th exit (-1: the last) on `split`."""
+
+    @_of_the_pair
+    def judge(results: Results, released: RunRows, honest: RunRows) -> Judged:
         ours = released.loss(split, "released", place), honest.loss(split, "honest", place)
         if None in ours:
             return Judged(UNTESTED, "these runs have no such exit or protocol")
@@ -54,9 +72,6 @@ def perplexity(split: str, place: int, paper: float) -> Callable[[Results], Judg
             "padding scored, against the causal block's, every token scored once" + deployed,
             released=f"PPL {ppl[0]:.3f}" + _interval(released, split, "released", place, ".3f"),
             honest=f"PPL {ppl[1]:.1f}" + _interval(honest, split, "honest", place, ".1f"),
-            profile=released.profile,
-            seeds=1,
-            command=f"{released.command}; {honest.command}",
         )
 
     return judge
@@ -70,12 +85,9 @@ def _interval(run: RunRows, split: str, protocol: str, place: int, form: str) ->
     return f" [{math.exp(row['low']):{form}}, {math.exp(row['high']):{form}}]"
 
 
-def last_exit_is_worse(results: Results) -> Judged:
+@_of_the_pair
+def last_exit_is_worse(results: Results, released: RunRows, honest: RunRows) -> Judged:
     """That the exit before the last has the lower PPL, by 2.2 %."""
-    pair = results.pair()
-    if pair is None:
-        return Judged(UNTESTED, NO_PAIR)
-    released, honest = pair
     gains = [
         (run.loss("valid", protocol, -1) - run.loss("valid", protocol, -2))
         for run, protocol in ((released, "released"), (honest, "honest"))
@@ -92,9 +104,6 @@ def last_exit_is_worse(results: Results) -> Judged:
         why,
         _better(gains[0]) + _of_difference(released, "released"),
         _better(gains[1]) + _of_difference(honest, "honest"),
-        released.profile,
-        1,
-        f"{released.command}; {honest.command}",
     )
 
 
@@ -113,12 +122,9 @@ def _better(gain: float) -> str:
     return f"{abs(math.expm1(gain)):.1%} {'better' if gain > 0 else 'worse'}"
 
 
-def gap(results: Results) -> Judged:
+@_of_the_pair
+def gap(results: Results, released: RunRows, honest: RunRows) -> Judged:
     """How much more is lost on test than on valid."""
-    pair = results.pair()
-    if pair is None:
-        return Judged(UNTESTED, NO_PAIR)
-    released, honest = pair
     ends = [
         [run.loss(split, protocol, -1) for split in ("valid", "test")]
         for run, protocol in ((released, "released"), (honest, "honest"))
@@ -131,9 +137,6 @@ def gap(results: Results) -> Judged:
         "how much larger the last exit's loss is on test than on valid; the paper calls a "
         f"difference below 0.15 nats excellent, here they are {nats}",
         *(f"{gap:+.1%}" for gap in gaps),
-        released.profile,
-        1,
-        f"{released.command}; {honest.command}",
     )
 
 
@@ -287,8 +290,3 @@ def older_baselines(results: Results) -> Judged:
         f"28.8 / 1.08 is {28.8 / 1.08:.0f}",
         command="python -c 'print(28.8 / 1.08)'",
     )
-
-
-def test_perplexity(results: Results) -> Judged:
-    """The paper gives two values; the larger is the easier to reach."""
-    return perplexity("test", -1, 1.12)(results)

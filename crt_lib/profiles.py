@@ -91,7 +91,7 @@ def _crt2(profile: Profile) -> Profile:
 def _gpt2(profile: Profile) -> Profile:
     """The baseline: what `crt2` has of parameters, two layers of the same width come nearest to."""
     if profile.name == "paper":
-        return profile.replace(model=GPT2Config(), train=profile.train)
+        return profile.replace(model=GPT2Config())
     size = profile.model
     model = GPT2Config(
         d_model=size.d_model,
