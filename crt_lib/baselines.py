@@ -53,8 +53,9 @@ class GPT2(nn.Module):
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        switch = self.transformer
-        (switch.gradient_checkpointing_enable if on else switch.gradient_checkpointing_disable)()
+        if on != self.gradient_checkpointing:
+            model = self.transformer
+            (model.gradient_checkpointing_enable if on else model.gradient_checkpointing_disable)()
 
     def compile_block(self) -> None:
         """Compile the layers in place with torch.compile."""

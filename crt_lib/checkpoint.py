@@ -57,6 +57,27 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> CRT | GP
     return model.to(device).eval()
 
 
+def average_models(paths: Sequence[str | Path]) -> CRT | GPT2:
+    """The model whose weights are the means of those of several checkpoints, in evaluation mode.
+
+    Averages of a training's path often score better than its end (Polyak and Juditsky 1992;
+    Izmailov et al. 2018, arXiv:1803.05407). Raises InputError as `load_model`, for no checkpoint
+    and for checkpoints of different models.
+    """
+    if not paths:
+        raise InputError("there is no checkpoint to average; keep some with train.keep_every")
+    mean = load_model(paths[0])
+    sums = {name: value.double() for name, value in mean.state_dict().items()}
+    for path in paths[1:]:
+        model = load_model(path)
+        if model.config != mean.config:
+            raise InputError(f"{path} is of another model than {paths[0]}")
+        for name, value in model.state_dict().items():
+            sums[name] += value
+    mean.load_state_dict({name: value / len(paths) for name, value in sums.items()})
+    return mean
+
+
 def read_state(path: str | Path) -> dict[str, Any]:
     """The `state` that was saved with a checkpoint; raises InputError as `load_model` does."""
     return _open(Path(path))[2]

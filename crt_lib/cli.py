@@ -104,6 +104,17 @@ def evaluate(
 
 
 @app.command()
+def average(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with --set train.keep_every=N.")],
+    last: Annotated[int, typer.Option(help="How many of the last kept ones.", min=1)] = 5,
+) -> None:
+    """Average the weights of a run's last kept checkpoints into one, to be evaluated as another."""
+    from crt_lib.runs import average_run
+
+    typer.echo(f"average: {average_run(run, last)}")
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],

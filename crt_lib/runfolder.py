@@ -23,6 +23,10 @@ class RunFolder:
         """The file of the checkpoint `name`: last, best or update-<number>."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
+    def kept(self) -> list[Path]:
+        """The checkpoints kept for good, oldest first."""
+        return sorted(self.checkpoint("last").parent.glob("update-*.safetensors"))
+
     def prepare(self, record: dict[str, Any], updates_done: int, metrics_bytes: int) -> float:
         """Make the folder hold exactly what a run has written after `updates_done` updates.
 

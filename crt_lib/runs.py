@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from crt_lib.accounting import parameters_by_part
-from crt_lib.checkpoint import load_model, read_state
+from crt_lib.checkpoint import average_models, load_model, read_state, save_checkpoint
 from crt_lib.compare import exit_table
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.corpus import SPLITS, load_corpus
@@ -267,6 +267,25 @@ def gate_run(path: str | Path, tokens: int = 50_000) -> CRT:
     model.gate = fit_gate(model, ids, data.tokenizer.eot_id, seq_len=seq_len)
     model.gate.save(path.with_name(GATE_FILE), sha256(path.read_bytes()))
     return model
+
+
+def average_run(out: str | Path, last: int = 5) -> Path:
+    """Write the average of a run's last kept checkpoints beside them; the file's path.
+
+    Raises InputError when fewer than `last` were kept.
+    """
+    folder = RunFolder(out)
+    kept = folder.kept()
+    if len(kept) < last:
+        raise InputError(
+            f"{folder.path} kept {len(kept)} checkpoints, fewer than {last}; "
+            "train with --set train.keep_every=<updates>, or average fewer"
+        )
+    chosen = kept[-last:]
+    path = folder.checkpoint("average")
+    state = read_state(chosen[-1]) | {"averaged": [p.name for p in chosen]}
+    save_checkpoint(path, average_models(chosen), state)
+    return path
 
 
 def _own_tokenizer(path: Path, trained: dict[str, Any]) -> Tokenizer:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crt_lib import InputError
-from crt_lib.checkpoint import load_model, read_state, restore, save_checkpoint
+from crt_lib.checkpoint import average_models, load_model, read_state, restore, save_checkpoint
 from crt_lib.files import write_json
 from crt_lib.model import CRT
 from crt_lib.profiles import load_profile
@@ -41,6 +41,24 @@ def test_round_trip(tmp_path):
             assert torch.equal(value, other.state[b][key]), (name, key)
     ids = torch.randint(61, (1, 9))
     assert torch.equal(load_model(path)(ids)[4], model.eval()(ids)[4])
+
+
+def test_an_average_has_the_mean_of_every_weight(tmp_path):
+    paths, models = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(CRT(CONFIG))
+        paths.append(tmp_path / f"{seed}.safetensors")
+        save_checkpoint(paths[-1], models[-1], {})
+    states = [model.state_dict() for model in models]
+    for name, value in average_models(paths).state_dict().items():
+        mean = torch.stack([state[name] for state in states]).mean(0)
+        torch.testing.assert_close(value, mean, msg=name)
+    save_checkpoint(paths[1], CRT(CONFIG.replace(n_loops=5)), {})
+    with pytest.raises(InputError, match="another model"):
+        average_models(paths)
+    with pytest.raises(InputError, match="keep_every"):
+        average_models([])
 
 
 def test_batch_statistics_come_back(tmp_path):

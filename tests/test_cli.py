@@ -112,6 +112,20 @@ def test_evaluate_repeats_the_results(trained, capsys):
         assert json.loads(line)["loss"] == pytest.approx(row["loss"], rel=1e-6)
 
 
+def test_average_of_kept_checkpoints_is_evaluated_as_another(trained, tmp_path, capsys):
+    code, _, err = crt("average", str(trained), capsys=capsys)
+    assert code == 2 and "kept 0 checkpoints" in err and "keep_every" in err
+    words = ["--profile", "smoke", "--quiet", "--out", str(tmp_path / "run")]
+    words += [f"--set=train.{x}" for x in ("updates=4", "eval_every=0", "keep_every=2")]
+    assert crt("train", *words, capsys=capsys)[0] == 0
+    code, out, _ = crt("average", str(tmp_path / "run"), "--last", "2", capsys=capsys)
+    file = tmp_path / "run" / "checkpoints" / "average.safetensors"
+    assert code == 0 and str(file) in out
+    code, out, _ = crt("evaluate", str(file), "--json", capsys=capsys)
+    last = [r["loss"] for r in read_rows(tmp_path / "run" / "results.csv") if r["split"] == "test"]
+    assert code == 0 and json.loads(out.splitlines()[0])["loss"] != last[0]
+
+
 def test_evaluate_refuses_another_tokenizer(trained, capsys):
     code, _, err = crt("evaluate", str(trained), "--tokenizer", "bpe:300", capsys=capsys)
     assert code == 2 and "fingerprint" in err
