@@ -164,6 +164,38 @@ def generate(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    out: Annotated[
+        Path, typer.Argument(help="A folder for transformers, or a file ending in .pt2.")
+    ],
+    exit_loop: Annotated[
+        int | None, typer.Option(help="Exit of the .pt2 program; the last by default.")
+    ] = None,
+) -> None:
+    """Write a model as a folder that transformers loads, or as a torch.export program."""
+    from crt_lib.export import export_run
+
+    typer.echo(f"exported: {export_run(checkpoint, out, exit_loop)}")
+
+
+@app.command(name="lm-task")
+def lm_task(
+    out: Annotated[Path, typer.Argument(help="Folder for the task; it will hold the text.")],
+    corpus: Corpus = "wikitext-2",
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+) -> None:
+    """Write a corpus as a task for lm_eval, which then scores any model on it."""
+    from crt_lib.lmtask import write_task
+
+    name = write_task(out, corpus, split)
+    typer.echo(
+        "lm_eval --model hf --model_args pretrained=<folder>,trust_remote_code=True,"
+        f"max_length=256 --include_path {out} --tasks {name} --device cpu --batch_size 8"
+    )
+
+
+@app.command()
 def gate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     tokens: Annotated[int, typer.Option(help="Of the training text.", min=1)] = 50_000,

@@ -99,9 +99,11 @@ def generate(
         row[longest - len(prompt) :] = torch.as_tensor(prompt)
     generator = torch.Generator(device).manual_seed(seed)
 
+    starts = longest - torch.tensor(lengths, device=device) if min(lengths) < longest else None
+
     def fresh() -> Memory:
         capacity = longest + new_tokens
-        return Memory(model.config, len(prompts), capacity, model.loop_encoding, lengths)
+        return Memory(model.config, len(prompts), capacity, model.loop_encoding, starts)
 
     was_training = model.training
     model.eval()

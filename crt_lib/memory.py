@@ -5,10 +5,11 @@ that has left keeps what it had at the loop it left after: there a deeper loop f
 its own, the entries of the loop before (`LayerMemory.follow`). B rows, n new positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.config import ModelConfig
@@ -113,9 +114,9 @@ class LayerMemory:
 class Memory:
     """Of a whole model, for `rows` texts of up to `capacity` tokens.
 
-    `lengths`: tokens of each row's prompt, when they differ; the prompts are padded on the left to
-    the longest. Raises InputError for more positions than the model has, and for a model that sees
-    the future: its earlier outputs would change with every new token.
+    `starts` (B,): how much padding each row has on its left; None: none. Raises InputError for more
+    positions than the model has, and for a model that sees the future: its earlier outputs would
+    change with every new token.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Memory:
         rows: int,
         capacity: int,
         like: Tensor,
-        lengths: Sequence[int] | None = None,
+        starts: Tensor | None = None,
     ):
         if not config.causal:
             raise InputError(
@@ -132,16 +133,11 @@ class Memory:
                 "token after it, so there is nothing to keep, and no next token to predict that "
                 "it has not seen; only a causal model generates"
             )
-        if capacity > config.max_seq_len:
-            raise InputError(
-                f"{capacity} tokens asked for, max_seq_len is {config.max_seq_len}; ask for fewer"
-            )
+        self.max_seq_len = config.max_seq_len
+        self._check_capacity(capacity)
         self.rows, self.capacity = rows, capacity
         self.kept: dict[str, tuple[tuple[int, int], Any]] = {}  # of `LayerMemory.shared`
-        self.starts = None
-        if lengths is not None and len(set(lengths)) > 1:
-            given = torch.tensor(lengths, device=like.device)
-            self.starts = given.max() - given
+        self.starts = starts
         cycles = [config.n_embed_cycles] + [config.n_cycles] * (config.n_prelude + config.n_loops)
         layers = [LayerMemory(self, config, n, like) for n in cycles]
         self.embedding, layers = layers[0], layers[1:]
@@ -154,5 +150,36 @@ class Memory:
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
-        for layer in (self.embedding, *self.prelude, *self.loops):
+        for layer in self._layers:
             layer.length = min(layer.length, length)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` positions, keeping what is there; InputError for too many."""
+        self._check_capacity(capacity)
+        more = capacity - self.capacity
+        if more > 0:
+            self.capacity = capacity
+            self._replace(lambda held: F.pad(held, (0, 0, 0, more)))
+
+    def select(self, rows: Tensor) -> None:
+        """Make row i hold what row `rows[i]` held; there may be more or fewer than before."""
+        self.rows, self.kept = len(rows), {}
+        if self.starts is not None:
+            self.starts = self.starts[rows]
+        self._replace(lambda held: held[rows])
+
+    @property
+    def _layers(self) -> tuple[LayerMemory, ...]:
+        return (self.embedding, *self.prelude, *self.loops)
+
+    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
+        for layer in self._layers:
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
+            for convolution in layer.convolutions:
+                convolution.inputs = change(convolution.inputs)
+
+    def _check_capacity(self, capacity: int) -> None:
+        if capacity > self.max_seq_len:
+            raise InputError(
+                f"{capacity} tokens asked for, max_seq_len is {self.max_seq_len}; ask for fewer"
+            )

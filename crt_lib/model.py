@@ -129,7 +129,9 @@ class TRMEmbedding(nn.Module):
             nn.init.normal_(self.tokens.weight, std=width**-0.5)
 
     def forward(self, ids: Tensor, memory: LayerMemory | None = None) -> Tensor:
-        z = self._refine(self.proj(self.tokens(ids)), memory)  # (B, T) -> (B, T, d)
+        """Ids (B, T), or rows of the table for them (B, T, width), to (B, T, d)."""
+        rows = ids if ids.is_floating_point() else self.tokens(ids)
+        z = self._refine(self.proj(rows), memory)
         if memory is not None:
             memory.length += z.shape[1]
         return z
@@ -178,7 +180,7 @@ class CRT(nn.Module):
         Raises InputError for ids outside the vocabulary, T above max_seq_len, loops without a head.
         """
         exits = self._check_exits(exits)
-        self._check_ids(ids)
+        self.check_ids(ids)
         if targets is not None:
             self._check_targets(targets, ids)
         outputs = {}
@@ -256,7 +258,8 @@ class CRT(nn.Module):
             raise InputError(f"no exit loop was asked for; loops with a head are {allowed}")
         return exits
 
-    def _check_ids(self, ids: Tensor) -> None:
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise InputError unless `ids` are integers (B, T) that this model can read."""
         if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
             raise InputError(
                 f"token ids are {ids.dtype} of shape {tuple(ids.shape)}; give integers (B, T)"

@@ -121,7 +121,7 @@ def test_padding_on_the_left_changes_nothing(changes):
     for row, own, length in zip(padded, ids, lengths, strict=True):
         row[12 - length :] = own[:length]
     policy = POLICIES[2]
-    memory = Memory(model.config, 3, 12, model.loop_encoding, lengths)
+    memory = Memory(model.config, 3, 12, model.loop_encoding, 12 - torch.tensor(lengths))
     together = run_with_exits(model, padded, policy, memory, last=True)
     for i, length in enumerate(lengths):
         alone = run_with_exits(model, ids[i : i + 1, :length], policy)
@@ -129,6 +129,21 @@ def test_padding_on_the_left_changes_nothing(changes):
             together.logits[i, -1], alone.logits[0, -1], atol=1e-5, rtol=1e-5
         )
         assert together.loops[i, -1] == alone.loops[0, -1]
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_memory_grows_and_its_rows_are_chosen_anew(changes):
+    model, ids = random_model(**causal(changes)), random_ids(3, 12)
+    rows = torch.tensor([2, 0, 0, 1])
+    whole = run_with_exits(model, ids[rows], Policy())
+    memory = Memory(model.config, 3, 5, model.loop_encoding)
+    run_with_exits(model, ids[:, :5], Policy(), memory)
+    memory.reserve(12)
+    memory.select(rows)
+    rest = run_with_exits(model, ids[rows, 5:], Policy(), memory)
+    torch.testing.assert_close(rest.logits, whole.logits[:, 5:], atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="max_seq_len"):
+        memory.reserve(model.config.max_seq_len + 1)
 
 
 @pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])

@@ -1,0 +1,57 @@
+"""What CRT keeps of past positions, where transformers' generation expects a cache."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from crt_lib.config import ModelConfig
+from crt_lib.files import InputError
+from crt_lib.memory import Memory
+
+
+class CRTCache(Cache):
+    """`crt_lib.memory.Memory` where transformers expects a cache; it doubles when it is full."""
+
+    is_compileable = False
+
+    def __init__(self):
+        super().__init__(layers=[])
+        self.memory: Memory | None = None
+
+    def room_for(
+        self, config: ModelConfig, rows: int, n: int, like: Tensor, starts: Tensor | None
+    ) -> Memory:
+        """The memory, made on first use, with room for `n` more positions of `rows` texts."""
+        wanted = self.get_seq_length() + n
+        if self.memory is None:
+            self.memory = Memory(config, rows, wanted, like, starts)
+        elif rows != self.memory.rows:
+            raise InputError(f"the cache holds {self.memory.rows} texts; {rows} were given")
+        elif wanted > self.memory.capacity:
+            self.memory.reserve(max(wanted, min(2 * self.memory.capacity, config.max_seq_len)))
+        return self.memory
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions that it holds."""
+        return 0 if self.memory is None else self.memory.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i continues the text that row `beam_idx[i]` held (beam search)."""
+        if self.memory is not None:
+            self.memory.select(beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -n positions; a positive n, as earlier versions have it, keeps n."""
+        if self.memory is not None and tokens_to_remove != 0:
+            kept = self.memory.length if tokens_to_remove < 0 else 0
+            self.memory.truncate(kept + tokens_to_remove)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times."""
+        if self.memory is not None:
+            rows = torch.arange(self.memory.rows, device=self.memory.embedding.keys.device)
+            self.memory.select(rows.repeat_interleave(repeats))

@@ -1,0 +1,104 @@
+"""A run as a transformers folder, a torch.export program, and a task of lm_eval."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_models import ALL_OPTIONS, OPTIONS, random_ids, random_model
+
+from crt_lib import InputError, load_profile
+from crt_lib.decode import generate
+from crt_lib.export import export_program, export_run
+from crt_lib.lmtask import write_task
+from crt_lib.runs import evaluate_checkpoint, load_trained_model, run_profile
+
+pytest.importorskip("transformers")
+CASES = {"paper": {}, **OPTIONS, "all": ALL_OPTIONS}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on a little text, its folder for transformers, and its corpus."""
+    folder = tmp_path_factory.mktemp("export")
+    corpus = folder / "text"
+    corpus.mkdir()
+    for i, name in enumerate(("train", "valid", "test")):
+        lines = [f"the cat {i + j} saw a dog and the dog saw {j} cats \n" for j in range(120)]
+        (corpus / f"{name}.txt").write_text(" \n".join(lines))
+    profile = load_profile("smoke").replace(corpus=str(corpus), tokenizer="bpe:280")
+    train = profile.train.replace(updates=20, eval_every=0)
+    run_profile(profile.replace(train=train), folder / "run", progress=False)
+    export_run(folder / "run", folder / "model")
+    return folder
+
+
+def test_pipeline_continues_a_text_as_we_do(run):
+    from transformers import AutoTokenizer, pipeline
+
+    import crt_lib.hf  # noqa: F401
+
+    made = pipeline("text-generation", model=str(run / "model"))
+    prompts = ["the cat saw", "a dog and the"]
+    model, tokenizer, _ = load_trained_model(run / "run")
+    found = made(prompts, max_new_tokens=12, do_sample=False, batch_size=2)
+    for prompt, row in zip(prompts, found, strict=True):
+        ids = tokenizer.encode(prompt).tolist()
+        assert AutoTokenizer.from_pretrained(run / "model")(prompt)["input_ids"] == ids
+        (own,) = generate(model, [ids], 12, stop=tokenizer.eot_id)
+        assert row[0]["generated_text"] == prompt + tokenizer.decode(own.tokens)
+
+
+def test_lm_eval_finds_the_word_perplexity_of_crt_evaluate(run, tmp_path):
+    pytest.importorskip("lm_eval")
+    name = write_task(tmp_path / "task", str(run / "text"))
+    stored = evaluate_checkpoint(run / "run", seq_len=64)[-1]
+    words = ["--model", "hf", "--tasks", name, "--include_path", str(tmp_path / "task")]
+    words += ["--device", "cpu", "--batch_size", "4", "--output_path", str(tmp_path / "out")]
+    model = f"pretrained={run / 'model'},trust_remote_code=True,max_length=64"
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *words, "--model_args", model],
+        capture_output=True,
+        text=True,
+        env=os.environ | OFFLINE | {"HF_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (file,) = (tmp_path / "out").rglob("results*.json")
+    scores = json.loads(file.read_text())["results"][name]
+    assert scores["word_perplexity,none"] == pytest.approx(stored["word_ppl"], rel=1e-3)
+    assert scores["bits_per_byte,none"] == pytest.approx(stored["bits_per_byte"], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_exported_program_has_the_logits_of_its_exit(changes):
+    model = random_model(**changes)
+    for loop in (3, None):
+        program = export_program(model, loop).module()
+        for shape in ((2, 16), (1, 2), (3, 64)):
+            ids = random_ids(*shape)
+            with torch.no_grad():
+                expected = model(ids)[loop or model.config.n_loops]
+                torch.testing.assert_close(program(ids), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_program_is_written_and_read_back(run, tmp_path):
+    model, _, _ = load_trained_model(run / "run")
+    ids = torch.arange(12)[None]
+    path = export_run(run / "run", tmp_path / "exit.pt2", loop=2)
+    program = torch.export.load(path).module()
+    torch.testing.assert_close(program(ids), model(ids, [2])[2], atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_exported_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match="no head"):
+        export_run(run / "run", tmp_path / "exit.pt2", loop=9)
+    with pytest.raises(InputError, match="pt2"):
+        export_run(run / "run", tmp_path / "folder", loop=2)
+    with pytest.raises(InputError, match="no checkpoint"):
+        export_run(tmp_path, tmp_path / "folder")
+    with pytest.raises(InputError, match="unknown corpus"):
+        write_task(tmp_path / "task", "nothing")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,390 @@
+"""CRT in transformers: what its shared model tests ask of a causal language model.
+
+Not asked, because there is nothing of it: attention's weights as an output and attention without
+fused kernels (they are never made), head pruning, static and quantised caches (the cache is our
+own), flash attention, encoder inputs, token types, classification heads.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, SHARINGS, random_ids, random_model
+
+from crt_lib import InputError
+from crt_lib.decode import generate
+from crt_lib.exits import Policy
+from crt_lib.model import total_loss
+
+transformers = pytest.importorskip("transformers")
+
+from crt_lib.hf import CRTConfig, CRTForCausalLM  # noqa: E402
+from crt_lib.hfcache import CRTCache  # noqa: E402
+
+CASES = {"paper": {}, **OPTIONS, "all": ALL_OPTIONS, "batch norm": {"norm": "batch"}}
+CASES |= {name: {**changes, "causal": True} for name, changes in list(COMBINATIONS.items())[:10]}
+FEW = {name: CASES[name] for name in ("paper", "full embedding, tied", "prelude", "all")}
+END = {"pad_token_id": 0, "max_new_tokens": 9}
+LEFT = torch.tensor([[1] * 10, [0] * 4 + [1] * 6, [0] + [1] * 9])
+
+
+def wrapped(**changes):
+    model = random_model(**changes)
+    return model, CRTForCausalLM.from_crt(model)
+
+
+def given_ids(rows=3, length=10):
+    return random_ids(rows, length).clamp(min=1)  # 0 is padding
+
+
+def close(a, b, **how):
+    torch.testing.assert_close(a, b, **{"atol": 1e-5, "rtol": 1e-5, **how})
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_the_same_numbers_and_back_from_a_folder(changes, tmp_path):
+    model, hf = wrapped(**changes)
+    ids = given_ids()
+    with torch.no_grad():
+        expected, found = model(ids), hf(ids, output_exits=True)
+        for logits, loop in zip(found.exit_logits, model.config.head_loops, strict=True):
+            assert torch.equal(logits, expected[loop])
+        assert torch.equal(found.logits, expected[model.config.n_loops])
+        hf.save_pretrained(tmp_path)
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert type(again) is CRTForCausalLM and again.config.settings == model.config
+        assert torch.equal(again(ids).logits, found.logits)
+
+
+def test_config_has_the_names_of_transformers(tmp_path):
+    config = CRTConfig(hidden_size=32, num_hidden_layers=3, exit_loops=(1, 2), n_heads=4)
+    assert (config.settings.d_model, config.settings.n_loops) == (32, 3)
+    assert config.num_attention_heads == 4 and config.max_position_embeddings == 1024
+    config.save_pretrained(tmp_path)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).settings == config.settings
+    with pytest.raises(InputError, match="n_heads"):
+        CRTConfig(n_heads=0)
+
+
+def test_a_folder_loads_where_crt_lib_is_not_installed(tmp_path):
+    model, hf = wrapped(**ALL_OPTIONS)
+    hf.save_pretrained(tmp_path / "model")
+    script = """
+import sys, torch
+sys.modules["crt_lib"] = None
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.arange(1, 9)[None]
+made = model.generate(ids, max_new_tokens=6, pad_token_id=0, do_sample=False)
+model.save_pretrained(sys.argv[2])
+print(made[0, 8:].tolist())
+"""
+    folders = [str(tmp_path / "model"), str(tmp_path / "again")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *folders],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    expected = generate(model, [list(range(1, 9))], 6)[0].tokens
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    saved = {f.name: f.read_bytes() for f in (tmp_path / "model").iterdir()}
+    assert saved == {f.name: f.read_bytes() for f in (tmp_path / "again").iterdir()}
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_loss_is_that_of_intermediate_supervision(sharing):
+    model, hf = wrapped(head_sharing=sharing)
+    ids = given_ids()
+    labels = ids.clone()
+    labels[1, 6:] = -100
+    found = hf(ids, labels=labels)
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    expected = total_loss(model(ids, targets=targets), 0.3)
+    close(found.loss, expected)
+    assert len(found.exit_logits) == len(model.config.head_loops)
+    scored = int((targets != -100).sum())
+    halves = [
+        hf(ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=scored).loss
+        for i in range(3)
+    ]
+    close(sum(halves), expected)  # as the Trainer accumulates
+
+
+def test_forward_signature_and_outputs():
+    _, hf = wrapped()
+    names = list(inspect.signature(hf.forward).parameters)
+    assert names[:2] == ["input_ids", "attention_mask"]
+    assert {"past_key_values", "inputs_embeds", "labels", "use_cache", "logits_to_keep"} <= set(
+        names
+    )
+    ids = given_ids()
+    with torch.no_grad():
+        whole = hf(ids, output_hidden_states=True)
+        assert torch.equal(hf(ids, return_dict=False)[0], whole.logits)
+        assert torch.equal(hf(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
+        close(hf(inputs_embeds=hf.get_input_embeddings()(ids)).logits, whole.logits)
+        assert torch.equal(hf(ids).logits, whole.logits)  # the same every time
+    for wrong in ({}, {"input_ids": ids, "inputs_embeds": ids.float()}):
+        with pytest.raises(InputError, match="one of the two"):
+            hf(**wrong)
+
+
+def test_hidden_states_are_those_of_the_loops():
+    model, hf = wrapped(**ALL_OPTIONS)
+    ids = given_ids()
+    with torch.no_grad():
+        states = hf(ids, output_hidden_states=True).hidden_states
+        assert len(states) == model.config.n_loops + 1
+        for loop, z in model.hidden_states(ids, model.config.n_loops):
+            assert torch.equal(states[loop], z)
+
+
+def test_gradients_reach_every_parameter_and_the_states():
+    _, hf = wrapped()
+    out = hf(given_ids(), labels=given_ids(), output_hidden_states=True)
+    out.hidden_states[-1].retain_grad()
+    out.loss.backward()
+    assert out.hidden_states[-1].grad is not None
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in hf.parameters())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(reentrant):
+    _, plain = wrapped()
+    _, less = wrapped()
+    less.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for hf in (plain.train(), less.train()):
+        hf(given_ids(), labels=given_ids()).loss.backward()
+    assert less.model.gradient_checkpointing
+    for (name, a), b in zip(plain.named_parameters(), less.parameters(), strict=True):
+        close(a.grad, b.grad, msg=name)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_padding_on_either_side_and_batching_change_nothing(changes):
+    _, hf = wrapped(**changes)
+    ids = given_ids()
+    right = LEFT.flip(1)
+    with torch.no_grad():
+        for mask in (LEFT, right):
+            together = hf(ids, attention_mask=mask, output_hidden_states=True)
+            cached = hf(ids, attention_mask=mask, use_cache=True).logits
+            for i, row in enumerate(mask.bool()):
+                alone = hf(ids[i : i + 1, row], output_hidden_states=True)
+                close(together.logits[i, row], alone.logits[0])
+                close(together.hidden_states[-1][i, row], alone.hidden_states[-1][0])
+                close(cached[i, row], alone.logits[0])
+    holes = LEFT.clone()
+    holes[1, 7] = 0
+    with pytest.raises(InputError, match="between a row's tokens"):
+        hf(ids, attention_mask=holes)
+    with pytest.raises(InputError, match="attention_mask is"):
+        hf(ids, attention_mask=LEFT[:, :4])
+
+
+def test_a_model_that_sees_the_future_refuses_padding_and_caches():
+    _, hf = wrapped(causal=False)
+    hf(given_ids(), attention_mask=torch.ones_like(LEFT))
+    with pytest.raises(InputError, match="sees the future"):
+        hf(given_ids(), attention_mask=LEFT)
+    with pytest.raises(InputError, match="sees the future"):
+        hf(given_ids(), use_cache=True)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_resized_embeddings_resize_every_head(sharing, tmp_path):
+    _, hf = wrapped(head_sharing=sharing)
+    ids = given_ids()
+    before = hf(ids).logits
+    for size in (45, 40):
+        hf.resize_token_embeddings(size)
+        out = hf(ids, labels=ids)
+        assert hf.config.vocab_size == hf.model.config.vocab_size == size
+        assert {logits.shape[-1] for logits in out.exit_logits} == {size}
+        close(out.logits[..., :37], before)
+    assert hf.get_input_embeddings().weight.shape[0] == 40
+    hf(torch.full((1, 3), 39))
+    hf.save_pretrained(tmp_path)
+    again = CRTForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, hf(ids).logits)
+
+
+def test_tied_weights_are_one_parameter_and_saved_once(tmp_path):
+    _, hf = wrapped(**ALL_OPTIONS)
+    hf.save_pretrained(tmp_path)
+    for made in (hf, CRTForCausalLM.from_pretrained(tmp_path)):
+        assert made.lm_head.weight is made.model.embed.tokens.weight
+        assert made.get_output_embeddings().weight is made.get_input_embeddings().weight
+        made.resize_token_embeddings(50)
+        assert made.lm_head.weight is made.model.embed.tokens.weight
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert "lm_head.weight" not in set(file.keys())
+    loose = wrapped(head_sharing="separate")[1]
+    assert not loose.config.tie_word_embeddings and not hasattr(loose, "lm_head")
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_greedy_text_is_ours(changes):
+    model, hf = wrapped(**changes)
+    ids = given_ids()
+    texts = [row[mask.bool()].tolist() for row, mask in zip(ids, LEFT, strict=True)]
+    expected = [one.tokens for one in generate(model, texts, 9)]
+    for use_cache in (True, False):
+        made = hf.generate(ids, attention_mask=LEFT, do_sample=False, use_cache=use_cache, **END)
+        assert made[:, 10:].tolist() == expected
+
+
+@pytest.mark.parametrize("policy", [Policy(fixed=3), Policy("confidence", 0.1, 0.0), "similarity"])
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+def test_exit_policy_of_generate_is_ours(changes, policy):
+    model, hf = wrapped(**changes)
+    texts = given_ids()
+    own = Policy(policy) if isinstance(policy, str) else policy
+    expected = [one.tokens for one in generate(model, texts.tolist(), 9, policy=own)]
+    for use_cache in (True, False):
+        made = hf.generate(texts, exit_policy=policy, do_sample=False, use_cache=use_cache, **END)
+        assert made[:, 10:].tolist() == expected
+    out = hf(texts, exit_policy=policy)
+    assert out.logits.shape == (3, 10, 37) and out.exit_loops.shape == (3, 10)
+    with pytest.raises(InputError, match="exit policy"):
+        hf(texts, labels=texts, exit_policy=policy)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"num_beams": 4},
+        {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.5},
+        {"do_sample": True, "top_k": 9, "temperature": 1.3, "num_return_sequences": 2},
+        {"num_beams": 3, "do_sample": True},
+        {"do_sample": False, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    ],
+    ids=["beams", "beams returned", "sampling", "sampled beams", "penalties"],
+)
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+def test_other_decodings_are_those_without_a_cache(changes, how):
+    _, hf = wrapped(**changes)
+    made = []
+    for use_cache in (True, False):
+        torch.manual_seed(5)
+        made.append(
+            hf.generate(given_ids(), attention_mask=LEFT, use_cache=use_cache, **how, **END)
+        )
+    assert torch.equal(*made)
+
+
+def test_drafts_looked_up_in_the_prompt_change_no_text():
+    _, hf = wrapped(**ALL_OPTIONS)
+    ids = given_ids(1, 6).repeat(1, 3)
+    plain = hf.generate(ids, do_sample=False, **END)
+    assert torch.equal(plain, hf.generate(ids, do_sample=False, prompt_lookup_num_tokens=3, **END))
+
+
+def test_a_conversation_goes_on_from_its_cache():
+    _, hf = wrapped(**ALL_OPTIONS)
+    ids = given_ids(2, 10)
+    whole = hf(ids).logits
+    first = hf(ids[:, :4], use_cache=True)
+    second = hf(ids[:, 4:], past_key_values=first.past_key_values)
+    close(torch.cat([first.logits, second.logits], 1), whole)
+    cache = second.past_key_values
+    assert isinstance(cache, CRTCache) and cache.get_seq_length() == 10
+    cache.crop(-6)
+    close(hf(ids[:, 4:], past_key_values=cache).logits, whole[:, 4:])
+    cache.crop(0)
+    assert cache.get_seq_length() == 10
+    made = hf.generate(ids[:, :5], do_sample=False, **END)
+    first = hf(ids[:, :4], use_cache=True).past_key_values
+    again = hf.generate(ids[:, :5], do_sample=False, past_key_values=first, **END)
+    assert torch.equal(again, made) and first.get_seq_length() > 4
+    with pytest.raises(InputError, match="holds 2 texts"):
+        hf(ids[:1, :1], past_key_values=cache)
+    with pytest.raises(InputError, match="max_seq_len"):
+        hf(given_ids(2, 60), past_key_values=cache)
+    with pytest.raises(InputError, match="CRTCache"):
+        hf(ids, past_key_values=transformers.DynamicCache())
+
+
+def test_streamers_and_stopping_criteria():
+    _, hf = wrapped()
+    ids, seen = given_ids(1, 5), []
+
+    class Streamer:
+        def put(self, value):
+            seen.extend(value.flatten().tolist())
+
+        def end(self):
+            seen.append("end")
+
+    class AfterSeven(transformers.StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((input_ids.shape[0],), input_ids.shape[1] >= 7)
+
+    made = hf.generate(ids, do_sample=False, streamer=Streamer(), **END)
+    assert seen == [*made[0].tolist(), "end"]
+    stopped = hf.generate(ids, do_sample=False, stopping_criteria=[AfterSeven()], **END)
+    assert stopped.tolist() == made[:, :7].tolist()
+    ended = hf.generate(ids, do_sample=False, eos_token_id=int(made[0, 6]), **END)
+    assert ended[0].tolist() == made[0, : made[0].tolist().index(int(made[0, 6]), 5) + 1].tolist()
+
+
+def test_bad_input_is_refused():
+    _, hf = wrapped()
+    with pytest.raises(InputError, match="outside the vocabulary"):
+        hf(torch.tensor([[1, 37]]))
+    with pytest.raises(InputError, match="max_seq_len"):
+        hf(torch.ones(1, 65, dtype=torch.int64))
+    with pytest.raises(InputError, match="max_seq_len"):
+        hf(inputs_embeds=torch.zeros(1, 65, 8))
+
+
+def test_trainer_trains_saves_and_resumes(tmp_path):
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(32, 12).clamp(min=1).tolist()]
+
+    def run(folder, steps, resume=None):
+        torch.manual_seed(3)
+        _, hf = wrapped(**ALL_OPTIONS)
+        arguments = transformers.TrainingArguments(
+            str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            save_steps=2,
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = transformers.Trainer(hf, arguments, train_dataset=rows, eval_dataset=rows[:4])
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole", 4)
+    losses = [row["loss"] for row in whole.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert whole.evaluate()["eval_loss"] < losses[0]
+    run(tmp_path / "half", 2)
+    resumed = run(tmp_path / "half", 4, resume=str(tmp_path / "half" / "checkpoint-2"))
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        close(a, b)
+
+
+def test_half_precision_is_near():
+    _, hf = wrapped()
+    ids = given_ids()
+    whole = hf(ids).logits
+    half = hf.to(torch.bfloat16)
+    assert half(ids).logits.dtype == torch.bfloat16
+    assert F.cosine_similarity(half(ids).logits.float(), whole, dim=-1).min() > 0.99
+    assert half.generate(ids, do_sample=False, **END).shape == (3, 19)
