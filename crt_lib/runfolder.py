@@ -40,7 +40,7 @@ class RunFolder:
         stale = [*checkpoints.glob(".*.tmp"), *checkpoints.glob(".tmp*")]
         if updates_done == 0:
             stale += [f for f in self.path.glob("*.csv") if f.name in ("results.csv", "exits.csv")]
-            stale += checkpoints.glob("*.safetensors")
+            stale += checkpoints.glob("*.safetensors*")
         for file in stale:
             file.unlink()
         self.metrics.touch()

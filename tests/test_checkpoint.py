@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, and what is damaged is refused."""
 
+import hashlib
 import json
 import subprocess
 
@@ -81,6 +82,20 @@ def test_damaged_files_are_refused(tmp_path):
         load_model(tmp_path / "nowhere.safetensors")
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="without this project's metadata"):
+        load_model(path)
+
+
+def test_a_file_that_is_not_that_of_its_checksum_is_refused(tmp_path):
+    model, _ = trained()
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, model, {})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "best.safetensors.sha256").write_text(f"{digest}  best.safetensors\n")
+    load_model(path)
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match=r"not the file of best\.safetensors\.sha256"):
         load_model(path)
 
 
