@@ -12,6 +12,7 @@ from crt_lib.files import InputError
 from crt_lib.options import (
     Changes,
     Corpus,
+    Notebooks,
     ProfileName,
     Recipe,
     Tokenizer,
@@ -327,12 +328,43 @@ def reproduce(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default results/<profile>.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is already done.")] = False,
+    notebooks: Notebooks = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time.", min=1)] = 1,
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
+    from crt_lib.batch import reproduce_parallel
     from crt_lib.pipeline import reproduce as run_notebooks
 
     given = dict(key_value(text) for text in parameters or [])
-    run_notebooks(profile, out=out, only=only or (), parameters=given, fresh=fresh)
+    how = {"only": only or (), "parameters": given, "fresh": fresh, "notebooks_dir": notebooks}
+    if jobs == 1:
+        run_notebooks(profile, out=out, **how)
+    else:
+        reproduce_parallel(profile, jobs, out=out, **how)
+
+
+@app.command()
+def sweep(
+    notebooks: Annotated[list[str], typer.Argument(help="Notebooks to run at every point.")],
+    grid: Annotated[
+        list[str],
+        typer.Option(help="A parameter and its values (repeatable).", metavar="NAME=V,V"),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; each point has one of its own there.")],
+    profile: ProfileName = "quick",
+    folder: Notebooks = None,
+    jobs: Annotated[int, typer.Option(help="Points at a time, on this machine.", min=1)] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler that runs them instead.")
+    ] = None,
+) -> None:
+    """Run notebooks over a grid of parameters; go on where an interrupted sweep stopped."""
+    from crt_lib.batch import sweep as run_sweep
+
+    values = {name: text.split(",") for name, text in map(key_value, grid)}
+    how = {"profile": profile, "notebooks_dir": folder, "jobs": jobs, "scheduler": scheduler}
+    rows = run_sweep(notebooks, values, out, **how)
+    typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, sha256, write_json
+from crt_lib.locks import locked
 
 PACKAGES = (
     *("crt-lm", "torch", "numpy", "tokenizers", "safetensors", "accelerate", "transformers"),
@@ -68,6 +69,8 @@ def now() -> str:
 class Manifest:
     """The record of one results folder. `save` after every change: a kill loses nothing.
 
+    Several processes may write to it, each the entries of the notebooks that it `record`s.
+
     `notebooks` maps a notebook's name to its entry: `status` ("running", "done" or "failed"),
     `source_sha256`, `library_sha256`, `parameters`, `environment`, `started`, `finished`,
     `seconds` and `peak_memory_bytes`; `error` if it failed.
@@ -79,6 +82,7 @@ class Manifest:
     parameters: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _own: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
     def load(cls, path: Path, profile: str) -> "Manifest":
@@ -88,19 +92,32 @@ class Manifest:
         """
         return cls(path, profile, notebooks=_read(path, profile).get("notebooks", {}))
 
+    def record(self, name: str, entry: dict[str, Any]) -> None:
+        """Save the entry of a notebook."""
+        self.notebooks[name] = entry
+        self._own.add(name)
+        self.save()
+
+    def refresh(self) -> None:
+        """Read what other processes have recorded of their notebooks."""
+        others = _read(self.path, self.profile).get("notebooks", {})
+        self.notebooks = others | {name: self.notebooks[name] for name in self._own}
+
     def save(self) -> None:
-        """Write the manifest atomically, keeping the `train` part that is there.
+        """Write the manifest atomically, keeping the `train` part and the notebooks of others.
 
         Raises InputError if the folder cannot be written.
         """
-        changes = {
-            "profile": self.profile,
-            "seed": self.seed,
-            "parameters": self.parameters,
-            "environment": self.environment,
-            "notebooks": dict(sorted(self.notebooks.items())),
-        }
-        write_json(self.path, _read(self.path, self.profile) | changes)
+        with locked(self.path):
+            self.refresh()
+            changes = {
+                "profile": self.profile,
+                "seed": self.seed,
+                "parameters": self.parameters,
+                "environment": self.environment,
+                "notebooks": dict(sorted(self.notebooks.items())),
+            }
+            write_json(self.path, _read(self.path, self.profile) | changes)
 
 
 def record_training(out: str | Path, profile: str, part: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ class Notebook:
     path: Path
     parameters: dict[str, str]  # name -> declared type, as written: "int", "float | None", ...
     source_sha256: str  # of the cells' types, tags and sources: outputs do not change it
+    after: tuple[str, ...] = ()  # names of those whose results it reads: metadata crt.after
 
     @property
     def name(self) -> str:
@@ -30,7 +31,8 @@ class Notebook:
     def read(cls, path: Path) -> "Notebook":
         """Read a notebook; raises InputError if it is not one or its parameters do not parse."""
         try:
-            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            cells = content["cells"]
             sources = [
                 (cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"]))
                 for cell in cells
@@ -46,7 +48,8 @@ class Notebook:
                     raise InputError(
                         f"the parameters cell of {path} is not plain Python assignments: {error}"
                     ) from error
-        return cls(path, declared, sha256(json.dumps(sources).encode()))
+        after = content.get("metadata", {}).get("crt", {}).get("after", [])
+        return cls(path, declared, sha256(json.dumps(sources).encode()), tuple(after))
 
 
 def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Notebook]:

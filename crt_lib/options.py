@@ -1,6 +1,7 @@
 """What the commands of `crt` share: their common options, and settings given as text."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,9 @@ Corpus = Annotated[
     typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt."),
 ]
 Tokenizer = Annotated[str | None, typer.Option(help="gpt2, bpe:<vocabulary> or word.")]
+Notebooks = Annotated[
+    Path | None, typer.Option("--notebooks", help="Folder of the notebooks; default notebooks/.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, atomic_path, write_text
+from crt_lib.locks import locked
 from crt_lib.manifest import Manifest, checkout_root, library_sha256, now, run_environment
 from crt_lib.notebooks import Notebook, check_parameters, find_notebooks
 from crt_lib.profiles import load_profile
@@ -48,14 +49,53 @@ def reproduce(
     that does not fit its declared type, a missing package, and a folder that cannot be written;
     NotebookError if a notebook fails.
     """
-    seed = load_profile(profile).train.seed
     given = dict(parameters or {})
+    plan = check_run(profile, notebooks_dir, out, only, given, fresh)
+    out, manifest, notebooks = plan.out, plan.manifest, plan.notebooks
+    command = shlex.join(["crt", *reproduce_words(profile, only, given, out, plan.folder, False)])
+    run = _Run(manifest, library_sha256(), out / "notebooks", command, echo)
+    for position, notebook in enumerate(notebooks, start=1):
+        label = f"{position}/{len(notebooks)} {notebook.name}"
+        entry = run.entry(notebook, plan.values[notebook.name])
+        with locked(run.folder / notebook.name):
+            manifest.refresh()
+            if not fresh and run.is_done(notebook, entry):
+                echo(f"{label:<32} already done, skipped")
+            else:
+                run.execute(notebook, plan.values[notebook.name], entry, label)
+    summarise_run(out, echo)
+    return manifest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, all of it checked, and the manifest begun."""
+
+    notebooks: list[Notebook]
+    values: dict[str, dict[str, Any]]  # parameters by notebook
+    folder: Path  # of the notebooks
+    out: Path
+    manifest: Manifest
+
+
+def check_run(
+    profile: str,
+    notebooks_dir: Path | None,
+    out: Path | None,
+    only: Sequence[str],
+    given: Mapping[str, Any],
+    fresh: bool,
+) -> Plan:
+    """The plan of `reproduce` with these arguments; raises InputError as it does."""
+    seed = load_profile(profile).train.seed
     for name in set(given).intersection(SET_BY_PIPELINE):
         raise InputError(f"parameter {name!r} is set by the pipeline; use its own option")
     root = checkout_root()
-    notebooks = find_notebooks(Path(notebooks_dir or root / "notebooks"), only)
+    folder = Path(notebooks_dir or root / "notebooks").absolute()
+    notebooks = find_notebooks(folder, only)
     out = Path(out or root / "results" / profile).absolute()
-    values = _values(notebooks, given, {"profile": profile, "results": str(out), "fresh": fresh})
+    own = {"profile": profile, "results": str(out), "fresh": fresh}
+    values = _values(notebooks, dict(given), own)
     _require_packages()
 
     manifest = Manifest.load(out / "manifest.json", profile)
@@ -63,17 +103,7 @@ def reproduce(
     manifest.parameters = {k: v[k] for k in given for v in values.values() if k in v}
     manifest.environment = run_environment()
     manifest.save()
-    command = _command(profile, only, given, out if out != root / "results" / profile else None)
-    run = _Run(manifest, library_sha256(), out / "notebooks", command, echo)
-    for position, notebook in enumerate(notebooks, start=1):
-        label = f"{position}/{len(notebooks)} {notebook.name}"
-        entry = run.entry(notebook, values[notebook.name])
-        if not fresh and run.is_done(notebook, entry):
-            echo(f"{label:<32} already done, skipped")
-        else:
-            run.execute(notebook, values[notebook.name], entry, label)
-    _summary(out, echo)
-    return manifest
+    return Plan(notebooks, values, folder, out, manifest)
 
 
 @dataclass(frozen=True)
@@ -105,7 +135,7 @@ class _Run:
         running = self.folder / f"{notebook.name}.running.ipynb"
         failed = self.folder / f"{notebook.name}.failed.ipynb"
         entry |= {"environment": run_environment(), "started": now()}
-        self._record(notebook, entry | {"status": "running"})
+        self.manifest.record(notebook.name, entry | {"status": "running"})
         begin = time.monotonic()
         error = None
         with _peak_of_children() as peak:
@@ -124,19 +154,15 @@ class _Run:
             with contextlib.suppress(FileNotFoundError):
                 running.replace(failed)
                 message += f"\n  outputs so far: {_shown(failed)}"
-            self._record(notebook, entry | {"status": "failed", "error": message})
+            self.manifest.record(notebook.name, entry | {"status": "failed", "error": message})
             raise NotebookError(f"{message}\n  continue with: {self.continue_with}") from error
         write_text(self.folder / f"{notebook.name}.html", _html(running))
         with atomic_path(self.folder / f"{notebook.name}.ipynb") as temporary:
             shutil.copyfile(running, temporary)
         running.unlink()
         failed.unlink(missing_ok=True)
-        self._record(notebook, entry | {"status": "done"})
+        self.manifest.record(notebook.name, entry | {"status": "done"})
         self.echo(f"{label:<32} {seconds:8.1f} s  {peak[0] / 2**20:7,.0f} MiB")
-
-    def _record(self, notebook: Notebook, entry: dict[str, Any]) -> None:
-        self.manifest.notebooks[notebook.name] = entry
-        self.manifest.save()
 
 
 def _values(
@@ -250,16 +276,26 @@ def _failure(name: str, running: Path, error: Exception) -> str:
     return f"notebook {name} failed {where}\n  {kind}: {text}"
 
 
-def _command(profile: str, only: Sequence[str], given: Mapping[str, Any], out: Path | None) -> str:
-    """The command line that means the same as this call."""
-    words = ["crt", "reproduce", "--profile", profile]
+def reproduce_words(
+    profile: str,
+    only: Sequence[str],
+    given: Mapping[str, Any],
+    out: Path,
+    folder: Path,
+    fresh: bool,
+) -> tuple[str, ...]:
+    """The words after `crt` that mean the same as a call of `reproduce`."""
+    root = checkout_root()
+    words = ["reproduce", "--profile", profile]
     for name in only:
         words += ["--only", name]
     for name, value in given.items():
         words += ["-p", f"{name}={value}"]
-    if out is not None:
+    if out != root / "results" / profile:
         words += ["--out", _shown(out)]
-    return shlex.join(words)
+    if folder != root / "notebooks":
+        words += ["--notebooks", _shown(folder)]
+    return (*words, "--fresh") if fresh else tuple(words)
 
 
 def _shown(path: Path) -> str:
@@ -286,7 +322,8 @@ def _number(cell: str) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
 
 
-def _summary(out: Path, echo: Callable[[str], None]) -> None:
+def summarise_run(out: Path, echo: Callable[[str], None]) -> None:
+    """Say what a results folder holds."""
     for path in sorted(out.glob("*/results.csv")):
         echo(f"\n{path.parent.name}\n{results_table(path)}")
     echo(f"\nexecuted notebooks and HTML: {_shown(out / 'notebooks')}")

@@ -16,6 +16,7 @@ from crt_lib.ledger import summary
 from crt_lib.runs import load_run, read_rows
 from crt_lib.search import documents_file, steps, summarise
 
+SEEDS = {"crt2": "seeds", "gpt2": "gpt2_seeds"}  # recipe -> folder of its other seeds
 HEADLINES = ("C01", "C06", "C07", "C08", "C12", "C18", "C20", "C23")  # the title's and abstract's
 
 
@@ -44,17 +45,18 @@ def render(text: str, results: Path) -> str:
 
 
 def small_results(results: Path) -> str:
-    """The small profile on WikiText-2: every exit of `crt2`, and the last of the paper's block.
+    """The small profile on WikiText-2: every exit of `crt2`, the last of GPT-2 and of `paper`.
 
-    Means over the runs of a recipe: `small/<recipe>`, and those of other seeds in `small/seeds/`.
+    Means over the runs of a recipe: `small/<recipe>`, and those of other seeds (SEEDS).
     """
     small = results / "small"
-    runs = {name: _finished_run(small / name) for name in ("crt2", "paper")}
+    runs = {name: _finished_run(small / name) for name in ("crt2", "gpt2", "paper")}
     tables = {name: [rows] for name, (_, rows) in runs.items()}
-    others = sorted((small / "seeds").glob("*/results.csv"))
-    tables["crt2"] += [read_rows(path) for path in others]
     seeds = {name: [str(part["train"]["seed"])] for name, (part, _) in runs.items()}
-    seeds["crt2"] += [path.parent.name for path in others]
+    for name, folder in SEEDS.items():
+        others = sorted((small / folder).glob("*/results.csv"))
+        tables[name] += [read_rows(path) for path in others]
+        seeds[name] += [path.parent.name for path in others]
 
     def of_seeds(name: str, split: str, protocol: str, loop: int, column: str) -> list[float]:
         key = (split, protocol, loop)
@@ -70,7 +72,7 @@ def small_results(results: Path) -> str:
             return form.format(statistics.fmean(of_seeds(name, split, protocol, loop, column)))
 
         return [
-            f"`{name}`, loop {loop}",
+            "GPT-2 of its size" if name == "gpt2" else f"`{name}`, loop {loop}",
             f"{runs[name][0]['parameters'] / 1e6:.2f}M",
             cell("valid", "honest", "word_ppl"),
             cell("test", "honest", "word_ppl"),
@@ -80,7 +82,8 @@ def small_results(results: Path) -> str:
         ]
 
     loops = {name: sorted({row["exit"] for row in rows}) for name, (_, rows) in runs.items()}
-    body = [line("crt2", loop) for loop in loops["crt2"]] + [line("paper", loops["paper"][-1])]
+    body = [line("crt2", loop) for loop in loops["crt2"]]
+    body += [line(name, loops[name][-1]) for name in ("gpt2", "paper")]
     head = ["exit", "parameters", "valid word PPL", "test word PPL", "test token PPL"]
     head += ["test bits/byte", "test PPL, released protocol"]
     notes = [
@@ -93,7 +96,17 @@ def small_results(results: Path) -> str:
         f"{statistics.fmean(a) - statistics.fmean(b):.3f}" for a, b in itertools.pairwise(bits)
     )
     spread = max(max(values) - min(values) for values in bits)
-    apart = f" At an exit its seeds are at most {spread:.3f} bits apart." if others else ""
+    apart = f" At an exit its seeds are at most {spread:.3f} bits apart."
+    ends = {
+        name: of_seeds(name, "test", "honest", loops[name][-1], "bits_per_byte")
+        for name in ("crt2", "gpt2")
+    }
+    gap = statistics.fmean(ends["crt2"]) - statistics.fmean(ends["gpt2"])
+    gaps = [a - b for a in ends["crt2"] for b in ends["gpt2"]]
+    apart += (
+        f" At full depth `crt2` minus GPT-2: {gap:+.3f} bits per byte; {min(gaps):+.3f} to "
+        f"{max(gaps):+.3f} over the pairs of seeds."
+    )
     part, _ = runs["crt2"]
     caption = (
         f"\n{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']} "

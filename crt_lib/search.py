@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from crt_lib.compare import document_of_tokens, score_documents
 from crt_lib.evaluate import evaluate_deployable
 from crt_lib.files import InputError, sha256
+from crt_lib.locks import locked
 from crt_lib.model import count_parameters
 from crt_lib.profiles import Profile
 from crt_lib.runfolder import read_timing
@@ -274,8 +274,7 @@ def _add(path: Path, rows: list[Row]) -> None:
     if not rows:
         return
     new = {key(row) for row in rows}
-    lock = Path(tempfile.gettempdir()) / f"crt-{sha256(str(path.resolve()).encode())[:16]}.lock"
-    with FileLock(lock):
+    with locked(path):
         write_rows(path, [row for row in _read(path) if key(row) not in new] + rows)
 
 

@@ -101,7 +101,7 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     assert "02_second" in lines[1] and "MiB" in lines[1]
     assert "31.26" in lines[2] and "final" in lines[2]
     assert log(out) == ["first smoke 7 ['a']", "second 2.0"]
-    names = {path.name for path in (out / "notebooks").iterdir()}
+    names = {path.name for path in (out / "notebooks").glob("[!.]*")}
     assert names == {f"{n}{s}" for n in ("01_first", "02_second") for s in (".ipynb", ".html")}
 
     record = json.loads((out / "manifest.json").read_text())
@@ -162,7 +162,7 @@ def test_continues_after_sigkill(tmp_path):
     (out / "go").touch()
     run(folder, out)
     assert log(out) == ["first", *["second", sys.executable] * 2]
-    names = {path.name for path in (out / "notebooks").iterdir()}
+    names = {path.name for path in (out / "notebooks").glob("[!.]*")}
     assert names == {f"{n}{s}" for n in ("01_first", "02_second") for s in (".ipynb", ".html")}
 
 
@@ -256,7 +256,7 @@ def test_a_training_and_the_pipeline_keep_each_others_records(tmp_path):
     manifest = Manifest.load(tmp_path / "manifest.json", "smoke")
     manifest.save()
     record_training(tmp_path, "smoke", {"status": "running"})
-    manifest.notebooks["03_train"] = {"status": "done"}
+    manifest.record("03_train", {"status": "done"})
     manifest.save()
     assert read_training(tmp_path) == {"status": "running"}
     record_training(tmp_path, "smoke", {"status": "done"})

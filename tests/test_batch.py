@@ -1,0 +1,183 @@
+"""Notebooks several at a time, grids of them, and a cluster whose worker is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crt_lib import InputError
+from crt_lib.batch import Job, reproduce_parallel, run_jobs, sweep
+from crt_lib.manifest import Manifest
+from crt_lib.pipeline import NotebookError
+from crt_lib.runs import read_rows
+
+PARAMETERS = 'results: str = "nowhere"\nseed: int = 0\nsize: float = 1.0\n'
+HEAD = "import os, time\nfrom pathlib import Path\nout = Path(results)\n"
+SCORE = "(out / 'run').mkdir(exist_ok=True)\n(out / 'run' / 'results.csv').write_text('loss\\n' + "
+
+
+def write_notebook(folder: Path, name: str, source: str, after=()) -> None:
+    cells = [("parameters", PARAMETERS), ("", HEAD + source)]
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"crt": {"after": list(after)}},
+        "cells": [
+            {
+                "id": f"cell-{i}",
+                "cell_type": "code",
+                "metadata": {"tags": [tag] if tag else []},
+                "source": text,
+                "outputs": [],
+                "execution_count": None,
+            }
+            for i, (tag, text) in enumerate(cells)
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+MEET = """
+(out / f"{here}.begun").touch()
+end = time.monotonic() + 30
+while not (out / f"{there}.begun").exists():
+    assert time.monotonic() < end, "the other never ran beside this one"
+    time.sleep(0.05)
+"""
+
+
+def test_independent_notebooks_run_at_once_and_others_after_what_they_need(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    write_notebook(folder, "01_a", "here, there = 'a', 'b'" + MEET + "(out / 'a').touch()")
+    write_notebook(folder, "02_b", "here, there = 'b', 'a'" + MEET)
+    write_notebook(folder, "03_c", "assert (out / 'a').exists()", after=["01_a"])
+    lines: list[str] = []
+    given = {"seed": "3"}
+    made = reproduce_parallel(
+        "smoke", 2, notebooks_dir=folder, out=out, parameters=given, echo=lines.append
+    )
+    assert {line.split()[1] for line in lines[:3]} == {"01_a", "02_b", "03_c"}
+    again = Manifest.load(out / "manifest.json", "smoke")
+    assert {entry["status"] for entry in again.notebooks.values()} == {"done"}
+    assert set(again.notebooks) == {"01_a", "02_b", "03_c"} == set(made.notebooks)
+    record = json.loads((out / "manifest.json").read_text())
+    assert record["parameters"] == {"seed": 3} and record["seed"] == 3
+    before = again.notebooks["01_a"]["finished"], again.notebooks["01_a"]["started"]
+    reproduce_parallel("smoke", 2, notebooks_dir=folder, out=out, parameters=given, echo=print)
+    after = Manifest.load(out / "manifest.json", "smoke").notebooks["01_a"]
+    assert (after["finished"], after["started"]) == before  # not run again
+
+
+def test_a_failure_is_told_and_what_needs_it_is_not_begun(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    write_notebook(folder, "01_a", "raise ValueError('a fault: 42')")
+    write_notebook(folder, "02_b", "(out / 'b').touch()", after=["01_a"])
+    with pytest.raises(NotebookError, match=r"(?s)01_a failed.*a fault: 42.*continue with"):
+        reproduce_parallel("smoke", 2, notebooks_dir=folder, out=out, echo=print)
+    assert not (out / "b").exists()
+    with pytest.raises(InputError, match="wait for each other"):
+        run_jobs([Job("a", ("--help",), ("b",)), Job("b", ("--help",), ("a",))], 2)
+
+
+def test_an_interruption_reaches_the_running_notebooks(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    for name in ("01_a", "02_b"):
+        write_notebook(folder, name, f"(out / '{name}').touch()\ntime.sleep(60)")
+    command = [sys.executable, "-m", "crt_lib", "reproduce", "--profile", "smoke", "--jobs", "2"]
+    command += ["--notebooks", str(folder), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_for(lambda: (out / "01_a").exists() and (out / "02_b").exists())
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    process.communicate()
+    assert process.returncode == 130 and time.monotonic() - begun < 30
+    found = Manifest.load(out / "manifest.json", "smoke").notebooks
+    assert {entry["status"] for entry in found.values()} == {"running"}
+
+
+def test_a_sweep_runs_every_point_once_and_gathers_the_rows(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    body = "(out / f'{time.monotonic()}.run').touch()\n" + SCORE + "str(seed + size))"
+    write_notebook(folder, "01_a", body + "\nif (out / '../fault').exists() and seed: 1 / 0")
+    grid = {"seed": ["0", "1"], "size": ["0.25", "0.5"]}
+    how = {"profile": "smoke", "notebooks_dir": folder, "echo": print}
+    out.mkdir()
+    (out / "fault").touch()
+    with pytest.raises(NotebookError, match="ZeroDivisionError"):
+        sweep(["a"], grid, out, **how)
+    (out / "fault").unlink()
+    rows = sweep(["a"], grid, out, jobs=2, **how)
+    assert read_rows(out / "sweep.csv") == [
+        {"seed": s, "size": x, "run": "run", "loss": s + x} for s in (0, 1) for x in (0.25, 0.5)
+    ]
+    assert len(rows) == 4
+    ran = {path.parent.name for path in out.glob("*/*.run")}
+    assert ran == {f"seed={s},size={x}" for s in (0, 1) for x in (0.25, 0.5)}
+    assert len(list((out / "seed=0,size=0.25").glob("*.run"))) == 1
+
+
+def test_bad_grids_are_refused_before_anything_runs(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    write_notebook(folder, "01_a", "1")
+    how = {"profile": "smoke", "notebooks_dir": folder}
+    for grid, word in (
+        ({}, "empty"),
+        ({"sede": ["1"]}, "sede"),
+        ({"seed": ["1", "x"]}, "'x'"),
+        ({"seed": ["1"] * 1, "results": ["a/b"]}, "cannot be called"),
+    ):
+        with pytest.raises(InputError, match=word):
+            sweep(["01_a"], grid, out, **how)
+    with pytest.raises(InputError, match="jobs is 0"):
+        sweep(["01_a"], {"seed": ["1"]}, out, jobs=0, **how)
+    assert not list(out.glob("*"))
+
+
+def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    body = f"(out / f'{{os.getpid()}}.pid').touch()\n{SCORE}str(seed))\n"
+    write_notebook(folder, "01_a", body + "while not (out / '../go').exists(): time.sleep(0.05)")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        workers = [nanny.pid for nanny in cluster.workers.values()]
+        command = [sys.executable, "-m", "crt_lib", "sweep", "01_a", "--profile", "smoke"]
+        command += ["--grid", "seed=0,1,2", "--out", str(out), "--notebooks", str(folder)]
+        command += ["--scheduler", cluster.scheduler_address]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        wait_for(lambda: len(list(out.glob("*/*.pid"))) == 2)
+        os.kill(workers[0], signal.SIGKILL)
+        time.sleep(1)
+        (out / "go").touch()
+        said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "3 rows" in said
+    assert [row["loss"] for row in read_rows(out / "sweep.csv")] == [0, 1, 2]
+    for seed in range(3):
+        found = Manifest.load(out / f"seed={seed}" / "manifest.json", "smoke").notebooks
+        assert found["01_a"]["status"] == "done"
+    with pytest.raises(InputError, match="no Dask scheduler"):
+        sweep(
+            ["01_a"],
+            {"seed": ["0"]},
+            out,
+            profile="smoke",
+            notebooks_dir=folder,
+            scheduler="tcp://127.0.0.1:1",
+        )
