@@ -307,15 +307,21 @@ def claims(
 
 @app.command()
 def report(
-    readme: Annotated[Path, typer.Option(help="The file with the generated blocks.")] = Path(
-        "README.md"
-    ),
+    folder: Annotated[Path, typer.Option(help="Where the pages are.")] = Path("."),
     results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
+    times: Annotated[
+        Path | None,
+        typer.Option(help="First take the notebooks' times from this run of `crt reproduce`."),
+    ] = None,
 ) -> None:
-    """Rewrite the tables of the README from the files under results/."""
-    from crt_lib.report import update_readme
+    """Rewrite the tables of README.md and MODEL_CARD.md from the files under results/."""
+    from crt_lib.report import PAGES, record_times, update_page
 
-    typer.echo(f"{readme}: {'updated' if update_readme(readme, results) else 'up to date'}")
+    if times is not None:
+        record_times(times, results)
+    for name in PAGES:
+        changed = update_page(folder / name, results)
+        typer.echo(f"{folder / name}: {'updated' if changed else 'up to date'}")
 
 
 @app.command()

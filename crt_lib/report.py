@@ -1,9 +1,10 @@
-"""The tables of README.md, made from the files under results/: no number there is typed by hand."""
+"""The tables of the pages, made from the files under results/: no number is typed by hand."""
 
 import itertools
+import json
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,61 @@ from crt_lib.exits import CRITERIA
 from crt_lib.files import InputError, write_text
 from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.ledger import summary
-from crt_lib.runs import load_run, read_rows
+from crt_lib.manifest import Manifest
+from crt_lib.runs import load_run, read_rows, write_rows
 from crt_lib.search import documents_file, steps, summarise
 
 SEEDS = {"crt2": "seeds", "gpt2": "gpt2_seeds"}  # recipe -> folder of its other seeds
 HEADLINES = ("C01", "C06", "C07", "C08", "C12", "C18", "C20", "C23")  # the title's and abstract's
 
 
-def update_readme(readme: Path, results: Path) -> bool:
-    """Rewrite the generated blocks of `readme` from `results`; returns whether it changed.
+def update_page(page: Path, results: Path) -> bool:
+    """Rewrite the generated blocks of a page of PAGES from `results`; returns whether it changed.
 
     A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Raises InputError when one
     is missing.
     """
-    old = readme.read_text(encoding="utf-8")
-    new = render(old, results)
+    old = page.read_text(encoding="utf-8")
+    new = render(old, results, PAGES[page.name])
     if new != old:
-        write_text(readme, new)
+        write_text(page, new)
     return new != old
 
 
-def render(text: str, results: Path) -> str:
-    """`text` with every generated block made anew from the files under `results`."""
-    for name, make in BLOCKS.items():
+def render(text: str, results: Path, blocks: Sequence[str]) -> str:
+    """`text` with the generated blocks of these names made anew from the files under `results`."""
+    for name in blocks:
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        block = make(results) + "\n"
+        block = BLOCKS[name](results) + "\n"
         text, found = re.subn(pattern, lambda m, b=block: m[1] + b + m[2], text, flags=re.DOTALL)
         if found != 1:
-            raise InputError(f"the README has {found} blocks <!-- begin {name} -->; one is needed")
+            raise InputError(f"the page has {found} blocks <!-- begin {name} -->; one is needed")
     return text
+
+
+def model_card(results: Path) -> str:
+    """Every exit of the checkpoint that is handed out: `small/crt2` with its seed."""
+    part, rows = _finished_run(results / "small" / "crt2")
+    exits = {
+        row["exit"]: row
+        for row in read_rows(results / "small" / "crt2" / "exits.csv")
+        if row["protocol"] == "honest"
+    }
+    scored = {(row["split"], row["exit"]): row for row in rows if row["protocol"] == "honest"}
+    body = []
+    for loop, own in exits.items():
+        valid, test = scored["valid", loop], scored["test", loop]
+        interval = f"{own['loss']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
+        line = [f"{loop}", interval, f"{valid['word_ppl']:.1f}", f"{test['word_ppl']:.1f}"]
+        body.append([*line, f"{test['bits_per_byte']:.3f}"])
+    head = ["exit", "valid, nats a token", "valid word PPL", "test word PPL", "test bits/byte"]
+    said = (
+        f"{part['parameters']:,} parameters, {part['data_seen']['tokens']:,} tokens of training "
+        f"(repetitions counted) in {part['seconds'] / 60:.0f} minutes on "
+        f"{part['environment']['device']}, seed {part['train']['seed']}; 95 % intervals over "
+        "documents."
+    )
+    return f"{_table(head, body)}\n\n{said}"
 
 
 def small_results(results: Path) -> str:
@@ -269,6 +296,62 @@ def claims_summary(results: Path) -> str:
     return f"{table}\n\n{said}\n\n{summary(rows)} All: [results/claims.md](results/claims.md)."
 
 
+def record_times(run: Path, results: Path) -> None:
+    """Write results/notebooks.csv: what each notebook of a finished `crt reproduce` took.
+
+    Raises InputError where a notebook is not done.
+    """
+    manifest = Manifest.load(run / "manifest.json", run.name)
+    unfinished = [n for n, entry in manifest.notebooks.items() if entry["status"] != "done"]
+    if unfinished or not manifest.notebooks:
+        raise InputError(f"{run} has no finished run of the notebooks; `crt reproduce` first")
+    rows = []
+    for name, entry in manifest.notebooks.items():
+        environment = entry["environment"]
+        row = {"notebook": name, "profile": manifest.profile, "seconds": entry["seconds"]}
+        row |= {"peak_memory_bytes": entry["peak_memory_bytes"], "device": environment["device"]}
+        rows.append(row | {"cpu_count": environment["cpu_count"]})
+    write_rows(results / "notebooks.csv", rows)
+
+
+def notebook_table(results: Path) -> str:
+    """Each notebook's question, as it says it, and what it took in `crt reproduce`."""
+    took = {row["notebook"]: row for row in read_rows(results / "notebooks.csv")}
+    body = []
+    for path in sorted((results.parent / "notebooks").glob("[0-9]*.ipynb")):
+        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        question = re.search(r"\*\*Question\.\*\* (.*?)\n\n", text + "\n\n", re.DOTALL)
+        seconds = f"{took[path.stem]['seconds']:.0f} s" if path.stem in took else ""
+        said = " ".join(question[1].split()) if question else ""
+        body.append([f"[{path.stem}](notebooks/{path.name})", said, seconds])
+    first = next(iter(took.values()))
+    where = f"{first['profile']}, {first['device']}, {first['cpu_count']} cores"
+    return _table(["notebook", "question", where], body)
+
+
+def ways_in(results: Path) -> str:
+    """Three ways to begin, with the time and memory of the two that were measured."""
+    took = read_rows(results / "notebooks.csv")
+    minutes = sum(row["seconds"] for row in took) / 60
+    memory = max(row["peak_memory_bytes"] for row in took) / 1e9
+    bench = read_rows(results / "bench" / "train.csv")[1]
+    step = f"{bench['rows']} x {bench['seq_len']} tokens"
+    laptop = f"{minutes:.0f} minutes on {took[0]['cpu_count']} cores, and a few of installation"
+    colab = "[01_data](https://colab.research.google.com/github/crt-lm/crt/blob/main/notebooks/01_data.ipynb)"
+    gpu = "`crt train --profile paper --corpus wikitext-2 --vram-limit 6`"
+    body = [
+        ["Colab", f"open {colab}, run all; the next is linked at its end", "as below", "as below"],
+        ["laptop", "`make reproduce`", laptop, f"{memory:.1f} GB"],
+        [
+            "GPU",
+            gpu,
+            "not measured yet",
+            f"{bench['peak_memory_bytes'] / 1e9:.1f} GB: {step}, on a CPU",
+        ],
+    ]
+    return _table(["way", "do", "time", "memory"], body)
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "claims": claims_summary,
     "small": small_results,
@@ -276,6 +359,13 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "bench": training_benchmark,
     "step": costliest_operations,
     "decode": decoding,
+    "card": model_card,
+    "notebooks": notebook_table,
+    "ways": ways_in,
+}
+PAGES = {  # page -> the names of its blocks
+    "README.md": [name for name in BLOCKS if name != "card"],
+    "MODEL_CARD.md": ["card"],
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from crt_lib.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, loop_color, styled
 
@@ -167,6 +168,26 @@ def race(runs: Mapping[str, Summary]) -> Figure:
         )
     ax.set(xlabel="update", ylabel="training loss of the last exit (nats)")
     ax.legend()
+    return figure
+
+
+@styled
+def scorings(rows: Summary) -> Figure:
+    """Perplexities on a logarithmic axis; `rows` of `crt_lib.sota.leak_rows`."""
+    figure = Figure(figsize=(8, 2.7), layout="constrained")
+    ax = figure.subplots()
+    names = [row["name"] for row in rows]
+    values = [row["ppl"] for row in rows]
+    colors = [VERMILION if row["sees"] else BLUE for row in rows]
+    ax.barh(names, [value - 0.9 for value in values], left=0.9, color=colors)
+    for at, value in enumerate(values):
+        said = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        ax.annotate(said, (value, at), (4, 0), textcoords="offset points", va="center")
+    ax.set(xscale="log", xlim=(0.9, max(values) * 4), xlabel="perplexity a token, valid")
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+    marks = [Patch(color=VERMILION), Patch(color=BLUE)]
+    ax.legend(marks, ["sees the token it predicts", "does not"], loc="lower right")
     return figure
 
 

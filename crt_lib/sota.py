@@ -33,6 +33,38 @@ def measured_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 
+SCORINGS = (  # what is scored: folder of small, protocol, how it is said
+    ("released", "released", "the released block, as the paper scores it"),
+    ("released", "honest", "the same, padding not scored"),
+    ("released", "deployable", "the same, with nothing after the predicted token to see"),
+    ("paper", "honest", "the same block made causal"),
+    ("gpt2", "honest", "a GPT-2 of crt2's size"),
+    ("crt2", "honest", "crt2, the corrected recipe"),
+)
+
+
+def leak_rows(small: str | Path) -> list[dict[str, Any]]:
+    """The perplexity of the last exit on valid in every way of SCORINGS, from runs at small.
+
+    A row has `name`, `ppl`, and whether the model `sees` the token it predicts. Raises InputError
+    for a run that is not there.
+    """
+    rows = []
+    for folder, protocol, name in SCORINGS:
+        run = load_run(Path(small) / folder)
+        if run is None:
+            raise InputError(f"no finished run in {Path(small) / folder}")
+        loop = max(row["exit"] for row in run.results)
+        (row,) = (
+            row
+            for row in run.results
+            if (row["split"], row["protocol"], row["exit"]) == ("valid", protocol, loop)
+        )
+        sees = not run.manifest["model"].get("causal", True) and protocol != "deployable"
+        rows.append({"name": name, "ppl": row["token_ppl"], "sees": sees})
+    return rows
+
+
 def _is_honest_test(row: Mapping[str, Any]) -> bool:
     return (row["split"], row["protocol"]) == ("test", "honest")
 

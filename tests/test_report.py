@@ -6,25 +6,27 @@ from pathlib import Path
 import pytest
 
 from crt_lib import InputError
-from crt_lib.report import BLOCKS, render, small_results, update_readme
+from crt_lib.report import PAGES, render, small_results, update_page
 from crt_lib.runs import read_rows, write_rows
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_is_up_to_date():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert render(text, ROOT / "results") == text, "run `crt report`"
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_are_up_to_date(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert render(text, ROOT / "results", PAGES[page]) == text, "run `crt report`"
 
 
 def test_a_stale_number_is_rewritten(tmp_path):
     readme = tmp_path / "README.md"
-    blocks = "".join(f"<!-- begin {name} -->\n1.08\n<!-- end {name} -->\n" for name in BLOCKS)
+    names = PAGES["README.md"]
+    blocks = "".join(f"<!-- begin {name} -->\n1.08\n<!-- end {name} -->\n" for name in names)
     readme.write_text(f"before\n{blocks}after\n")
-    assert update_readme(readme, ROOT / "results")
+    assert update_page(readme, ROOT / "results")
     text = readme.read_text()
     assert "1.08" not in text and text.startswith("before\n") and text.endswith("after\n")
-    assert not update_readme(readme, ROOT / "results")
+    assert not update_page(readme, ROOT / "results")
 
 
 def test_other_seeds_of_the_small_run_are_averaged_in(tmp_path):
@@ -53,4 +55,4 @@ def _heavy(folder, names):
 
 def test_a_missing_block_is_an_error():
     with pytest.raises(InputError, match="0 blocks"):
-        render("nothing here", ROOT / "results")
+        render("nothing here", ROOT / "results", ["claims"])
