@@ -5,7 +5,7 @@ STAMP := .venv/installed
 LOCK := requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test smoke lab lock clean python
+.PHONY: help setup reproduce test test-colab smoke lab lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,17 @@ test: setup ## ruff, then pytest and the committed notebooks (nbval)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks
+
+test-colab: python ## every notebook with Colab's versions and crt_lib from a wheel (15 minutes)
+	$(PYTHON) -m venv --clear .venv-colab
+	rm -rf dist
+	.venv-colab/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	.venv-colab/bin/python -m pip install --quiet -r tests/colab.txt
+	.venv-colab/bin/python tests/run_as_colab.py --set-up
+	.venv-colab/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	.venv-colab/bin/python -m pip install --quiet dist/*.whl
+	.venv-colab/bin/python -m pip check
+	.venv-colab/bin/python tests/run_as_colab.py
 
 lab: setup ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks
