@@ -83,3 +83,14 @@ def test_quality_against_cost():
     assert left.collections[0].get_offsets().tolist() == [[1.5, 1.5]]
     assert middle.collections[1].get_offsets().tolist() == [[2.7, 1.6]]
     assert right.lines[0].get_xydata().tolist() == [[1, 1.6], [2, 1.5]]
+
+
+def test_scorings_tell_who_sees_the_token():
+    rows = [
+        {"name": "leaks", "ppl": 1.025, "sees": True},
+        {"name": "alone", "ppl": 16226.4, "sees": False},
+    ]
+    figure = searchplots.scorings(rows)
+    assert {"leaks", "alone", "1.025", "16,226"} <= set(texts(figure))
+    bars = figure.axes[0].patches
+    assert bars[0].get_facecolor() != bars[1].get_facecolor()

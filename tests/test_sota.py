@@ -9,7 +9,7 @@ from crt_lib import InputError, load_profile
 from crt_lib.accounting import multiply_adds
 from crt_lib.baselines import load_pretrained
 from crt_lib.runs import load_run, read_rows
-from crt_lib.sota import best_at_cost, measured_rows, published_rows
+from crt_lib.sota import SCORINGS, best_at_cost, leak_rows, measured_rows, published_rows
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -68,3 +68,15 @@ def test_a_hub_that_is_not_there_is_one_clear_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="nobody/nothing is not a causal model that can be loaded"):
         load_pretrained("nobody/nothing")
+
+
+def test_leak_rows_are_those_of_the_runs():
+    rows = leak_rows(RESULTS / "small")
+    assert [row["name"] for row in rows] == [name for _, _, name in SCORINGS]
+    for (folder, protocol, _), row in zip(SCORINGS, rows, strict=True):
+        stored = read_rows(RESULTS / "small" / folder / "results.csv")
+        of_kind = [r for r in stored if (r["split"], r["protocol"]) == ("valid", protocol)]
+        assert row["ppl"] == max(of_kind, key=lambda r: r["exit"])["token_ppl"]
+    assert [row["sees"] for row in rows] == [True, True, False, False, False, False]
+    with pytest.raises(InputError, match="no finished run"):
+        leak_rows(RESULTS / "nothing")
