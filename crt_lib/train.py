@@ -21,6 +21,7 @@ from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError
+from crt_lib.locks import locked
 from crt_lib.model import CRT, total_loss
 from crt_lib.runfolder import RunFolder, read_metrics
 from crt_lib.schedule import (
@@ -76,11 +77,13 @@ def train(
     process when all input is found good and before anything is written.
 
     Raises InputError for settings that do not fit each other, the data or the run found in `out`,
-    before anything is written; TrainingError for a loss or gradient that is not finite.
+    and while another process trains there, before anything is written; TrainingError for a loss or
+    gradient that is not finite.
     """
-    run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start)
-    with stop_signals() as stopped:
-        finished = run.loop(stopped, progress)
+    with contextlib.ExitStack() as held:
+        run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start, held)
+        with stop_signals() as stopped:
+            finished = run.loop(stopped, progress)
     model = run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)
     return TrainResult(
         model=model,
@@ -94,7 +97,7 @@ def train(
 
 
 class _Run:
-    def __init__(self, model_config, config, data, out, resume, tensorboard, on_start):
+    def __init__(self, model_config, config, data, out, resume, tensorboard, on_start, held):
         if model_config.vocab_size != data.tokenizer.vocab_size:
             raise InputError(
                 f"the model's vocabulary is {model_config.vocab_size}, the tokenizer's "
@@ -150,6 +153,8 @@ class _Run:
         self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
         self.writer = _tensorboard(out) if tensorboard and self.is_main else None
+        if self.is_main:
+            held.enter_context(locked(self.folder.path / "run", wait=False))
         self._restore_or_begin(on_start)
         if config.compile:
             self.model.compile_block()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from crt_lib import CRT, InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
 from crt_lib.checkpoint import load_model, read_state
+from crt_lib.locks import locked
 from crt_lib.runfolder import read_metrics, read_timing
 from crt_lib.train import TrainingError
 
@@ -255,6 +256,13 @@ def test_another_run_is_not_overwritten(whole):
     with pytest.raises(InputError, match=r"max_lr was 0.016, now 0.5.*--fresh"):
         run(whole, max_lr=0.5)
     assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_trainings_do_not_write_to_one_folder(whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with locked(whole / "run"), pytest.raises(InputError, match="another process is writing"):
+        train(*settings(), data(), whole, resume=False, progress=False)
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
