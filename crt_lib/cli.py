@@ -93,13 +93,16 @@ def evaluate(
     seq_len: Annotated[int | None, typer.Option(help="Positions a window or line.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens scored a window (honest).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an exit.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
 ) -> None:
     """Perplexity and bits per byte of every exit of a checkpoint."""
-    from crt_lib.runs import evaluate_checkpoint
+    from crt_lib.runs import evaluate_checkpoint, write_rows
 
     rows = evaluate_checkpoint(
         checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
     )
+    if out is not None:
+        write_rows(out, rows)
     for row in rows:
         typer.echo(json.dumps(row) if as_json else "  ".join(f"{k} {short(row[k])}" for k in row))
 

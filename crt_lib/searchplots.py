@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from crt_lib.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, loop_color, styled
+from crt_lib.plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, loop_color, styled
 
 Summary = Sequence[Mapping[str, Any]]
 
@@ -167,6 +167,20 @@ def race(runs: Mapping[str, Summary]) -> Figure:
             [row["update"] for row in rows], [row[last] for row in rows], color=color, label=label
         )
     ax.set(xlabel="update", ylabel="training loss of the last exit (nats)")
+    ax.legend()
+    return figure
+
+
+@styled
+def attempts(curves: Mapping[str, Sequence[tuple[float, float]]], published: float) -> Figure:
+    """Perplexity on valid against epochs; `curves`: name -> (epochs, perplexity) pairs."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    ax = figure.subplots()
+    for (name, pairs), color in zip(curves.items(), (VERMILION, BLUE, GREEN, ORANGE), strict=False):
+        epochs, values = zip(*pairs, strict=True)
+        ax.plot(epochs, values, marker="o", markersize=3, color=color, label=name)
+    ax.axhline(published, color=GREY, linestyle="--", label=f"AWD-LSTM, test: {published}")
+    ax.set(xlabel="epochs of WikiText-2", ylabel="word perplexity, valid", yscale="log")
     ax.legend()
     return figure
 

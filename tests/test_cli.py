@@ -121,7 +121,12 @@ def test_average_of_kept_checkpoints_is_evaluated_as_another(trained, tmp_path, 
     code, out, _ = crt("average", str(tmp_path / "run"), "--last", "2", capsys=capsys)
     file = tmp_path / "run" / "checkpoints" / "average.safetensors"
     assert code == 0 and str(file) in out
-    code, out, _ = crt("evaluate", str(file), "--json", capsys=capsys)
+    table = tmp_path / "average.csv"
+    words = ["evaluate", str(file), "--json", "--out", str(table)]
+    code, out, _ = crt(*words, capsys=capsys)
+    assert [row["loss"] for row in read_rows(table)] == [
+        json.loads(line)["loss"] for line in out.splitlines()
+    ]
     last = [r["loss"] for r in read_rows(tmp_path / "run" / "results.csv") if r["split"] == "test"]
     assert code == 0 and json.loads(out.splitlines()[0])["loss"] != last[0]
 

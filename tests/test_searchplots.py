@@ -85,6 +85,13 @@ def test_quality_against_cost():
     assert right.lines[0].get_xydata().tolist() == [[1, 1.6], [2, 1.5]]
 
 
+def test_attempts_against_the_published():
+    figure = searchplots.attempts({"plain": [(0.5, 300.0), (1.0, 200.0)]}, 65.8)
+    (ax,) = figure.axes
+    assert ax.lines[0].get_xydata().tolist() == [[0.5, 300.0], [1.0, 200.0]]
+    assert ax.lines[1].get_ydata()[0] == 65.8
+
+
 def test_scorings_tell_who_sees_the_token():
     rows = [
         {"name": "leaks", "ppl": 1.025, "sees": True},
