@@ -279,6 +279,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
+        next_sequence_length: int | None = None,
         past_key_values: CRTCache | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -301,8 +302,10 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             given["logits_to_keep"] = logits_to_keep
         if inputs_embeds is not None and not done:
             return given | {"inputs_embeds": inputs_embeds}
-        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
-        return given | {"input_ids": input_ids[:, -(total - done) :]}
+        if next_sequence_length is not None:
+            return given | {"input_ids": input_ids[:, -next_sequence_length:]}
+        whole = input_ids.shape[1] > done  # else only the new ones were given
+        return given | {"input_ids": input_ids[:, done:] if whole else input_ids}
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As transformers has it, and the code beside the weights."""

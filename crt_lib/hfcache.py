@@ -42,9 +42,9 @@ class CRTCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -n positions; a positive n, as earlier versions have it, keeps n."""
-        if self.memory is not None and tokens_to_remove != 0:
-            kept = self.memory.length if tokens_to_remove < 0 else 0
-            self.memory.truncate(kept + tokens_to_remove)
+        n = int(tokens_to_remove)  # some callers give a tensor
+        if self.memory is not None and n != 0:
+            self.memory.truncate(n if n > 0 else self.memory.length + n)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
