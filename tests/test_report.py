@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from crt_lib import InputError
-from crt_lib.report import PAGES, render, small_results, update_page
+from crt_lib.manifest import Manifest
+from crt_lib.report import (
+    PAGES,
+    notebook_table,
+    record_times,
+    render,
+    small_results,
+    update_page,
+)
 from crt_lib.runs import read_rows, write_rows
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +64,41 @@ def _heavy(folder, names):
 def test_a_missing_block_is_an_error():
     with pytest.raises(InputError, match="0 blocks"):
         render("nothing here", ROOT / "results", ["claims"])
+
+
+def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path):
+    manifest = Manifest.load(tmp_path / "smoke" / "manifest.json", "smoke")
+    entry = {
+        "status": "done",
+        "seconds": 12.5,
+        "peak_memory_bytes": 2_000_000_000,
+        "environment": {"device": "a processor", "cpu_count": 2},
+    }
+    manifest.record("01_data", entry)
+    record_times(tmp_path / "smoke", tmp_path)
+    (row,) = read_rows(tmp_path / "notebooks.csv")
+    assert row == {
+        "notebook": "01_data",
+        "profile": "smoke",
+        "seconds": 12.5,
+        "peak_memory_bytes": 2_000_000_000,
+        "device": "a processor",
+        "cpu_count": 2,
+    }
+    manifest.record("02_model", entry | {"status": "failed"})
+    for folder in ("smoke", "quick"):
+        with pytest.raises(InputError, match="no finished run"):
+            record_times(tmp_path / folder, tmp_path)
+
+
+def test_the_table_of_notebooks_asks_their_questions(tmp_path):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    (tmp_path / "results").mkdir()
+    row = {"notebook": "02_model", "profile": "quick", "seconds": 9.6, "device": "x"}
+    write_rows(tmp_path / "results" / "notebooks.csv", [row | {"cpu_count": 2}])
+    lines = notebook_table(tmp_path / "results").splitlines()
+    assert len(lines) == 2 + len(list((ROOT / "notebooks").glob("[0-9]*.ipynb")))
+    assert "quick, x, 2 cores" in lines[0]
+    assert lines[3].startswith("| [02_model](notebooks/02_model.ipynb) | Which parts")
+    assert lines[3].endswith("| 10 s |") and lines[2].endswith("|  |")
+    assert all(line.split("|")[2].strip() for line in lines)
