@@ -181,17 +181,17 @@ def _exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int
     return asked if policy.criterion is not None else (), last
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def run_with_exits(
     model: CRT, ids: Tensor, policy: Policy, memory: Memory | None = None, *, last: bool = False
 ) -> Exited:
-    """Tokens `ids` (B, n) with exits, after the positions that `memory` holds.
+    """Tokens `ids` (B, n), or their embeddings, with exits, after what `memory` holds.
 
     A token that leaves after loop k gets the logits of its head, and all deeper loops find there
     what loop k left. One function of the input: however the tokens are split over calls, the
     logits are the same. `last`: only the logits of the last token, (B, 1, V).
     """
-    rows, n = ids.shape
+    rows, n = ids.shape[:2]
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
     allowed, final = _exits_of(policy, model.config)

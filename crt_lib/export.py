@@ -39,6 +39,7 @@ def export_program(
     Raises InputError for a loop without a head.
     """
     fixed = FixedExit(model, model.config.n_loops if loop is None else loop).eval()
+    tokens = min(tokens, model.config.max_seq_len)
     ids = torch.zeros(2, tokens, dtype=torch.int64, device=model.loop_encoding.device)
     rows = torch.export.Dim("rows", min=1)
     positions = torch.export.Dim("positions", min=2, max=model.config.max_seq_len)

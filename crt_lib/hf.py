@@ -21,16 +21,18 @@ from crt_lib.batches import NOT_SCORED
 from crt_lib.config import ModelConfig
 from crt_lib.exits import Policy, run_with_exits
 from crt_lib.files import InputError, write_text
+from crt_lib.gate import Gate
 from crt_lib.hfcache import CRTCache
 from crt_lib.memory import Memory
 from crt_lib.model import CRT, total_loss
+from crt_lib.padding import padding_of, rotate_rows
 
 MAIN = "modeling_crt"  # this module's name in a saved folder
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 
 class CRTConfig(PretrainedConfig):
-    """`ModelConfig`'s fields, and `aux_weight`, lambda of the loss (eq. 5).
+    """`ModelConfig`'s fields, `aux_weight`, lambda of the loss (eq. 5), and `has_gate`.
 
     Raises InputError for values that `ModelConfig` refuses.
     """
@@ -44,13 +46,15 @@ class CRTConfig(PretrainedConfig):
         "max_position_embeddings": "max_seq_len",
     }
 
-    def __init__(self, aux_weight: float = 0.3, **kwargs: Any):
+    def __init__(self, aux_weight: float = 0.3, has_gate: bool = False, **kwargs: Any):
         named = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
         own = {name: named.pop(name) for name in _FIELDS if name in named}
         settings = ModelConfig.from_dict(own)
         for name, value in settings.to_dict().items():
             setattr(self, name, value)
-        self.aux_weight = aux_weight
+        if not 0 <= aux_weight <= 1:
+            raise InputError(f"aux_weight is {aux_weight}; it must be in [0, 1]")
+        self.aux_weight, self.has_gate = aux_weight, has_gate
         named["tie_word_embeddings"] = settings.head_sharing == "tied"
         named["auto_map"] = {
             "AutoConfig": f"{MAIN}.CRTConfig",
@@ -80,10 +84,15 @@ class CRTOutput(ModelOutput):
     exit_loops: Tensor | None = None
     past_key_values: CRTCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: None = None
 
 
 class CRTForCausalLM(PreTrainedModel, GenerationMixin):
-    """`crt_lib.model.CRT` with transformers' face. Raises InputError as `CRT` does."""
+    """`crt_lib.model.CRT` with transformers' face. Raises InputError as `CRT` does.
+
+    The exit gate of a run, if it has one, is among the buffers. A model is on one device: its heads
+    read weights past the hooks by which accelerate would offload them.
+    """
 
     config_class = CRTConfig
     base_model_prefix = "model"
@@ -96,21 +105,38 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CRTConfig):
         super().__init__(config)
         self.model = CRT(config.settings)
+        if config.has_gate:
+            width = config.d_model + 1
+            for loop in config.exit_loops:
+                self.register_buffer(f"gate_{loop}", torch.zeros(width))
+            self.model.gate = _Gate(self)
         if config.tie_word_embeddings:
             embedding = self.model.embed.tokens
             self.lm_head = nn.Linear(embedding.embedding_dim, config.vocab_size, bias=False)
             self.lm_head.weight = embedding.weight
+        for value in self.state_dict(keep_vars=True).values():
+            value._is_hf_initialized = not value.is_meta
         self.post_init()
 
     @classmethod
     def from_crt(cls, model: CRT, aux_weight: float = 0.3) -> "CRTForCausalLM":
         """A model with the settings and a copy of the weights of `model`."""
-        made = cls(CRTConfig(aux_weight=aux_weight, **model.config.to_dict()))
+        has_gate = model.gate is not None
+        config = CRTConfig(aux_weight, has_gate, **model.config.to_dict())
+        made = cls(config).to(model.loop_encoding)
         made.model.load_state_dict(model.state_dict())
+        for loop in model.config.exit_loops if has_gate else ():
+            getattr(made, f"gate_{loop}").copy_(model.gate.weights[loop])
         return made.train(model.training)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: `CRT` initialises itself when it is made."""
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """What a folder had no weights for, or of another size, is as in a new model."""
+        own = self.state_dict(keep_vars=True)
+        missing = [name for name in own if not getattr(own[name], "_is_hf_initialized", False)]
+        new = type(self)(self.config).state_dict() if missing else {}
+        for name in missing:
+            own[name].copy_(new[name])
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed.tokens
@@ -139,7 +165,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if not self.config.tie_word_embeddings:
             for name, head in self.model.heads.items():
                 if head.weight.shape[0] != vocabulary:
-                    self.model.heads[name] = self._get_resized_lm_head(head, vocabulary)
+                    how = {k: v for k, v in kwargs.items() if k == "mean_resizing"}
+                    resized = self._get_resized_lm_head(head, vocabulary, **how)
+                    self.model.heads[name] = resized
         self.model.config = self.config.settings
         return made
 
@@ -153,7 +181,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_exits: bool = False,
-        exit_policy: Policy | str | None = None,
+        exit_policy: Policy | str | int | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
@@ -162,8 +190,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
 
         `attention_mask` (B, T), or (B, past + T) with a cache: zeros to the left or right of each
         row's tokens. `labels` are the ids, as transformers has it, -100 where nothing is scored.
-        `exit_policy`: a `Policy` or a criterion's name, in inference. `logits_to_keep`: of the last
-        so many positions, or of those given; 0: of all. Attention's weights are never made.
+        `exit_policy`: a `Policy`, a criterion's name, or the exit for all, in inference.
+        `logits_to_keep`: of the last so many positions, or of those given; 0: of all. With a cache
+        there are no gradients. Attention's weights are never made.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give input_ids or inputs_embeds, one of the two")
@@ -179,7 +208,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             cache = CRTCache() if past_key_values is None else past_key_values
         else:
             cache = None
-        starts = _padding(attention_mask, inputs, cache)
+        starts = padding_of(attention_mask, inputs, cache)
         padded = attention_mask is not None and not bool(attention_mask.all())
         if padded and not self.model.config.causal:
             raise InputError("this model sees the future, padding too; give rows of one length")
@@ -209,10 +238,13 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         inputs: Tensor,
         starts: Tensor | None,
         cache: CRTCache | None,
-        policy: Policy | str,
+        policy: Policy | str | int,
         logits_to_keep: int | Tensor,
     ) -> CRTOutput:
-        policy = Policy(policy) if isinstance(policy, str) else policy
+        if isinstance(policy, str):
+            policy = Policy(policy)
+        elif isinstance(policy, int):
+            policy = Policy(fixed=policy)
         held = CRTCache() if cache is None else cache
         memory = self._memory(held, inputs, starts)
         last = isinstance(logits_to_keep, int) and logits_to_keep == 1
@@ -235,15 +267,12 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is not None:
             memory = self._memory(cache, inputs, starts)
         elif starts is not None:  # causal: padding after the tokens changes nothing before it
-            inputs, back = _rotate(inputs, starts), -starts
-        z, embedded = model.begin(inputs, memory)
-        states, logits = [z], []
-        for loop in range(1, model.config.n_loops + 1):
-            layer = memory.loops[loop - 1] if memory is not None else None
-            z = model.apply_loop(loop, z, embedded, layer)
-            states.append(z)
+            inputs, back = rotate_rows(inputs, starts), -starts
+        logits = []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
+            states = self._states(inputs, memory)
         if back is not None:
-            states = [_rotate(state, back) for state in states]
+            states = [rotate_rows(state, back) for state in states]
         every = labels is not None or with_exits
         kept = slice(None) if labels is not None else _kept(logits_to_keep)
         for loop in model.config.head_loops if every else (model.config.n_loops,):
@@ -254,6 +283,20 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             hidden_states=tuple(states) if with_states else None,
         )
+
+    def _states(self, inputs: Tensor, memory: Memory | None) -> list[Tensor]:
+        """The state that enters loop 1 and that after each loop."""
+        start = memory.length if memory is not None else 0
+        z, embedded = self.model.begin(inputs, memory)
+        states = [z]
+        for loop in range(1, self.model.config.n_loops + 1):
+            layer = memory.loops[loop - 1] if memory is not None else None
+            if layer is not None and loop > 1:
+                layer.catch_up(memory.loops[loop - 2], start)  # tokens that left before it
+                layer.follow(memory.loops[loop - 2], None)
+            z = self.model.apply_loop(loop, z, embedded, layer)
+            states.append(z)
+        return states
 
     def _memory(self, cache: CRTCache, inputs: Tensor, starts: Tensor | None) -> Memory:
         like = self.model.loop_encoding.detach()
@@ -284,7 +327,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        exit_policy: Policy | str | None = None,
+        exit_policy: Policy | str | int | None = None,
         logits_to_keep: int | Tensor | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -304,50 +347,34 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             return given | {"inputs_embeds": inputs_embeds}
         if next_sequence_length is not None:
             return given | {"input_ids": input_ids[:, -next_sequence_length:]}
-        whole = input_ids.shape[1] > done  # else only the new ones were given
-        return given | {"input_ids": input_ids[:, done:] if whole else input_ids}
+        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+        new = total - done
+        whole = 0 < new < input_ids.shape[1]  # else only the new ones were given
+        return given | {"input_ids": input_ids[:, -new:] if whole else input_ids}
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As transformers has it, and the code beside the weights."""
+        """As transformers has it, and the code beside the weights; InputError for push_to_hub."""
+        if kwargs.get("push_to_hub"):
+            raise InputError("save to a folder, then `hf upload` it: the code must go with it")
         super().save_pretrained(save_directory, *args, **kwargs)
-        for name, text in _code().items():
+        for name, text in _code().items() if kwargs.get("is_main_process", True) else ():
             write_text(Path(save_directory) / f"{name}.py", text)
+
+
+class _Gate:
+    """The gate of a model whose weights are its buffers."""
+
+    def __init__(self, model: CRTForCausalLM):
+        self._buffers = model._buffers
+
+    def distance(self, loop: int, z: Tensor) -> Tensor:
+        return Gate({loop: self._buffers[f"gate_{loop}"]}).distance(loop, z)
 
 
 def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:
     if isinstance(logits_to_keep, int):
         return slice(-logits_to_keep, None) if logits_to_keep else slice(None)
     return logits_to_keep
-
-
-def _padding(mask: Tensor | None, inputs: Tensor, cache: CRTCache | None) -> Tensor | None:
-    """How many padding tokens each row has on its left (B,), None where no row has any.
-
-    Raises InputError for a mask of another shape, or with zeros among a row's tokens.
-    """
-    if mask is None or (cache is not None and cache.memory is not None):
-        return None  # a memory knows its own
-    if mask.shape != inputs.shape[:2]:
-        raise InputError(
-            f"attention_mask is {tuple(mask.shape)}; give {tuple(inputs.shape[:2])}, ones for "
-            "tokens and zeros for padding"
-        )
-    mask = mask != 0
-    starts = mask.int().argmax(1)
-    at = torch.arange(mask.shape[1], device=mask.device)
-    whole = (at >= starts[:, None]) & (at < (starts + mask.sum(1))[:, None])
-    if not bool((whole == mask).all()):
-        raise InputError(
-            "attention_mask has zeros between a row's tokens; pad on the left or right"
-        )
-    return starts if bool(starts.any()) else None
-
-
-def _rotate(x: Tensor, by: Tensor) -> Tensor:
-    """Each row of x (B, T, ...) turned to the left by `by` (B,) positions, the first to the end."""
-    at = torch.arange(x.shape[1], device=x.device)
-    index = (at + by[:, None]) % x.shape[1]
-    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
 
 
 def _code() -> dict[str, str]:

@@ -31,6 +31,19 @@ class CRTCache(Cache):
             self.memory.reserve(max(wanted, min(2 * self.memory.capacity, config.max_seq_len)))
         return self.memory
 
+    def check_starts(self, starts: Tensor) -> None:
+        """Raise InputError unless padding (B,) on the left is what the cache was filled with.
+
+        A row of nothing but padding so far may have more.
+        """
+        before = self.memory.starts
+        held = torch.zeros_like(starts) if before is None else before
+        empty = held >= self.memory.length
+        if not bool(((starts == held) | (empty & (starts > held))).all()):
+            raise InputError("attention_mask pads other positions than those the cache holds")
+        if before is not None:
+            self.memory.starts = starts
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions that it holds."""
         return 0 if self.memory is None else self.memory.length

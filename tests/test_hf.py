@@ -15,11 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, SHARINGS, random_ids, random_model
 
 from crt_lib import InputError
 from crt_lib.decode import generate
-from crt_lib.exits import Policy
+from crt_lib.exits import Policy, run_with_exits
+from crt_lib.memory import Memory
 from crt_lib.model import total_loss
 
 transformers = pytest.importorskip("transformers")
@@ -388,3 +390,100 @@ def test_half_precision_is_near():
     assert half(ids).logits.dtype == torch.bfloat16
     assert F.cosine_similarity(half(ids).logits.float(), whole, dim=-1).min() > 0.99
     assert half.generate(ids, do_sample=False, **END).shape == (3, 19)
+
+
+def test_what_a_folder_lacks_is_as_in_a_new_model(tmp_path):
+    _, hf = wrapped(**ALL_OPTIONS)
+    hf.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    gone = ["model.block.attention.qkv.weight", "model.injection", "model.block.norm1.weight"]
+    kept = {name: value for name, value in weights.items() if name not in gone}
+    save_file(kept, file, {"format": "pt"})
+    found = CRTForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name, value in kept.items():
+        assert torch.equal(found[name], value)
+    assert torch.equal(found[gone[1]], torch.zeros(16))
+    assert torch.equal(found[gone[2]], torch.ones(16))
+    assert 0 < found[gone[0]].std() < 1
+    save_file(weights, file, {"format": "pt"})
+    other = CRTForCausalLM.from_pretrained(tmp_path, vocab_size=50, ignore_mismatched_sizes=True)
+    assert other(torch.tensor([[49, 3]])).logits.isfinite().all()
+    assert other.lm_head.weight.shape == (50, 16) and other.lm_head.weight.abs().max() < 10
+
+
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("first", [1, "confidence"])
+def test_full_depth_goes_on_from_a_cache_of_early_exits(changes, first):
+    model, hf = wrapped(**changes)
+    ids = given_ids()
+    cache = hf(ids, exit_policy=first, use_cache=True).past_key_values
+    found = hf(ids[:, :3], past_key_values=cache).logits  # outside no_grad, too
+    memory = Memory(model.config, 3, 13, model.loop_encoding)
+    policy = Policy(fixed=1) if first == 1 else Policy(first)
+    run_with_exits(model, ids, policy, memory)
+    close(found, run_with_exits(model, ids[:, :3], Policy(), memory).logits)
+
+
+@pytest.mark.parametrize("policy", [None, "similarity"])
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+def test_prompts_as_embeddings_and_in_chunks(changes, policy):
+    _, hf = wrapped(**changes)
+    ids, how = given_ids(), {"do_sample": False, "exit_policy": policy, **END}
+    expected = hf.generate(ids, **how)
+    embedded = hf.get_input_embeddings()(ids)
+    assert torch.equal(hf.generate(inputs_embeds=embedded, **how), expected[:, 10:])
+    masked = hf.generate(ids, attention_mask=LEFT, **how)
+    for size in (3, 4, 5):
+        assert torch.equal(hf.generate(ids, prefill_chunk_size=size, **how), expected)
+        chunked = hf.generate(ids, attention_mask=LEFT, prefill_chunk_size=size, **how)
+        assert torch.equal(chunked, masked)
+
+
+def test_a_mask_must_fit_the_cache():
+    _, hf = wrapped()
+    ids = given_ids()
+    for mask, message in (
+        (torch.ones(3, 2), "give"),
+        (torch.ones(3, 11).index_fill(1, torch.tensor([4]), 0), "between"),
+        (torch.ones(3, 11).index_fill(1, torch.tensor([0]), 0), "those the cache holds"),
+    ):
+        cache = hf(ids, use_cache=True).past_key_values
+        with pytest.raises(InputError, match=message):
+            hf(ids[:, :1], past_key_values=cache, attention_mask=mask)
+    with pytest.raises(InputError, match="between"):  # padding on the right of a prompt
+        hf.generate(ids, attention_mask=LEFT.flip(1), **END)
+
+
+def test_the_exit_gate_travels(tmp_path, scored):
+    model, data, _ = scored
+    hf = CRTForCausalLM.from_crt(model)
+    hf.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.from_numpy(data.valid.ids[:12].astype("int64"))[None]
+    for tau in torch.linspace(0.5, 1, 400).tolist():  # the first at which exits differ
+        policy = Policy("gate", tau, tau, 1.0)
+        expected = generate(model, ids.tolist(), 15, policy=policy)[0]
+        if len(set(expected.loops)) > 1:
+            break
+    assert len(set(expected.loops)) > 1
+    for made in (hf, again):
+        found = made.generate(
+            ids, exit_policy=policy, do_sample=False, max_new_tokens=15, pad_token_id=0
+        )
+        assert found[0, 12:].tolist() == expected.tokens
+    loose = wrapped()[1]
+    with pytest.raises(InputError, match="no trained exit gate"):
+        loose(given_ids(), exit_policy="gate")
+
+
+def test_precision_and_what_saving_refuses(tmp_path):
+    model, _ = wrapped()
+    assert CRTForCausalLM.from_crt(model.bfloat16()).dtype == torch.bfloat16
+    hf = wrapped()[1]
+    with pytest.raises(InputError, match="hf upload"):
+        hf.save_pretrained(tmp_path, push_to_hub=True)
+    hf.save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.glob("*.py"))
+    with pytest.raises(InputError, match="aux_weight"):
+        CRTConfig(aux_weight=7)
