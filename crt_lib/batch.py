@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,13 @@ from typing import Any
 from crt_lib.files import InputError
 from crt_lib.manifest import Manifest, checkout_root
 from crt_lib.notebooks import check_parameters, find_notebooks
-from crt_lib.pipeline import NotebookError, check_run, reproduce_words, summarise_run
+from crt_lib.pipeline import (
+    NotebookError,
+    check_run,
+    refuse_own,
+    reproduce_words,
+    summarise_run,
+)
 from crt_lib.runs import read_rows, write_rows
 
 
@@ -79,7 +86,8 @@ def sweep(
     """Run `notebooks` at every point of `grid`, parameter -> values as text; the rows of all.
 
     A point has the folder `out/a=1,b=2`, as `crt reproduce --out` makes it. `out/sweep.csv` has
-    the rows of every results.csv found there, the point's values before them. `scheduler`: the
+    the rows of every results.csv found there, after the point's values, `grid_a` and so on, and the
+    folder's name, `run`. `scheduler`: the
     address of a Dask scheduler whose workers share this file system; they run the points in place
     of `jobs` processes here. Raises InputError for a bad grid before anything runs, NotebookError
     when points failed, those that ended well being kept.
@@ -87,6 +95,7 @@ def sweep(
     out = Path(out).absolute()
     if not grid or not all(grid.values()):
         raise InputError("the grid is empty; give a parameter and its values, as seed=0,1,2")
+    refuse_own(grid)
     folder = Path(notebooks_dir or checkout_root() / "notebooks").absolute()
     found = find_notebooks(folder, notebooks)
     points = {}
@@ -117,7 +126,9 @@ def _gather(out: Path, points: Mapping[str, Mapping[str, str]]) -> list[dict[str
     rows = []
     for name, point in points.items():
         for path in sorted((out / name).glob("*/results.csv")):
-            rows += [{**point, "run": path.parent.name, **row} for row in read_rows(path)]
+            own = {f"grid_{key}": value for key, value in point.items()}
+            own["run"] = path.parent.name
+            rows += [own | row for row in read_rows(path)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     rows = [{key: row.get(key) for key in columns} for row in rows]
     if rows:
@@ -129,7 +140,7 @@ def run_jobs(work: Sequence[Job], jobs: int, echo: Callable[[str], None] = print
     """Run all, up to `jobs` at a time; on a failure no more are begun, and those running end.
 
     Raises InputError for `jobs` below 1 and for jobs that wait for each other; NotebookError with
-    what the failed ones said. A KeyboardInterrupt reaches every running one.
+    what the failed ones said. An interruption, or SIGTERM, reaches every running one.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
@@ -138,6 +149,8 @@ def run_jobs(work: Sequence[Job], jobs: int, echo: Callable[[str], None] = print
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     waiting, done, failed = list(work), set(), []
     running: list[_Running] = []
+    stopping = signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    before = signal.signal(*stopping) if _in_main_thread() else None
     try:
         while running or (waiting and not failed):
             ready = [job for job in waiting if done.issuperset(job.after)]
@@ -162,9 +175,17 @@ def run_jobs(work: Sequence[Job], jobs: int, echo: Callable[[str], None] = print
             one.process.send_signal(signal.SIGINT)
         for one in running:
             one.process.wait()
+        echo("interrupted; the same command goes on")
         raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if failed:
         raise NotebookError("\n".join(failed))
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class _Running:

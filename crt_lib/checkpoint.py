@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crt_lib.baselines import GPT2, make_model
 from crt_lib.config import GPT2Config, ModelConfig, config_from_dict
-from crt_lib.files import InputError, atomic_path, sha256
+from crt_lib.files import InputError, atomic_path, check_sum
 from crt_lib.model import CRT
 
 
@@ -153,27 +153,9 @@ def _open(path: Path) -> tuple[Any, ModelConfig | GPT2Config, dict[str, Any]]:
         ) from error
 
 
-def checksum_file(path: Path) -> Path:
-    """Where the checksum of a checkpoint that is handed out lies."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _check_sum(path: Path) -> None:
-    """Raise InputError for a file that is not what its checksum says."""
-    expected = checksum_file(path)
-    if not expected.is_file():
-        return
-    found, wanted = sha256(path.read_bytes()), expected.read_text(encoding="utf-8").split()[:1]
-    if [found] != wanted:
-        raise InputError(
-            f"{path} is not the file of {expected.name}: its SHA-256 begins {found[:12]}; fetch it "
-            "again, or remove the checksum if you replaced it"
-        )
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | GPT2Config, dict[str, Any]]:
     file, config, state = _open(path)
-    _check_sum(path)
+    check_sum(path)
     return {name: file.get_tensor(name) for name in file.keys()}, config, state  # noqa: SIM118
 
 

@@ -1,6 +1,7 @@
 """The command line, `crt`: each function is a command."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -194,8 +195,9 @@ def lm_task(
 
     name = write_task(out, corpus, split)
     typer.echo(
-        "lm_eval --model hf --model_args pretrained=<folder>,trust_remote_code=True,"
-        f"max_length=256 --include_path {out} --tasks {name} --device cpu --batch_size 8"
+        "lm_eval --model hf --model_args "
+        "'pretrained=<folder>,trust_remote_code=True,max_length=<length of training>' "
+        f"--include_path {shlex.quote(str(out))} --tasks {name} --device cpu --batch_size 8"
     )
 
 
@@ -370,7 +372,9 @@ def sweep(
     """Run notebooks over a grid of parameters; go on where an interrupted sweep stopped."""
     from crt_lib.batch import sweep as run_sweep
 
-    values = {name: text.split(",") for name, text in map(key_value, grid)}
+    values: dict[str, list[str]] = {}
+    for name, text in map(key_value, grid):
+        values[name] = values.get(name, []) + [value.strip() for value in text.split(",")]
     how = {"profile": profile, "notebooks_dir": folder, "jobs": jobs, "scheduler": scheduler}
     rows = run_sweep(notebooks, values, out, **how)
     typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")

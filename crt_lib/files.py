@@ -58,6 +58,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def check_sum(path: Path) -> None:
+    """Raise InputError for a file that is not what `<file>.sha256` beside it says, if there is one.
+
+    The line is as `sha256sum` writes it.
+    """
+    expected = path.with_name(f"{path.name}.sha256")
+    if not expected.is_file():
+        return
+    found, wanted = sha256(path.read_bytes()), expected.read_text(encoding="utf-8").split()[:1]
+    if [found] != wanted:
+        raise InputError(
+            f"{path} is not the file of {expected.name}: its SHA-256 begins {found[:12]}; fetch it "
+            "again, or remove the checksum if you replaced it"
+        )
+
+
 def cache_root() -> Path:
     """Where derived files are kept: `CRT_CACHE_ROOT`, or `~/.cache/crt_lib`."""
     return Path(os.environ.get("CRT_CACHE_ROOT") or Path.home() / ".cache" / "crt_lib")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crt_lib.batches import NOT_SCORED, evaluation_windows
-from crt_lib.files import InputError, atomic_path
+from crt_lib.files import InputError, atomic_path, check_sum
 from crt_lib.model import CRT
 
 GATE_FILE = "gate.safetensors"  # beside the checkpoint it was fitted to
@@ -36,6 +36,7 @@ class Gate:
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
         arrays = {str(loop): weight.cpu() for loop, weight in self.weights.items()}
+        Path(path).with_name(f"{Path(path).name}.sha256").unlink(missing_ok=True)
         with atomic_path(path) as temporary:
             save_file(arrays, temporary, {"gate": json.dumps({"checkpoint": checkpoint})})
 
@@ -47,6 +48,7 @@ class Gate:
         """
         if not Path(path).is_file():
             return None
+        check_sum(Path(path))
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["gate"])

@@ -4,6 +4,7 @@ The task folder holds text of the corpus: it is for this machine.
 """
 
 import json
+import re
 from pathlib import Path
 
 from crt_lib.corpus import load_corpus
@@ -49,10 +50,11 @@ def write_task(folder: str | Path, corpus: str, split: str = "test") -> str:
     """
     loaded = load_corpus(corpus)
     part = loaded.split(split)
-    name = f"crt_{Path(loaded.name).name}_{split}"
+    name = re.sub(r"[^\w-]+", "_", f"crt_{Path(loaded.name).name}_{split}")
     folder = Path(folder).absolute()
+    file = folder / f"{name}.jsonl"
     row = {"text": part.text, "words": part.n_words, "bytes": part.n_bytes}
-    write_text(folder / f"{name}.jsonl", json.dumps(row) + "\n")
-    write_text(folder / f"{name}.yaml", _TASK.format(name=name, file=folder / f"{name}.jsonl"))
+    write_text(file, json.dumps(row) + "\n")
+    write_text(folder / f"{name}.yaml", _TASK.format(name=name, file=json.dumps(str(file))))
     write_text(folder / "crt_scores.py", _SCORES)
     return name

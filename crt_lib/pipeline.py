@@ -8,7 +8,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,7 @@ def check_run(
 ) -> Plan:
     """The plan of `reproduce` with these arguments; raises InputError as it does."""
     seed = load_profile(profile).train.seed
-    for name in set(given).intersection(SET_BY_PIPELINE):
-        raise InputError(f"parameter {name!r} is set by the pipeline; use its own option")
+    refuse_own(given)
     root = checkout_root()
     folder = Path(notebooks_dir or root / "notebooks").absolute()
     notebooks = find_notebooks(folder, only)
@@ -274,6 +273,12 @@ def _failure(name: str, running: Path, error: Exception) -> str:
         source = "".join(cells[started[-1]]["source"]).strip()
         where = f"in cell {started[-1] + 1}: {(source.splitlines() or ['(empty)'])[0]}"
     return f"notebook {name} failed {where}\n  {kind}: {text}"
+
+
+def refuse_own(given: Iterable[str]) -> None:
+    """Raise InputError for a parameter that the pipeline itself sets."""
+    for name in set(given).intersection(SET_BY_PIPELINE):
+        raise InputError(f"parameter {name!r} is set by the pipeline; use its own option")
 
 
 def reproduce_words(

@@ -16,7 +16,7 @@ from crt_lib.manifest import Manifest
 from crt_lib.pipeline import NotebookError
 from crt_lib.runs import read_rows
 
-PARAMETERS = 'results: str = "nowhere"\nseed: int = 0\nsize: float = 1.0\n'
+PARAMETERS = 'results: str = "nowhere"\nseed: int = 0\nsize: float = 1.0\nname: str = ""\n'
 HEAD = "import os, time\nfrom pathlib import Path\nout = Path(results)\n"
 SCORE = "(out / 'run').mkdir(exist_ok=True)\n(out / 'run' / 'results.csv').write_text('loss\\n' + "
 
@@ -92,7 +92,8 @@ def test_a_failure_is_told_and_what_needs_it_is_not_begun(tmp_path):
         run_jobs([Job("a", ("--help",), ("b",)), Job("b", ("--help",), ("a",))], 2)
 
 
-def test_an_interruption_reaches_the_running_notebooks(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_reaches_the_running_notebooks(tmp_path, number):
     folder, out = tmp_path / "notebooks", tmp_path / "out"
     for name in ("01_a", "02_b"):
         write_notebook(folder, name, f"(out / '{name}').touch()\ntime.sleep(60)")
@@ -100,10 +101,11 @@ def test_an_interruption_reaches_the_running_notebooks(tmp_path):
     command += ["--notebooks", str(folder), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     wait_for(lambda: (out / "01_a").exists() and (out / "02_b").exists())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     begun = time.monotonic()
-    process.communicate()
-    assert process.returncode == 130 and time.monotonic() - begun < 30
+    said = process.communicate()[0].decode()
+    assert process.returncode == 128 + number and time.monotonic() - begun < 30
+    assert "the same command goes on" in said
     found = Manifest.load(out / "manifest.json", "smoke").notebooks
     assert {entry["status"] for entry in found.values()} == {"running"}
 
@@ -121,7 +123,9 @@ def test_a_sweep_runs_every_point_once_and_gathers_the_rows(tmp_path):
     (out / "fault").unlink()
     rows = sweep(["a"], grid, out, jobs=2, **how)
     assert read_rows(out / "sweep.csv") == [
-        {"seed": s, "size": x, "run": "run", "loss": s + x} for s in (0, 1) for x in (0.25, 0.5)
+        {"grid_seed": s, "grid_size": x, "run": "run", "loss": s + x}
+        for s in (0, 1)
+        for x in (0.25, 0.5)
     ]
     assert len(rows) == 4
     ran = {path.parent.name for path in out.glob("*/*.run")}
@@ -137,7 +141,8 @@ def test_bad_grids_are_refused_before_anything_runs(tmp_path):
         ({}, "empty"),
         ({"sede": ["1"]}, "sede"),
         ({"seed": ["1", "x"]}, "'x'"),
-        ({"seed": ["1"] * 1, "results": ["a/b"]}, "cannot be called"),
+        ({"seed": ["1"], "results": ["a"]}, "set by the pipeline"),
+        ({"seed": ["1"], "name": ["a/b"]}, "cannot be called"),
     ):
         with pytest.raises(InputError, match=word):
             sweep(["01_a"], grid, out, **how)
