@@ -114,7 +114,8 @@ def small_results(results: Path) -> str:
     head = ["exit", "parameters", "valid word PPL", "test word PPL", "test token PPL"]
     head += ["test bits/byte", "test PPL, released protocol"]
     notes = [
-        f"`{name}`: {part['seconds'] / 60:.0f} minutes of training, "
+        f"`{name}`: {part['seconds'] / 60:.0f} minutes of training on "
+        f"{_threads(part['environment']['torch_threads'])}, "
         f"{part['data_seen']['tokens'] / 1e6:.1f}M tokens, {_seeds(seeds[name])}"
         for name, (part, _) in runs.items()
     ]
@@ -136,12 +137,16 @@ def small_results(results: Path) -> str:
     )
     part, _ = runs["crt2"]
     caption = (
-        f"\n{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']} "
-        f"({part['environment']['torch_threads']} threads). {'; '.join(notes)}. Bits per byte that "
+        f"\n{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
+        f"{'; '.join(notes)}. Bits per byte that "
         f"each further loop of `crt2` takes off: {gains}.{apart} Last column: the "
         "same causal models scored as the paper scores, padding included."
     )
     return _table(head, body) + "\n" + caption
+
+
+def _threads(n: int) -> str:
+    return "one thread" if n == 1 else f"{n} threads"
 
 
 def _seeds(seeds: list[str]) -> str:
