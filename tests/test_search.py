@@ -26,7 +26,7 @@ def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
     rows = search(trials, out, echo=lines.append)
     assert len(rows) == 4 and len(lines) == 4
     assert set(before) < set(out.read_text().splitlines())
-    assert [path.name for path in tmp_path.iterdir()] == ["search.csv"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["search.csv"]
 
 
 def test_a_changed_arm_is_trained_again(tmp_path):
