@@ -21,8 +21,9 @@ smoke: setup ## the same with the smoke profile: does it all run? (a minute or t
 test: setup ## ruff, then pytest and the committed notebooks (nbval)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg tests notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
+		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+		tests notebooks
 
 test-colab: python ## every notebook with Colab's versions and crt_lib from a wheel (15 minutes)
 	$(PYTHON) -m venv --clear .venv-colab
