@@ -216,11 +216,15 @@ def quality(rows: Summary, exits: Mapping[str, Mapping[int, float]]) -> Figure:
     by_parameters, by_compute, by_exit = figure.subplots(1, 3)
     costs = {"parameters": by_parameters, "multiply_adds": by_compute}
     for cost, ax in costs.items():
+        numbers: dict[tuple[float, float], list[str]] = {}
         for number, row in enumerate(rows, 1):
             own = BLUE if "crt2" in row["model"] else GREY
             point = row[cost] / 1e6, row["bits_per_byte"]
-            ax.scatter(*point, color=own, s=28)
-            ax.annotate(str(number), point, (4, 4), textcoords="offset points")
+            ax.scatter(*point, color=own, s=28, zorder=3 if own == BLUE else 2)
+            near = round(point[0], 2), round(point[1], 2)  # one label for points that coincide
+            numbers.setdefault(near, []).append(str(number))
+        for point, said in numbers.items():
+            ax.annotate(", ".join(said), point, (4, 4), textcoords="offset points")
         ax.margins(0.15)
     by_parameters.set(xlabel="parameters (millions)", ylabel="test bits per byte")
     by_compute.set(xlabel="multiply-adds a token (millions)")
