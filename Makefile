@@ -25,7 +25,7 @@ test: setup ## ruff, then pytest and the committed notebooks (nbval)
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks
 
-test-colab: python ## every notebook with Colab's versions and crt_lib from a wheel (15 minutes)
+test-colab: python ## every notebook with Colab's versions and crt_lib from a wheel (7 minutes)
 	$(PYTHON) -m venv --clear .venv-colab
 	rm -rf dist
 	.venv-colab/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
