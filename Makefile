@@ -36,7 +36,7 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 	.venv-colab/bin/python -m pip check
 	.venv-colab/bin/python tests/run_as_colab.py
 	.venv-colab/bin/python -m pip install --quiet pytest hypothesis
-	.venv-colab/bin/python -P -m pytest -q tests/test_hf.py
+	.venv-colab/bin/python -P -m pytest -q tests/test_hf.py tests/test_hf_generate.py
 
 lab: setup ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks

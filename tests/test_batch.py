@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_notebooks
 
 from crt_lib import InputError
 from crt_lib.batch import Job, reproduce_parallel, run_jobs, sweep
@@ -22,25 +23,7 @@ SCORE = "(out / 'run').mkdir(exist_ok=True)\n(out / 'run' / 'results.csv').write
 
 
 def write_notebook(folder: Path, name: str, source: str, after=()) -> None:
-    cells = [("parameters", PARAMETERS), ("", HEAD + source)]
-    notebook = {
-        "nbformat": 4,
-        "nbformat_minor": 5,
-        "metadata": {"crt": {"after": list(after)}},
-        "cells": [
-            {
-                "id": f"cell-{i}",
-                "cell_type": "code",
-                "metadata": {"tags": [tag] if tag else []},
-                "source": text,
-                "outputs": [],
-                "execution_count": None,
-            }
-            for i, (tag, text) in enumerate(cells)
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
+    tiny_notebooks.write_notebook(folder, name, HEAD + source, parameters=PARAMETERS, after=after)
 
 
 def wait_for(condition, seconds=60):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_notebooks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,25 +23,7 @@ LOG = "from pathlib import Path\nlog = open(Path(results) / 'log.txt', 'a')\n"
 
 
 def write_notebook(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = [("parameters", parameters), *(("", cell) for cell in cells)]
-    notebook = {
-        "nbformat": 4,
-        "nbformat_minor": 5,
-        "metadata": {},
-        "cells": [
-            {
-                "id": f"cell-{index}",
-                "cell_type": "code",
-                "metadata": {"tags": [tag] if tag else []},
-                "source": source,
-                "outputs": [],
-                "execution_count": None,
-            }
-            for index, (tag, source) in enumerate(sources)
-        ],
-    }
-    (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
+    tiny_notebooks.write_notebook(folder, name, *cells, parameters=parameters)
 
 
 def write_pair(folder: Path) -> None:

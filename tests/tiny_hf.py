@@ -1,0 +1,25 @@
+"""Tiny models in transformers, and their inputs: what the tests of `crt_lib.hf` share."""
+
+import torch
+from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, random_ids, random_model
+
+from crt_lib.hf import CRTForCausalLM
+
+CASES = {"paper": {}, **OPTIONS, "all": ALL_OPTIONS, "batch norm": {"norm": "batch"}}
+CASES |= {name: {**changes, "causal": True} for name, changes in list(COMBINATIONS.items())[:10]}
+FEW = {name: CASES[name] for name in ("paper", "full embedding, tied", "prelude", "all")}
+END = {"pad_token_id": 0, "max_new_tokens": 9}
+LEFT = torch.tensor([[1] * 10, [0] * 4 + [1] * 6, [0] + [1] * 9])
+
+
+def wrapped(**changes):
+    model = random_model(**changes)
+    return model, CRTForCausalLM.from_crt(model)
+
+
+def given_ids(rows=3, length=10):
+    return random_ids(rows, length).clamp(min=1)  # 0 is padding
+
+
+def close(a, b, **how):
+    torch.testing.assert_close(a, b, **{"atol": 1e-5, "rtol": 1e-5, **how})
