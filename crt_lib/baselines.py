@@ -32,7 +32,7 @@ class GPT2(nn.Module):
             vocab_size=config.vocab_size,
             n_positions=config.max_seq_len,
             n_embd=config.d_model,
-            n_layer=config.n_layers if config.kind == "gpt2" else 1,
+            n_layer=config.n_layers,  # which the initial scale depends on
             n_head=config.n_heads,
             activation_function="gelu_pytorch_tanh",  # gelu_new's values in one kernel
             resid_pdrop=config.dropout,

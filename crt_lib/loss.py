@@ -9,6 +9,7 @@ from crt_lib.batches import NOT_SCORED
 
 WHOLE_ELEMENTS = 1 << 24  # logits that are computed at once: 64 MiB in float32
 CHUNK_ELEMENTS = 1 << 22  # logits a chunk where there are more
+GPU_CHUNK_ELEMENTS = 1 << 25  # on a GPU, which a small chunk would leave waiting for the next
 FUSED_WEIGHTS = 1 << 22  # up to this size, its gradient is kept from the forward pass on a CPU
 FUSED_ROWS = 256  # positions a chunk there: 8 MiB of logits for a vocabulary of 8,192
 
@@ -25,8 +26,9 @@ def linear_cross_entropy(
     shape = targets.shape
     targets = targets.reshape(-1)
     features = features.reshape(-1, features.shape[-1])
-    chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
     device = features.device.type
+    elements = CHUNK_ELEMENTS if device == "cpu" else GPU_CHUNK_ELEMENTS
+    chunk = max(1, elements // weight.shape[0])
     half = torch.is_autocast_enabled(device)
     learns = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
     dtype = torch.get_autocast_dtype(device) if half else weight.dtype

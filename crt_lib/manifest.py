@@ -35,17 +35,20 @@ def run_environment() -> dict[str, Any]:
 
     `versions` of Python and of the installed packages among `PACKAGES`, `git` (None outside the
     project's checkout), `device` (the GPU's name, else the processor's), `platform`, `cpu_count`
-    (the cores this process may use), `torch_threads`, and `time` (UTC, ISO 8601).
+    (the cores this process may use), `torch_threads`, `memory_limit` (the share of the GPU's memory
+    that this process may have; None without a GPU), and `time` (UTC, ISO 8601).
     """
     import torch
 
+    gpu = torch.cuda.is_available()
     return {
         "versions": _versions(),
         "git": _git_state(Path(__file__).resolve().parent.parent),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if gpu else _processor(),
         "platform": platform.platform(),
         "cpu_count": _cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "memory_limit": torch.cuda.get_per_process_memory_fraction() if gpu else None,
         "time": now(),
     }
 
