@@ -98,13 +98,15 @@ def worth(
     """What each change of `recipe` adds to the loss of `base`, with its 95 % interval.
 
     `rows`: of `crt_lib.search.search`; `changes` are arms, as is `base`. Means over seeds. The
-    interval is Student's t with the variance between seeds pooled over all arms of the recipe that
-    have two or more, so that an arm of one seed has an interval too. Changes without rows are left
-    out; raises InputError when `base` has none, or no arm has two seeds.
+    interval is Student's t with the variance between seeds pooled over the settings of the recipe
+    that have two or more, so that an arm of one seed has an interval too. Changes without rows are
+    left out; raises InputError when `base` has none, or no settings have two seeds.
     """
     rows = list(rows)
-    arms = {row["arm"] for row in rows if row["arm"].split(",")[0] == recipe}
-    several = [[row["valid_loss"] for row in _of_arm(rows, recipe, arm)] for arm in sorted(arms)]
+    of_settings: dict[str, dict[int, float]] = {}  # two arms may be the same model
+    for row in _of_arms(rows, recipe):
+        of_settings.setdefault(row["settings"], {})[row["seed"]] = row["valid_loss"]
+    several = [list(by_seed.values()) for _, by_seed in sorted(of_settings.items())]
     several = [losses for losses in several if len(losses) > 1 and all(map(math.isfinite, losses))]
     own = _of_arm(rows, recipe, base)
     if not own or not several:
@@ -137,10 +139,14 @@ def in_words(row: Mapping[str, Any]) -> str:
     return f"{row['arm']}: {row['adds']:+.3f}, {'worse' if row['adds'] > 0 else 'better'}"
 
 
+def _of_arms(rows: Sequence[Mapping[str, Any]], recipe: str) -> list[Mapping[str, Any]]:
+    """The rows of all arms of a recipe at its rate."""
+    own = [row for row in rows if row["arm"].split(",")[0] == recipe]
+    return [row for row in own if (row["budget"], row["max_lr"]) == (BUDGET, RATES[recipe])]
+
+
 def _of_arm(rows: Sequence[Mapping[str, Any]], recipe: str, arm: str) -> list[Mapping[str, Any]]:
-    """The rows of an arm at the recipe's rate."""
-    wanted = (arm, BUDGET, RATES[recipe])
-    return [row for row in rows if (row["arm"], row["budget"], row["max_lr"]) == wanted]
+    return [row for row in _of_arms(rows, recipe) if row["arm"] == arm]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,9 +1,7 @@
 """The tables of the pages, made from the files under results/: no number is typed by hand."""
 
-import itertools
 import json
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ from crt_lib.files import InputError, write_text
 from crt_lib.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.ledger import summary
 from crt_lib.manifest import Manifest
-from crt_lib.runs import load_run, read_rows, write_rows
+from crt_lib.runs import read_rows, write_rows
 from crt_lib.search import documents_file, steps, summarise
+from crt_lib.smallreport import markdown_table, model_card, small_results, words
 
-SEEDS = {"crt2": "seeds", "gpt2": "gpt2_seeds"}  # recipe -> folder of its other seeds
 HEADLINES = ("C01", "C06", "C07", "C08", "C12", "C18", "C20", "C23")  # the title's and abstract's
 
 
@@ -46,121 +44,6 @@ def render(text: str, results: Path, blocks: Sequence[str]) -> str:
     return text
 
 
-def model_card(results: Path) -> str:
-    """Every exit of the checkpoint that is handed out: `small/crt2` with its seed."""
-    part, rows = _finished_run(results / "small" / "crt2")
-    exits = {
-        row["exit"]: row
-        for row in read_rows(results / "small" / "crt2" / "exits.csv")
-        if row["protocol"] == "honest"
-    }
-    scored = {(row["split"], row["exit"]): row for row in rows if row["protocol"] == "honest"}
-    body = []
-    for loop, own in exits.items():
-        valid, test = scored["valid", loop], scored["test", loop]
-        interval = f"{own['loss']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
-        line = [f"{loop}", interval, f"{valid['word_ppl']:.1f}", f"{test['word_ppl']:.1f}"]
-        body.append([*line, f"{test['bits_per_byte']:.3f}"])
-    head = ["exit", "valid, nats a token", "valid word PPL", "test word PPL", "test bits/byte"]
-    said = (
-        f"{part['parameters']:,} parameters, {part['data_seen']['tokens']:,} tokens of training "
-        f"(repetitions counted) in {part['seconds'] / 60:.0f} minutes on "
-        f"{part['environment']['device']}, seed {part['train']['seed']}; 95 % intervals over "
-        "documents."
-    )
-    return f"{_table(head, body)}\n\n{said}"
-
-
-def small_results(results: Path) -> str:
-    """The small profile on WikiText-2: every exit of `crt2`, the last of GPT-2 and of `paper`.
-
-    Means over the runs of a recipe: `small/<recipe>`, and those of other seeds (SEEDS).
-    """
-    small = results / "small"
-    runs = {name: _finished_run(small / name) for name in ("crt2", "gpt2", "paper")}
-    tables = {name: [rows] for name, (_, rows) in runs.items()}
-    seeds = {name: [str(part["train"]["seed"])] for name, (part, _) in runs.items()}
-    for name, folder in SEEDS.items():
-        others = sorted((small / folder).glob("*/results.csv"))
-        tables[name] += [read_rows(path) for path in others]
-        seeds[name] += [path.parent.name for path in others]
-
-    def of_seeds(name: str, split: str, protocol: str, loop: int, column: str) -> list[float]:
-        key = (split, protocol, loop)
-        return [
-            row[column]
-            for rows in tables[name]
-            for row in rows
-            if (row["split"], row["protocol"], row["exit"]) == key
-        ]
-
-    def line(name: str, loop: int) -> list[str]:
-        def cell(split: str, protocol: str, column: str, form: str = "{:.1f}") -> str:
-            return form.format(statistics.fmean(of_seeds(name, split, protocol, loop, column)))
-
-        return [
-            "GPT-2 of its size" if name == "gpt2" else f"`{name}`, loop {loop}",
-            f"{runs[name][0]['parameters'] / 1e6:.2f}M",
-            cell("valid", "honest", "word_ppl"),
-            cell("test", "honest", "word_ppl"),
-            cell("test", "honest", "token_ppl"),
-            cell("test", "honest", "bits_per_byte", "{:.3f}"),
-            cell("test", "released", "token_ppl"),
-        ]
-
-    loops = {name: sorted({row["exit"] for row in rows}) for name, (_, rows) in runs.items()}
-    body = [line("crt2", loop) for loop in loops["crt2"]]
-    body += [line(name, loops[name][-1]) for name in ("gpt2", "paper")]
-    head = ["exit", "parameters", "valid word PPL", "test word PPL", "test token PPL"]
-    head += ["test bits/byte", "test PPL, released protocol"]
-    notes = [
-        f"`{name}`: {part['seconds'] / 60:.0f} minutes of training on "
-        f"{_threads(part['environment']['torch_threads'])}, "
-        f"{part['data_seen']['tokens'] / 1e6:.1f}M tokens, {_seeds(seeds[name])}"
-        for name, (part, _) in runs.items()
-    ]
-    bits = [of_seeds("crt2", "test", "honest", loop, "bits_per_byte") for loop in loops["crt2"]]
-    gains = ", ".join(
-        f"{statistics.fmean(a) - statistics.fmean(b):.3f}" for a, b in itertools.pairwise(bits)
-    )
-    spread = max(max(values) - min(values) for values in bits)
-    apart = f" At an exit its seeds are at most {spread:.3f} bits apart."
-    ends = {
-        name: of_seeds(name, "test", "honest", loops[name][-1], "bits_per_byte")
-        for name in ("crt2", "gpt2")
-    }
-    gap = statistics.fmean(ends["crt2"]) - statistics.fmean(ends["gpt2"])
-    gaps = [a - b for a in ends["crt2"] for b in ends["gpt2"]]
-    apart += (
-        f" At full depth `crt2` minus GPT-2: {gap:+.3f} bits per byte; {min(gaps):+.3f} to "
-        f"{max(gaps):+.3f} over the pairs of seeds."
-    )
-    part, _ = runs["crt2"]
-    caption = (
-        f"\n{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
-        f"{'; '.join(notes)}. Bits per byte that "
-        f"each further loop of `crt2` takes off: {gains}.{apart} Last column: the "
-        "same causal models scored as the paper scores, padding included."
-    )
-    return _table(head, body) + "\n" + caption
-
-
-def _threads(n: int) -> str:
-    return "one thread" if n == 1 else f"{n} threads"
-
-
-def _seeds(seeds: list[str]) -> str:
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(seeds)}"
-
-
-def _finished_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The manifest's part, with what was seen of the data, and the rows of results.csv."""
-    run = load_run(folder)
-    if run is None:
-        raise InputError(f"no finished run in {folder}; `crt train --profile small --recipe ...`")
-    return run.manifest | {"data_seen": {"tokens": run.metrics[-1]["tokens"]}}, run.results
-
-
 def recipe_comparison(results: Path) -> str:
     """`crt2` against the paper's block and GPT-2 of its size: bits per byte, with intervals."""
     path = results / "small" / "search.csv"
@@ -178,7 +61,7 @@ def recipe_comparison(results: Path) -> str:
             line = body.setdefault(name, [name, f"{tuned[name]['parameters'] / 1e6:.2f}M"])
             line += [""] * (len(head) - 2 - len(line))
             line += [f"{row['bits_per_byte']:.3f}", _difference(row)]
-    table = _table(head, [line + [""] * (len(head) - len(line)) for line in body.values()])
+    table = markdown_table(head, [line + [""] * (len(head) - len(line)) for line in body.values()])
     seeds = ", ".join(map(str, sorted({row["seed"] for row in documents})))
     first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
     tokens = first["tokens"] // first["updates"]
@@ -237,7 +120,7 @@ def training_benchmark(results: Path) -> str:
         )
     head = ["step", "ours in", "useful tokens/s", "ratio", "peak GB", "ratio", "MFU"]
     where = f"{rows[0]['device']}, {rows[0]['threads']} threads"
-    return _table(head, body) + f"\n\nReleased-style -> ours, {where}."
+    return markdown_table(head, body) + f"\n\nReleased-style -> ours, {where}."
 
 
 def costliest_operations(results: Path) -> str:
@@ -284,7 +167,7 @@ def decoding(results: Path) -> str:
         f"at most 0.5 % of the PPL; {', '.join(asking)} then take a fixed exit, because asking "
         "them costs more than it saves."
     )
-    return f"{_table(head, body)}\n\n{said}"
+    return f"{markdown_table(head, body)}\n\n{said}"
 
 
 def claims_summary(results: Path) -> str:
@@ -292,7 +175,7 @@ def claims_summary(results: Path) -> str:
     rows = judge_claims(results)
     shown = [row for row in rows if row["id"] in HEADLINES]
     names = ("claim", "paper", "released", "honest", "verdict")
-    table = _table(
+    table = markdown_table(
         ["claim", "the paper", "as the paper scored", "honestly", "verdict"],
         [[str(row[name]) for name in names] for row in shown],
     )
@@ -331,7 +214,7 @@ def notebook_table(results: Path) -> str:
         body.append([f"[{path.stem}](notebooks/{path.name})", said, seconds])
     first = next(iter(took.values()))
     where = f"{first['profile']}, {first['device']}, {first['cpu_count']} cores"
-    return _table(["notebook", "question", where], body)
+    return markdown_table(["notebook", "question", where], body)
 
 
 def ways_in(results: Path) -> str:
@@ -354,13 +237,14 @@ def ways_in(results: Path) -> str:
             f"{bench['peak_memory_bytes'] / 1e9:.1f} GB: {step}, on a CPU",
         ],
     ]
-    return _table(["way", "do", "time", "memory"], body)
+    return markdown_table(["way", "do", "time", "memory"], body)
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "claims": claims_summary,
     "small": small_results,
     "recipe": recipe_comparison,
+    "words": words,
     "bench": training_benchmark,
     "step": costliest_operations,
     "decode": decoding,
@@ -376,8 +260,3 @@ PAGES = {  # page -> the names of its blocks
 
 def _pair(a: dict[str, Any], b: dict[str, Any], key: str, unit: float, form: str) -> str:
     return f"{form.format(a[key] / unit)} -> {form.format(b[key] / unit)}"
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

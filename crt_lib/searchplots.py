@@ -173,14 +173,14 @@ def race(runs: Mapping[str, Summary]) -> Figure:
 
 @styled
 def attempts(curves: Mapping[str, Sequence[tuple[float, float]]], published: float) -> Figure:
-    """Perplexity on valid against epochs; `curves`: name -> (epochs, perplexity) pairs."""
+    """Perplexity on valid while training; `curves`: name -> (millions of words, perplexity)."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()
     for (name, pairs), color in zip(curves.items(), (VERMILION, BLUE, GREEN, ORANGE), strict=False):
-        epochs, values = zip(*pairs, strict=True)
-        ax.plot(epochs, values, marker="o", markersize=3, color=color, label=name)
+        words, values = zip(*pairs, strict=True)
+        ax.plot(words, values, marker="o", markersize=3, color=color, label=name)
     ax.axhline(published, color=GREY, linestyle="--", label=f"AWD-LSTM, test: {published}")
-    ax.set(xlabel="epochs of WikiText-2", ylabel="word perplexity, valid", yscale="log")
+    ax.set(xlabel="words seen (millions)", ylabel="word perplexity, start of valid", yscale="log")
     ax.legend()
     return figure
 

@@ -1,5 +1,6 @@
 """Where CRT stands: measured runs beside published numbers, from the files under results/."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ SCORINGS = (  # what is scored: folder of small, protocol, how it is said
     ("released", "released", "the released block, as the paper scores it"),
     ("released", "honest", "the same, padding not scored"),
     ("released", "deployable", "the same, with nothing after the predicted token to see"),
-    ("paper", "honest", "the same block made causal"),
+    ("paper", "honest", "the paper's block made causal"),
     ("gpt2", "honest", "a GPT-2 of crt2's size"),
     ("crt2", "honest", "crt2, the corrected recipe"),
 )
@@ -63,6 +64,63 @@ def leak_rows(small: str | Path) -> list[dict[str, Any]]:
         sees = not run.manifest["model"].get("causal", True) and protocol != "deployable"
         rows.append({"name": name, "ppl": row["token_ppl"], "sees": sees})
     return rows
+
+
+WAYS = {  # prefix of the files `crt evaluate --out` made in an attempt's folder -> how it is said
+    "average": "average of its last weights",
+    "sliding": "the average, in sliding windows",
+}
+
+
+def attempt_rows(folder: str | Path) -> list[dict[str, Any]]:
+    """The finished runs in the folders of `folder`, each as trained and in the WAYS stored of it.
+
+    A row has `model`, `way`, `parameters`, `dropout`, `weight_decay`, `tokens_seen`, the tokens of
+    the `text`, its `vocabulary`, and word perplexities of the last exit, `valid` and `test`; None
+    where it was not measured.
+    """
+    rows = []
+    for path in sorted(Path(folder).iterdir()):
+        run = load_run(path)
+        if run is None:
+            continue
+        common = {
+            "model": path.name,
+            "parameters": run.manifest["parameters"],
+            "dropout": run.manifest["model"]["dropout"],
+            "weight_decay": run.manifest["train"]["weight_decay"],
+            "tokens_seen": run.metrics[-1]["tokens"],
+            "text": run.manifest["data"]["splits"]["train"]["tokens"],
+            "vocabulary": run.manifest["data"]["vocab_size"],
+        }
+        of_way = {"as trained": run.results}
+        for prefix, way in WAYS.items():
+            files = sorted(path.glob(f"{prefix}_*.csv"))
+            of_way |= {way: [row for file in files for row in read_rows(file)]} if files else {}
+        for way, measured in of_way.items():
+            honest = [row for row in measured if row["protocol"] == "honest"]
+            rows.append(common | {"way": way} | {s: _last(honest, s) for s in ("valid", "test")})
+    return rows
+
+
+def attempt_curves(folder: str | Path) -> dict[str, list[tuple[float, float]]]:
+    """name -> (millions of tokens seen, perplexity a token on the start of valid) in training."""
+    curves = {}
+    for path in sorted(Path(folder).iterdir()):
+        run = load_run(path)
+        if run is not None:
+            loop = max(row["exit"] for row in run.results)
+            curves[path.name] = [
+                (row["tokens"] / 1e6, math.exp(row[f"valid_loss_{loop}"]))
+                for row in run.metrics
+                if f"valid_loss_{loop}" in row
+            ]
+    return curves
+
+
+def _last(rows: Sequence[Mapping[str, Any]], split: str) -> float | None:
+    of_split = [row for row in rows if row["split"] == split]
+    return max(of_split, key=lambda row: row["exit"])["word_ppl"] if of_split else None
 
 
 def _is_honest_test(row: Mapping[str, Any]) -> bool:

@@ -44,9 +44,10 @@ def test_table_3_has_every_variant(tmp_path):
             assert row["symmetric"] == row["causal"]
 
 
-def rows_of(arm, losses, rate=1e-3):
+def rows_of(arm, losses, rate=1e-3, settings=None):
     return [
         {"arm": arm, "budget": BUDGET, "max_lr": rate, "seed": seed, "parameters": 7}
+        | {"settings": settings or arm}
         | {"valid_loss": loss, "exit_losses": f"1:{loss:.4f}"}
         for seed, loss in enumerate(losses)
     ]
@@ -69,6 +70,8 @@ def test_what_a_change_is_worth():
         "no larger than the noise"
     )
     assert in_words(broke).endswith("broke")
+    twice = rows + rows_of("paper, the same", [5.50, 5.52, 5.54], settings="paper, better")
+    assert worth(twice, "paper", "paper", changes)[1] == better  # its spread counts once
     with pytest.raises(InputError, match="no rows of crt2"):
         worth(rows, "crt2", "crt2", [])
     with pytest.raises(InputError, match="two seeds"):

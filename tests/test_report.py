@@ -12,10 +12,10 @@ from crt_lib.report import (
     notebook_table,
     record_times,
     render,
-    small_results,
     update_page,
 )
 from crt_lib.runs import read_rows, write_rows
+from crt_lib.smallreport import small_results
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +53,8 @@ def test_other_seeds_of_the_small_run_are_averaged_in(tmp_path):
         if (row["split"], row["protocol"], row["exit"]) == ("test", "honest", 4)
     )
     assert f"| {last:.3f} |" in alone and f"| {last + 0.1:.3f} |" in both
-    assert "seed 0;" in alone and "mean of seeds 0, 7; " in both
+    assert "`crt2`: 9.2M tokens, seed 0, " in alone
+    assert "`crt2`: 9.2M tokens, mean of seeds 0, 7, " in both
     assert "at most 0.200 bits apart" in both
 
 

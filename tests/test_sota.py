@@ -9,7 +9,16 @@ from crt_lib import InputError, load_profile
 from crt_lib.accounting import multiply_adds
 from crt_lib.baselines import load_pretrained
 from crt_lib.runs import load_run, read_rows
-from crt_lib.sota import SCORINGS, best_at_cost, leak_rows, measured_rows, published_rows
+from crt_lib.sota import (
+    SCORINGS,
+    WAYS,
+    attempt_curves,
+    attempt_rows,
+    best_at_cost,
+    leak_rows,
+    measured_rows,
+    published_rows,
+)
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -80,3 +89,28 @@ def test_leak_rows_are_those_of_the_runs():
     assert [row["sees"] for row in rows] == [True, True, False, False, False, False]
     with pytest.raises(InputError, match="no finished run"):
         leak_rows(RESULTS / "nothing")
+
+
+def honest(file, split):
+    kind = (split, "honest")
+    (ppl,) = (r["word_ppl"] for r in read_rows(file) if (r["split"], r["protocol"]) == kind)
+    return ppl
+
+
+def test_attempts_are_the_finished_runs_each_in_the_ways_it_was_scored():
+    words = RESULTS / "small" / "words"
+    rows, curves = attempt_rows(words), attempt_curves(words)
+    found = {(row["model"], row["way"]): row for row in rows}
+    for folder in words.iterdir():
+        files = {"as trained": folder / "results.csv"}
+        for prefix, way in WAYS.items():
+            if (folder / f"{prefix}_test.csv").is_file():
+                files[way] = folder / f"{prefix}_test.csv"
+        for way, file in files.items():
+            row = found.pop((folder.name, way))
+            assert row["test"] == honest(file, "test") and row["parameters"] <= 33e6
+        tokens, ppl = curves[folder.name][-1]
+        assert tokens == row["tokens_seen"] / 1e6
+        assert ppl == pytest.approx(honest(folder / "results.csv", "valid"), rel=0.2)  # its start
+    assert not found
+    assert attempt_rows(RESULTS / "small" / "tried") == []
