@@ -23,6 +23,7 @@ from crt_lib.model import count_parameters
 from crt_lib.profiles import Profile
 from crt_lib.runfolder import read_timing
 from crt_lib.runs import load_data, read_rows, write_rows
+from crt_lib.signals import end_with_parent
 from crt_lib.train import TrainingError, TrainResult, train
 
 WARM_UP, TIMED = 3, 20  # updates that measure an arm's speed
@@ -126,7 +127,7 @@ def search(
     waiting = [t for t in trials if not t.is_in(done) or (documents and not t.is_in(scored))]
     share = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
         running = [
             pool.submit(run_trial, t, threads or (1 if t.minutes else share), documents)
             for t in waiting

@@ -1,6 +1,8 @@
 """Stopping a long run cleanly."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,3 +29,15 @@ def stop_signals() -> Iterator[threading.Event]:
     finally:
         for number in signals:
             signal.signal(number, before[number])
+
+
+def end_with_parent() -> None:
+    """In a worker: end it as soon as the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()

@@ -1,7 +1,10 @@
 """`crt search`: equal tokens or equal time, several at once, and none is trained twice."""
 
 import math
+import sys
+import time
 
+import psutil
 import pytest
 
 from crt_lib import InputError, load_profile
@@ -47,6 +50,24 @@ def test_two_searches_of_the_same_trial_agree(tmp_path):
     )
     assert first["exit_losses"] == second["exit_losses"]
     assert set(exit_losses(first)) == {1, 2, 3, 4}
+
+
+def test_a_killed_search_leaves_no_worker_behind(tmp_path):
+    code = (
+        "import sys; from crt_lib import load_profile; from crt_lib.search import grid, search; "
+        "search(grid({'a': load_profile('smoke')}, (1e-2,), updates=10**6), sys.argv[1])"
+    )
+    parent = psutil.Popen([sys.executable, "-c", code, tmp_path / "search.csv"])
+    deadline = time.monotonic() + 60
+    workers = []
+    while not workers and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = parent.children(recursive=True)
+        workers = [child for child in found if child.cpu_times().user > 1]  # past its imports
+    parent.kill()
+    parent.wait()
+    assert workers
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 @pytest.mark.parametrize("start", [0.25, 4.0])
