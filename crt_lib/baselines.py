@@ -17,7 +17,8 @@ class GPT2(nn.Module):
     """transformers' GPT-2 with tied embeddings. Token ids (B, T) in, {n_layers: logits} out.
 
     With `config.kind` "shared" its layers are one layer, applied again and again, as in ALBERT (Lan
-    et al. 2020, arXiv:1909.11942): a CRT without convolutions, cycles and exits.
+    et al. 2020, arXiv:1909.11942): a CRT without convolutions, cycles and exits. It starts at one
+    layer's scale: GPT-2's division by the root of the number of layers is not ALBERT's.
     """
 
     def __init__(self, config: GPT2Config):
@@ -32,7 +33,7 @@ class GPT2(nn.Module):
             vocab_size=config.vocab_size,
             n_positions=config.max_seq_len,
             n_embd=config.d_model,
-            n_layer=config.n_layers,  # which the initial scale depends on
+            n_layer=config.n_layers if config.kind == "gpt2" else 1,
             n_head=config.n_heads,
             activation_function="gelu_pytorch_tanh",  # gelu_new's values in one kernel
             resid_pdrop=config.dropout,
