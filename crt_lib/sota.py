@@ -68,7 +68,7 @@ def leak_rows(small: str | Path) -> list[dict[str, Any]]:
 
 WAYS = {  # prefix of the files `crt evaluate --out` made in an attempt's folder -> how it is said
     "average": "average of its last weights",
-    "sliding": "the average, in sliding windows",
+    "sliding": "in sliding windows",
 }
 
 
