@@ -98,15 +98,18 @@ def worth(
     """What each change of `recipe` adds to the loss of `base`, with its 95 % interval.
 
     `rows`: of `crt_lib.search.search`; `changes` are arms, as is `base`. Means over seeds. The
-    interval is Student's t with the variance between seeds pooled over the settings of the recipe
-    that have two or more, so that an arm of one seed has an interval too. Changes without rows are
-    left out; raises InputError when `base` has none, or no settings have two seeds.
+    interval is Student's t with the variance between seeds pooled over all arms of the recipe that
+    have two or more, so that an arm of one seed has an interval too. Changes without rows are left
+    out; raises InputError when `base` has none, or no arm has two seeds.
     """
     rows = list(rows)
-    of_settings: dict[str, dict[int, float]] = {}  # two arms may be the same model
+    trainings: dict[str, Mapping[str, Any]] = {}  # what two arms share counts once
     for row in _of_arms(rows, recipe):
-        of_settings.setdefault(row["settings"], {})[row["seed"]] = row["valid_loss"]
-    several = [list(by_seed.values()) for _, by_seed in sorted(of_settings.items())]
+        trainings.setdefault(row["settings"], row)
+    by_arm: dict[str, list[float]] = {}
+    for row in trainings.values():
+        by_arm.setdefault(row["arm"], []).append(row["valid_loss"])
+    several = [losses for _, losses in sorted(by_arm.items())]
     several = [losses for losses in several if len(losses) > 1 and all(map(math.isfinite, losses))]
     own = _of_arm(rows, recipe, base)
     if not own or not several:

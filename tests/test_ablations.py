@@ -47,7 +47,7 @@ def test_table_3_has_every_variant(tmp_path):
 def rows_of(arm, losses, rate=1e-3, settings=None):
     return [
         {"arm": arm, "budget": BUDGET, "max_lr": rate, "seed": seed, "parameters": 7}
-        | {"settings": settings or arm}
+        | {"settings": f"{settings or arm} {seed}"}
         | {"valid_loss": loss, "exit_losses": f"1:{loss:.4f}"}
         for seed, loss in enumerate(losses)
     ]
