@@ -171,6 +171,9 @@ def race(runs: Mapping[str, Summary]) -> Figure:
     return figure
 
 
+PERPLEXITIES = (60, 80, 100, 150, 200, 300)
+
+
 @styled
 def attempts(curves: Mapping[str, Sequence[tuple[float, float]]], published: float) -> Figure:
     """Perplexity on valid while training; `curves`: name -> (millions of words, perplexity)."""
@@ -181,6 +184,8 @@ def attempts(curves: Mapping[str, Sequence[tuple[float, float]]], published: flo
         ax.plot(words, values, marker="o", markersize=3, color=color, label=name)
     ax.axhline(published, color=GREY, linestyle="--", label=f"AWD-LSTM, test: {published}")
     ax.set(xlabel="words seen (millions)", ylabel="word perplexity, start of valid", yscale="log")
+    ax.set_yticks(PERPLEXITIES, map(str, PERPLEXITIES))
+    ax.minorticks_off()
     ax.legend()
     return figure
 
