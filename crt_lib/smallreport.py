@@ -131,8 +131,9 @@ def words(results: Path) -> str:
     lstm = next(row for row in published if row["model"] == "AWD-LSTM")
     passes = best["tokens_seen"] / best["text"]
     return (
-        f"With the text's own {best['vocabulary']:,} words, the best on valid of {len(attempts)} "
-        f"attempts ({best['model']}, {best['way']}; {best['parameters'] / 1e6:.1f}M parameters, "
+        f"With the text's own {best['vocabulary']:,} words, the best on valid of "
+        f"{len({row['model'] for row in attempts})} trainings and the ways to score them "
+        f"({best['model']}, {best['way']}; {best['parameters'] / 1e6:.1f}M parameters, "
         f"{passes:.1f} times through the text) has a word perplexity of {best['test']:.1f} on "
         f"test. Published, {lstm['model']} with {lstm['parameters'] / 1e6:.0f}M: "
         f"{lstm['word_ppl']:g} ({lstm['source']})."
