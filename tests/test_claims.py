@@ -126,6 +126,7 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
         rows = [
             {"arm": f"{recipe}, TRM {variant}", "budget": BUDGET, "max_lr": rate, "seed": seed}
             | {"valid_loss": loss, "exit_losses": f"1:9.0000 3:{symmetric:.4f}"}
+            | {"settings": f"{recipe} {variant} {seed}"}
             for recipe, rate in RATES.items()
             for variant, loss in (("linear", 6.0), ("conv", causal), ("conv_linear", causal))
             for seed in (0, 1, 2)
@@ -202,6 +203,7 @@ def test_the_best_norm_is_better_than_the_noise(tmp_path, batch, expected):
     rows = [
         {"arm": recipe + change, "budget": BUDGET, "max_lr": RATES[recipe], "seed": seed}
         | {"parameters": 1, "valid_loss": loss + 0.02 * seed, "exit_losses": ""}
+        | {"settings": f"{recipe}{change} {seed}"}
         for recipe in ("paper", "crt2")
         for change, loss in losses.items()
         for seed in (0, 1, 2)
