@@ -48,8 +48,8 @@ $(STAMP): pyproject.toml $(LOCK) | python
 	@touch $@
 
 python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null || { \
+		echo "Python 3.11.5 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 		"Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
 
 # Left out of the lock, because they differ between platforms: torch's companions for a GPU, and
