@@ -30,8 +30,9 @@ def choose_precision(
     """What `precision` (auto or a key of DTYPES) means for a model of width `d_model` on `device`.
 
     `auto` is bf16 where its products are measured to be faster than float32's, on a CPU only where
-    that speed times `d_model` is at least WIDE (192 features at twice the speed); on a GPU without bf16 fp16, for muon fp32 (fp16 scales the loss for
-    one optimizer, and muon is two). Raises InputError for fp16 on a CPU, and with muon.
+    that speed times `d_model` is at least WIDE (192 features at twice the speed); on a GPU without
+    bf16 fp16, for muon fp32 (fp16 scales the loss for one optimizer, and muon is two). Raises
+    InputError for fp16 on a CPU, and with muon.
     """
     if precision == "fp16" and optimizer == "muon":
         raise InputError("fp16 scales the loss, for one optimizer; muon is two: use fp32 or bf16")

@@ -87,7 +87,7 @@ class _FusedMean(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients):
         weight, targets, *exits = ctx.saved_tensors
-        if all(gradient == gradients[0] for gradient in gradients):
+        if all(gradient == gradients[0] for gradient in gradients[1:]):
             by_weight = ctx.by_weight.mul_(gradients[0])
         else:
             by_weight, matrix = torch.zeros_like(weight), weight.to(ctx.dtype)
