@@ -175,7 +175,7 @@ class Attention(Recomputing):
         super().__init__()
         self.n_heads = config.n_heads
         given = config.attention_dropout
-        self.attention_dropout = config.dropout if given is None else given
+        self.dropout = Dropout(config.dropout if given is None else given)
         self.rotary = config.positions == "rotary"
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
@@ -196,8 +196,13 @@ class Attention(Recomputing):
         if memory is not None:
             k, v, mask = memory.extend(k, v)  # every position so far
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif self.training and self.dropout.p and x.device.type == "cpu":
+            # the kernel has no dropout of its own on a CPU, and torch's is slow there
+            future = torch.ones(T, T, dtype=torch.bool).triu(1)
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, n_heads, T, T)
+            y = self.dropout(scores.masked_fill(future, -torch.inf).softmax(-1)) @ v
         else:
-            dropout = self.attention_dropout if self.training else 0.0
+            dropout = self.dropout.p if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, d))
 
