@@ -58,7 +58,7 @@ def _decode_rows(folder: Path, batch_size: int, toy: bool) -> list[Row]:
     text = tokenizer.encode(PASSAGES[trained["data"]["corpus"]])
     count = batch_size if toy else max(4, batch_size)
     return bench_decode(
-        model.float(),
+        model,
         [text[start : start + PROMPT].tolist() for start in range(count)],
         policies_of(stored),
         {row["policy"]: row["taken"] for row in stored},

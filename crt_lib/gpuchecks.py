@@ -284,6 +284,16 @@ def _exits(bench: Bench) -> Found:
     return "logits with exits: a window at once, token by token, and the exit's own", worst, EXACT
 
 
+@torch.no_grad()
+def _decode_half(bench: Bench) -> Found:
+    model, ids = bench.model("crt2", torch.bfloat16), bench.ids()
+    whole = model(ids, (model.config.n_loops,))[model.config.n_loops]
+    memory = Memory(model.config, *ids.shape, model.loop_encoding)
+    steps = [run_with_exits(model, column, Policy(), memory).logits for column in ids.split(1, 1)]
+    what = "bfloat16 logits of crt2 token by token with those of a forward pass, by norm"
+    return what, norm_apart({0: torch.cat(steps, 1)}, {0: whole}), HALF
+
+
 def _speculation(bench: Bench) -> Found:
     wrong, kept, drafted = 0, 0, 0
     prompt, n = bench.ids(1, 9)[0].tolist(), 12 if bench.toy else 48
@@ -334,6 +344,7 @@ CHECKS: dict[str, Callable[[Bench], Found]] = {
     "audit": _audit,
     "decoding with caches": _cache,
     "exits": _exits,
+    "decoding, bfloat16": _decode_half,
     "speculation": _speculation,
     "sampling": _sampling,
     "training": _training,

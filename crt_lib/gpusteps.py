@@ -97,7 +97,7 @@ def _measure(job: Job, shapes: Sequence[Shape], limit: str) -> list[Row]:
             continue
         if shape.precision not in peaks:
             kind, tries = DTYPES[shape.precision], 1 if job.toy else 10  # clocks take a while
-            peaks[shape.precision] = max(matmul_peak(device, kind) for _ in range(tries))
+            peaks[shape.precision] = max(matmul_peak(device, kind, 1024) for _ in range(tries))
         _forget(device)
         train = TrainConfig(
             seq_len=32 if job.toy else 384, batch_size=shape.rows, grad_accum=shape.grad_accum

@@ -22,7 +22,7 @@ import torch
 
 from crt_lib.files import InputError, write_json
 from crt_lib.locks import locked
-from crt_lib.manifest import now, run_environment
+from crt_lib.manifest import library_sha256, now, run_environment
 from crt_lib.runs import read_rows, write_rows
 from crt_lib.signals import end_with_parent, stop_signals
 
@@ -167,7 +167,8 @@ def _run(part: Part, job: Job, stopped: threading.Event) -> Row:
         process.join(TO_STOP)
         process.kill()
         process.join()
-        told = {"status": "unfinished", "error": "its time was up"} | told
+        why = "stopped by a signal" if stopped.is_set() else "its time was up"
+        told = {"status": "unfinished", "error": why} | told
     while ours.poll():
         if not (more := _receive(ours)):
             break
@@ -215,8 +216,8 @@ def _work(part: Part, job: Job, pipe: Connection) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """`run_environment`, and of a GPU also its driver, memory and what it computes with."""
-    found = run_environment()
+    """`run_environment`, the library's hash, and of a GPU its driver, memory and precisions."""
+    found = run_environment() | {"library_sha256": library_sha256()}
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found["gpu"] = {
