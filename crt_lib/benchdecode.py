@@ -12,6 +12,7 @@ import torch
 from crt_lib.baselines import GPT2, make_model
 from crt_lib.config import GPT2Config
 from crt_lib.decode import Generated, Speculated, Speculation, generate
+from crt_lib.device import wait
 from crt_lib.exits import CRITERIA, Policy
 from crt_lib.files import InputError
 from crt_lib.manifest import run_environment
@@ -183,7 +184,7 @@ def generate_as_released(
     model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> torch.Tensor:
     """Greedy tokens (B, new_tokens) by the model's forward alone, prompts of one length."""
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=model.loop_encoding.device)
     for _ in range(new_tokens):
         logits = model(ids)[model.config.n_loops]
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
@@ -194,7 +195,7 @@ def matched_gpt2(model: CRT) -> GPT2:
     """An untrained GPT-2 as wide as `model` with the layers that bring it nearest in parameters."""
     config, wanted = model.config, count_parameters(model)
     best: GPT2 | None = None
-    dtype = model.loop_encoding.dtype
+    like = model.loop_encoding
     for layers in range(1, 33):
         made = make_model(
             GPT2Config(
@@ -204,7 +205,7 @@ def matched_gpt2(model: CRT) -> GPT2:
                 n_layers=layers,
                 max_seq_len=config.max_seq_len,
             )
-        ).to(dtype)
+        ).to(like)
         made.eval()
         if best and abs(count_parameters(best) - wanted) < abs(count_parameters(made) - wanted):
             break
@@ -214,7 +215,8 @@ def matched_gpt2(model: CRT) -> GPT2:
 
 def gpt2_generate(model: GPT2, prompts: Sequence[Sequence[int]], new_tokens: int) -> torch.Tensor:
     """Greedy tokens (B, new_tokens) with transformers' cache, prompts of one length."""
-    waiting, cache, made = torch.tensor(prompts), None, []
+    device = model.transformer.wte.weight.device
+    waiting, cache, made = torch.tensor(prompts, device=device), None, []
     for _ in range(new_tokens):
         output = model.transformer(waiting, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
@@ -243,5 +245,6 @@ def _alternate(
                 continue
             started = time.perf_counter()
             made[name] = [one for batch in batches for one in ways[name](batch, new_tokens)]
+            wait("cuda" if torch.cuda.is_available() else "cpu")
             seconds[name].append(time.perf_counter() - started)
     return {name: np.array(times) for name, times in seconds.items()}, made

@@ -296,6 +296,25 @@ def search(
 
 
 @app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder; a second call goes on with what it lacks.")],
+    minutes: Annotated[float, typer.Option(help="Of this call, in all.")] = 9.0,
+    rehearse: Annotated[bool, typer.Option(help="All of it at toy size on the CPU.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only checks, memory, steps, decode or training (repeatable)."),
+    ] = None,
+) -> None:
+    """Measure all that needs a GPU: checks, training steps, 6 GB, decoding, a training.
+
+    Without typer: python -m crt_lib.gpu.
+    """
+    from crt_lib.gpu import run_gpu
+
+    raise typer.Exit(run_gpu(out, minutes=minutes, rehearse=rehearse, only=only or ()))
+
+
+@app.command()
 def claims(
     results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
 ) -> None:

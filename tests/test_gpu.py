@@ -1,0 +1,241 @@
+"""`crt gpu`: a rehearsal killed and called again on a bare machine; parts that fail; bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_parts import crashes, hangs, late, raises, works
+
+from crt_lib import InputError, cli, gpuchecks, gputraining
+from crt_lib.accounting import parameters_by_part
+from crt_lib.gpu import PARTS, main, run_gpu
+from crt_lib.gputraining import _cost, arms
+from crt_lib.model import CRT
+from crt_lib.parts import Job, Part, Table, Unfinished, run_parts, time_for
+from crt_lib.runs import read_rows
+
+ROOT = Path(__file__).parent.parent
+BARE = """
+import sys
+for name in ("typer", "pandas", "matplotlib", "seaborn", "pytest", "hypothesis", "datasets",
+             "papermill", "ipywidgets", "lm_eval", "tensorboard"):
+    sys.modules[name] = None  # importing it raises ImportError
+"""
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """A rehearsal's folder: killed while it trains, then called again; the manifests of both."""
+    bare, out = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("gpu") / "out"
+    (bare / "sitecustomize.py").write_text(BARE)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(bare), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "crt_lib.gpu", "--rehearse", "--out", str(out)]
+    command += ["--minutes", "40"]  # no share of them ends before its part, whatever else runs here
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    first = subprocess.Popen(command, env=environment, cwd=bare, **pipes)
+    timing = out / "training" / "crt2" / "timing.jsonl"
+    checkpoint = out / "training" / "crt2" / "checkpoints" / "last.safetensors"
+    until = time.time() + 500
+    while not checkpoint.exists() and first.poll() is None and time.time() < until:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    said, _ = first.communicate(timeout=60)  # the part holds the pipe too, until it has ended
+    assert checkpoint.exists(), said
+    killed = json.loads((out / "manifest.json").read_text())
+    made = timing.read_text().splitlines()
+    second = subprocess.run(command, env=environment, cwd=bare, timeout=500, check=False, **pipes)
+    assert second.returncode == 0, second.stdout
+    return out, killed, made, second.stdout
+
+
+def test_a_killed_rehearsal_goes_on(rehearsed):
+    out, killed, made, said = rehearsed
+    manifest = json.loads((out / "manifest.json").read_text())
+    names = [part.name for part in PARTS]
+    assert [p["status"] for p in killed["parts"].values()] == ["done"] * 4 + ["running"]
+    assert list(manifest["parts"]) == names and manifest["rehearsal"]
+    assert all(part["status"] == "done" for part in manifest["parts"].values())
+    for name in names[:-1]:  # not done again
+        assert manifest["parts"][name] == killed["parts"][name] and f"{name}:" not in said
+    plan = json.loads((out / "training" / "plan.json").read_text())["arms"]["crt2"]
+    kept, timing = plan["checkpoint_every"], out / "training" / "crt2" / "timing.jsonl"
+    lines = timing.read_text().splitlines()
+    assert lines[:kept] == made[:kept] and len(lines) == plan["updates"]  # measured times: not anew
+    assert len(manifest["calls"]) == 2 and manifest["calls"][0]["command"].startswith("crt gpu")
+
+
+def test_a_rehearsal_leaves_every_table(rehearsed):
+    out, *_ = rehearsed
+    checks = read_rows(out / "checks.csv")
+    assert [row["check"] for row in checks] == list(gpuchecks.CHECKS)
+    assert all(row["passed"] == "yes" and row["apart"] <= row["bound"] for row in checks)
+    steps = read_rows(out / "steps.csv")
+    assert [row["memory_limit"] for row in steps] == ["6 GB", "none", "none"]
+    assert all(0 < row["mfu"] < 1.5 and row["memory"] > 1e6 and not row["error"] for row in steps)
+    decode = read_rows(out / "decode.csv")
+    ways = {batch: [row["way"] for row in decode if row["batch"] == batch] for batch in (1, 8)}
+    assert {"full depth", "no cache", "speculation from 1", "gate"} <= set(ways[1])
+    assert "full depth" in ways[8] and all(row["tokens_per_second"] > 0 for row in decode)
+    training = read_rows(out / "training.csv")
+    for arm, exits in (("crt2", 4), ("gpt2", 1)):
+        rows = [row for row in training if row["arm"] == arm]
+        assert len(rows) == 2 * 2 * exits and all(row["finished"] == "yes" for row in rows)
+        assert {row["split"] for row in rows} == {"valid", "test"}
+        assert all(1 < row["word_ppl"] < 50 and row["updates"] == row["planned"] for row in rows)
+    part = json.loads((out / "manifest.json").read_text())["parts"]["training"]
+    assert part["environment"]["device"] and part["environment"]["versions"]["torch"]
+
+
+def test_the_other_size_needs_another_folder(rehearsed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match="a rehearsal"):
+        run_gpu(rehearsed[0])
+
+
+def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "out"
+    for words, message in (
+        ([], "no CUDA device"),
+        (["--rehearse", "--minutes", "0"], "minutes is 0"),
+        (["--rehearse", "--only", "tests"], "checks, memory, steps, decode, training"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["--out", str(out), *words])
+        err = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in err and len(err.splitlines()) == 1
+        monkeypatch.setattr("sys.argv", ["crt", "gpu", "--out", str(out), *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2 and capsys.readouterr().err == err
+    assert not out.exists()
+    out.mkdir()
+    (out / "manifest.json").write_text('{"profile": "quick"}')
+    with pytest.raises(InputError, match="another folder"):
+        run_gpu(out, rehearse=True)
+
+
+def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path):
+    parts = [Part(f.__name__, 5, f) for f in (raises, crashes, late, works)]
+    parts = [Part("hangs", 1, hangs), *parts]
+    started = time.monotonic()
+    assert run_parts(parts, tmp_path, minutes=2.5, toy=True, command="") is False
+    assert 5 < time.monotonic() - started < 150
+    entries = json.loads((tmp_path / "manifest.json").read_text())["parts"]
+    assert {name: (entry["status"], entry["error"]) for name, entry in entries.items()} == {
+        "hangs": ("unfinished", "its time was up"),
+        "raises": ("failed", "ValueError: no such day"),
+        "crashes": ("failed", "its process ended with code 3"),
+        "late": ("unfinished", "half is done"),
+        "works": ("done", None),
+    }
+    assert run_parts(parts[3:], tmp_path, minutes=3, toy=True, command="")
+    assert len(read_rows(tmp_path / "works.csv")) == 1
+
+
+def test_a_signal_ends_the_part_and_the_call(tmp_path):
+    timer = threading.Timer(3, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    parts = [Part("hangs", 1, hangs), Part("works", 1, works)]
+    assert run_parts(parts, tmp_path, minutes=3, toy=True, command="") is None
+    entries = json.loads((tmp_path / "manifest.json").read_text())["parts"]
+    assert list(entries) == ["hangs"] and entries["hangs"]["status"] == "unfinished"
+
+
+def test_no_part_is_begun_without_time(tmp_path, capsys):
+    assert (
+        run_parts([Part("works", 1, works)], tmp_path, minutes=0.1, toy=True, command="") is False
+    )
+    assert "no time is left" in capsys.readouterr().out and not (tmp_path / "works.csv").exists()
+
+
+def test_the_time_is_shared_among_those_that_wait():
+    parts = [Part("a", 1, works), Part("b", 2, works), Part("c", 3, works)]
+    assert time_for(parts[0], parts, 60) == 10
+    assert time_for(parts[1], parts[1:], 50) == 20
+    assert time_for(parts[2], parts[2:], 37) == 37
+
+
+def test_a_table_replaces_rows_of_the_same_key(tmp_path):
+    table = Table(tmp_path / "t.csv", "name", "n")
+    table.put([{"name": "a", "n": 1, "x": 1.5}, {"name": "a", "n": 2, "x": None}])
+    table.put([{"name": "a", "n": 1, "x": 2.5}])
+    again = Table(tmp_path / "t.csv", "name", "n")
+    assert again.rows == [{"name": "a", "n": 2, "x": None}, {"name": "a", "n": 1, "x": 2.5}]
+    assert again.find("a", 1)[0]["x"] == 2.5 and not again.find("b", 1)
+
+
+def test_checks_that_do_not_hold_fail_the_part(tmp_path, monkeypatch):
+    def broken(bench):
+        raise RuntimeError("no kernel")
+
+    checks = {
+        "holds": lambda bench: ("this and that", 0.5, 0.5),
+        "apart": lambda bench: ("this and that", 0.6, 0.5),
+        "not a number": lambda bench: ("this and that", math.nan, 0.5),
+        "broken": broken,
+    }
+    monkeypatch.setattr(gpuchecks, "CHECKS", checks)
+    with pytest.raises(RuntimeError, match="3 of 4 checks failed: apart, not a number, broken"):
+        gpuchecks.run_checks(Job(tmp_path, True, time.time() + 60))
+    rows = read_rows(tmp_path / "checks.csv")
+    assert [row["passed"] for row in rows] == ["yes", "no", "no", "no"]
+    assert rows[3]["error"] == "RuntimeError: no kernel"
+
+
+@pytest.mark.parametrize(
+    "name", ["logits", "gradients", "exits", "decoding with caches", "speculation", "audit"]
+)
+def test_a_check_sees_a_wrong_model(name, monkeypatch):
+    right = CRT.apply_loop
+
+    def wrong(self, loop, z, embedded, memory=None):
+        """Another state without a memory or for a single position; the audit sees one token on."""
+        z = right(self, loop, z, embedded, memory)
+        if name == "audit":
+            return z + 0.1 * z.roll(-1, 1)
+        off = memory is None or z.shape[1] == 1
+        return z + torch.linspace(-1, 1, z.shape[-1], dtype=z.dtype) if off else z
+
+    monkeypatch.setattr(CRT, "apply_loop", wrong)
+    _, apart, bound = gpuchecks.CHECKS[name](gpuchecks.Bench(torch.device("cpu"), toy=True))
+    assert not apart <= bound
+
+
+def test_the_arms_cost_the_same_and_learn_alike():
+    chosen = arms(toy=False)
+    sized = {n: p.model.replace(vocab_size=33_278) for n, p in chosen.items()}
+    crt2 = chosen["crt2"]
+    assert sum(parameters_by_part(sized["crt2"]).values()) == pytest.approx(24e6, rel=0.05)
+    costs = [_cost(config, crt2.train.seq_len) for config in sized.values()]
+    assert costs[1] == pytest.approx(costs[0], rel=0.05)
+    alike = {name: p.train.replace(max_lr=1.0) for name, p in chosen.items()}
+    assert alike["crt2"] == alike["gpt2"]
+    model = sized["crt2"]
+    assert model.dropout == model.embed_dropout == sized["gpt2"].dropout == gputraining.DROPOUT
+    assert model.attention_dropout is None  # as dropout
+
+
+def test_a_training_goes_on_only_on_the_machine_of_its_plan(tmp_path):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "plan.json").write_text('{"device": "another one"}')
+    with pytest.raises(InputError, match="begun on another one"):
+        gputraining.run_training(Job(tmp_path, True, time.time() + 60))
+
+
+def test_without_time_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(gputraining, "_pace", lambda *_: (0.1, 0.5))
+    with pytest.raises(Unfinished, match="no time"):
+        gputraining.run_training(Job(tmp_path, True, time.time() + 9))  # halts take 2 x 3 s
+    assert not (tmp_path / "training").exists()

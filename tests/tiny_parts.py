@@ -1,0 +1,28 @@
+"""Parts of a measurement that do what a part may do; their processes import this file."""
+
+import os
+import time
+
+from crt_lib.parts import Job, Table, Unfinished
+
+
+def works(job: Job) -> None:
+    Table(job.out / "works.csv", "call").put([{"call": time.time()}])
+
+
+def raises(job: Job) -> None:
+    raise ValueError("no such day\nand more")
+
+
+def crashes(job: Job) -> None:
+    os._exit(3)
+
+
+def hangs(job: Job) -> None:
+    time.sleep(600)
+
+
+def late(job: Job) -> None:
+    if not (job.out / "again").exists():
+        (job.out / "again").touch()
+        raise Unfinished("half is done")
