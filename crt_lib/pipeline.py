@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crt_lib.files import InputError, atomic_path, write_text
+from crt_lib.files import InputError, RunError, atomic_path, write_text
 from crt_lib.locks import locked
 from crt_lib.manifest import Manifest, checkout_root, library_sha256, now, run_environment
 from crt_lib.notebooks import Notebook, check_parameters, find_notebooks
@@ -23,7 +23,7 @@ SET_BY_PIPELINE = ("profile", "results", "fresh")
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
 
 
-class NotebookError(RuntimeError):
+class NotebookError(RunError):
     """A notebook failed. The message names it, the cell, the error and how to continue."""
 
 
