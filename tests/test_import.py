@@ -13,7 +13,7 @@ from crt_lib.cli import app
 BARE = """
 import sys
 for name in ("accelerate", "tqdm", "typer", "datasets", "transformers", "papermill", "pandas",
-             "matplotlib", "seaborn", "ipywidgets", "huggingface_hub", "psutil"):
+             "matplotlib", "ipywidgets", "huggingface_hub", "psutil"):
     sys.modules[name] = None  # importing it raises ImportError
 import crt_lib
 from crt_lib import InputError
