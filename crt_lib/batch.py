@@ -29,7 +29,7 @@ from crt_lib.pipeline import (
     reproduce_words,
     summarise_run,
 )
-from crt_lib.progress import LiveLine, elapsed, say, where
+from crt_lib.progress import LiveLine, elapsed, joined, say, where
 from crt_lib.runs import read_rows, write_rows
 
 
@@ -235,8 +235,8 @@ class _Running:
         """Its name, the cell it is at and its seconds, of those expected."""
         path = self.job.running
         found = next(iter(path.parent.glob(path.name)), None) if path else None
-        cell = where(found).partition(", ")[0] if found else ""
-        return ", ".join(p for p in (self.job.name, cell, elapsed(self.begun, expected)) if p)
+        cell = where(found)[0] if found else ""
+        return joined(self.job.name, cell, elapsed(self.begun, expected))
 
     def wait(self) -> float:
         """Its seconds; raises NotebookError with what it wrote, from its error on."""

@@ -16,7 +16,16 @@ from crt_lib.locks import locked
 from crt_lib.manifest import Manifest, checkout_root, library_sha256, now, run_environment
 from crt_lib.notebooks import Notebook, check_parameters, find_notebooks
 from crt_lib.profiles import load_profile
-from crt_lib.progress import LiveLine, elapsed, every, expected_seconds, say, source_cells, where
+from crt_lib.progress import (
+    LiveLine,
+    elapsed,
+    every,
+    expected_seconds,
+    joined,
+    say,
+    source_cells,
+    where,
+)
 
 SET_BY_PIPELINE = ("profile", "results", "fresh")
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
@@ -177,8 +186,8 @@ class _Run:
         running.unlink(missing_ok=True)  # of a run that was killed
 
         def show() -> None:
-            parts = (label, where(running), elapsed(begun, self.expected.get(name)))
-            line.show(", ".join(part for part in parts if part))
+            cell, section = where(running)
+            line.show(joined(label, cell, elapsed(begun, self.expected.get(name)), section))
 
         try:
             with _peak_of_children() as peak, every(line.period, show):

@@ -70,20 +70,25 @@ def source_cells(notebook: Path) -> list[dict[str, Any]]:
     return []
 
 
-def where(notebook: Path) -> str:
-    """The code cell that runs, of how many, and its section: "cell 7/19, 2. Training"; or ""."""
+def where(notebook: Path) -> tuple[str, str]:
+    """The code cell that runs, of how many, and its section: ("cell 7/19", "2. Training")."""
     cells = source_cells(notebook)
     total = sum(cell["cell_type"] == "code" for cell in cells)
-    code, section, found = 0, "", ""
+    code, section, found = 0, "", ("", "")
     for cell in cells:
         title = "".join(cell["source"]).partition("\n")[0]
         if cell["cell_type"] == "code":
             code += 1
             if cell["metadata"].get("papermill", {}).get("start_time"):
-                found = f"cell {code}/{total}{section}"
+                found = f"cell {code}/{total}", section
         elif title.startswith("## "):
-            section = f", {title[3:].strip()}"
+            section = title[3:].strip()
     return found
+
+
+def joined(*parts: str) -> str:
+    """Those that say something, with commas."""
+    return ", ".join(part for part in parts if part)
 
 
 def elapsed(begun: float, expected: float | None) -> str:

@@ -83,9 +83,9 @@ def notebook_text(*cells: tuple[str, str, bool, list[str]]) -> str:
 
 def test_where_counts_the_code_cells_of_the_source(tmp_path):
     path = tmp_path / "01.running.ipynb"
-    assert progress.where(path) == ""
+    assert progress.where(path) == ("", "")
     path.write_text('{"cells": [')
-    assert progress.where(path) == ""
+    assert progress.where(path) == ("", "")
     cells = [
         ("markdown", "# Title", True, []),
         ("code", "x = 1", True, ["parameters"]),
@@ -96,9 +96,9 @@ def test_where_counts_the_code_cells_of_the_source(tmp_path):
         ("code", "train()", False, []),
     ]
     path.write_text(notebook_text(*cells))
-    assert progress.where(path) == "cell 2/3, 1. The text"
+    assert progress.where(path) == ("cell 2/3", "1. The text")
     path.write_text(notebook_text(*cells[:5], *((*cell[:2], True, []) for cell in cells[5:])))
-    assert progress.where(path) == "cell 3/3, 2. The model"
+    assert progress.where(path) == ("cell 3/3", "2. The model")
 
 
 def test_expected_is_of_an_earlier_run_else_of_the_stored_table(tmp_path):
