@@ -77,7 +77,7 @@ WATCH = (cd .venv/lib/python*/site-packages; t=0; before=; \
 	while sleep 5 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do \
 		t=$$((t + 5)); now="$$(ls -d *.dist-info | wc -l) packages"; \
 		if [ ! -t 1 ] || [ "$$now" != "$$before" ]; then \
-			echo "  $$t s: $$now installed, the last $$(ls -td *.dist-info | head -n 1)"; fi; \
+			echo "  $$t s: $$now installed, the last $$(basename $$(ls -td *.dist-info | head -n 1) .dist-info)"; fi; \
 		before=$$now; done) & trap "kill $$!" EXIT;
 
 python:
