@@ -1,16 +1,26 @@
 # Two commands do everything: `make reproduce` and `make test`. `make` alone lists the rest.
 PYTHON ?= python3
+UV ?= $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
-STAMP := .venv/installed
 LOCK := requirements.lock
 
+# A processor without AVX-512 and bf16, as most laptops have, on one that has them.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 \
+	MKL_ENABLE_INSTRUCTIONS=AVX2
+NUMERICAL := $(patsubst %,tests/test_%.py,accounting audit baselines batches benchstep causality \
+	checkpoint compare decode device evaluate exits gate loss model perloop recipe_options \
+	schedule trace train updates)
+
+# What is installed is compiled when it is first imported, and then kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-colab smoke lab lock clean python
+.PHONY: help setup reproduce test test-avx2 test-colab smoke lab lock clean python
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv and install the pinned versions (instant when done already)
+setup: .venv/notebooks.installed ## make .venv, install the pinned versions (by uv if there is one)
 
 reproduce: setup ## run every notebook with the quick profile, print the results (10 minutes)
 	$(BIN)/crt reproduce --profile quick
@@ -18,12 +28,16 @@ reproduce: setup ## run every notebook with the quick profile, print the results
 smoke: setup ## the same with the smoke profile: does it all run? (a minute or two)
 	$(BIN)/crt reproduce --profile smoke
 
-test: setup ## ruff, then pytest and the committed notebooks (nbval)
+test: .venv/notebooks,test.installed ## ruff, then pytest and the committed notebooks (nbval)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks
+
+test-avx2: .venv/notebooks,test.installed ## the numerical tests as on a processor with AVX2 only
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
+		$(NUMERICAL)
 
 test-colab: python ## every notebook with Colab's versions and crt_lib from a wheel (7 minutes)
 	$(PYTHON) -m venv --clear .venv-colab
@@ -38,14 +52,33 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 	.venv-colab/bin/python -m pip install --quiet pytest hypothesis
 	.venv-colab/bin/python -P -m pytest -q tests/test_hf.py tests/test_hf_generate.py
 
-lab: setup ## open the notebooks in Jupyter Lab
+lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks
 
-# An unfinished install has no stamp and starts from an empty .venv: nothing half-written stays.
-$(STAMP): pyproject.toml $(LOCK) | python
-	@if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear .venv; fi
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(LOCK) -e '.[notebooks,test]'
-	@touch $@
+# `make reproduce` installs the extra notebooks, `make test` also test: .venv/EXTRAS.installed.
+# An unfinished installation starts again from an empty .venv: nothing half-written stays.
+.venv/%.installed: pyproject.toml $(LOCK) | python
+	@if [ -e .venv/unfinished ] || [ ! -x $(BIN)/python ]; then \
+		$(PYTHON) -m venv --clear .venv; fi
+	@touch .venv/unfinished
+	@$(WATCH) $(INSTALL) -c $(LOCK) -e '.[$*]'
+	@rm .venv/unfinished && touch $@
+
+# uv takes the build of torch that fits: without a GPU not the gigabytes of CUDA.
+ifneq ($(UV),)
+export UV_TORCH_BACKEND ?= auto
+INSTALL = $(UV) pip install --python $(BIN)/python
+else
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+endif
+
+# While the command after it runs: what is in .venv. On a terminal only where that has changed.
+WATCH = (cd .venv/lib/python*/site-packages; t=0; before=; \
+	while sleep 5 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do \
+		t=$$((t + 5)); now="$$(ls -d *.dist-info | wc -l) packages"; \
+		if [ ! -t 1 ] || [ "$$now" != "$$before" ]; then \
+			echo "  $$t s: $$now installed, the last $$(basename $$(ls -td *.dist-info | head -n 1) .dist-info)"; fi; \
+		before=$$now; done) & trap "kill $$!" EXIT;
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null || { \

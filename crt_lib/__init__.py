@@ -1,15 +1,24 @@
-"""CRT: recursive language models with early exit, reproduced, audited and corrected."""
+"""CRT: recursive language models with early exit, reproduced, audited and corrected.
 
-from crt_lib.causality import causality_report
-from crt_lib.config import ModelConfig, TrainConfig
-from crt_lib.corpus import load_corpus
-from crt_lib.decode import generate
-from crt_lib.evaluate import evaluate
-from crt_lib.files import InputError
-from crt_lib.model import CRT
-from crt_lib.profiles import Profile, load_profile
-from crt_lib.tokenizer import load_tokenizer, tokenize
-from crt_lib.train import train
+The public names are imported when they are first asked for: `crt --help` needs no torch.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crt_lib.causality import causality_report
+    from crt_lib.config import ModelConfig, TrainConfig
+    from crt_lib.corpus import load_corpus
+    from crt_lib.decode import generate
+    from crt_lib.evaluate import evaluate
+    from crt_lib.files import InputError
+    from crt_lib.model import CRT
+    from crt_lib.profiles import Profile, load_profile
+    from crt_lib.tokenizer import load_tokenizer, tokenize
+    from crt_lib.train import train
 
 __version__ = "0.1.0"
 
@@ -28,3 +37,43 @@ __all__ = [
     "tokenize",
     "train",
 ]
+
+_MODULES = {
+    "CRT": "model",
+    "InputError": "files",
+    "ModelConfig": "config",
+    "Profile": "profiles",
+    "TrainConfig": "config",
+    "causality_report": "causality",
+    "evaluate": "evaluate",
+    "generate": "decode",
+    "load_corpus": "corpus",
+    "load_profile": "profiles",
+    "load_tokenizer": "tokenizer",
+    "tokenize": "tokenizer",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Whoever imports `crt_lib.train` binds the module here; `train` is to stay the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _MODULES:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,6 +5,7 @@ whatever stops or kills some of them, the same command goes on; a lock keeps two
 notebook in the same folder.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,21 @@ from crt_lib.pipeline import (
     reproduce_words,
     summarise_run,
 )
+from crt_lib.progress import LiveLine, elapsed, joined, say, where
 from crt_lib.runs import read_rows, write_rows
 
 
 @dataclass(frozen=True)
 class Job:
-    """A call of `crt reproduce` with `words`, to be begun when those named in `after` are done."""
+    """A call of `crt reproduce` with `words`, to be begun when those named in `after` are done.
+
+    `running`: the path, or the pattern of paths, of the notebook that it executes.
+    """
 
     name: str
     words: tuple[str, ...]
     after: tuple[str, ...] = ()
+    running: Path | None = None
 
 
 def reproduce_parallel(
@@ -49,7 +55,7 @@ def reproduce_parallel(
     only: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     fresh: bool = False,
-    echo: Callable[[str], None] = print,
+    echo: Callable[[str], None] = say,
 ) -> Manifest:
     """`crt_lib.pipeline.reproduce`, up to `jobs` notebooks at a time, each after those it needs.
 
@@ -63,12 +69,14 @@ def reproduce_parallel(
     for notebook in plan.notebooks:
         own = {name: value for name, value in given.items() if name in notebook.parameters}
         words = reproduce_words(profile, [notebook.name], own, plan.out, plan.folder, fresh)
-        work.append(Job(notebook.name, words, tuple(n for n in notebook.after if n in names)))
+        after = tuple(name for name in notebook.after if name in names)
+        running = plan.out / "notebooks" / f"{notebook.name}.running.ipynb"
+        work.append(Job(notebook.name, words, after, running))
     try:
-        run_jobs(work, jobs, echo)
+        run_jobs(work, jobs, echo, plan.expected)
     finally:
         plan.manifest.save()  # with the parameters of all
-    summarise_run(plan.out, echo)
+    summarise_run(plan, echo)
     return plan.manifest
 
 
@@ -81,7 +89,7 @@ def sweep(
     notebooks_dir: Path | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
-    echo: Callable[[str], None] = print,
+    echo: Callable[[str], None] = say,
 ) -> list[dict[str, Any]]:
     """Run `notebooks` at every point of `grid`, parameter -> values as text; the rows of all.
 
@@ -107,10 +115,10 @@ def sweep(
             raise InputError(f"the folder of a point cannot be called {name!r}; use plain values")
         points[name] = point
     chosen = [notebook.name for notebook in found]
-    work = [
-        Job(name, reproduce_words(profile, chosen, point, out / name, folder, False))
-        for name, point in points.items()
-    ]
+    work = []
+    for name, point in points.items():
+        words = reproduce_words(profile, chosen, point, out / name, folder, False)
+        work.append(Job(name, words, running=out / name / "notebooks" / "*.running.ipynb"))
     try:
         if scheduler is None:
             run_jobs(work, jobs, echo)
@@ -136,11 +144,17 @@ def _gather(out: Path, points: Mapping[str, Mapping[str, str]]) -> list[dict[str
     return rows
 
 
-def run_jobs(work: Sequence[Job], jobs: int, echo: Callable[[str], None] = print) -> None:
+def run_jobs(
+    work: Sequence[Job],
+    jobs: int,
+    echo: Callable[[str], None] = say,
+    expected: Mapping[str, float] | None = None,
+) -> None:
     """Run all, up to `jobs` at a time; on a failure no more are begun, and those running end.
 
-    Raises InputError for `jobs` below 1 and for jobs that wait for each other; NotebookError with
-    what the failed ones said. An interruption, or SIGTERM, reaches every running one.
+    Says which run and where they are; `expected`: seconds by job, of those known. Raises
+    InputError for `jobs` below 1 and for jobs that wait for each other; NotebookError with what the
+    failed ones said. An interruption, or SIGTERM, reaches every running one.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
@@ -149,14 +163,14 @@ def run_jobs(work: Sequence[Job], jobs: int, echo: Callable[[str], None] = print
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     waiting, done, failed = list(work), set(), []
     running: list[_Running] = []
-    stopping = signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    before = signal.signal(*stopping) if _in_main_thread() else None
-    try:
+    line, due = LiveLine(echo), 0.0
+    with _all_stopped_with_this(running, line, echo):
         while running or (waiting and not failed):
             ready = [job for job in waiting if done.issuperset(job.after)]
             for job in ready[: 0 if failed else jobs - len(running)]:
                 waiting.remove(job)
                 running.append(_Running(job, environment))
+                due = 0.0
             if not running:
                 names = ", ".join(job.name for job in waiting)
                 raise InputError(f"{names} wait for each other; see their metadata crt.after")
@@ -168,24 +182,39 @@ def run_jobs(work: Sequence[Job], jobs: int, echo: Callable[[str], None] = print
                     failed.append(str(error))
                     continue
                 done.add(one.job.name)
+                line.clear()
                 echo(f"{f'{len(done)}/{len(work)} {one.job.name}':<32} {seconds:8.1f} s")
+            if running and time.monotonic() >= due:
+                places = [one.place((expected or {}).get(one.job.name)) for one in running]
+                line.show(f"{len(done)}/{len(work)} done; {'; '.join(places)}")
+                due = time.monotonic() + line.period
             time.sleep(0.05)
+    if failed:
+        raise NotebookError("\n".join(failed))
+
+
+@contextlib.contextmanager
+def _all_stopped_with_this(
+    running: list["_Running"], line: LiveLine, echo: Callable[[str], None]
+) -> Iterator[None]:
+    """An interruption of the block, or SIGTERM, interrupts those running and waits for them."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    stopping = signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    before = signal.signal(*stopping) if in_main_thread else None
+    try:
+        yield
     except BaseException:
         for one in running:
             one.process.send_signal(signal.SIGINT)
         for one in running:
             one.process.wait()
+        line.clear()
         echo("interrupted; the same command goes on")
         raise
     finally:
+        line.clear()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-    if failed:
-        raise NotebookError("\n".join(failed))
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 class _Running:
@@ -201,6 +230,13 @@ class _Running:
             stderr=self.errors,
             env=dict(environment),
         )
+
+    def place(self, expected: float | None) -> str:
+        """Its name, the cell it is at and its seconds, of those expected."""
+        path = self.job.running
+        found = next(iter(path.parent.glob(path.name)), None) if path else None
+        cell = where(found)[0] if found else ""
+        return joined(self.job.name, cell, elapsed(self.begun, expected))
 
     def wait(self) -> float:
         """Its seconds; raises NotebookError with what it wrote, from its error on."""

@@ -6,10 +6,15 @@ from typing import Annotated
 import typer
 
 from crt_lib.config import ModelConfig
-from crt_lib.options import ProfileName, Recipe, key_value, parse_value, short
+from crt_lib.options import PLAIN_HELP, ProfileName, Recipe, key_value, parse_value, short
 from crt_lib.profiles import load_profile
 
-bench_app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure speed and memory on this machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=PLAIN_HELP,
+)
 
 
 @bench_app.command("train")
@@ -29,11 +34,12 @@ def bench_train(
     ] = None,
 ) -> None:
     """A training step as released against ours: useful tokens/s, peak memory, MFU."""
+    settings = dict(key_value(text) for text in changes or [])
+    config = ModelConfig().replace(**{name: parse_value(text) for name, text in settings.items()})
+
     from crt_lib.bench import bench_training, print_bench
     from crt_lib.runs import read_rows, write_rows
 
-    settings = dict(key_value(text) for text in changes or [])
-    config = ModelConfig().replace(**{name: parse_value(text) for name, text in settings.items()})
     rows = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
     print_bench(rows)
     if out is not None:
@@ -96,10 +102,11 @@ def bench_step_command(
     ] = None,
 ) -> None:
     """What the fast paths of a training step save, and the five operations that cost most."""
+    chosen = load_profile(profile, recipe)
+
     from crt_lib.benchstep import bench_step, step_costs
     from crt_lib.runs import write_rows
 
-    chosen = load_profile(profile, recipe)
     tables = {"step.csv": bench_step(chosen, steps), "step_costs.csv": step_costs(chosen)}
     for name, rows in tables.items():
         for row in rows:

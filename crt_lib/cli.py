@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from crt_lib.benchcli import bench_app
-from crt_lib.files import InputError
+from crt_lib.files import InputError, RunError
 from crt_lib.options import (
+    PLAIN_HELP,
     Changes,
     Corpus,
     Notebooks,
     ProfileName,
     Recipe,
+    Results,
     Tokenizer,
     change_profile,
     key_value,
@@ -26,6 +28,8 @@ from crt_lib.profiles import load_profile
 app = typer.Typer(
     help="CRT: recursive language models with early exit, reproduced, audited and corrected.",
     no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=PLAIN_HELP,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -34,16 +38,11 @@ app.add_typer(bench_app, name="bench")
 
 def main() -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
-    from crt_lib.pipeline import NotebookError
-    from crt_lib.train import TrainingError
-
     try:
         app()
     except InputError as error:
         _fail(error, 2)
-    except (TrainingError, NotebookError) as error:
-        _fail(error, 1)
-    except OSError as error:
+    except (RunError, OSError) as error:
         _fail(error, 1)
 
 
@@ -65,12 +64,13 @@ def train(
     ] = None,
 ) -> None:
     """Train and evaluate a profile; go on where an interrupted run stopped."""
+    chosen = load_profile(profile, recipe)
+    chosen = change_profile(chosen, corpus, tokenizer, changes or [])
+
     from crt_lib.device import limit_memory
     from crt_lib.pipeline import results_table
     from crt_lib.runs import run_profile
 
-    chosen = load_profile(profile, recipe)
-    chosen = change_profile(chosen, corpus, tokenizer, changes or [])
     if vram_limit is not None:
         limit_memory(vram_limit)
     out = out or Path("results") / profile / chosen.recipe
@@ -316,7 +316,7 @@ def gpu(
 
 @app.command()
 def claims(
-    results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
+    results: Results = Path("results"),
 ) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
     from crt_lib.claims import write_claims
@@ -331,8 +331,8 @@ def claims(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Option(help="Where the pages are.")] = Path("."),
-    results: Annotated[Path, typer.Option(help="Where the results are.")] = Path("results"),
+    folder: Annotated[Path, typer.Option(help="Where the pages are.", exists=True)] = Path("."),
+    results: Results = Path("results"),
     times: Annotated[
         Path | None,
         typer.Option(help="First take the notebooks' times from this run of `crt reproduce`."),
@@ -362,14 +362,15 @@ def reproduce(
     jobs: Annotated[int, typer.Option(help="Notebooks at a time.", min=1)] = 1,
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
-    from crt_lib.batch import reproduce_parallel
-    from crt_lib.pipeline import reproduce as run_notebooks
-
     given = dict(key_value(text) for text in parameters or [])
     how = {"only": only or (), "parameters": given, "fresh": fresh, "notebooks_dir": notebooks}
     if jobs == 1:
+        from crt_lib.pipeline import reproduce as run_notebooks
+
         run_notebooks(profile, out=out, **how)
     else:
+        from crt_lib.batch import reproduce_parallel
+
         reproduce_parallel(profile, jobs, out=out, **how)
 
 
@@ -389,11 +390,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Run notebooks over a grid of parameters; go on where an interrupted sweep stopped."""
-    from crt_lib.batch import sweep as run_sweep
-
     values: dict[str, list[str]] = {}
     for name, text in map(key_value, grid):
         values[name] = values.get(name, []) + [value.strip() for value in text.split(",")]
+
+    from crt_lib.batch import sweep as run_sweep
+
     how = {"profile": profile, "notebooks_dir": folder, "jobs": jobs, "scheduler": scheduler}
     rows = run_sweep(notebooks, values, out, **how)
     typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")

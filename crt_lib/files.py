@@ -13,6 +13,10 @@ class InputError(ValueError):
     """Bad input. The message names the value given, the values allowed and the next step."""
 
 
+class RunError(RuntimeError):
+    """A run that had begun and cannot go on. The message says where and the next step."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it over `path`.

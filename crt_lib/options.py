@@ -9,6 +9,9 @@ import typer
 from crt_lib.files import InputError
 from crt_lib.profiles import Profile
 
+# With a value for `--help` where it is not given, typer converts nothing and imports no pydantic.
+PLAIN_HELP = {"default_map": {"help": False}, "max_content_width": 100}
+
 ProfileName = Annotated[str, typer.Option(help="smoke, quick, small or paper.")]
 Recipe = Annotated[
     str | None,
@@ -24,6 +27,7 @@ Tokenizer = Annotated[str | None, typer.Option(help="gpt2, bpe:<vocabulary> or w
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Folder of the notebooks; default notebooks/.")
 ]
+Results = Annotated[Path, typer.Option(help="Where the results are.", exists=True)]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),

@@ -2,28 +2,36 @@
 
 import contextlib
 import csv
-import json
 import logging
 import shlex
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crt_lib.files import InputError, atomic_path, write_text
+from crt_lib.files import InputError, RunError, atomic_path, write_text
 from crt_lib.locks import locked
 from crt_lib.manifest import Manifest, checkout_root, library_sha256, now, run_environment
 from crt_lib.notebooks import Notebook, check_parameters, find_notebooks
 from crt_lib.profiles import load_profile
+from crt_lib.progress import (
+    LiveLine,
+    elapsed,
+    every,
+    expected_seconds,
+    joined,
+    say,
+    source_cells,
+    where,
+)
 
 SET_BY_PIPELINE = ("profile", "results", "fresh")
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
 
 
-class NotebookError(RuntimeError):
+class NotebookError(RunError):
     """A notebook failed. The message names it, the cell, the error and how to continue."""
 
 
@@ -35,7 +43,7 @@ def reproduce(
     only: Sequence[str] = (),
     parameters: Mapping[str, Any] | None = None,
     fresh: bool = False,
-    echo: Callable[[str], None] = print,
+    echo: Callable[[str], None] = say,
 ) -> Manifest:
     """Run the notebooks of `notebooks_dir` in order into `out`, `results/<profile>` by default.
 
@@ -43,6 +51,9 @@ def reproduce(
     and whose outputs exist, is skipped; `fresh` runs all again. `parameters` (values of their
     type, or text) go to the notebooks that declare them in their cell tagged `parameters`, as do
     `profile`, `results` (the absolute path of `out`) and `fresh`.
+
+    Says where it is, how long each has taken and, from an earlier run or `results/notebooks.csv`,
+    how long that is expected to be: on a terminal in a line that changes, else every 15 seconds.
 
     Writes `out/notebooks/NN_name.ipynb` and `.html`, and `out/manifest.json` after each. Raises
     InputError, with nothing run or written, for an unknown profile, notebook or parameter, a value
@@ -53,7 +64,7 @@ def reproduce(
     plan = check_run(profile, notebooks_dir, out, only, given, fresh)
     out, manifest, notebooks = plan.out, plan.manifest, plan.notebooks
     command = shlex.join(["crt", *reproduce_words(profile, only, given, out, plan.folder, False)])
-    run = _Run(manifest, library_sha256(), out / "notebooks", command, echo)
+    run = _Run(manifest, library_sha256(), out / "notebooks", command, plan.expected, echo)
     for position, notebook in enumerate(notebooks, start=1):
         label = f"{position}/{len(notebooks)} {notebook.name}"
         entry = run.entry(notebook, plan.values[notebook.name])
@@ -63,7 +74,7 @@ def reproduce(
                 echo(f"{label:<32} already done, skipped")
             else:
                 run.execute(notebook, plan.values[notebook.name], entry, label)
-    summarise_run(out, echo)
+    summarise_run(plan, echo)
     return manifest
 
 
@@ -76,6 +87,7 @@ class Plan:
     folder: Path  # of the notebooks
     out: Path
     manifest: Manifest
+    expected: dict[str, float]  # seconds by notebook, of those known
 
 
 def check_run(
@@ -102,7 +114,9 @@ def check_run(
     manifest.parameters = {k: v[k] for k in given for v in values.values() if k in v}
     manifest.environment = run_environment()
     manifest.save()
-    return Plan(notebooks, values, folder, out, manifest)
+    names, stored = [notebook.name for notebook in notebooks], root / "results" / "notebooks.csv"
+    expected = expected_seconds(names, manifest.notebooks, stored, profile)
+    return Plan(notebooks, values, folder, out, manifest, expected)
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,7 @@ class _Run:
     library: str
     folder: Path
     continue_with: str
+    expected: dict[str, float]
     echo: Callable[[str], None]
 
     def entry(self, notebook: Notebook, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,15 +152,16 @@ class _Run:
         self.manifest.record(notebook.name, entry | {"status": "running"})
         begin = time.monotonic()
         error = None
-        with _peak_of_children() as peak:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                _papermill(notebook.path, running, values, label)
-            except (RuntimeError, OSError, _execution_error()) as caught:
-                error = caught
-            except KeyboardInterrupt:
-                self.echo(f"{label} interrupted; continue with: {self.continue_with}")
-                raise
+        try:
+            with self._watched(notebook.name, running, label) as peak:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    _papermill(notebook.path, running, values)
+                except (RuntimeError, OSError, _execution_error()) as caught:
+                    error = caught
+        except KeyboardInterrupt:
+            self.echo(f"{label} interrupted; continue with: {self.continue_with}")
+            raise
         seconds = round(time.monotonic() - begin, 2)
         entry |= {"finished": now(), "seconds": seconds, "peak_memory_bytes": peak[0]}
         if error is not None:
@@ -162,6 +178,22 @@ class _Run:
         failed.unlink(missing_ok=True)
         self.manifest.record(notebook.name, entry | {"status": "done"})
         self.echo(f"{label:<32} {seconds:8.1f} s  {peak[0] / 2**20:7,.0f} MiB")
+
+    @contextlib.contextmanager
+    def _watched(self, name: str, running: Path, label: str) -> Iterator[list[int]]:
+        """Say where the notebook is while the block runs; yields `[bytes]`, its peak memory."""
+        begun, line = time.monotonic(), LiveLine(self.echo)
+        running.unlink(missing_ok=True)  # of a run that was killed
+
+        def show() -> None:
+            cell, section = where(running)
+            line.show(joined(label, cell, elapsed(begun, self.expected.get(name)), section))
+
+        try:
+            with _peak_of_children() as peak, every(line.period, show):
+                yield peak
+        finally:
+            line.clear()
 
 
 def _values(
@@ -191,7 +223,7 @@ def _execution_error() -> type[Exception]:
     return PapermillExecutionError
 
 
-def _papermill(source: Path, target: Path, values: dict[str, Any], label: str) -> None:
+def _papermill(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Execute `source` into `target` with a kernel of this very interpreter."""
     import papermill
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
@@ -215,7 +247,7 @@ def _papermill(source: Path, target: Path, values: dict[str, Any], label: str) -
         kernel_manager_class=ThisInterpreter,
         extra_arguments=["--log-level=ERROR"],
         cwd=source.parent,
-        progress_bar={"desc": label, "leave": False, "disable": None},
+        progress_bar=False,
     )
 
 
@@ -234,33 +266,22 @@ def _peak_of_children(interval: float = 0.2) -> Iterator[list[int]]:
     import psutil
 
     peak = [0]
-    stop = threading.Event()
+    this = psutil.Process()
 
     def sample() -> None:
-        this = psutil.Process()
-        while not stop.wait(interval):
-            total = 0
-            for process in this.children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
-            peak[0] = max(peak[0], total)
+        total = 0
+        for process in this.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        peak[0] = max(peak[0], total)
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with every(interval, sample):
         yield peak
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _failure(name: str, running: Path, error: Exception) -> str:
     """The notebook, the cell that ran last (counted from 1, as in the source) and the error."""
-    cells = []
-    with contextlib.suppress(OSError, ValueError):
-        cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
-    added = {"injected-parameters", "papermill-error-cell-tag"}
-    cells = [cell for cell in cells if not added.intersection(cell["metadata"].get("tags", []))]
+    cells = source_cells(running)
     started = [
         index
         for index, cell in enumerate(cells)
@@ -327,10 +348,17 @@ def _number(cell: str) -> str:
     return f"{value:,.0f}" if value.is_integer() else f"{value:,.4g}"
 
 
-def summarise_run(out: Path, echo: Callable[[str], None]) -> None:
-    """Say what a results folder holds."""
+def summarise_run(plan: Plan, echo: Callable[[str], None]) -> None:
+    """Say what a run's folder holds: its results, a line a notebook, and where to look."""
+    out = plan.out
     for path in sorted(out.glob("*/results.csv")):
         echo(f"\n{path.parent.name}\n{results_table(path)}")
+    plan.manifest.refresh()
+    echo(f"\n{'notebook':<24} {'seconds':>8} {'peak MiB':>9}")
+    for notebook in plan.notebooks:
+        entry = plan.manifest.notebooks[notebook.name]
+        peak = entry["peak_memory_bytes"] / 2**20
+        echo(f"{notebook.name:<24} {entry['seconds']:8.1f} {peak:9,.0f}")
     echo(f"\nexecuted notebooks and HTML: {_shown(out / 'notebooks')}")
     if (out / "figures").is_dir():
         echo(f"figures: {_shown(out / 'figures')}")

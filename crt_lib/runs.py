@@ -169,9 +169,10 @@ def evaluate_run(
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """`path` itself if it is a file, else the best checkpoint of the run in that folder."""
+    """`path` itself if it is a file or named as one, else the best checkpoint of that run."""
     path = Path(path)
-    return path if path.is_file() else RunFolder(path).checkpoint("best")
+    named = path.is_file() or path.suffix == ".safetensors"
+    return path if named else RunFolder(path).checkpoint("best")
 
 
 def evaluate_checkpoint(

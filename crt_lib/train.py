@@ -21,7 +21,7 @@ from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
-from crt_lib.files import InputError
+from crt_lib.files import InputError, RunError
 from crt_lib.locks import locked
 from crt_lib.model import CRT, total_loss
 from crt_lib.optim import make_optimizers
@@ -37,7 +37,7 @@ from crt_lib.signals import stop_signals
 from crt_lib.tokenizer import TokenizedCorpus
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError):
     """Training cannot go on. The message names the update, the batch and the next step."""
 
 

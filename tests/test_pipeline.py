@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,9 +49,10 @@ def log(out: Path) -> list[str]:
 
 
 def run(folder: Path, out: Path, **options) -> list[str]:
+    """What `reproduce` says, without the lines that tell where it is."""
     lines: list[str] = []
     reproduce("smoke", notebooks_dir=folder, out=out, echo=lines.append, **options)
-    return lines
+    return [line for line in lines if "MiB" in line or not re.search(r", \d+ s", line)]
 
 
 def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
