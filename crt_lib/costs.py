@@ -35,13 +35,14 @@ class Prediction:
     def __str__(self) -> str:
         config, parameters = self.profile.train, parameters_by_part(self.profile.model)
         tokens = config.batch_size * config.seq_len * config.grad_accum
+        speed, optimizer = (v / self.update_seconds for v in (tokens, self.trial.optimizer))
         return "\n".join(
             [
                 f"{self.profile.name}, {self.profile.recipe}: {sum(parameters.values()):,} "
                 f"parameters, {self.updates:,} updates of {tokens:,} positions, "
                 f"in {self.trial.precision}",
-                f"an update:   {self.update_seconds:.3g} s, {tokens / self.update_seconds:.0f} "
-                f"positions/s, the optimizer {self.trial.optimizer / self.update_seconds:.1%} of it",
+                f"an update:   {self.update_seconds:.3g} s, {speed:.0f} positions/s, "
+                f"the optimizer {optimizer:.1%} of it",
                 f"in all:      {_duration(self.seconds)}, of it evaluation "
                 f"{_duration(self.evaluation_seconds)}",
                 f"peak memory: {self.trial.peak_memory / 1e9:.2f} GB "

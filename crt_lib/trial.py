@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import tempfile
 import time
@@ -118,7 +119,7 @@ def measure_updates(
             optimizer.step()
             optimizer.zero_grad()
         _mark(marks, device)
-        times.append([b - a for a, b in zip(marks, marks[1:], strict=False)])
+        times.append([b - a for a, b in itertools.pairwise(marks)])
         drawn.append(exits)
         if step == 0:
             began = time.perf_counter()
