@@ -52,7 +52,7 @@ def multiply_adds(
         }
     exits = config.head_loops if exits is None else exits
     width, loops = config.embedding_width, max(exits)
-    cycle = _cycle(config)
+    cycle = sum(cycle_multiply_adds(config).values())
     projection = 0 if width == d else width * d
     head = d * config.vocab_size
     if config.head_sharing == "tied":
@@ -66,17 +66,16 @@ def multiply_adds(
     }
 
 
-def _cycle(config: ModelConfig) -> int:
+def cycle_multiply_adds(config: ModelConfig) -> dict[str, int]:
+    """Multiply-adds a token of one TRM cycle: depthwise taps, the convolution's products, MLP."""
     d, k = config.d_model, config.kernel_size
-    mixing = d * d if config.pointwise else 0
-    conv = {
-        "linear": 0,
-        "conv": k * d * d,
-        "conv_linear": k * d * d,
-        "depthwise": k * d + mixing,
-        "depthwise_mlp": k * d + mixing,
-    }[config.trm]
-    if config.trm not in ("linear", "conv_linear", "depthwise_mlp"):
-        return conv
-    width = config.mlp_ratio * d
-    return conv + (3 * (2 * width // 3) * d if config.activation == "swiglu" else 2 * width * d)
+    depthwise = config.trm.startswith("depthwise")
+    if depthwise:
+        products = d * d if config.pointwise else 0
+    else:
+        products = 0 if config.trm == "linear" else k * d * d
+    mlp = 0
+    if config.trm in ("linear", "conv_linear", "depthwise_mlp"):
+        width = config.mlp_ratio * d
+        mlp = 3 * (2 * width // 3) * d if config.activation == "swiglu" else 2 * width * d
+    return {"depthwise": k * d if depthwise else 0, "convolution": products, "MLP": mlp}

@@ -30,22 +30,25 @@ def bench_train(
     ] = None,
     precision: Annotated[str, typer.Option(help="Of our side: auto, fp32, bf16.")] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="CSV file; its rows of other shapes are kept.")
+        Path | None,
+        typer.Option(
+            help="CSV file, and <file>_parts.csv; rows of other shapes, precisions and machines "
+            "are kept."
+        ),
     ] = None,
 ) -> None:
-    """A training step as released against ours: useful tokens/s, peak memory, MFU."""
+    """A training step as released against ours: tokens/s, memory, MFU, and the time by part."""
     settings = dict(key_value(text) for text in changes or [])
     config = ModelConfig().replace(**{name: parse_value(text) for name, text in settings.items()})
 
-    from crt_lib.bench import bench_training, print_bench
+    from crt_lib.bench import bench_training, keep_others, print_bench
     from crt_lib.runs import read_rows, write_rows
 
-    rows = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
-    print_bench(rows)
+    rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
+    print_bench(rows, parts)
     if out is not None:
-        shape = (batch_size, seq_len)
-        kept = read_rows(out) if out.exists() else []
-        write_rows(out, [r for r in kept if (r["rows"], r["seq_len"]) != shape] + rows)
+        for path, new in ((out, rows), (out.with_name(f"{out.stem}_parts.csv"), parts)):
+            write_rows(path, keep_others(read_rows(path) if path.exists() else [], new))
 
 
 @bench_app.command("decode")

@@ -62,10 +62,18 @@ def train(
     vram_limit: Annotated[
         float | None, typer.Option(help="Gigabytes of the GPU that may be used.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16; as --set train.precision.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take: time and memory.")
+    ] = False,
 ) -> None:
     """Train and evaluate a profile; go on where an interrupted run stopped."""
     chosen = load_profile(profile, recipe)
     chosen = change_profile(chosen, corpus, tokenizer, changes or [])
+    if precision is not None:
+        chosen = chosen.replace(train=chosen.train.replace(precision=precision))
 
     from crt_lib.device import limit_memory
     from crt_lib.pipeline import results_table
@@ -73,6 +81,11 @@ def train(
 
     if vram_limit is not None:
         limit_memory(vram_limit)
+    if dry_run:
+        from crt_lib.costs import predict
+
+        typer.echo(predict(chosen))
+        return
     out = out or Path("results") / profile / chosen.recipe
     run = run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard)
     if isinstance(run, str):

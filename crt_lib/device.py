@@ -1,8 +1,11 @@
-"""What the device can do: the precision it is fast at, its peak, and a limit on its memory."""
+"""What the device can do: the precision it is fast at, its peaks, its memory and a limit on it."""
 
+import contextlib
 import functools
+import os
 import time
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +13,7 @@ import torch
 from crt_lib.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.files import InputError
+from crt_lib.manifest import run_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
@@ -80,16 +84,51 @@ def bf16_speed(kind: str) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU."""
+    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU.
+
+    Of fewer where they take seconds, as bf16 does on a CPU that emulates it.
+    """
     size = GPU_PRODUCT if device.type == "cuda" else size
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
+    best, began = float("inf"), time.perf_counter()
     for _ in range(6):
         started = time.perf_counter()
         a @ b
         wait(device.type)
         best = min(best, time.perf_counter() - started)
+        if time.perf_counter() - began > 3:
+            break
     return 2 * size**3 / best
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes/s, read and written, of the fastest of five copies of 256 MiB."""
+    source = torch.ones(1 << 26, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        target.copy_(source)
+        wait(device.type)
+        best = min(best, time.perf_counter() - started)
+    return 2 * source.nbytes / best
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may come to hold: the machine's, or its cgroup's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return total
+
+
+def measured_on(threads: int | None = None) -> dict[str, Any]:
+    """What a row of a benchmark says of where it was measured: device, ISA and threads."""
+    gpu = torch.cuda.is_available()
+    return {
+        "device": run_environment()["device"],
+        "isa": "CUDA" if gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": threads or torch.get_num_threads(),
+    }
 
 
 def wait(device: str) -> None:
