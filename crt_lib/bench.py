@@ -18,11 +18,10 @@ from crt_lib.accounting import multiply_adds, parameters_by_part
 from crt_lib.batches import PackedWindows, PaddedLines
 from crt_lib.config import ModelConfig
 from crt_lib.corpus import load_corpus
-from crt_lib.device import DTYPES, matmul_peak, wait
+from crt_lib.device import DTYPES, choose_precision, matmul_peak, wait
 from crt_lib.manifest import peak_memory, run_environment
 from crt_lib.model import CRT, total_loss
 from crt_lib.reference import reference_loss
-from crt_lib.schedule import resolve_precision
 from crt_lib.tokenizer import load_tokenizer, tokenize
 
 AUX_WEIGHT = 0.3
@@ -48,7 +47,7 @@ def bench_training(
     source = load_corpus(corpus)
     data = tokenize(source, load_tokenizer(tokenizer, source))
     config = config.replace(vocab_size=data.tokenizer.vocab_size)
-    precision = resolve_precision(precision, device, config.d_model)
+    precision = choose_precision(precision, device, config.d_model).name
     lines = PaddedLines(data.train.lines, seq_len, batch_size, 0, data.tokenizer.eot_id)
     windows = PackedWindows(data.train.ids, seq_len, batch_size, 0, data.tokenizer.eot_id)
     released = [lines.batch(0, i) for i in range(steps + 1)]

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from crt_lib import loss as loss_module
 from crt_lib.batches import PackedWindows
+from crt_lib.device import choose_precision
 from crt_lib.files import InputError
 from crt_lib.manifest import run_environment
 from crt_lib.model import CRT, total_loss
+from crt_lib.optim import make_optimizers
 from crt_lib.profiles import Profile
 from crt_lib.runs import load_data
-from crt_lib.schedule import exits_of_update, make_optimizers, resolve_precision
+from crt_lib.schedule import exits_of_update
 
 PATHS = {  # path -> fused loss, one exit an update, compiled block
     "plain": (False, False, False),
@@ -92,7 +94,8 @@ def _steps(profile: Profile) -> tuple[Callable[..., Callable[[int], None]], int]
     eot = data.tokenizer.eot_id
     batches = PackedWindows(data.train.ids, config.seq_len, config.batch_size, config.seed, eot)
     model_config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    precision = resolve_precision(config.precision, torch.device("cpu"), model_config.d_model)
+    cpu = torch.device("cpu")
+    precision = choose_precision(config.precision, cpu, model_config.d_model).name
 
     def make(fused: bool, one_exit: bool, compiled: bool) -> Callable[[int], None]:
         torch.manual_seed(config.seed)

@@ -234,8 +234,8 @@ class TrainConfig(Settings):
     # how many loops an update runs: all, uniform in 1..n_loops, or log-normal Poisson (Huginn,
     # Geiping et al. 2025, arXiv:2502.05171) with mean n_loops, cut at n_loops
     loop_sampling: Literal["none", "uniform", "poisson"] = "none"
-    # "muon": torch.optim.Muon for the matrices inside the model (Jordan et al. 2024), with AdamW's
-    # step size (Liu et al. 2025, arXiv:2502.16982); AdamW for the rest
+    # "muon": Muon for the matrices inside the model (Jordan et al. 2024), with AdamW's step size
+    # (Liu et al. 2025, arXiv:2502.16982); AdamW for the rest
     optimizer: Literal["adamw", "muon"] = "adamw"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False

@@ -1,6 +1,8 @@
-"""What the device can do, how much of it a training used, and a limit on its memory."""
+"""What the device can do: the precision it is fast at, its peak, and a limit on its memory."""
 
+import functools
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +12,69 @@ from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.files import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
+FAST = 1.2  # times float32's speed from which bf16 is worth its casts
+NARROW = 192  # below this width a CPU loses more by the casts than it gains by the products
+
+
+class Precision(NamedTuple):
+    """A precision of training, a key of DTYPES, and why it was chosen."""
+
+    name: str
+    why: str
+
+
+def choose_precision(
+    precision: str, device: torch.device, d_model: int, optimizer: str = "adamw"
+) -> Precision:
+    """What `precision` (auto or a key of DTYPES) means for a model of width `d_model` on `device`.
+
+    `auto` is bf16 where its products are measured to be faster than float32's, on a CPU only from
+    NARROW features on; on a GPU without bf16 fp16, for muon fp32 (fp16 scales the loss for
+    one optimizer, and muon is two). Raises InputError for fp16 on a CPU, and with muon.
+    """
+    if precision == "fp16" and optimizer == "muon":
+        raise InputError("fp16 scales the loss, for one optimizer; muon is two: use fp32 or bf16")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("this CPU trains in fp32 or bf16; fp16 needs a GPU")
+    if precision == "fp32":
+        return Precision(precision, "asked for")
+    if precision == "auto" and device.type == "cpu" and d_model < NARROW:
+        return Precision("fp32", f"auto: below {NARROW} features a CPU loses more by bf16's casts")
+    measured = f"bf16 products run {bf16_speed(device.type):.2g} times as fast as float32's here"
+    if precision != "auto":
+        return Precision(precision, "asked for" + (f"; {measured}" if precision == "bf16" else ""))
+    if bf16_is_fast(device):
+        return Precision("bf16", f"auto: {measured}")
+    name = "fp16" if device.type == "cuda" and optimizer != "muon" else "fp32"
+    return Precision(name, f"auto: {measured}")
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether bf16 matrix products are worth their casts on `device`."""
+    return bf16_speed(device.type) >= FAST
+
+
+@functools.cache
+def bf16_speed(kind: str) -> float:
+    """Speed of bf16 matrix products against float32's on a device of this kind.
+
+    Measured once a process, in less than a fifth of a second: a CPU without such instructions
+    emulates them, a hundred times slower, and its name does not tell.
+    """
+    device, best = torch.device(kind), {}
+    for _ in range(3):
+        for dtype in (torch.float32, torch.bfloat16):
+            size = 2048 if kind == "cuda" else 256
+            a = torch.ones(size, size, device=device, dtype=dtype)
+            a @ a
+            wait(kind)
+            started = time.perf_counter()
+            a @ a
+            wait(kind)
+            seconds = time.perf_counter() - started
+            best[dtype] = min(best.get(dtype, seconds), seconds)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:

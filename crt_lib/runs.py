@@ -117,6 +117,7 @@ def run_profile(
         on_start=partial(record_training, out, profile.name, manifest | {"status": "running"}),
     )
     manifest["processes"] = result.processes
+    manifest["precision"] = result.precision._asdict()
     seconds = [row["seconds"] for row in read_timing(out)]
     manifest |= {"seconds": seconds[-1], "peak_memory_bytes": peak_memory()}
     if not result.is_main:
@@ -129,7 +130,7 @@ def run_profile(
         data.tokenizer.save(path.with_name(TOKENIZER_FILE))
     best = load_model(path, next(result.model.parameters()).device)
     device = next(best.parameters()).device
-    manifest["matmul_peak"] = matmul_peak(device, DTYPES[result.precision], 1024)
+    manifest["matmul_peak"] = matmul_peak(device, DTYPES[result.precision.name], 1024)
     manifest["mfu"] = utilisation(config, profile.train, seconds, manifest["matmul_peak"])
     write_rows(out / "exits.csv", exit_table(best, data, profile.train.seq_len))
     write_rows(out / "results.csv", evaluate_run(best, profile, data, progress))

@@ -1,13 +1,11 @@
-"""What an update uses: learning rate, batches, exits, optimizers, random seed, precision."""
+"""What an update uses: learning rate, batches, exits, random seed."""
 
 import math
 
 import numpy as np
-import torch
 
 from crt_lib.batches import PackedWindows, PaddedLines
 from crt_lib.config import TrainConfig
-from crt_lib.files import InputError
 from crt_lib.tokenizer import TokenizedCorpus
 
 
@@ -42,31 +40,6 @@ def learning_rate(update: int, updates: int, config: TrainConfig) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
 
 
-def resolve_precision(
-    precision: str, device: torch.device, d_model: int, optimizer: str = "adamw"
-) -> str:
-    """What `auto` stands for: half precision where it is faster.
-
-    On a GPU bf16, or fp16 without bf16 units (fp32 for muon: fp16 scales the loss for one
-    optimizer, and muon is two; asking for both is an InputError). On a CPU bf16 if the chip
-    multiplies bf16 matrices and the model is at least 192 wide (narrower, the casts cost more than
-    they save), else fp32.
-    """
-    if precision == "fp16" and optimizer == "muon":
-        raise InputError("fp16 scales the loss, for one optimizer; muon is two: use fp32 or bf16")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16"
-        return "fp32" if optimizer == "muon" else "fp16"
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        chip = torch.cpu.get_capabilities()
-        if d_model >= 192 and (chip.get("avx512_bf16") or chip.get("amx_bf16")):
-            return "bf16"
-    return "fp32"
-
-
 def exits_of_update(
     head_loops: tuple[int, ...], update: int, config: TrainConfig
 ) -> tuple[int, ...]:
@@ -90,33 +63,6 @@ def exits_of_update(
     if config.exits_trained == "one" and len(exits) > 2:
         exits = (exits[rng.integers(len(exits) - 1)], exits[-1])
     return exits
-
-
-def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices inside the model and AdamW for the rest.
-
-    Muon makes a matrix's update orthogonal; embeddings, vocabulary heads, gains, biases and
-    convolution kernels are not such matrices. Raises InputError where torch has no Muon.
-    """
-    inner: list[torch.nn.Parameter] = []
-    if config.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise InputError(f"torch {torch.__version__} has no Muon; use optimizer adamw")
-        embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-        vocabulary = model.config.vocab_size
-        inner = [
-            p
-            for name, p in model.named_parameters()
-            if p.ndim == 2 and name.endswith("weight")
-            if p not in embeddings and p.shape[0] != vocabulary
-        ]
-    rest = [p for p in model.parameters() if p not in set(inner)]
-    options = {"lr": config.max_lr, "weight_decay": config.weight_decay}
-    optimizers = [torch.optim.AdamW(rest, betas=config.betas, fused=True, **options)]
-    if inner:
-        muon = torch.optim.Muon(inner, adjust_lr_fn="match_rms_adamw", **options)
-        optimizers.append(muon)
-    return optimizers
 
 
 def random_seed(seed: int, update: int, micro: int) -> int:

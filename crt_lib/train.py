@@ -19,18 +19,18 @@ from crt_lib.baselines import GPT2, make_model
 from crt_lib.batches import NOT_SCORED, Batch
 from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
+from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError
 from crt_lib.locks import locked
 from crt_lib.model import CRT, total_loss
+from crt_lib.optim import make_optimizers
 from crt_lib.runfolder import RunFolder, read_metrics
 from crt_lib.schedule import (
     exits_of_update,
     learning_rate,
     make_batches,
-    make_optimizers,
     random_seed,
-    resolve_precision,
     updates_planned,
 )
 from crt_lib.signals import stop_signals
@@ -45,7 +45,7 @@ class TrainingError(RuntimeError):
 class TrainResult:
     """A trained model, its run's folder and metrics, and whether all updates were made.
 
-    `is_main` is false in the processes that write nothing. `precision`: fp32, bf16 or fp16.
+    `is_main` is false in the processes that write nothing.
     """
 
     model: CRT | GPT2
@@ -54,7 +54,7 @@ class TrainResult:
     finished: bool
     is_main: bool
     processes: int
-    precision: str
+    precision: Precision
 
 
 def train(
@@ -92,7 +92,7 @@ def train(
         finished=finished,
         is_main=run.is_main,
         processes=run.accelerator.num_processes,
-        precision=run.record["precision"],
+        precision=run.precision,
     )
 
 
@@ -120,11 +120,12 @@ class _Run:
         _check_launch()
         self._earlier = self._read_earlier() if resume else None
         device = PartialState(cpu=_on_cpu()).device
-        precision = resolve_precision(
+        self.precision = choose_precision(
             config.precision, device, model_config.d_model, config.optimizer
         )
         if self._earlier and config.precision == "auto":
-            precision = self._earlier["precision"]  # a run keeps its own, wherever it goes on
+            self.precision = Precision(self._earlier["precision"], "as the run began")
+        precision = self.precision.name
         mixed = {"fp32": "no"}.get(precision, precision)
         AcceleratorState._reset_state()  # an earlier run of this process may have had another one
         some_unused = config.exits_trained == "one" or config.loop_sampling != "none"

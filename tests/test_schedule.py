@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 
 from crt_lib.config import TrainConfig
-from crt_lib.schedule import learning_rate, random_seed, resolve_precision, updates_planned
+from crt_lib.schedule import learning_rate, random_seed, updates_planned
 
 
 @given(updates=st.integers(2, 300), warmup=st.sampled_from([0.05, 0.1, 0.31]))
@@ -45,10 +45,3 @@ def test_updates_from_epochs():
     assert updates_planned(config, 100) == 62
     assert updates_planned(config.replace(updates=7), 100) == 7
     assert updates_planned(config.replace(epochs=0.001), 100) == 1
-
-
-def test_precision():
-    cpu = torch.device("cpu")
-    assert resolve_precision("bf16", cpu, 32) == "bf16"
-    assert resolve_precision("auto", cpu, 32) == "fp32"
-    assert resolve_precision("auto", cpu, 512) in ("fp32", "bf16")

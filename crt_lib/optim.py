@@ -1,0 +1,123 @@
+"""The optimizers: AdamW, and Muon with a Newton-Schulz iteration in the precision at hand."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crt_lib.config import TrainConfig
+from crt_lib.device import bf16_is_fast
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Jordan et al. 2024
+ITERATIONS = 5
+EPS = 1e-7
+STACKED = 1 << 21  # numbers of equally shaped matrices that are turned at once: 8 MiB in float32
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices: momentum whose singular values are brought near 1.
+
+    The steps of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (Liu et al. 2025,
+    arXiv:2502.16982) and its defaults. That one computes in bfloat16 whatever the device; this one
+    in `dtype`, by default bfloat16 where it is fast and float32 elsewhere, and matrices of
+    equal shape together. Parameters are (m, n); their state is `momentum_buffer`, as torch's.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if any(p.ndim != 2 for p in parameters):
+            raise ValueError("Muon is for matrices; leave other parameters to AdamW")
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            same: dict[tuple, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    m, n = sorted(p.shape)
+                    same.setdefault((m, n, p.device), []).append(p)
+            for (m, n, _), parameters in same.items():
+                most = max(1, STACKED // (m * n))
+                for start in range(0, len(parameters), most):
+                    self._turn(parameters[start : start + most], group)
+        return loss
+
+    def _turn(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        steps = []
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p.grad)
+            buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+            step = p.grad.lerp(buffer, momentum)  # Nesterov
+            steps.append(step.T if step.shape[0] > step.shape[1] else step)
+        dtype = self.dtype or (torch.bfloat16 if bf16_is_fast(steps[0].device) else torch.float32)
+        rate = -lr * 0.2 * math.sqrt(max(parameters[0].shape))
+        for p, step in zip(parameters, orthogonalise(torch.stack(steps).to(dtype)), strict=True):
+            p.mul_(1 - lr * group["weight_decay"])
+            p.add_(step.T if p.shape[0] > p.shape[1] else step, alpha=rate)
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """Each matrix of x (B, m, n), m <= n, with its singular values brought to about 1.
+
+    Five times X <- a X + b A X + c A^2 X with A = X X^T, after a division by the Frobenius norm. In
+    float32 a long matrix (n >= 2 m) is only multiplied at the ends: A and the product of
+    all a + b A + c A^2 are (m, m), and A follows from them. In bfloat16 that would lose too much.
+    """
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)
+    a, b, c = COEFFICIENTS
+    if x.shape[2] < 2 * x.shape[1] or x.dtype == torch.bfloat16:
+        for _ in range(ITERATIONS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+    gram, product = x @ x.mT, None
+    for i in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else factor @ product
+        if i < ITERATIONS - 1:
+            gram = factor @ gram @ factor
+    return product @ x
+
+
+def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices inside the model and AdamW for the rest.
+
+    Muon makes a matrix's update orthogonal; embeddings, vocabulary heads, gains, biases and
+    convolution kernels are not such matrices.
+    """
+    inner: list[torch.nn.Parameter] = []
+    if config.optimizer == "muon":
+        embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+        vocabulary = model.config.vocab_size
+        inner = [
+            p
+            for name, p in model.named_parameters()
+            if p.ndim == 2 and name.endswith("weight")
+            if p not in embeddings and p.shape[0] != vocabulary
+        ]
+    rest = [p for p in model.parameters() if p not in set(inner)]
+    options = {"lr": config.max_lr, "weight_decay": config.weight_decay}
+    optimizers = [torch.optim.AdamW(rest, betas=config.betas, fused=True, **options)]
+    if inner:
+        optimizers.append(Muon(inner, **options))
+    return optimizers

@@ -1,0 +1,89 @@
+"""Muon against torch's own, and its Newton-Schulz iteration against the plain one in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crt_lib import optim
+from crt_lib.optim import COEFFICIENTS, EPS, ITERATIONS, Muon, orthogonalise
+
+SHAPES = [(8, 8), (8, 24), (24, 8), (12, 60), (60, 12), (1, 9), (9, 1), (8, 24)]
+
+
+def plain(x):
+    """The iteration as torch.optim.Muon writes it, in the precision of x (m, n)."""
+    a, b, c = COEFFICIENTS
+    x = x / x.norm().clamp(min=EPS)
+    wide = x.shape[0] > x.shape[1]
+    x = x.T if wide else x
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if wide else x
+
+
+def matrices(shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for shape in shapes]
+
+
+@given(m=st.integers(1, 20), n=st.integers(1, 60), rank=st.integers(1, 20), seed=st.integers(0, 9))
+def test_iteration_is_the_plain_one(m, n, rank, seed):
+    m, n = sorted((m, n))
+    left, right = matrices([(m, rank), (rank, n)], seed)
+    x = (left @ right).double()
+    torch.testing.assert_close(orthogonalise(x[None])[0], plain(x), atol=1e-6, rtol=0)
+
+
+def test_float32_of_a_nearly_low_rank_gradient():
+    """The worst case of a product with itself: float32 keeps 1e-7 of the largest square."""
+    left, right, noise = matrices([(64, 4), (4, 256), (64, 256)])
+    x = left @ right + 1e-4 * noise
+    exact = plain(x.double())
+    relative = (orthogonalise(x[None])[0] - exact).norm() / exact.norm()
+    assert relative < 1e-3
+
+
+def test_bf16_is_as_near_as_torchs():
+    (x,) = matrices([(64, 256)])
+    exact = plain(x.double())
+    relative = (orthogonalise(x[None].bfloat16())[0] - exact).norm() / exact.norm()
+    assert relative < 0.03
+
+
+@pytest.mark.parametrize("stacked", [1, 1 << 20])
+def test_steps_are_those_of_torch(monkeypatch, stacked):
+    """With torch's iteration turned to float32; a step moves a matrix by 0.2 sqrt(max(m, n))."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    import torch.optim._muon as theirs
+
+    monkeypatch.setattr(
+        theirs, "_zeropower_via_newtonschulz", lambda grad, *_: plain(grad.double()).float()
+    )
+    monkeypatch.setattr(optim, "STACKED", stacked)
+    own = [torch.nn.Parameter(x) for x in matrices(SHAPES)]
+    other = [torch.nn.Parameter(x.detach().clone()) for x in own]
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    ours = Muon(own, dtype=torch.float32, **options)
+    torchs = torch.optim.Muon(other, adjust_lr_fn="match_rms_adamw", **options)
+    for step in range(4):
+        for i, (p, q) in enumerate(zip(own, other, strict=True)):
+            if step != i % 4:  # one without a gradient in each step
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step + i))
+                q.grad = p.grad.clone()
+        ours.step()
+        torchs.step()
+        ours.zero_grad()
+        torchs.zero_grad()
+    for p, q in zip(own, other, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            ours.state[p]["momentum_buffer"], torchs.state[q]["momentum_buffer"]
+        )
+
+
+def test_only_matrices():
+    with pytest.raises(ValueError, match="matrices"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
