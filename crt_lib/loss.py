@@ -74,7 +74,7 @@ class _FusedMean(torch.autograd.Function):
         for start in range(0, len(features), FUSED_ROWS):
             rows = slice(start, start + FUSED_ROWS)
             inputs, target = features[rows].to(dtype), targets[rows]
-            share = (scored[rows, None] / count).to(wide)
+            share = scored[rows, None].to(wide) / count
             z = (inputs @ matrix.T).to(wide)
             z -= z.amax(-1, keepdim=True)
             chosen = z.gather(1, target)

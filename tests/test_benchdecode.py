@@ -70,7 +70,7 @@ def test_the_gpt2_has_about_the_parameters(scored):
 def test_gpt2_with_a_cache_says_what_it_says_without():
     torch.manual_seed(0)
     model = make_model(GPT2Config(vocab_size=50, d_model=16, n_heads=2, n_layers=2, max_seq_len=32))
-    model.eval()
+    model.eval().double()
     with torch.inference_mode():
         made = gpt2_generate(model, [[3, 1, 4], [1, 5, 9]], 8)
         ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
