@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -142,12 +141,10 @@ def hub(monkeypatch, load_dataset) -> None:
     monkeypatch.setitem(sys.modules, "datasets", fake)
 
 
-def test_without_a_network_the_error_comes_at_once(no_root, monkeypatch):
-    hub(monkeypatch, lambda *_: pytest.fail("the hub's client would try again for long"))
-    start = time.monotonic()
+def test_without_a_network_the_hub_is_not_asked(no_root, monkeypatch):
+    hub(monkeypatch, lambda *_: pytest.fail("its client would try again for long"))
     with pytest.raises(InputError) as error:
         load_corpus("wikitext-103")
-    assert time.monotonic() - start < 10
     for part in ("wikitext-103-raw-v1", "CRT_DATA_ROOT", "wiki.train.tokens", "'docstrings'"):
         assert part in str(error.value)
     assert not cache_root().exists()
