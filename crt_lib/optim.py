@@ -50,53 +50,60 @@ class Muon(torch.optim.Optimizer):
             same: dict[tuple, list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    m, n = sorted(p.shape)
-                    same.setdefault((m, n, p.device), []).append(p)
-            for (m, n, _), parameters in same.items():
-                most = max(1, STACKED // (m * n))
+                    same.setdefault((p.shape, p.device), []).append(p)
+            for (shape, _), parameters in same.items():
+                most = max(1, STACKED // shape.numel())
                 for start in range(0, len(parameters), most):
                     self._turn(parameters[start : start + most], group)
         return loss
 
     def _turn(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters of one shape."""
         lr, momentum = group["lr"], group["momentum"]
-        steps = []
-        for p in parameters:
+        (m, n), device = parameters[0].shape, parameters[0].device
+        dtype = self.dtype or (torch.bfloat16 if bf16_is_fast(device) else torch.float32)
+        steps = torch.empty(len(parameters), m, n, dtype=dtype, device=device)
+        for p, step in zip(parameters, steps, strict=True):
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p.grad)
             buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-            step = p.grad.lerp(buffer, momentum)  # Nesterov
-            steps.append(step.T if step.shape[0] > step.shape[1] else step)
-        dtype = self.dtype or (torch.bfloat16 if bf16_is_fast(steps[0].device) else torch.float32)
-        rate = -lr * 0.2 * math.sqrt(max(parameters[0].shape))
-        for p, step in zip(parameters, orthogonalise(torch.stack(steps).to(dtype)), strict=True):
+            step.copy_(p.grad.lerp(buffer, momentum))  # Nesterov
+        for p, step in zip(parameters, orthogonalise(steps), strict=True):
             p.mul_(1 - lr * group["weight_decay"])
-            p.add_(step.T if p.shape[0] > p.shape[1] else step, alpha=rate)
+            p.add_(step, alpha=-lr * 0.2 * math.sqrt(max(m, n)))
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """Each matrix of x (B, m, n), m <= n, with its singular values brought to about 1.
+    """Each matrix of x (B, m, n) with its singular values brought to about 1.
 
-    Five times X <- a X + b A X + c A^2 X with A = X X^T, after a division by the Frobenius norm. In
-    float32 a long matrix (n >= 2 m) is only multiplied at the ends: A and the product of
-    all a + b A + c A^2 are (m, m), and A follows from them. In bfloat16 that would lose too much.
+    Five times X <- a X + b A X + c A^2 X with A = X X^T, after a division by the Frobenius norm;
+    for m > n the same from the right. In float32 a long matrix (one side twice the other) is only
+    multiplied at the ends: A and the product of all a + b A + c A^2 are as small as its short side,
+    and A follows from them. In bfloat16 that would lose too much.
     """
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)
     a, b, c = COEFFICIENTS
-    if x.shape[2] < 2 * x.shape[1] or x.dtype == torch.bfloat16:
+    _, m, n = x.shape
+    if max(m, n) < 2 * min(m, n) or x.dtype == torch.bfloat16:
         for _ in range(ITERATIONS):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            gram = _gram(x)
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, *((factor, x) if m <= n else (x, factor)), beta=a)
         return x
-    gram, product = x @ x.mT, None
+    gram, product = _gram(x), None
     for i in range(ITERATIONS):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor if product is None else factor @ product
         if i < ITERATIONS - 1:
             gram = factor @ gram @ factor
-    return product @ x
+    return product @ x if m <= n else x @ product
+
+
+def _gram(x: Tensor) -> Tensor:
+    """The smaller of X X^T and X^T X."""
+    return x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
 
 
 def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
