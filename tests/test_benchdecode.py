@@ -44,7 +44,8 @@ def test_rows_of_every_way(scored):
     for name in policies:
         assert one[name]["token_ppl"] == math.exp(losses[name])
         assert one[name]["mean_loops"] == apply_policy(trace, policies[name]).mean_loops
-    assert measured_pace(list(one.values())).tokens_per_second(apply_policy(trace, Policy())) > 0
+    pace = measured_pace(list(one.values()))  # of six tokens, which says nothing of the speed
+    assert math.isfinite(pace.tokens_per_second(apply_policy(trace, Policy())))
 
     two = bench_decode(model, prompts, batch_size=2, uncached=False, **sizes)
     assert {row["way"] for row in two} == {*policies, gpt2}

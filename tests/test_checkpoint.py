@@ -41,8 +41,8 @@ def test_round_trip(tmp_path):
         assert torch.equal(a, b), name
         for key, value in optimizer.state[a].items():
             assert torch.equal(value, other.state[b][key]), (name, key)
-    ids = torch.randint(61, (1, 9))
-    assert torch.equal(load_model(path)(ids)[4], model.eval()(ids)[4])
+    loaded = load_model(path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_an_average_has_the_mean_of_every_weight(tmp_path):

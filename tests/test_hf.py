@@ -34,8 +34,8 @@ def test_the_same_numbers_and_back_from_a_folder(changes, tmp_path):
     with torch.no_grad():
         expected, found = model(ids), hf(ids, output_exits=True)
         for logits, loop in zip(found.exit_logits, model.config.head_loops, strict=True):
-            assert torch.equal(logits, expected[loop])
-        assert torch.equal(found.logits, expected[model.config.n_loops])
+            same(logits, expected[loop])
+        same(found.logits, expected[model.config.n_loops])
         hf.save_pretrained(tmp_path)
         again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
         assert type(again) is CRTForCausalLM and again.config.settings == model.config
@@ -125,7 +125,7 @@ def test_hidden_states_are_those_of_the_loops():
         states = hf(ids, output_hidden_states=True).hidden_states
         assert len(states) == model.config.n_loops + 1
         for loop, z in model.hidden_states(ids, model.config.n_loops):
-            assert torch.equal(states[loop], z)
+            same(states[loop], z)
 
 
 def test_gradients_reach_every_parameter_and_the_states():

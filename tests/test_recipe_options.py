@@ -164,14 +164,13 @@ def test_depth_scaling_tames_the_growth_of_the_stream():
 
 def test_injection_begins_without_effect_but_learns():
     torch.manual_seed(0)
-    injected = CRT(TINY.replace(injection=True, n_prelude=1)).train()
-    plain = CRT(TINY.replace(n_prelude=1))
+    injected = CRT(TINY.replace(injection=True, n_prelude=1)).train().double()
+    plain = CRT(TINY.replace(n_prelude=1)).double()
     weights = {k: v for k, v in injected.state_dict().items() if k != "injection"}
     plain.load_state_dict(weights)
     ids = random_ids(2, 13)
     with torch.no_grad():
         expected, found = plain(ids), injected(ids)
-    for loop, logits in expected.items():
-        assert torch.equal(found[loop], logits)
+    same(found, expected)
     sum(injected(ids, targets=random_ids(2, 13, seed=2)).values()).backward()
     assert (injected.injection.grad != 0).all()

@@ -140,7 +140,7 @@ def test_exits_that_are_left_out_are_still_compared_with(scored, criterion, exit
     extra = sum(loop - 1 not in exits and loop > 1 for loop in exits) if compares else 0
     asks = 0 if criterion == "similarity" else 1
     never = apply_policy(trace, Policy(criterion, 1.0, 1.0, 1.0, exits))
-    if criterion != "agreement":
+    if criterion != "agreement":  # a score may round to 1
         assert never.heads == pytest.approx(1 + asks * len(exits) + extra, abs=0.1)
 
 
