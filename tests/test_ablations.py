@@ -60,7 +60,7 @@ def test_what_a_change_is_worth():
     changes = ["paper, better", "paper, alike", "paper, broke", "paper, not run"]
     base, better, alike, broke = worth(rows, "paper", "paper", changes)
     assert base["loss"] == pytest.approx(6.02) and "adds" not in base
-    # Student's t with 4 degrees of freedom, a pooled deviation of 0.02, three seeds on both sides
+    # Student's t with 4 degrees of freedom, a pooled deviation of 0.02, three seeds of the base
     t, sampled = 2.776, 5 * 0.012  # five standard errors of a quantile of a million draws
     for row, seeds in ((better, 3), (alike, 1)):
         spread = 0.02 * math.sqrt(1 / 3 + 1 / seeds)
