@@ -134,10 +134,8 @@ def _loss(
 
 @contextlib.contextmanager
 def _loss_path(fused: bool) -> Iterator[None]:
-    kept = loss_module.FUSED_WEIGHTS
-    if not fused:
-        loss_module.FUSED_WEIGHTS = 0
+    kept, loss_module.FUSED = loss_module.FUSED, fused
     try:
         yield
     finally:
-        loss_module.FUSED_WEIGHTS = kept
+        loss_module.FUSED = kept

@@ -14,7 +14,7 @@ from crt_lib.files import InputError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
 FAST = 1.2  # times float32's speed from which bf16 is worth its casts
-NARROW = 192  # below this width a CPU loses more by the casts than it gains by the products
+WIDE = 384  # width times bf16's speed from which a CPU gains more by the products than casts cost
 
 
 class Precision(NamedTuple):
@@ -29,9 +29,10 @@ def choose_precision(
 ) -> Precision:
     """What `precision` (auto or a key of DTYPES) means for a model of width `d_model` on `device`.
 
-    `auto` is bf16 where its products are measured to be faster than float32's, on a CPU only from
-    NARROW features on; on a GPU without bf16 fp16, for muon fp32 (fp16 scales the loss for
-    one optimizer, and muon is two). Raises InputError for fp16 on a CPU, and with muon.
+    `auto` is bf16 where its products are measured to be faster than float32's, on a CPU only where
+    that speed times `d_model` is at least WIDE (192 features at twice the speed); on a GPU without
+    bf16 fp16, for muon fp32 (fp16 scales the loss for one optimizer, and muon is two). Raises
+    InputError for fp16 on a CPU, and with muon.
     """
     if precision == "fp16" and optimizer == "muon":
         raise InputError("fp16 scales the loss, for one optimizer; muon is two: use fp32 or bf16")
@@ -39,13 +40,14 @@ def choose_precision(
         raise InputError("this CPU trains in fp32 or bf16; fp16 needs a GPU")
     if precision == "fp32":
         return Precision(precision, "asked for")
-    if precision == "auto" and device.type == "cpu" and d_model < NARROW:
-        return Precision("fp32", f"auto: below {NARROW} features a CPU loses more by bf16's casts")
-    measured = f"bf16 products run {bf16_speed(device.type):.2g} times as fast as float32's here"
+    speed = bf16_speed(device.type)
+    measured = f"bf16 products run {speed:.2g} times as fast as float32's here"
     if precision != "auto":
         return Precision(precision, "asked for" + (f"; {measured}" if precision == "bf16" else ""))
     if bf16_is_fast(device):
-        return Precision("bf16", f"auto: {measured}")
+        if device.type != "cpu" or d_model * speed >= WIDE:
+            return Precision("bf16", f"auto: {measured}")
+        return Precision("fp32", f"auto: {measured}, too little for {d_model} features")
     name = "fp16" if device.type == "cuda" and optimizer != "muon" else "fp32"
     return Precision(name, f"auto: {measured}")
 

@@ -1,14 +1,16 @@
-"""The layers of a CRT block: dilated convolution, attention, rotary positions, norms.
+"""The layers of a CRT block: dilated convolution, attention, rotary positions, norms, dropout.
 
 Shapes: B rows, T positions, d = d_model.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from crt_lib.config import ModelConfig
 from crt_lib.memory import ConvMemory, LayerMemory
@@ -33,7 +35,7 @@ class DilatedConv(nn.Module):
                 self.pointwise = nn.Linear(d, d)
         else:
             self.full = nn.Conv1d(d, d, k, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
         """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
@@ -48,9 +50,17 @@ class DilatedConv(nn.Module):
         kernels = self.depthwise.weight[:, 0].T  # (k, d)
         if memory is not None and h.shape[1] == 1:  # fewer, larger operations for a single token
             return (memory.extend(h)[:, ::dilation] * kernels).sum(1, keepdim=True)
+        if memory is None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _ShiftedSum.apply(h, kernels, self._offsets(dilation))
         # k shifted multiply-adds stay in (B, T, d): no transposes, and torch.compile fuses them
         taps = self._taps(h, dilation, memory)
         return sum(tap * kernel for tap, kernel in zip(taps, kernels, strict=True))
+
+    def _offsets(self, dilation: int) -> list[int]:
+        """Where each tap reads, in positions after the one it is for."""
+        k = self.kernel_size
+        left = (k - 1 if self.causal else k // 2) * dilation
+        return [i * dilation - left for i in range(k)]
 
     def _taps(self, h: Tensor, dilation: int, memory: ConvMemory | None) -> list[Tensor]:
         """The k inputs of each position's convolution, zero outside the row; k x (B, T, d)."""
@@ -58,12 +68,107 @@ class DilatedConv(nn.Module):
         if memory is not None:
             padded = memory.extend(h)  # (B, (k - 1) * dilation + T, d)
         else:
-            left = (k - 1) * dilation if self.causal else (k // 2) * dilation
+            left = -self._offsets(dilation)[0]
             padded = F.pad(h, (0, 0, left, (k - 1) * dilation - left))
         return [padded[:, i * dilation : i * dilation + T] for i in range(k)]
 
 
-class Attention(nn.Module):
+class _ShiftedSum(torch.autograd.Function):
+    """A depthwise convolution: h (B, T, d) shifted, times a row of `kernels` (k, d), summed over k.
+
+    In place, without padding: a third of the memory traffic of the sum written out.
+    """
+
+    @staticmethod
+    def forward(ctx, h, kernels, offsets):
+        ctx.save_for_backward(h, kernels)
+        ctx.offsets = offsets
+        out = torch.zeros_like(h)
+        for kernel, (to, fro) in zip(
+            kernels.to(h.dtype), _shifts(offsets, h.shape[1]), strict=True
+        ):
+            out[:, to].addcmul_(h[:, fro], kernel)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        h, kernels = ctx.saved_tensors
+        by_h, by_kernels = torch.zeros_like(h), []
+        shifts = _shifts(ctx.offsets, h.shape[1])
+        for kernel, (to, fro) in zip(kernels.to(h.dtype), shifts, strict=True):
+            here = gradient[:, to]
+            by_h[:, fro].addcmul_(here, kernel)
+            by_kernels.append((here * h[:, fro]).sum((0, 1), dtype=kernels.dtype))
+        return by_h, torch.stack(by_kernels), None
+
+
+def _shifts(offsets: list[int], T: int) -> list[tuple[slice, slice]]:
+    """For each offset, the positions that are written and those that they read."""
+    bounded = [max(-T, min(T, offset)) for offset in offsets]
+    return [(slice(max(0, -o), T - max(0, o)), slice(max(0, o), T - max(0, -o))) for o in bounded]
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, on a CPU from 16 random bits a number: a fourth of the time.
+
+    The rate is rounded to a multiple of 2^-16. For the backward pass a seed is kept, no mask.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        return _Dropped.apply(x, self.p)
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rate):
+        ctx.rate, ctx.seed = rate, int(torch.randint(2**62, ()))
+        return _dropped(x, rate, ctx.seed)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return _dropped(gradient, ctx.rate, ctx.seed), None
+
+
+def _dropped(x: Tensor, rate: float, seed: int) -> Tensor:
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+    bits.random_(-(2**63), None, generator=torch.Generator().manual_seed(seed))
+    bits = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    keep = (bits >= round(rate * 2**16) - 2**15).view(torch.uint8)
+    return keep.to(x.dtype).mul_(1 / (1 - rate)).mul_(x)
+
+
+class Recomputing(nn.Module):
+    """A module whose activations, if it `recomputes`, are computed again in the backward pass.
+
+    Subclasses define `compute`. Nothing is computed again that the backward pass does not read.
+    """
+
+    recomputes = False
+
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        if self.recomputes and torch.is_grad_enabled():
+            return recomputed(self, self.compute, x, *rest)
+        return self.compute(x, *rest)
+
+
+def recomputed(module: nn.Module, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """`function(*inputs)`, a part of `module`, keeping no activations for the backward pass."""
+    return checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        # batch norms must not count the same batch a second time
+        context_fn=lambda: (contextlib.nullcontext(), frozen_running_statistics(module)),
+    )
+
+
+class Attention(Recomputing):
     """Causal multi-head attention without biases, scale 1 / sqrt(head_dim)."""
 
     def __init__(self, config: ModelConfig):
@@ -75,7 +180,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, memory: LayerMemory | None = None) -> Tensor:
+    def compute(self, x: Tensor, memory: LayerMemory | None = None) -> Tensor:
         """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
         B, T, d = x.shape
         heads = self.qkv(x).view(B, T, 3, self.n_heads, d // self.n_heads)

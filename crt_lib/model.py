@@ -3,25 +3,22 @@
 Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positions, d = d_model.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from crt_lib.batches import NOT_SCORED
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
-from crt_lib.layers import Attention, DilatedConv, frozen_running_statistics, make_norm
-from crt_lib.loss import linear_cross_entropy
+from crt_lib.layers import Attention, DilatedConv, Dropout, Recomputing, make_norm, recomputed
+from crt_lib.loss import exit_losses
 from crt_lib.memory import ConvMemory, LayerMemory, Memory
 
 
-class Cycle(nn.Module):
+class Cycle(Recomputing):
     """One TRM cycle: h + drop(W2 gelu(W1 norm(conv(h)))) (eq. 2), and the variants of Table 3.
 
     The paper names the variants without defining them. Assumed: `linear` has no convolution; `conv`
@@ -44,10 +41,11 @@ class Cycle(nn.Module):
                 width = 2 * width // 3
             self.up = nn.Linear(d, 2 * width if self.gated else width)
             self.down = nn.Linear(width, d)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
-        x = h  # (B, T, d)
+    def compute(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
+        """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
+        x = h
         if self.conv_after_norm:
             x = self.norm(x)
         if self.has_conv:
@@ -97,7 +95,7 @@ class Block(nn.Module):
         self.trm = TRM(config, config.n_cycles)
         if not self.pre:
             self.norm2 = make_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, memory: LayerMemory | None = None) -> Tensor:  # (B, T, d)
         if self.pre:
@@ -140,14 +138,13 @@ class TRMEmbedding(nn.Module):
 class CRT(nn.Module):
     """The language model. Token ids (B, T) in, logits or losses at each exit loop out.
 
-    `gradient_checkpointing` recomputes the embedding's and each loop's activations in the backward
-    pass; `compile_block()` compiles the block, which is nearly all of the model's work.
+    `compile_block()` compiles the block, which is nearly all of the model's work.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self._compiled = self._checkpointing = False
         self.gate: Any = None  # crt_lib.gate.Gate, once one is fitted
         self.embed = TRMEmbedding(config)
         if config.positions == "learned":
@@ -155,7 +152,7 @@ class CRT(nn.Module):
         self.loop_encoding = nn.Parameter(0.02 * torch.randn(config.n_loops, config.d_model))
         if config.injection:
             self.injection = nn.Parameter(torch.zeros(config.d_model))
-        self.dropout = nn.Dropout(config.embed_dropout)
+        self.dropout = Dropout(config.embed_dropout)
         self.prelude = nn.ModuleList(Block(config) for _ in range(config.n_prelude))
         self.block = Block(config)
         self.heads = nn.ModuleDict(_make_heads(config))
@@ -164,6 +161,22 @@ class CRT(nn.Module):
             self.exit_norms = nn.ModuleDict(norms)
         if config.init == "scaled":
             scale_initialisation(self)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass instead of kept.
+
+        Of each attention and cycle alone, up to its last product but without it; of a compiled
+        block as a whole.
+        """
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.recomputes = on and not self._compiled
 
     def forward(
         self,
@@ -183,15 +196,18 @@ class CRT(nn.Module):
         self.check_ids(ids)
         if targets is not None:
             self._check_targets(targets, ids)
-        outputs = {}
-        for loop, z in self.hidden_states(ids, max(exits)):
-            if loop in exits:
-                features, weight = self.readout(loop, z)
-                if targets is None:
-                    outputs[loop] = F.linear(features, weight)
-                else:
-                    outputs[loop] = linear_cross_entropy(features, weight, targets, reduction)
-        return outputs
+        states = (pair for pair in self.hidden_states(ids, max(exits)) if pair[0] in exits)
+        if targets is None:
+            return {loop: F.linear(*self.readout(loop, z)) for loop, z in states}
+        by_matrix: dict[Tensor, dict[int, Tensor]] = {}
+        for loop, z in states:
+            features, weight = self.readout(loop, z)
+            by_matrix.setdefault(weight, {})[loop] = features
+        losses = {}
+        for weight, features in by_matrix.items():
+            values = exit_losses(list(features.values()), weight, targets, reduction)
+            losses |= dict(zip(features, values, strict=True))
+        return dict(sorted(losses.items()))
 
     def hidden_states(self, ids: Tensor, n_loops: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (loop, z) for loops 1..`n_loops`, z (B, T, d) being the state after that loop."""
@@ -228,9 +244,9 @@ class CRT(nn.Module):
         return self._run(self.block, z, memory)
 
     def _run(self, module: nn.Module, x: Tensor, memory: LayerMemory | None) -> Tensor:
-        if memory is None and self.gradient_checkpointing and torch.is_grad_enabled():
-            contexts = partial(_contexts_of_checkpoint, self)
-            return checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+        whole = self._checkpointing and self._compiled
+        if whole and memory is None and torch.is_grad_enabled():
+            return recomputed(module, module, x)
         return module(x, memory)
 
     def readout(self, loop: int, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,6 +263,8 @@ class CRT(nn.Module):
     def compile_block(self) -> None:
         """Compile the block in place with torch.compile; parameter names do not change."""
         self.block.compile()
+        self._compiled = True
+        self.gradient_checkpointing = self._checkpointing
 
     def _check_exits(self, exits: Sequence[int] | None) -> tuple[int, ...]:
         allowed = self.config.head_loops
@@ -326,11 +344,6 @@ def scale_initialisation(model: CRT) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, each counted once however often it is used."""
     return sum(p.numel() for p in model.parameters())
-
-
-def _contexts_of_checkpoint(model: nn.Module) -> tuple:
-    """Contexts of the first pass and of its recomputation, which must not count a batch again."""
-    return contextlib.nullcontext(), frozen_running_statistics(model)
 
 
 def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:

@@ -7,7 +7,7 @@ import torch
 
 from crt_lib import InputError, device, load_profile
 from crt_lib.accounting import multiply_adds
-from crt_lib.device import NARROW, choose_precision, limit_memory, matmul_peak, utilisation
+from crt_lib.device import WIDE, choose_precision, limit_memory, matmul_peak, utilisation
 
 
 def test_utilisation_by_hand():
@@ -37,9 +37,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("speed, fast", [(4.5, "bf16"), (0.01, "fp32"), (1.0, "fp32")])
 def test_auto_follows_what_was_measured(monkeypatch, speed, fast):
     monkeypatch.setattr(device, "bf16_speed", lambda kind: speed)
-    name, why = choose_precision("auto", CPU, NARROW)
+    name, why = choose_precision("auto", CPU, 512)
     assert name == fast and f"{speed:.2g} times" in why
-    assert choose_precision("auto", CPU, NARROW - 1).name == "fp32"
+    assert choose_precision("auto", CPU, int(WIDE / speed) - 1).name == "fp32"
     name, why = choose_precision("bf16", CPU, 32)
     assert name == "bf16" and why.startswith("asked for") and f"{speed:.2g} times" in why
     assert choose_precision("fp32", CPU, 512) == ("fp32", "asked for")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from closeness import near, roundings, same
 
 from crt_lib import loss as loss_module
-from crt_lib.loss import linear_cross_entropy
+from crt_lib.loss import exit_losses, linear_cross_entropy
 from crt_lib.model import total_loss
 
 
@@ -21,7 +21,7 @@ def path(request, monkeypatch):
     monkeypatch.setattr(loss_module, "_TORCH_CHUNKS", request.param == "torch")
     monkeypatch.setattr(loss_module, "FUSED_ROWS", 7)
     if request.param != "fused":
-        monkeypatch.setattr(loss_module, "FUSED_WEIGHTS", 0)
+        monkeypatch.setattr(loss_module, "FUSED", False)
     if request.param in ("torch", "checkpointed"):
         monkeypatch.setattr(loss_module, "WHOLE_ELEMENTS", 0)
         monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 7 * 31)
@@ -147,3 +147,21 @@ def test_fused_loss_of_nothing_scored_is_as_torchs():
     nothing = torch.full_like(targets, -100)
     assert loss_and_gradients(features, weight, nothing, fused=False)[0].isnan()
     assert loss_and_gradients(features, weight, nothing, fused=True)[0].isnan()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.3, 0.3, 0.0), (0.1, 0.2, 0.7)])
+@pytest.mark.parametrize("summed", [0, 1 << 22])
+def test_exits_of_one_matrix(weights, summed, monkeypatch):
+    """Kept as a sum or apart, of equal weight or not: the gradients of the plain loss."""
+    monkeypatch.setattr(loss_module, "SUMMED_WEIGHTS", summed)
+    features, weight, targets = loss_case((40,), 31)
+    exits = [(scale * features).requires_grad_() for scale in (1.0, 0.5, 2.0)]
+    weight.requires_grad_()
+    plain = [F.cross_entropy(x @ weight.T, targets, ignore_index=-100) for x in exits]
+    ours = exit_losses(exits, weight, targets)
+    found, wanted = (
+        torch.autograd.grad(sum(w * v for w, v in zip(weights, losses, strict=True)), inputs)
+        for losses in (ours, plain)
+        for inputs in ([*exits, weight],)
+    )
+    same((ours, found), (plain, wanted))

@@ -119,6 +119,7 @@ def test_batch_norm_trains_on_the_statistics_of_the_batch_once(trm, checkpoint):
     [
         ("fused", False),
         ("fused", True),
+        ("summed", True),
         ("whole", False),
         ("torch's chunks", True),
         ("our chunks", False),
@@ -129,8 +130,10 @@ def test_losses_and_gradients_agree_with_the_reference(changes, path, checkpoint
     if path == "torch's chunks" and not loss._TORCH_CHUNKS:
         pytest.skip("this torch has no linear_cross_entropy")
     monkeypatch.setattr(loss, "FUSED_ROWS", 5)  # of the 39 positions
-    if path != "fused":
-        monkeypatch.setattr(loss, "FUSED_WEIGHTS", 0)
+    if path == "summed":
+        monkeypatch.setattr(loss, "SUMMED_WEIGHTS", 0)
+    elif path != "fused":
+        monkeypatch.setattr(loss, "FUSED", False)
     if path.endswith("chunks"):
         monkeypatch.setattr(loss, "WHOLE_ELEMENTS", 0)
         monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 5 * TINY.vocab_size)
