@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from closeness import OF_A_MODEL, near, roundings, same
-from tiny_models import ALL_OPTIONS, OPTIONS, exact_model, random_ids
+from tiny_models import ALL_OPTIONS, exact_model, random_ids
 
 from crt_lib import InputError, load_profile
 from crt_lib.decode import generate
@@ -18,7 +18,7 @@ from crt_lib.lmtask import write_task
 from crt_lib.runs import evaluate_checkpoint, load_trained_model, run_profile
 
 pytest.importorskip("transformers")
-CASES = {"paper": {}, "narrow": OPTIONS["narrow embedding, tied"], "all": ALL_OPTIONS}
+CASES = {"paper": {}, "all": ALL_OPTIONS}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
