@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from waiting import wait_for
+from waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = "07_exit_explorer.ipynb"
@@ -72,7 +72,7 @@ def lab(tmp_path):
         yield address
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(PATIENCE)
         log.close()
 
 
@@ -144,13 +144,13 @@ def _screenshot(browser):
 
 def _answers(url):
     try:
-        return urllib.request.urlopen(url, timeout=2).status == 200
+        return urllib.request.urlopen(url, timeout=PATIENCE).status == 200
     except OSError:
         return False
 
 
 def _idle(address):
     """Whether the notebook's kernel waits for work."""
-    with urllib.request.urlopen(f"{address}/api/sessions?token=crt", timeout=10) as answer:
+    with urllib.request.urlopen(f"{address}/api/sessions?token=crt", timeout=PATIENCE) as answer:
         sessions = json.load(answer)
     return bool(sessions) and sessions[0]["kernel"]["execution_state"] == "idle"
