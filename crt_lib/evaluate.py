@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from crt_lib.baselines import GPT2
 from crt_lib.batches import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
 from crt_lib.files import InputError
+from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 from crt_lib.tokenizer import TokenSplit
 
@@ -158,9 +159,9 @@ def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Ten
         return model(inputs, targets=targets, reduction="none")
     flat = {"ignore_index": NOT_SCORED, "reduction": "none"}
     return {
-        loop: F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), **flat).view(
-            targets.shape
-        )
+        loop: F.cross_entropy(
+            at_least_float32(logits).flatten(0, 1), targets.flatten(), **flat
+        ).view(targets.shape)
         for loop, logits in logits_of(model, inputs).items()
     }
 

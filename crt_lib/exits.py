@@ -17,6 +17,7 @@ from torch import Tensor
 from crt_lib.batches import NOT_SCORED, evaluation_windows
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
+from crt_lib.loss import at_least_float32
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
 
@@ -38,14 +39,15 @@ class Loop:
 
     @cached_property
     def log_probabilities(self) -> Tensor:
-        """(B, n, V), in float32."""
-        return self.logits.float().log_softmax(-1)
+        """(B, n, V), in float32 or wider."""
+        return at_least_float32(self.logits).log_softmax(-1)
 
     @cached_property
     def top(self) -> tuple[Tensor, Tensor]:
         """The two largest probabilities and their tokens, each (B, n, 2)."""
-        values, tokens = self.logits.float().topk(2, dim=-1)
-        return (values - self.logits.float().logsumexp(-1, keepdim=True)).exp(), tokens
+        logits = at_least_float32(self.logits)
+        values, tokens = logits.topk(2, dim=-1)
+        return (values - logits.logsumexp(-1, keepdim=True)).exp(), tokens
 
 
 Score = Callable[[Loop], Tensor]
@@ -84,7 +86,8 @@ def certainty(loop: Loop) -> Tensor:
 
 def similarity(loop: Loop) -> Tensor:
     """The cosine of the states before and after the loop, where negative 0."""
-    return F.cosine_similarity(loop.z.float(), loop.z_before.float(), dim=-1).clamp(min=0)
+    z, before = at_least_float32(loop.z), at_least_float32(loop.z_before)
+    return F.cosine_similarity(z, before, dim=-1).clamp(min=0)
 
 
 def gate(loop: Loop) -> Tensor:
@@ -262,7 +265,7 @@ def evaluate_with_exits(
             exited = run_with_exits(model, batch.inputs.to(device), policy)
             scored = targets != NOT_SCORED
             losses = F.cross_entropy(
-                exited.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+                at_least_float32(exited.logits).flatten(0, 1), targets.flatten(), reduction="none"
             )
             nats.append(losses.view(targets.shape)[scored].double().cpu().numpy())
             loops.append(exited.loops[scored].cpu().numpy())

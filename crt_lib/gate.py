@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crt_lib.batches import NOT_SCORED, evaluation_windows
 from crt_lib.files import InputError, atomic_path, check_sum
+from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 
 GATE_FILE = "gate.safetensors"  # beside the checkpoint it was fitted to
@@ -30,8 +31,9 @@ class Gate:
 
     def distance(self, loop: int, z: Tensor) -> Tensor:
         """The expected sqrt(KL), at least 0, of states z (..., d) after exit `loop`: (...)."""
-        weight = self.weights[loop].to(z.device)
-        return (_normalised(z) @ weight[:-1] + weight[-1]).clamp(min=0)
+        z = _normalised(z)
+        weight = self.weights[loop].to(z)
+        return (z @ weight[:-1] + weight[-1]).clamp(min=0)
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
@@ -95,8 +97,8 @@ def fit_gate(
 
 
 def _normalised(z: Tensor) -> Tensor:
-    return F.layer_norm(z.float(), z.shape[-1:])
+    return F.layer_norm(at_least_float32(z), z.shape[-1:])
 
 
 def _log_probabilities(model: CRT, loop: int, states: dict[int, Tensor]) -> Tensor:
-    return F.linear(*model.readout(loop, states[loop])).float().log_softmax(-1)
+    return at_least_float32(F.linear(*model.readout(loop, states[loop]))).log_softmax(-1)

@@ -62,8 +62,13 @@ def _chunked(
     return _torch_chunks(features.to(dtype), weight.to(dtype), targets, reduction, chunk)
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """`values` in float32, or in float64 where they are already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _whole(features: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    logits = F.linear(features, weight).float()
+    logits = at_least_float32(F.linear(features, weight))
     return F.cross_entropy(logits, targets, ignore_index=NOT_SCORED, reduction=reduction)
 
 

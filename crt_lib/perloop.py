@@ -16,6 +16,7 @@ from crt_lib.batches import NOT_SCORED, evaluation_windows
 from crt_lib.compare import Interval, resampled
 from crt_lib.exits import Policy
 from crt_lib.files import InputError
+from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 from crt_lib.tokenizer import Tokenizer
 from crt_lib.trace import Outcome, Trace, apply_policy
@@ -153,7 +154,7 @@ def depth_sweep(
 
 
 def _log_probabilities(model: CRT, head: int, z: Tensor) -> Tensor:
-    return F.linear(*model.readout(head, z)).float().log_softmax(-1)
+    return at_least_float32(F.linear(*model.readout(head, z))).log_softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from crt_lib.compare import document_of_tokens
 from crt_lib.config import ModelConfig
 from crt_lib.exits import CRITERIA, Loop, Policy
 from crt_lib.files import InputError, atomic_path
+from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 from crt_lib.tokenizer import TokenizedCorpus, Tokenizer
 
@@ -204,10 +205,9 @@ def _exits(model: CRT, ids: torch.Tensor, targets: torch.Tensor) -> dict[str, to
         z = model.apply_loop(loop, z_before, embedded)
         if loop in model.config.head_loops:
             here = Loop(model, loop, z, z_before, previous)
-            loss = F.cross_entropy(
-                here.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
-            )
-            found.setdefault("loss", []).append(loss.view(targets.shape))
+            logits = at_least_float32(here.logits).flatten(0, 1)
+            loss = F.cross_entropy(logits, targets.flatten(), reduction="none")
+            found.setdefault("loss", []).append(loss.view(targets.shape).float())
             guess = here.top[1][..., 0]
             found.setdefault("guess", []).append(guess)
             found.setdefault("right", []).append(guess == targets)

@@ -1,7 +1,14 @@
-"""What every test shares: a cache of its own, one torch thread, the same examples every time."""
+"""What every test shares: a cache of its own, seeds, the same examples every time, its threads.
+
+There is one torch thread, or as many as OMP_NUM_THREADS says. How near two results must be is
+said in `closeness`.
+"""
 
 import os
+import random
+import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -14,7 +21,28 @@ from crt_lib.train import train
 
 settings.register_profile("crt", deadline=None, derandomize=True, database=None)
 settings.load_profile("crt")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+
+BRIEFLY = """
+import tempfile
+_folder = tempfile.TemporaryDirectory()
+profile, results = "smoke", _folder.name
+"""
+
+
+def pytest_collection_modifyitems(items):
+    """Committed notebooks that train, having a parameter of updates, do so briefly.
+
+    At the smoke profile, for 20 updates, into a folder of their own: what nbval compares in them
+    comes from stored results.
+    """
+    for item in items:
+        cell = getattr(item, "cell", None)  # of nbval
+        if cell is not None and "parameters" in cell.metadata.get("tags", ()):
+            names = re.findall(r"^(\w*updates): int", cell.source, re.MULTILINE)
+            if names:
+                cell.source += BRIEFLY + "".join(f"{name} = 20\n" for name in names)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,9 +57,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
         os.environ["CRT_CACHE_ROOT"] = before
 
 
+@pytest.fixture(autouse=True)
+def _own_seeds():
+    """No test draws other numbers for those that ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory):
-    """A model that learned a little, with a gate, its data, a trace of valid, windows of 32."""
+    """A model that learned a little, in float64, with a gate; its data; a trace of valid.
+
+    The trace is of windows of 32, its losses and scores in float32.
+    """
     text = "one two three four\n\nfive six\n\n the cat sat on the mat\n\n"
     folder = tmp_path_factory.mktemp("corpus")
     for name in ("train", "valid", "test"):
@@ -40,6 +79,6 @@ def scored(tmp_path_factory):
     data = load_data(profile)
     config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
     settings = profile.train.replace(updates=12)
-    model = train(config, settings, data, folder / "run", progress=False).model.eval()
+    model = train(config, settings, data, folder / "run", progress=False).model.eval().double()
     model.gate = fit_gate(model, data.train.ids[:600], data.tokenizer.eot_id, seq_len=32)
     return model, data, make_trace(model, data, "valid", 32, max_tokens=500)

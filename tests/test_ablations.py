@@ -60,12 +60,14 @@ def test_what_a_change_is_worth():
     changes = ["paper, better", "paper, alike", "paper, broke", "paper, not run"]
     base, better, alike, broke = worth(rows, "paper", "paper", changes)
     assert base["loss"] == pytest.approx(6.02) and "adds" not in base
-    # Student's t with 4 degrees of freedom, a pooled deviation of 0.02, three seeds on both sides
-    half = 2.776 * 0.02 * math.sqrt(2 / 3)
-    assert (better["adds"], better["low"]) == pytest.approx((-0.5, -0.5 - half), abs=2e-4)
-    assert (alike["seeds"], alike["high"] - alike["adds"]) == pytest.approx(
-        (1, 2.776 * 0.02 * math.sqrt(4 / 3)), abs=2e-4
-    )
+    # Student's t with 4 degrees of freedom, a pooled deviation of 0.02, three seeds of the base
+    t, sampled = 2.776, 5 * 0.012  # five standard errors of a quantile of a million draws
+    for row, seeds in ((better, 3), (alike, 1)):
+        spread = 0.02 * math.sqrt(1 / 3 + 1 / seeds)
+        assert row["seeds"] == seeds
+        for side in (row["adds"] - row["low"], row["high"] - row["adds"]):
+            assert side == pytest.approx(t * spread, abs=sampled * spread)
+    assert better["adds"] == pytest.approx(-0.5)
     assert in_words(better).endswith("better") and in_words(alike).endswith(
         "no larger than the noise"
     )

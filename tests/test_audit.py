@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import random_model
+from closeness import SAME, same
+from tiny_models import exact_model, random_model
 
 from crt_lib import InputError, load_corpus, load_tokenizer, tokenize
 from crt_lib.accounting import multiply_adds
@@ -30,28 +31,28 @@ def gpt2():
 
 
 def uniform(ids):
-    return torch.zeros(*ids.shape, VOCAB)
+    return torch.zeros(*ids.shape, VOCAB, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("make", [lambda: random_model(), gpt2, lambda: uniform])
+@pytest.mark.parametrize("make", [exact_model, lambda: gpt2().double(), lambda: uniform])
 def test_padding_that_is_not_scored_changes_nothing_for_a_causal_model(make):
     report = padding_report(make(), LINES, 0, seq_len=20)
     real = sum(min(len(line), 20) - 1 for line in LINES)
     assert report.share == pytest.approx(1 - real / (len(LINES) * 19))
     for loop in report.scored:
-        assert report.ignored[loop] == pytest.approx(report.absent[loop], rel=1e-5)
+        assert report.ignored[loop] == pytest.approx(report.absent[loop], **SAME)
     assert "padding is" in str(report) and len(str(report).splitlines()) == 2 + len(report.scored)
 
 
 def test_padding_that_is_learned_lowers_the_loss():
     def knows_padding(ids):
         """After padding comes padding; of the rest it knows nothing."""
-        logits = torch.zeros(*ids.shape, VOCAB)
+        logits = uniform(ids)
         logits[..., 0] = torch.where(ids == 0, 20.0, 0.0)
         return logits
 
     report = padding_report(knows_padding, LINES, 0, seq_len=40)
-    assert report.ignored[0] == pytest.approx(np.log(VOCAB), rel=1e-5)
+    assert report.ignored[0] == pytest.approx(np.log(VOCAB), **SAME)
     assert report.scored[0] < 0.6 * report.ignored[0]
 
 
@@ -139,7 +140,7 @@ def test_models_by_name(tmp_path, monkeypatch):
     target = load_target(f"hf:{tmp_path / 'theirs'}")
     assert target.vocab_size == VOCAB
     ids = torch.arange(6)[None]
-    torch.testing.assert_close(target.model(ids).logits, gpt2()(ids).logits)
+    same(target.model.double()(ids).logits, gpt2().double()(ids).logits)
 
     (tmp_path / "somebodys.py").write_text(
         "import torch\n"

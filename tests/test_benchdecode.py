@@ -44,7 +44,8 @@ def test_rows_of_every_way(scored):
     for name in policies:
         assert one[name]["token_ppl"] == math.exp(losses[name])
         assert one[name]["mean_loops"] == apply_policy(trace, policies[name]).mean_loops
-    assert measured_pace(list(one.values())).tokens_per_second(apply_policy(trace, Policy())) > 0
+    pace = measured_pace(list(one.values()))  # of six tokens, which says nothing of the speed
+    assert math.isfinite(pace.tokens_per_second(apply_policy(trace, Policy())))
 
     two = bench_decode(model, prompts, batch_size=2, uncached=False, **sizes)
     assert {row["way"] for row in two} == {*policies, gpt2}
@@ -70,7 +71,7 @@ def test_the_gpt2_has_about_the_parameters(scored):
 def test_gpt2_with_a_cache_says_what_it_says_without():
     torch.manual_seed(0)
     model = make_model(GPT2Config(vocab_size=50, d_model=16, n_heads=2, n_layers=2, max_seq_len=32))
-    model.eval()
+    model.eval().double()
     with torch.inference_mode():
         made = gpt2_generate(model, [[3, 1, 4], [1, 5, 9]], 8)
         ids = torch.tensor([[3, 1, 4], [1, 5, 9]])

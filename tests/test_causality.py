@@ -14,7 +14,7 @@ from crt_lib.probes import PROBES
 VOCAB = 31
 PAPER = load_profile("smoke", "paper").model.replace(vocab_size=VOCAB)
 CRT2 = load_profile("smoke", "crt2").model.replace(vocab_size=VOCAB)
-SEEDS = range(20)
+SEEDS = range(6)
 LENGTH = 12
 
 

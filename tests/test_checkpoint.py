@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from closeness import near
 from safetensors.torch import load_file, save_file
 
 from crt_lib import InputError
@@ -40,8 +41,8 @@ def test_round_trip(tmp_path):
         assert torch.equal(a, b), name
         for key, value in optimizer.state[a].items():
             assert torch.equal(value, other.state[b][key]), (name, key)
-    ids = torch.randint(61, (1, 9))
-    assert torch.equal(load_model(path)(ids)[4], model.eval()(ids)[4])
+    loaded = load_model(path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
 def test_an_average_has_the_mean_of_every_weight(tmp_path):
@@ -53,8 +54,7 @@ def test_an_average_has_the_mean_of_every_weight(tmp_path):
         save_checkpoint(paths[-1], models[-1], {})
     states = [model.state_dict() for model in models]
     for name, value in average_models(paths).state_dict().items():
-        mean = torch.stack([state[name] for state in states]).mean(0)
-        torch.testing.assert_close(value, mean, msg=name)
+        near(value, torch.stack([state[name].double() for state in states]).mean(0), 1, name)
     save_checkpoint(paths[1], CRT(CONFIG.replace(n_loops=5)), {})
     with pytest.raises(InputError, match="another model"):
         average_models(paths)

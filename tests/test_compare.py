@@ -24,7 +24,7 @@ def test_documents_add_up_to_the_text(corpus):
     config = ModelConfig(
         vocab_size=270, d_model=16, n_heads=2, n_loops=2, n_cycles=1, exit_loops=(1,)
     )
-    model = CRT(config)
+    model = CRT(config).double()
     scored = score_documents(model, data, "test", 16)
     whole = evaluate(model, data.test, data.tokenizer.eot_id, seq_len=16)
     texts = corpus.documents("test")
@@ -52,7 +52,7 @@ def test_lines_and_their_padding_belong_to_their_document(tmp_path):
     corpus = load_corpus(str(tmp_path))
     data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
     config = ModelConfig(vocab_size=270, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
-    model = CRT(config)
+    model = CRT(config).double()
     scored = score_documents(model, data, "test", 40, "released")
     whole = evaluate(model, data.test, data.tokenizer.eot_id, protocol="released", seq_len=40)
     per_line = scored.tokens.sum() // 4
@@ -71,7 +71,7 @@ def test_the_table_of_exits(tmp_path, tokenizer):
     data = tokenize(corpus, load_tokenizer(tokenizer, corpus))
     eot, size = data.tokenizer.eot_id, data.tokenizer.vocab_size
     config = ModelConfig(vocab_size=size, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
-    model = CRT(config)
+    model = CRT(config).double()
     rows = exit_table(model, data, 16)
     honest = [row for row in rows if row["protocol"] == "honest"]
     losses = evaluate(model, data.valid, eot, seq_len=16).loss

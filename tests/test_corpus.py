@@ -3,12 +3,12 @@
 import math
 import os
 import sys
-import time
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from closeness import same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,12 +142,10 @@ def hub(monkeypatch, load_dataset) -> None:
     monkeypatch.setitem(sys.modules, "datasets", fake)
 
 
-def test_without_a_network_the_error_comes_at_once(no_root, monkeypatch):
-    hub(monkeypatch, lambda *_: pytest.fail("the hub's client would try again for long"))
-    start = time.monotonic()
+def test_without_a_network_the_hub_is_not_asked(no_root, monkeypatch):
+    hub(monkeypatch, lambda *_: pytest.fail("its client would try again for long"))
     with pytest.raises(InputError) as error:
         load_corpus("wikitext-103")
-    assert time.monotonic() - start < 10
     for part in ("wikitext-103-raw-v1", "CRT_DATA_ROOT", "wiki.train.tokens", "'docstrings'"):
         assert part in str(error.value)
     assert not cache_root().exists()
@@ -307,13 +305,15 @@ def test_the_entropy_rate_by_following_the_chain():
         for p in row
         if p
     )
+    # its first words come from the start, not from the stationary distribution
     assert grammar.entropy_rate() == pytest.approx(rate, abs=2e-3)
 
 
 def test_the_transitions_are_distributions_over_known_words():
     matrix = grammar.transitions()
     assert matrix.shape == (len(grammar.words()),) * 2
-    assert np.allclose(matrix.sum(1), 1) and len(set(grammar.words())) == len(grammar.words())
+    same(matrix.sum(1), np.ones(len(matrix)))
+    assert len(set(grammar.words())) == len(grammar.words())
     assert set(grammar.sample(3_000, seed=0).split()) == set(grammar.words()[1:])
 
 

@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
+from closeness import near
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import ALL_OPTIONS, random_model
+from tiny_models import ALL_OPTIONS, exact_model
 
 from crt_lib import InputError, load_profile
 from crt_lib.decode import Sampling, Speculation, generate
@@ -21,20 +22,23 @@ EARLY = Policy("confidence", tau0=0.1, tau_min=0.0)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model that has learned a little, so that early heads often agree with the last one."""
+    """A model that has learned a little, so that early heads often agree with the last one.
+
+    In float64, in which no two tokens are equally good by chance.
+    """
     profile = load_profile("smoke")
     data = load_data(profile)
     config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
     out = tmp_path_factory.mktemp("run")
     result = train(config, profile.train, data, out, progress=False)
-    return result.model.eval()
+    return result.model.eval().double()
 
 
 @pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])
 @pytest.mark.parametrize("policy", [Policy(), EARLY, Policy(fixed=1)], ids=["full", "early", "1"])
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])
 def test_with_and_without_a_cache(changes, policy, sampling):
-    model = random_model(**changes)
+    model = exact_model(**changes)
     fast, slow = (
         generate(model, PROMPTS, 12, policy=policy, sampling=sampling, seed=4, cache=cache)
         for cache in (True, False)
@@ -46,13 +50,13 @@ def test_with_and_without_a_cache(changes, policy, sampling):
 
 
 def test_rows_of_a_batch_do_not_see_each_other():
-    model = random_model()
+    model = exact_model()
     together = generate(model, PROMPTS, 10, policy=EARLY)
     assert together == [generate(model, [prompt], 10, policy=EARLY)[0] for prompt in PROMPTS]
 
 
 def test_a_seed_repeats_the_text():
-    model = random_model()
+    model = exact_model()
     first, again, other = (
         generate(model, PROMPTS, 20, sampling=SAMPLED, seed=seed) for seed in (1, 1, 2)
     )
@@ -60,7 +64,7 @@ def test_a_seed_repeats_the_text():
 
 
 def test_stop_ends_a_row():
-    model = random_model()
+    model = exact_model()
     (whole,) = generate(model, [[1, 2]], 20)
     stop = whole.tokens[4]
     (ended,) = generate(model, [[1, 2]], 20, stop=stop)
@@ -119,13 +123,13 @@ def test_sampling_by_hand():
     p = logits.softmax(-1)[0]
     assert Sampling().probabilities(logits).tolist() == [[0, 0, 0, 1]]
     two = Sampling(1.0, top_k=2).probabilities(logits)[0]
-    torch.testing.assert_close(two, torch.tensor([0, 0, p[2], p[3]]) / (p[2] + p[3]))
+    near(two, torch.tensor([0, 0, p[2], p[3]]) / (p[2] + p[3]), 8)  # sums of four, twice
     nucleus = Sampling(1.0, top_p=float(p[3]) + 0.01).probabilities(logits)[0]
-    torch.testing.assert_close(nucleus, two)
+    near(nucleus, two, 8)
     assert Sampling(1.0, top_p=0.01).probabilities(logits).tolist() == [[0, 0, 0, 1]]
     assert Sampling(1e-45).probabilities(logits).tolist() == [[0, 0, 0, 1]]
     warm = Sampling(2.0).probabilities(logits)
-    torch.testing.assert_close(warm, (logits / 2).softmax(-1))
+    near(warm, (logits / 2).softmax(-1), 8)
 
 
 @pytest.mark.parametrize(
@@ -141,18 +145,18 @@ def test_sampling_by_hand():
 )
 def test_prompts_that_cannot_be(prompts, new, message):
     with pytest.raises(InputError, match=message):
-        generate(random_model(), prompts, new)
+        generate(exact_model(), prompts, new)
 
 
 def test_a_prompt_that_fills_the_positions():
-    model = random_model()
+    model = exact_model()
     assert len(generate(model, [[1] * 63], 1)[0].tokens) == 1
     assert generate(model, [[1] * 64], 0)[0].tokens == []
 
 
 def test_a_symmetric_model_does_not_generate():
     with pytest.raises(InputError, match="sees the future"):
-        generate(random_model(causal=False), [[1]], 3)
+        generate(exact_model(causal=False), [[1]], 3)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +175,8 @@ def test_samplings_that_cannot_be(changes, message):
 
 def test_loops_that_cannot_draft():
     with pytest.raises(InputError, match=r"loop 4 cannot draft.*\(1, 3\)"):
-        Speculation(random_model(), 4)
+        Speculation(exact_model(), 4)
     with pytest.raises(InputError, match="longest draft is 0"):
-        Speculation(random_model(), 1, longest=0)
+        Speculation(exact_model(), 1, longest=0)
     with pytest.raises(InputError, match="shortlist has 0 tokens"):
-        Speculation(random_model(), 1, shortlist=0)
+        Speculation(exact_model(), 1, shortlist=0)

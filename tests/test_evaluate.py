@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from closeness import EXACT, SAME, same
 from torch import nn
 
 from crt_lib import InputError, evaluate, grammar
@@ -27,12 +28,12 @@ def model(**changes) -> CRT:
     torch.manual_seed(0)
     model = load_profile("smoke", "paper").model
     config = model.replace(vocab_size=data().tokenizer.vocab_size, **changes)
-    return CRT(config).eval()
+    return CRT(config).eval().double()
 
 
 class Uniform(nn.Module):
     def forward(self, ids):
-        return torch.zeros(*ids.shape, data().tokenizer.vocab_size)
+        return torch.zeros(*ids.shape, data().tokenizer.vocab_size, dtype=torch.float64)
 
 
 class Bigram(nn.Module):
@@ -52,7 +53,7 @@ class Bigram(nn.Module):
 @pytest.mark.parametrize("protocol", ["honest", "released"])
 def test_a_uniform_model_scores_log_v(protocol):
     result = evaluate(Uniform(), data().valid, data().tokenizer.eot_id, protocol=protocol)
-    assert result.loss[0] == pytest.approx(math.log(data().tokenizer.vocab_size), abs=1e-6)
+    assert result.loss[0] == pytest.approx(math.log(data().tokenizer.vocab_size), **SAME)
 
 
 def test_a_bigram_model_reaches_the_entropy_of_the_grammar():
@@ -84,7 +85,7 @@ def test_batch_sizes_change_nothing():
         for size in (1, 4, 7)
     ]
     for other in results[1:]:
-        assert other == pytest.approx(results[0], abs=1e-6)
+        assert other == pytest.approx(results[0], **SAME)
 
 
 def test_padded_and_unpadded_lines_agree():
@@ -97,7 +98,7 @@ def test_padded_and_unpadded_lines_agree():
             nll[loop] += loss.double().sum().item()
         tokens += ids.shape[1] - 1
     assert padded.tokens == tokens
-    assert padded.loss == pytest.approx({k: v / tokens for k, v in nll.items()}, abs=1e-6)
+    assert padded.loss == pytest.approx({k: v / tokens for k, v in nll.items()}, **SAME)
 
 
 def test_released_is_the_mean_of_batch_means_with_padding():
@@ -110,7 +111,7 @@ def test_released_is_the_mean_of_batch_means_with_padding():
         means.append(
             nn.functional.cross_entropy(logits.flatten(0, 1), batch.inputs[:, 1:].flatten()).item()
         )
-    assert result.loss[4] == pytest.approx(float(np.mean(means)), abs=1e-5)
+    assert result.loss[4] == pytest.approx(float(np.mean(means)), **SAME)
 
 
 def test_deployable_equals_the_windows_of_a_causal_model_only():
@@ -125,7 +126,7 @@ def test_deployable_equals_the_windows_of_a_causal_model_only():
             abs(deployable.loss[k] - window[k].mean().item()) for k in deployable.loss
         )
         assert deployable.tokens == 4 * 24
-    assert differences[True] < 1e-5 < 1e-3 < differences[False]
+    assert differences[True] < EXACT < 1e-3 < differences[False]
 
 
 def test_more_context_is_what_a_stride_buys():
@@ -136,7 +137,7 @@ def test_more_context_is_what_a_stride_buys():
     row = torch.from_numpy(ids[31:].astype(np.int64))[None]
     by_hand = token_losses(crt, row[:, :-1], row[:, 1:])[4]
     assert int((scored != 0).sum()) == 16
-    torch.testing.assert_close(scored[0, -16:], by_hand[0, -16:])
+    same(scored[0, -16:], by_hand[0, -16:])
 
 
 def test_training_mode_is_left_as_it_was():

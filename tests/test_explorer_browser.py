@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = "07_exit_explorer.ipynb"
@@ -26,7 +27,6 @@ SETTINGS = {  # all cells are drawn, in view or not; nothing is fetched
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-PATIENCE = 240  # seconds, on a loaded machine
 
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed"
@@ -68,11 +68,11 @@ def lab(tmp_path):
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        _until(lambda: _answers(f"{address}/api/status?token=crt"), "Jupyter Lab did not start")
+        wait_for(lambda: _answers(f"{address}/api/status?token=crt"), "Jupyter Lab did not start")
         yield address
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(PATIENCE)
         log.close()
 
 
@@ -107,20 +107,20 @@ def test_a_moved_slider_changes_the_numbers(lab, browser):
         return float(re.search(r"mean loops\s+([\d.]+) of", numbers())[1])
 
     browser.get(f"{lab}/doc/tree/{NOTEBOOK}?token=crt&reset")
-    _until(
+    wait_for(
         lambda: browser.execute_script(
             "return !!(window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell'))"
         ),
         "the notebook did not open",
     )
-    _until(lambda: _idle(lab), "the kernel did not start")
+    wait_for(lambda: _idle(lab), "the kernel did not start")
     browser.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
     def ended():
         prompts = texts(".jp-CodeCell .jp-InputPrompt")
         return all(re.fullmatch(r"\[\d+\]:", prompt.strip()) for prompt in prompts)
 
-    _until(lambda: ended() and bool(numbers()), "the explorer did not show")
+    wait_for(lambda: ended() and bool(numbers()), "the explorer did not show")
     before = numbers()
     sliders = {
         slider.find_element(By.CSS_SELECTOR, ".widget-label").text: slider
@@ -131,7 +131,7 @@ def test_a_moved_slider_changes_the_numbers(lab, browser):
     started = mean_loops()
     _screenshot(browser)
     sliders["tau0"].find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(Keys.HOME)
-    _until(lambda: numbers() not in ("", before), "the numbers did not change")
+    wait_for(lambda: numbers() not in ("", before), "the numbers did not change")
     assert mean_loops() == 1.0 < started  # at threshold 0 every token leaves at the first exit
 
 
@@ -144,22 +144,13 @@ def _screenshot(browser):
 
 def _answers(url):
     try:
-        return urllib.request.urlopen(url, timeout=2).status == 200
+        return urllib.request.urlopen(url, timeout=PATIENCE).status == 200
     except OSError:
         return False
 
 
 def _idle(address):
     """Whether the notebook's kernel waits for work."""
-    with urllib.request.urlopen(f"{address}/api/sessions?token=crt", timeout=10) as answer:
+    with urllib.request.urlopen(f"{address}/api/sessions?token=crt", timeout=PATIENCE) as answer:
         sessions = json.load(answer)
     return bool(sessions) and sessions[0]["kernel"]["execution_state"] == "idle"
-
-
-def _until(done, otherwise):
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if done():
-            return
-        time.sleep(0.5)
-    raise AssertionError(otherwise)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import transformers
-from tiny_hf import CASES, END, FEW, LEFT, close, given_ids, wrapped
+from closeness import same
+from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
 from tiny_models import ALL_OPTIONS
 
 from crt_lib import InputError
@@ -77,11 +78,11 @@ def test_a_conversation_goes_on_from_its_cache():
     whole = hf(ids).logits
     first = hf(ids[:, :4], use_cache=True)
     second = hf(ids[:, 4:], past_key_values=first.past_key_values)
-    close(torch.cat([first.logits, second.logits], 1), whole)
+    same(torch.cat([first.logits, second.logits], 1), whole)
     cache = second.past_key_values
     assert isinstance(cache, CRTCache) and cache.get_seq_length() == 10
     cache.crop(torch.tensor(-6))
-    close(hf(ids[:, 4:], past_key_values=cache).logits, whole[:, 4:])
+    same(hf(ids[:, 4:], past_key_values=cache).logits, whole[:, 4:])
     cache.crop(0)
     assert cache.get_seq_length() == 10
     made = hf.generate(ids[:, :5], do_sample=False, **END)
@@ -129,7 +130,7 @@ def test_full_depth_goes_on_from_a_cache_of_early_exits(changes, first):
     memory = Memory(model.config, 3, 13, model.loop_encoding)
     policy = Policy(fixed=1) if first == 1 else Policy(first)
     run_with_exits(model, ids, policy, memory)
-    close(found, run_with_exits(model, ids[:, :3], Policy(), memory).logits)
+    same(found, run_with_exits(model, ids[:, :3], Policy(), memory).logits)
 
 
 @pytest.mark.parametrize("policy", [None, "similarity"])

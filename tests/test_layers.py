@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,12 +25,9 @@ def test_shifted_sum_is_a_depthwise_convolution(T, k, dilation, left):
     padded = F.pad(h, (0, 0, before, after)).transpose(1, 2)
     plain = F.conv1d(padded, kernels.T[:, None], dilation=dilation, groups=4).transpose(1, 2)
     ours = _ShiftedSum.apply(h, kernels, [i * dilation - before for i in range(k)])
-    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+    same(ours, plain)
     gradient = torch.randn_like(plain)
-    for found, wanted in zip(
-        *(torch.autograd.grad(y, (h, kernels), gradient) for y in (ours, plain)), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    same(*(torch.autograd.grad(y, (h, kernels), gradient) for y in (ours, plain)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import near, roundings, same
 
 from crt_lib import loss as loss_module
 from crt_lib.loss import exit_losses, linear_cross_entropy
@@ -11,7 +12,10 @@ from crt_lib.model import total_loss
 
 @pytest.fixture(params=["fused", "whole", "torch", "checkpointed"])
 def path(request, monkeypatch):
-    """Each way the loss can be computed; seven rows of logits at once where it is chunked."""
+    """Each way the loss can be computed; seven rows of logits at once where it is chunked.
+
+    Torch's own chunks add in float32, whatever they are given.
+    """
     if request.param == "torch" and not loss_module._TORCH_CHUNKS:
         pytest.skip("this torch has no linear_cross_entropy")
     monkeypatch.setattr(loss_module, "_TORCH_CHUNKS", request.param == "torch")
@@ -27,11 +31,13 @@ def path(request, monkeypatch):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_equals_cross_entropy_of_full_logits(path, reduction):
     torch.manual_seed(0)
-    features = torch.randn(3, 11, 8, requires_grad=True)
-    weight = torch.randn(31, 8, requires_grad=True)
+    dtype = torch.float32 if path == "torch" else torch.float64
+    features, weight = (
+        torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((3, 11, 8), (31, 8))
+    )
     targets = torch.randint(31, (3, 11))
     targets[0, :4] = -100
-    scale = torch.randn(3, 11) if reduction == "none" else torch.tensor(0.7)
+    scale = torch.randn(3, 11, dtype=dtype) if reduction == "none" else 0.7
 
     ours = linear_cross_entropy(features, weight, targets, reduction)
     grads = torch.autograd.grad((ours * scale).sum(), (features, weight))
@@ -40,9 +46,10 @@ def test_equals_cross_entropy_of_full_logits(path, reduction):
     plain = plain.view(ours.shape)
     expected = torch.autograd.grad((plain * scale).sum(), (features, weight))
 
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-    for got, want in zip(grads, expected, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    if path != "torch":
+        return same((ours, *grads), (plain, *expected))
+    for found, wanted in zip((ours, *grads), (plain, *expected), strict=True):
+        near(found, wanted, 8 + 31 + 33)  # features, vocabulary, positions
 
 
 def test_half_precision_autocast_is_close(path):
@@ -53,7 +60,8 @@ def test_half_precision_autocast_is_close(path):
     with torch.autocast("cpu", torch.bfloat16):
         half = linear_cross_entropy(features.bfloat16(), weight, targets)
     assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(plain.item(), rel=0.02)
+    # two rounded factors and a rounded product
+    assert half.item() == pytest.approx(plain.item(), rel=roundings(3, torch.bfloat16))
 
 
 def test_total_loss_is_equation_5():
@@ -63,7 +71,7 @@ def test_total_loss_is_equation_5():
         6: torch.tensor(2.0),
         8: torch.tensor(1.0),
     }
-    assert total_loss(losses, 0.3).item() == pytest.approx(0.7 * 1.0 + 0.3 * 3.0)
+    assert total_loss(losses, 0.3).item() == pytest.approx(0.7 * 1.0 + 0.3 * 3.0, rel=roundings(6))
     assert total_loss({8: torch.tensor(1.5)}, 0.3).item() == 1.5
 
 
@@ -74,16 +82,18 @@ def loss_and_gradients(features, weight, targets, fused: bool, scale: float = 0.
         loss = linear_cross_entropy(features, weight, targets)
         assert "FusedMean" in loss.grad_fn.name()
     else:
-        logits = F.linear(features, weight).float().flatten(0, -2)
+        logits = F.linear(features, weight).flatten(0, -2)
         loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
     return [loss, *torch.autograd.grad(scale * loss, (features, weight))]
 
 
 def loss_case(shape: tuple[int, ...], vocabulary: int) -> tuple:
-    """Features, vocabulary matrix, and targets of which a third is ignored."""
+    """Features and vocabulary matrix in float64, and targets of which a third is ignored."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(*shape, 12, generator=generator)
-    weight = torch.randn(vocabulary, 12, generator=generator)
+    features, weight = (
+        torch.randn(*size, 12, generator=generator, dtype=torch.float64)
+        for size in (shape, (vocabulary,))
+    )
     targets = torch.randint(vocabulary, shape, generator=generator)
     ignored = torch.rand(shape, generator=generator) < 0.3
     ignored.view(-1)[0] = False
@@ -99,11 +109,7 @@ def test_fused_loss_is_cross_entropy(shape, vocabulary, rows, monkeypatch):
     if rows:
         monkeypatch.setattr(loss_module, "FUSED_ROWS", rows)
     case = loss_case(shape, vocabulary)
-    for found, wanted in zip(
-        loss_and_gradients(*case, fused=True), loss_and_gradients(*case, fused=False), strict=True
-    ):
-        assert found.dtype == wanted.dtype
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    same(loss_and_gradients(*case, fused=True), loss_and_gradients(*case, fused=False))
 
 
 @pytest.mark.parametrize("half_features", [True, False])
@@ -111,24 +117,22 @@ def test_fused_loss_is_cross_entropy(shape, vocabulary, rows, monkeypatch):
 def test_fused_loss_in_bfloat16_is_close(shape, vocabulary, half_features):
     features, weight, targets = loss_case(shape, vocabulary)
     exact = loss_and_gradients(features, weight, targets, fused=False)
-    if half_features:
-        features = features.bfloat16()
+    features, weight = features.bfloat16() if half_features else features.float(), weight.float()
     with torch.autocast("cpu", torch.bfloat16):
         half = loss_and_gradients(features, weight, targets, fused=True)
     assert [value.dtype for value in half] == [torch.float32, features.dtype, torch.float32]
-    assert half[0].item() == pytest.approx(exact[0].item(), rel=0.01, abs=1e-6)
+    bound = roundings(3, torch.bfloat16)  # two rounded factors and a rounded product
+    assert half[0].item() == pytest.approx(exact[0].item(), rel=bound, abs=1e-6)
     for found, wanted in zip(half[1:], exact[1:], strict=True):
-        assert (found.float() - wanted).norm() <= 0.02 * wanted.norm() + 1e-6
+        assert (found.double() - wanted).norm() <= bound * wanted.norm() + 1e-6
 
 
 def test_fused_loss_of_large_logits_is_finite():
     features, weight, targets = loss_case((300,), 37)
     case = (1e3 * features, weight, targets)
-    for found, wanted in zip(
-        loss_and_gradients(*case, fused=True), loss_and_gradients(*case, fused=False), strict=True
-    ):
-        assert found.isfinite().all()
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+    made = loss_and_gradients(*case, fused=True)
+    assert all(value.isfinite().all() for value in made)
+    same(made, loss_and_gradients(*case, fused=False))
 
 
 def test_fused_loss_gives_ignored_positions_no_gradient():
@@ -151,8 +155,8 @@ def test_exits_of_one_matrix(weights, summed, monkeypatch):
     """Kept as a sum or apart, of equal weight or not: the gradients of the plain loss."""
     monkeypatch.setattr(loss_module, "SUMMED_WEIGHTS", summed)
     features, weight, targets = loss_case((40,), 31)
-    exits = [(scale * features).double().requires_grad_() for scale in (1.0, 0.5, 2.0)]
-    weight = weight.double().requires_grad_()
+    exits = [(scale * features).requires_grad_() for scale in (1.0, 0.5, 2.0)]
+    weight.requires_grad_()
     plain = [F.cross_entropy(x @ weight.T, targets, ignore_index=-100) for x in exits]
     ours = exit_losses(exits, weight, targets)
     found, wanted = (
@@ -160,5 +164,4 @@ def test_exits_of_one_matrix(weights, summed, monkeypatch):
         for losses in (ours, plain)
         for inputs in ([*exits, weight],)
     )
-    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    same((ours, found), (plain, wanted))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,11 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def run(words, folder):
+@cache  # what two pages say is run once
+def run(words: tuple[str, ...], folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CRT_DATA_ROOT"}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"{shlex.join(map(str, words))}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -81,15 +83,15 @@ def test_blocks_run_as_they_stand(page, checkout):
         if not block.runs:
             continue
         if block.kind == "python":
-            run([sys.executable, "-c", block.text], checkout)
+            run((sys.executable, "-c", block.text), checkout)
             continue
         for command in block.commands:
             words = shlex.split(command)
             if words[0] == "make":
-                run(["make", "--dry-run", *words[1:]], ROOT)
+                run(("make", "--dry-run", *words[1:]), ROOT)
             else:
                 assert words[0] == "crt", command
-                run([sys.executable, "-m", "crt_lib", *words[1:]], checkout)
+                run((sys.executable, "-m", "crt_lib", *words[1:]), checkout)
 
 
 def every_command() -> list[str]:

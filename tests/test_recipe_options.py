@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from closeness import EXACT, same
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import (
@@ -57,16 +58,16 @@ def test_symmetric_convolutions_leak_with_each_option(changes, length):
 
 @given(half=st.integers(1, 16), length=st.integers(2, 40), seed=st.integers(0, 2**31))
 def test_rotated_products_depend_on_distance_only(half, length, seed):
-    q, k = torch.randn(2, 2 * half, generator=torch.Generator().manual_seed(seed))
-    by = turns(torch.arange(length), torch.float32, 2 * half)
+    q, k = torch.randn(2, 2 * half, generator=torch.Generator().manual_seed(seed)).double()
+    by = turns(torch.arange(length), torch.float64, 2 * half)
     turned_q, turned_k = rotate(q.expand(length, -1), *by), rotate(k.expand(length, -1), *by)
     products = turned_q @ turned_k.T  # (T, T)
-    tolerance = 2e-5 * (1 + q.norm().item() * k.norm().item())
+    tolerance = EXACT * (1 + q.norm().item() * k.norm().item())
     for distance in range(1 - length, length):
         along = products.diagonal(distance)
         assert (along - along[0]).abs().max() <= tolerance
     assert (products.diagonal() - q @ k).abs().max() <= tolerance
-    torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(length))
+    same(turned_q.norm(dim=-1), q.norm().expand(length))
 
 
 def test_rotated_products_do_depend_on_distance():
@@ -163,14 +164,13 @@ def test_depth_scaling_tames_the_growth_of_the_stream():
 
 def test_injection_begins_without_effect_but_learns():
     torch.manual_seed(0)
-    injected = CRT(TINY.replace(injection=True, n_prelude=1)).train()
-    plain = CRT(TINY.replace(n_prelude=1))
+    injected = CRT(TINY.replace(injection=True, n_prelude=1)).train().double()
+    plain = CRT(TINY.replace(n_prelude=1)).double()
     weights = {k: v for k, v in injected.state_dict().items() if k != "injection"}
     plain.load_state_dict(weights)
     ids = random_ids(2, 13)
     with torch.no_grad():
         expected, found = plain(ids), injected(ids)
-    for loop, logits in expected.items():
-        assert torch.equal(found[loop], logits)
+    same(found, expected)
     sum(injected(ids, targets=random_ids(2, 13, seed=2)).values()).backward()
     assert (injected.injection.grad != 0).all()

@@ -1,17 +1,43 @@
 """`crt search`: equal tokens or equal time, several at once, and none is trained twice."""
 
+import concurrent.futures
 import math
 import sys
-import time
 
 import psutil
 import pytest
+import torch
+from waiting import PATIENCE, wait_for
 
-from crt_lib import InputError, load_profile
+from crt_lib import InputError, load_profile, train
 from crt_lib.runs import read_rows
-from crt_lib.search import documents_file, exit_losses, grid, search, summarise, tune
+from crt_lib.search import (
+    TIMED,
+    WARM_UP,
+    documents_file,
+    exit_losses,
+    grid,
+    run_trial,
+    search,
+    summarise,
+    tune,
+)
 
 SMOKE = load_profile("smoke")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Trials run one after another in this process, which need not be started anew."""
+
+    class Here(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, jobs, context, initializer):
+            super().__init__(1)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Here)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
@@ -32,7 +58,7 @@ def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["search.csv"]
 
 
-def test_a_changed_arm_is_trained_again(tmp_path):
+def test_a_changed_arm_is_trained_again(tmp_path, here):
     first, second = (
         grid({"a": SMOKE}, (1e-2,), updates=2),
         grid({"a": SMOKE.replace(model=SMOKE.model.replace(n_loops=5))}, (1e-2,), updates=2),
@@ -43,7 +69,7 @@ def test_a_changed_arm_is_trained_again(tmp_path):
     assert changed["parameters"] > row["parameters"]
 
 
-def test_two_searches_of_the_same_trial_agree(tmp_path):
+def test_two_searches_of_the_same_trial_agree(tmp_path, here):
     first, second = (
         search(grid({"a": SMOKE}, (1e-2,), updates=2), tmp_path / name, threads=1, echo=str)[0]
         for name in "ab"
@@ -58,16 +84,18 @@ def test_a_killed_search_leaves_no_worker_behind(tmp_path):
         "search(grid({'a': load_profile('smoke')}, (1e-2,), updates=10**6), sys.argv[1])"
     )
     parent = psutil.Popen([sys.executable, "-c", code, tmp_path / "search.csv"])
-    deadline = time.monotonic() + 60
     workers = []
-    while not workers and time.monotonic() < deadline:
-        time.sleep(0.2)
+
+    def at_work():
+        """Whether there is a worker past its imports."""
         found = parent.children(recursive=True)
-        workers = [child for child in found if child.cpu_times().user > 1]  # past its imports
+        workers[:] = [child for child in found if child.cpu_times().user > 1]
+        return workers
+
+    wait_for(at_work)
     parent.kill()
     parent.wait()
-    assert workers
-    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert psutil.wait_procs(workers, timeout=PATIENCE)[1] == []
 
 
 @pytest.mark.parametrize("start", [0.25, 4.0])
@@ -94,16 +122,30 @@ def test_tune_walks_until_the_best_rate_has_worse_ones_around(tmp_path, monkeypa
     assert [pair for pair in tried["b"] if pair[1] == 5] == [(0.5, 5)]
 
 
-def test_minutes_set_the_updates_from_the_pace(tmp_path):
-    wide = SMOKE.replace(model=SMOKE.model.replace(d_model=256))
-    trials = grid({"small": SMOKE, "wide": wide}, (1e-3,), minutes=0.03)
-    rows = search(trials, tmp_path / "s.csv", echo=str)
-    updates = {row["arm"]: row["updates"] for row in rows}
-    assert updates["small"] > updates["wide"] >= 1
-    assert {(row["budget"], row["threads"]) for row in rows} == {("0.03 min", 1)}
+@pytest.mark.parametrize(("pace", "expected"), [(0.5, 120), (7.0, 9), (100.0, 1)])
+def test_minutes_set_the_updates_from_the_pace(monkeypatch, pace, expected):
+    """On a clock that a training moves on: 30 seconds once a process, 2 a run, `pace` an update."""
+    clock, runs = [0.0], []
+
+    def trained(model, config, *rest, **how):
+        clock[0] += (0 if runs else 30) + 2 + pace * config.updates
+        runs.append(config.updates)
+        return train(model, config.replace(updates=1), *rest, **how)
+
+    monkeypatch.setattr("crt_lib.search.train", trained)
+    monkeypatch.setattr("time.process_time", lambda: clock[0])
+    (trial,) = grid({"a": SMOKE}, (1e-3,), minutes=1)
+    row, _ = run_trial(trial, torch.get_num_threads(), documents=False)
+    assert runs == [1, WARM_UP, WARM_UP + TIMED, row["updates"]]
+    assert row["updates"] == expected and row["cpu_seconds"] == 2 + pace * expected
 
 
-def test_a_broken_training_is_a_row_and_the_others_go_on(tmp_path):
+def test_a_trial_of_minutes_has_one_thread(tmp_path, here):
+    (row,) = search(grid({"a": SMOKE}, (1e-3,), minutes=1e-6), tmp_path / "s.csv", echo=str)
+    assert (row["budget"], row["threads"], row["updates"]) == ("1e-06 min", 1, 1)
+
+
+def test_a_broken_training_is_a_row_and_the_others_go_on(tmp_path, here):
     rows = search(grid({"a": SMOKE}, (1e38, 1e-3), updates=2), tmp_path / "s.csv", echo=str)
     losses = {row["max_lr"]: row["valid_loss"] for row in rows}
     assert losses[1e38] == math.inf and losses[1e-3] < 10
@@ -111,13 +153,13 @@ def test_a_broken_training_is_a_row_and_the_others_go_on(tmp_path):
     assert exit_losses(next(row for row in rows if row["max_lr"] == 1e38)) == {}
 
 
-def test_a_model_that_sees_the_future_has_its_deployable_loss(tmp_path):
+def test_a_model_that_sees_the_future_has_its_deployable_loss(tmp_path, here):
     released = load_profile("smoke", "released")
     (row,) = search(grid({"r": released}, (1e-2,), updates=40), tmp_path / "s.csv", echo=str)
     assert row["valid_loss"] > exit_losses(row)[4] + 0.1
 
 
-def test_documents_are_added_to_a_trial_that_has_none(tmp_path, monkeypatch):
+def test_documents_are_added_to_a_trial_that_has_none(tmp_path, here):
     text = "one two three\n\nfour five six\n\n" * 300
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.txt").write_text(text)

@@ -1,7 +1,7 @@
 """Tiny models in transformers, and their inputs: what the tests of `crt_lib.hf` share."""
 
 import torch
-from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, random_ids, random_model
+from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, exact_model, random_ids
 
 from crt_lib.hf import CRTForCausalLM
 
@@ -13,13 +13,10 @@ LEFT = torch.tensor([[1] * 10, [0] * 4 + [1] * 6, [0] + [1] * 9])
 
 
 def wrapped(**changes):
-    model = random_model(**changes)
+    """A model in float64, and the same in transformers."""
+    model = exact_model(**changes)
     return model, CRTForCausalLM.from_crt(model)
 
 
 def given_ids(rows=3, length=10):
     return random_ids(rows, length).clamp(min=1)  # 0 is padding
-
-
-def close(a, b, **how):
-    torch.testing.assert_close(a, b, **{"atol": 1e-5, "rtol": 1e-5, **how})

@@ -127,6 +127,11 @@ def random_model(seed: int = 0, **changes) -> CRT:
     return model
 
 
+def exact_model(seed: int = 0, **changes) -> CRT:
+    """`random_model` in float64, where sums in another order are the same to 1e-10."""
+    return random_model(seed, **changes).double()
+
+
 def random_ids(rows: int, length: int, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(TINY.vocab_size, (rows, length), generator=generator)
