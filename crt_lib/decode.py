@@ -6,7 +6,7 @@ text has its distribution (Leviathan et al. 2023, arXiv:2211.17192; a model's ow
 draft: Elhoushi et al. 2024, arXiv:2404.16710).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from crt_lib.exits import Policy, run_with_exits
 from crt_lib.files import InputError
+from crt_lib.leaving import step_with_exits
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
+from crt_lib.step import Step
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,23 @@ class Sampling:
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """A token for each row of logits (B, V), (B,)."""
         if self.temperature == 0:
-            return logits.argmax(-1)
+            return best(logits)
         return draw(self.probabilities(logits), generator)
+
+
+def best(logits: Tensor) -> Tensor:
+    """The token (B,) of the largest of each row of logits (B, V), the first of several."""
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(logits.numpy().argmax(-1))  # several times as fast as torch's
+    return logits.argmax(-1)
 
 
 def draw(p: Tensor, generator: torch.Generator) -> Tensor:
     """A sample from each row of probabilities (B, V), (B,)."""
     return torch.multinomial(p, 1, generator=generator)[:, 0]
+
+
+Each = Callable[[list[int]], None]
 
 
 @dataclass(frozen=True)
@@ -83,51 +95,57 @@ def generate(
     seed: int = 0,
     stop: int | None = None,
     cache: bool = True,
+    each: Each | None = None,
 ) -> list[Generated]:
     """Continue each prompt by up to `new_tokens` tokens, fewer where `stop` is drawn.
 
     A seed gives the same text. Without `cache` all positions are computed again for every token:
-    the slow way that the fast one is compared with. Raises InputError for an empty prompt, tokens
-    outside the vocabulary, more positions than the model has, and a model that sees the future.
+    the slow way that the fast one is compared with. `each` is called with every row's new token as
+    it comes. Raises InputError for an empty prompt, tokens outside the vocabulary, more positions
+    than the model has, and a model that sees the future.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
     lengths = _check(model, prompts, new_tokens)
     longest = max(lengths)
     device = model.loop_encoding.device
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
-    for row, prompt in zip(ids, prompts, strict=True):
+    waiting = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
+    for row, prompt in zip(waiting, prompts, strict=True):
         row[longest - len(prompt) :] = torch.as_tensor(prompt)
     generator = torch.Generator(device).manual_seed(seed)
-
     starts = longest - torch.tensor(lengths, device=device) if min(lengths) < longest else None
 
     def fresh() -> Memory:
         capacity = longest + new_tokens
         return Memory(model.config, len(prompts), capacity, model.loop_encoding, starts)
 
+    tokens: list[list[int]] = []
+    loops: list[list[int]] = []
+    unfinished = set(range(len(prompts)))
     was_training = model.training
     model.eval()
     try:
-        tokens, loops = [], []
-        memory, waiting = fresh(), ids
-        for _ in range(new_tokens):
+        memory, step, chosen = fresh(), None, None
+        while len(tokens) < new_tokens and unfinished:
+            if chosen is None or not cache:
+                exited = run_with_exits(model, waiting, policy, memory, last=True)
+                logits, left = exited.logits[:, -1], exited.loops[:, -1].tolist()
+            else:
+                step = step or Step(model, memory)
+                logits, left = step_with_exits(step, chosen, policy)
+            chosen = sampling.choose(logits, generator)  # (B,)
+            tokens.append(chosen.tolist())
+            loops.append(left)
+            if stop in tokens[-1]:
+                unfinished -= {row for row, token in enumerate(tokens[-1]) if token == stop}
+            if each is not None:
+                each(tokens[-1])
             if not cache:
-                memory, waiting = fresh(), torch.cat([ids, *tokens], dim=1)
-            exited = run_with_exits(model, waiting, policy, memory, last=True)
-            waiting = sampling.choose(exited.logits[:, -1], generator)[:, None]
-            tokens.append(waiting)
-            loops.append(exited.loops[:, -1:])
-            if stop is not None and bool((torch.cat(tokens, 1) == stop).any(1).all()):
-                break
+                memory, waiting = fresh(), torch.cat([waiting, chosen[:, None]], dim=1)
     finally:
         model.train(was_training)
-    if not tokens:
-        return [Generated([], []) for _ in prompts]
     return [
-        _until(stop, row, exits)
-        for row, exits in zip(
-            torch.cat(tokens, 1).tolist(), torch.cat(loops, 1).tolist(), strict=True
-        )
+        _until(stop, [token[row] for token in tokens], [loop[row] for loop in loops])
+        for row in range(len(prompts))
     ]
 
 
@@ -199,12 +217,17 @@ class Speculation:
         sampling: Sampling | None = None,
         seed: int = 0,
         stop: int | None = None,
+        each: Each | None = None,
     ) -> Speculated:
-        """Continue `prompt`; arguments and errors as for `crt_lib.decode.generate`."""
+        """Continue `prompt`; arguments and errors as for `crt_lib.decode.generate`.
+
+        `each` is called with the new tokens of a verification.
+        """
         model, sampling = self.model, sampling or Sampling()
         _check(model, [prompt], new_tokens)
         like = model.loop_encoding
-        memory = Memory(model.config, 1, len(prompt) + new_tokens, like)
+        step = Step(model, Memory(model.config, 1, len(prompt) + new_tokens, like))
+        memory = step.memory
         generator = torch.Generator(like.device).manual_seed(seed)
         tokens: list[int] = []
         drafted = accepted = 0
@@ -218,12 +241,14 @@ class Speculation:
         try:
             while len(tokens) < new_tokens and stop not in tokens:
                 budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
-                draft = self._draft(waiting, budget, memory, candidates, sampling, generator)
+                draft = self._draft(waiting, budget, step, candidates, sampling, generator)
                 kept, new = self._verify(draft, waiting.shape[1], memory, sampling, generator)
                 drafted, accepted = drafted + budget, accepted + kept
                 length = min(self.longest, kept + 1)
                 tokens += new
                 candidates.add(new)
+                if each is not None:
+                    each(new)
                 memory.truncate(len(prompt) + len(tokens) - 1)
                 waiting = torch.tensor([new[-1:]], device=like.device)
         finally:
@@ -235,7 +260,7 @@ class Speculation:
         self,
         waiting: Tensor,
         budget: int,
-        memory: Memory,
+        step: Step,
         candidates: "_Candidates",
         sampling: Sampling,
         generator: torch.Generator,
@@ -243,17 +268,15 @@ class Speculation:
         """Run `waiting`, and the `budget` tokens drawn after it, through the first loops."""
         states, embeddings, tokens, q = [], [], [], []
         for i in range(budget + 1):
-            z, embedded = self.model.begin(waiting, memory)
-            for loop in range(1, self.draft_loop + 1):
-                z = self.model.apply_loop(loop, z, embedded, memory.loops[loop - 1])
+            z, embedded = self._first_loops(waiting, step)
             states.append(z)
             embeddings.append(embedded)
             if i == budget:
                 break
-            features, _ = self.model.readout(self.draft_loop, z[:, -1])
+            features, _ = step.readout(self.draft_loop, z[:, -1])
             logits = F.linear(features, candidates.weight)
             if sampling.temperature == 0:
-                chosen = logits.argmax(-1)
+                chosen = best(logits)
             else:
                 p = sampling.probabilities(logits)
                 chosen = draw(p, generator)
@@ -262,6 +285,20 @@ class Speculation:
             tokens.append(int(waiting))
         drawn_from = candidates.tokens
         return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, drawn_from, q)
+
+    def _first_loops(self, waiting: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """The states (1, n, d) after the draft loop, and the embeddings they came from."""
+        loops = range(1, self.draft_loop + 1)
+        if waiting.shape[1] == 1:
+            z = step.begin(waiting[0], self.draft_loop)
+            for loop in loops:
+                z = step.loop(loop, z)
+            step.end(self.draft_loop, settle=False)
+            return z[:, None], step.embedded[:, None]
+        z, embedded = self.model.begin(waiting, step.memory)
+        for loop in loops:
+            z = self.model.apply_loop(loop, z, embedded, step.memory.loops[loop - 1])
+        return z, embedded
 
     def _verify(
         self,
@@ -280,10 +317,10 @@ class Speculation:
         # for a few rows on a CPU about twice as fast as features @ vocabulary.T
         logits = (vocabulary @ features.T).T  # (drafted + 1, V)
         if sampling.temperature == 0:
-            best = logits.argmax(-1).tolist()
-            pairs = zip(draft.tokens, best, strict=False)
+            wanted = best(logits).tolist()
+            pairs = zip(draft.tokens, wanted, strict=False)
             kept = next((i for i, (a, b) in enumerate(pairs) if a != b), len(draft.tokens))
-            return kept, best[: kept + 1]
+            return kept, wanted[: kept + 1]
         p = sampling.probabilities(logits)
         for i, (token, q) in enumerate(zip(draft.tokens, draft.q, strict=True)):
             spread = torch.zeros_like(p[i]).index_add(0, draft.candidates, q)

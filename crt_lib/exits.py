@@ -20,6 +20,7 @@ from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
+from crt_lib.step import Step
 
 
 @dataclass
@@ -31,10 +32,14 @@ class Loop:
     z: Tensor  # (B, n, d), the state after the loop
     z_before: Tensor  # (B, n, d), the state before it
     previous: "Loop | None"  # the exit loop before, if any
+    step: Step | None = None  # that computed it: then there is no n, one token a row
 
     @cached_property
     def logits(self) -> Tensor:
         """(B, n, V) of the loop's own head."""
+        if self.step is not None:
+            features, vocabulary = self.step.readout(self.number, self.z)
+            return vocabulary(features)
         return F.linear(*self.model.readout(self.number, self.z))
 
     @cached_property
@@ -45,9 +50,8 @@ class Loop:
     @cached_property
     def top(self) -> tuple[Tensor, Tensor]:
         """The two largest probabilities and their tokens, each (B, n, 2)."""
-        logits = at_least_float32(self.logits)
-        values, tokens = logits.topk(2, dim=-1)
-        return (values - logits.logsumexp(-1, keepdim=True)).exp(), tokens
+        tokens = self.logits.topk(2, dim=-1).indices
+        return self.log_probabilities.gather(-1, tokens).exp(), tokens
 
 
 Score = Callable[[Loop], Tensor]
@@ -70,7 +74,7 @@ class Criterion:
 
 def confidence(loop: Loop) -> Tensor:
     """The largest probability (eq. 6)."""
-    return loop.top[0][..., 0]
+    return loop.log_probabilities.amax(-1).exp()
 
 
 def margin(loop: Loop) -> Tensor:
@@ -100,7 +104,7 @@ def gate(loop: Loop) -> Tensor:
 def stability(loop: Loop) -> Tensor:
     """exp(-KL(this exit || the exit before)); 0 at the first exit."""
     if loop.previous is None:
-        return torch.zeros(loop.z.shape[:2], device=loop.z.device)
+        return torch.zeros(loop.z.shape[:-1], device=loop.z.device)
     log_p, log_q = loop.log_probabilities, loop.previous.log_probabilities
     return torch.exp(-(log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0))
 
@@ -108,7 +112,7 @@ def stability(loop: Loop) -> Tensor:
 def agreement(loop: Loop) -> Tensor:
     """1 where the best token is that of the exit before, else 0; 0 at the first exit."""
     if loop.previous is None:
-        return torch.zeros(loop.z.shape[:2], device=loop.z.device)
+        return torch.zeros(loop.z.shape[:-1], device=loop.z.device)
     return (loop.top[1][..., 0] == loop.previous.top[1][..., 0]).float()
 
 
@@ -174,7 +178,7 @@ class Exited:
     loops: Tensor
 
 
-def _exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]:
+def exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]:
     """The loops that ask the criterion, and the last; InputError for one that has no head."""
     asked = policy.exits if policy.exits is not None else config.head_loops
     last = policy.fixed if policy.fixed is not None else config.n_loops
@@ -197,7 +201,7 @@ def run_with_exits(
     rows, n = ids.shape[:2]
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
-    allowed, final = _exits_of(policy, model.config)
+    allowed, final = exits_of(policy, model.config)
     start = memory.length
     z, embedded = model.begin(ids, memory)
     active = torch.ones(rows, n, dtype=torch.bool, device=ids.device)

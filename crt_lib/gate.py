@@ -5,6 +5,7 @@ sqrt(KL(full depth || exit)) on the normalised state, in closed form; the model 
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,24 @@ GATE_FILE = "gate.safetensors"  # beside the checkpoint it was fitted to
 class Gate:
     """`weights`: exit loop -> (d + 1,), the last of them the bias."""
 
-    weights: dict[int, Tensor]
+    weights: Mapping[int, Tensor]
 
     def distance(self, loop: int, z: Tensor) -> Tensor:
         """The expected sqrt(KL), at least 0, of states z (..., d) after exit `loop`: (...)."""
         z = _normalised(z)
         weight = self.weights[loop].to(z)
         return (z @ weight[:-1] + weight[-1]).clamp(min=0)
+
+    def asker(self) -> Callable[[int, Tensor], list[float]]:
+        """A function of an exit loop and states (B, d) to their distances, of few operations."""
+        held = {loop: (weight[:-1], weight[-1:]) for loop, weight in self.weights.items()}
+
+        def distances(loop: int, z: Tensor) -> list[float]:
+            weight, bias = held[loop]
+            z = torch.layer_norm(z.float(), weight.shape, None, None, 1e-5, False)
+            return [max(d, 0.0) for d in torch.addmv(bias, z, weight).tolist()]
+
+        return distances
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""

@@ -6,6 +6,7 @@ A saved folder has the code of this module beside the weights, so that it loads 
 
 import dataclasses
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from crt_lib.exits import Policy, run_with_exits
 from crt_lib.files import InputError, write_text
 from crt_lib.gate import Gate
 from crt_lib.hfcache import CRTCache
+from crt_lib.leaving import step_with_exits
 from crt_lib.memory import Memory
 from crt_lib.model import CRT, total_loss
 from crt_lib.padding import padding_of, rotate_rows
+from crt_lib.step import Step
 
 MAIN = "modeling_crt"  # this module's name in a saved folder
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -109,7 +112,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             width = config.d_model + 1
             for loop in config.exit_loops:
                 self.register_buffer(f"gate_{loop}", torch.zeros(width))
-            self.model.gate = _Gate(self)
+            self.model.gate = Gate(_GateWeights(self))
         if config.tie_word_embeddings:
             embedding = self.model.embed.tokens
             self.lm_head = nn.Linear(embedding.embedding_dim, config.vocab_size, bias=False)
@@ -247,6 +250,13 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             policy = Policy(fixed=policy)
         held = CRTCache() if cache is None else cache
         memory = self._memory(held, inputs, starts)
+        step = held.step(self.model, inputs)
+        if step is not None:
+            with torch.no_grad():
+                own, loops = step_with_exits(step, inputs[:, 0], policy)
+            logits = own[:, None][:, _kept(logits_to_keep)]
+            loops = torch.tensor(loops, device=own.device)[:, None]
+            return CRTOutput(logits=logits, exit_loops=loops, past_key_values=cache)
         last = isinstance(logits_to_keep, int) and logits_to_keep == 1
         exited = run_with_exits(self.model, inputs, policy, memory, last=last)
         logits = exited.logits if last else exited.logits[:, _kept(logits_to_keep)]
@@ -270,13 +280,18 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             inputs, back = rotate_rows(inputs, starts), -starts
         logits = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
-            states = self._states(inputs, memory)
+            step = cache.step(model, inputs) if cache is not None else None
+            states = self._states(inputs, memory) if step is None else _stepped(step, inputs)
         if back is not None:
             states = [rotate_rows(state, back) for state in states]
         every = labels is not None or with_exits
         kept = slice(None) if labels is not None else _kept(logits_to_keep)
         for loop in model.config.head_loops if every else (model.config.n_loops,):
-            logits.append(F.linear(*model.readout(loop, states[loop][:, kept])))
+            if step is None:
+                logits.append(F.linear(*model.readout(loop, states[loop][:, kept])))
+            else:
+                features, vocabulary = step.readout(loop, states[loop][:, 0])
+                logits.append(vocabulary(features)[:, None][:, kept])
         return CRTOutput(
             logits=logits[-1],
             exit_logits=tuple(logits) if every else None,
@@ -361,14 +376,30 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             write_text(Path(save_directory) / f"{name}.py", text)
 
 
-class _Gate:
-    """The gate of a model whose weights are its buffers."""
+def _stepped(step: Step, inputs: Tensor) -> list[Tensor]:
+    """As `CRTForCausalLM._states`, of one token a row."""
+    n_loops = step.config.n_loops
+    states = [step.begin(inputs[:, 0], n_loops)]
+    for loop in range(1, n_loops + 1):
+        states.append(step.loop(loop, states[-1]))
+    step.end(n_loops, settle=False)
+    return [state[:, None] for state in states]
+
+
+class _GateWeights(Mapping):
+    """Those of a model whose gate is among its buffers, by exit loop."""
 
     def __init__(self, model: CRTForCausalLM):
-        self._buffers = model._buffers
+        self._buffers, self._loops = model._buffers, model.config.exit_loops
 
-    def distance(self, loop: int, z: Tensor) -> Tensor:
-        return Gate({loop: self._buffers[f"gate_{loop}"]}).distance(loop, z)
+    def __getitem__(self, loop: int) -> Tensor:
+        return self._buffers[f"gate_{loop}"]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._loops)
+
+    def __len__(self) -> int:
+        return len(self._loops)
 
 
 def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:

@@ -7,6 +7,8 @@ from transformers.cache_utils import Cache
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.memory import Memory
+from crt_lib.model import CRT
+from crt_lib.step import Step
 
 
 class CRTCache(Cache):
@@ -17,6 +19,18 @@ class CRTCache(Cache):
     def __init__(self):
         super().__init__(layers=[])
         self.memory: Memory | None = None
+        self._step: Step | None = None
+
+    def step(self, model: CRT, inputs: Tensor) -> Step | None:
+        """The fast way for one more token a row; None where it is none, as for embeddings."""
+        memory = self.memory
+        if inputs.shape[1:] != (1,) or model.training:
+            return None
+        if memory.starts is not None and int(memory.starts.max()) > memory.length:
+            return None  # padding is no token
+        if self._step is None or (self._step.model, self._step.rows) != (model, memory.rows):
+            self._step = Step(model, memory)
+        return self._step
 
     def room_for(
         self, config: ModelConfig, rows: int, n: int, like: Tensor, starts: Tensor | None
@@ -66,5 +80,5 @@ class CRTCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every row `repeats` times."""
         if self.memory is not None:
-            rows = torch.arange(self.memory.rows, device=self.memory.embedding.keys.device)
+            rows = torch.arange(self.memory.rows, device=self.memory.kv.device)
             self.memory.select(rows.repeat_interleave(repeats))

@@ -17,45 +17,58 @@ from crt_lib.files import InputError
 
 
 class ConvMemory:
-    """The inputs of one causal convolution; `reach` = (kernel - 1) * dilation zeros come first."""
+    """The inputs of one causal convolution, cycle `cycle` of `layer`."""
 
-    def __init__(self, layer: "LayerMemory", reach: int, width: int, like: Tensor):
-        self.layer, self.reach = layer, reach
-        rows, capacity = layer.memory.rows, layer.memory.capacity
-        self.inputs = like.new_zeros(rows, reach + capacity, width)
+    def __init__(self, layer: "LayerMemory", cycle: int, reach: int):
+        self.layer, self.cycle, self.reach = layer, cycle, reach
+        self.site = 0  # where it is in `Memory.inputs`
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, reach + capacity, d), zeros first."""
+        memory = self.layer.memory
+        return memory.inputs[self.site, :, memory.reach - self.reach :]
 
     def extend(self, h: Tensor) -> Tensor:
         """Add the inputs (B, n, d); returns them after the `reach` before, (B, reach + n, d)."""
-        at, n, layer = self.layer.length, h.shape[1], self.layer
+        at, n, layer, inputs = self.layer.length, h.shape[1], self.layer, self.inputs
         here = slice(self.reach + at, self.reach + at + n)
         if layer.active is not None:
-            before = layer.previous.convolutions[layer.convolutions.index(self)]
-            h = torch.where(layer.active[..., None], h, before.inputs[:, here])
+            before = layer.previous.convolutions[self.cycle].inputs
+            h = torch.where(layer.active[..., None], h, before[:, here])
         if layer.memory.starts is not None:  # the convolution sees zeros before a row's first token
             h = h.masked_fill(layer.positions(n)[:, 0, :, None] < 0, 0.0)
-        self.inputs[:, here] = h
-        return self.inputs[:, at : self.reach + at + n]
+        inputs[:, here] = h
+        return inputs[:, at : self.reach + at + n]
 
 
 class LayerMemory:
     """Of one application of a block, or of the embedding, which has no attention."""
 
-    def __init__(self, memory: "Memory", config: ModelConfig, n_cycles: int, like: Tensor):
-        self.memory, self.length = memory, 0
+    def __init__(self, memory: "Memory", index: int, config: ModelConfig, n_cycles: int):
+        self.memory, self.index, self.length = memory, index, 0
         self.previous: LayerMemory | None = None
         self.active: Tensor | None = None
-        d, reach = config.d_model, config.kernel_size - 1
         dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
-        has_conv = config.trm != "linear"
         self.convolutions = [
-            ConvMemory(self, reach * dilation, d, like) for dilation in dilations if has_conv
+            ConvMemory(self, i, (config.kernel_size - 1) * dilation)
+            for i, dilation in enumerate(dilations)
+            if config.trm != "linear"
         ]
-        shape = (memory.rows, config.n_heads, memory.capacity, d // config.n_heads)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    @property
+    def keys(self) -> Tensor:
+        """(B, heads, capacity, head_dim)."""
+        return self.memory.kv[self.index, 0]
+
+    @property
+    def values(self) -> Tensor:
+        """(B, heads, capacity, head_dim)."""
+        return self.memory.kv[self.index, 1]
 
     def positions(self, n: int) -> Tensor:
         """Of the next n tokens, counted from each row's first: (n,), or (B, 1, n) with starts."""
-        at = torch.arange(self.length, self.length + n, device=self.keys.device)
+        at = torch.arange(self.length, self.length + n, device=self.memory.kv.device)
         starts = self.memory.starts
         return at if starts is None else at - starts[:, None, None]
 
@@ -102,7 +115,7 @@ class LayerMemory:
         starts = self.memory.starts
         if n == 1 and starts is None:
             return None
-        to = torch.arange(at + n, device=self.keys.device)
+        to = torch.arange(at + n, device=self.memory.kv.device)
         fro = to[at:, None]
         mask = to <= fro  # (n, at + n)
         if starts is None:
@@ -138,10 +151,18 @@ class Memory:
         self.rows, self.capacity = rows, capacity
         self.kept: dict[str, tuple[tuple[int, int], Any]] = {}  # of `LayerMemory.shared`
         self.starts = starts
-        cycles = [config.n_embed_cycles] + [config.n_cycles] * (config.n_prelude + config.n_loops)
-        layers = [LayerMemory(self, config, n, like) for n in cycles]
-        self.embedding, layers = layers[0], layers[1:]
+        blocks = config.n_prelude + config.n_loops
+        self.embedding = LayerMemory(self, -1, config, config.n_embed_cycles)
+        layers = [LayerMemory(self, i, config, config.n_cycles) for i in range(blocks)]
         self.prelude, self.loops = layers[: config.n_prelude], layers[config.n_prelude :]
+        shape = (blocks, 2, rows, config.n_heads, capacity, config.d_model // config.n_heads)
+        self.kv = like.new_zeros(shape)  # keys and values
+        every = [conv for layer in self._layers for conv in layer.convolutions]
+        self.convolutions = sorted(every, key=lambda conv: conv.reach)
+        for site, convolution in enumerate(self.convolutions):
+            convolution.site = site
+        self.reach = max((conv.reach for conv in every), default=0)
+        self.inputs = like.new_zeros(len(every), rows, self.reach + capacity, config.d_model)
 
     @property
     def length(self) -> int:
@@ -159,24 +180,22 @@ class Memory:
         more = capacity - self.capacity
         if more > 0:
             self.capacity = capacity
-            self._replace(lambda held: F.pad(held, (0, 0, 0, more)))
+            self._replace(lambda held, _: F.pad(held, (0, 0, 0, more)))
 
     def select(self, rows: Tensor) -> None:
         """Make row i hold what row `rows[i]` held; there may be more or fewer than before."""
         self.rows, self.kept = len(rows), {}
         if self.starts is not None:
             self.starts = self.starts[rows]
-        self._replace(lambda held: held[rows])
+        self._replace(lambda held, dim: held.index_select(dim, rows))
 
     @property
     def _layers(self) -> tuple[LayerMemory, ...]:
         return (self.embedding, *self.prelude, *self.loops)
 
-    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
-        for layer in self._layers:
-            layer.keys, layer.values = change(layer.keys), change(layer.values)
-            for convolution in layer.convolutions:
-                convolution.inputs = change(convolution.inputs)
+    def _replace(self, change: Callable[[Tensor, int], Tensor]) -> None:
+        """Put in the place of what is held `change` of it and of the dimension of its rows."""
+        self.kv, self.inputs = change(self.kv, 2), change(self.inputs, 1)
 
     def _check_capacity(self, capacity: int) -> None:
         if capacity > self.max_seq_len:

@@ -121,7 +121,7 @@ class TRMEmbedding(nn.Module):
         same = width == config.d_model
         self.proj = nn.Identity() if same else nn.Linear(width, config.d_model)
         trm = TRM(config, config.n_embed_cycles)
-        self.cycles, self._refine = trm.cycles, trm.forward
+        self.cycles, self.dilations, self._refine = trm.cycles, trm.dilations, trm.forward
         if config.head_sharing == "tied":
             # as an output matrix, N(0, 1) rows would start the logits with a deviation near 9
             nn.init.normal_(self.tokens.weight, std=width**-0.5)

@@ -1,0 +1,181 @@
+"""The fast step against the model it is made from: logits, exits and what the memory holds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from test_exits import CASES, Pattern, causal
+from tiny_models import ALL_OPTIONS, OPTIONS, TINY, random_ids, random_model
+from torch import nn
+
+from crt_lib.exits import Policy, run_with_exits
+from crt_lib.gate import Gate
+from crt_lib.leaving import step_with_exits
+from crt_lib.memory import Memory
+from crt_lib.products import Packed, Transposed, mlp, product
+from crt_lib.step import Step
+
+KNOWN = 6  # tokens that the model itself has read
+NEW = 7
+FEW = {"paper": {}, **OPTIONS, "all options": ALL_OPTIONS}
+ROWS = st.sampled_from([1, 2, 5])
+POLICIES = (
+    Policy(),
+    Policy(fixed=1),
+    Policy("confidence", tau0=0.1, tau_min=0.0),
+    Policy("similarity", tau0=0.87, tau_min=0.87),
+    Policy("similarity", tau0=0.87, tau_min=0.87, fixed=3),
+    Policy("gate", tau0=0.6, tau_min=0.6),
+    Policy("agreement", exits=(3,)),
+    Policy("stability", tau0=0.97, tau_min=0.97),
+)
+
+
+def two_ways(model, ids, policies, starts=None):
+    """Logits and exits of `NEW` tokens by the model and by a step, and the memory afterwards.
+
+    The last token has full depth, so that every loop holds all tokens.
+    """
+    ways = []
+    for fast in (False, True):
+        memory = Memory(model.config, len(ids), ids.shape[1], model.loop_encoding, starts)
+        run_with_exits(model, ids[:, :KNOWN], policies[0], memory)
+        step = Step(model, memory)
+        logits, loops = [], []
+        for at, policy in enumerate([*policies[1:NEW], Policy()], KNOWN):
+            if fast:
+                own, left = step_with_exits(step, ids[:, at], policy)
+            else:
+                exited = run_with_exits(model, ids[:, at : at + 1], policy, memory)
+                own, left = exited.logits[:, 0], exited.loops[:, 0].tolist()
+            logits.append(own)
+            loops.append(left)
+        ways.append((torch.stack(logits), loops, (memory.kv, memory.inputs)))
+    return ways
+
+
+def pattern_of(config, rows, draw):
+    """A policy for the known tokens and one for each new token: random exits of each row."""
+    choices = st.sampled_from(config.head_loops)
+    return [
+        Given(torch.tensor(draw(st.lists(choices, min_size=rows * n, max_size=rows * n))))
+        for n in (KNOWN, *[1] * NEW)
+    ]
+
+
+class Given(Pattern):
+    """`Pattern` for tokens in the shape that is asked about."""
+
+    def passes(self, loop):
+        return self.loops.view(loop.z.shape[:-1]) == loop.number
+
+
+@given(data=st.data(), case=st.sampled_from(list(CASES)), rows=ROWS)
+def test_any_exits_of_any_rows(data, case, rows):
+    model = random_model(**causal(CASES[case])).double()
+    policies = pattern_of(model.config, rows, data.draw)
+    same(*two_ways(model, random_ids(rows, KNOWN + NEW), policies))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_every_option(changes, rows):
+    model = random_model(**causal(changes)).double()
+    same(*two_ways(model, random_ids(rows, KNOWN + NEW), [Policy()] * (NEW + 1)))
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])
+@given(policies=st.lists(st.sampled_from(POLICIES), min_size=NEW + 1, max_size=NEW + 1), rows=ROWS)
+def test_one_policy_after_another(changes, policies, rows):
+    """Loops that were not run for a token are made up for when a later one runs them."""
+    model = random_model(**changes).double()
+    weights = torch.randn(2, TINY.d_model + 1, generator=torch.Generator().manual_seed(2))
+    model.gate = Gate(dict(zip((1, 3), 0.2 * weights, strict=True)))
+    same(*two_ways(model, random_ids(rows, KNOWN + NEW), policies))
+
+
+def same(slow, fast):
+    torch.testing.assert_close(fast[0], slow[0], atol=1e-10, rtol=1e-10)
+    assert fast[1] == slow[1]
+    for mine, other in zip(fast[2], slow[2], strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_padding_on_the_left(changes):
+    model, ids = random_model(**causal(changes)).double(), random_ids(3, KNOWN + NEW)
+    starts = torch.tensor([0, KNOWN - 1, 2])
+    policies = [POLICIES[i % 4] for i in range(NEW + 1)]
+    same(*two_ways(model, ids, policies, starts))
+    same(*two_ways(model, ids[1:2], policies, starts[1:2]))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+def test_in_the_precision_of_decoding(changes, dtype, rows):
+    """Rounding: the step is as near to float64 as the model is, within a factor of four."""
+    ids, policies = random_ids(rows, KNOWN + NEW), [Policy()] * (NEW + 1)
+    rounded = random_model(**causal(changes)).to(dtype)
+    exact, _ = two_ways(rounded.double(), ids, policies)
+    slow, fast = two_ways(rounded.to(dtype), ids, policies)
+    allowed = (slow[0].double() - exact[0]).abs().max() + 8 * torch.finfo(dtype).eps
+    assert (fast[0].double() - exact[0]).abs().max() <= 4 * allowed
+
+
+def test_a_memory_that_grows_and_changes_its_rows():
+    model, ids = random_model(**ALL_OPTIONS).double(), random_ids(3, 12)
+    rows = torch.tensor([2, 0, 0])
+    memory = Memory(model.config, 3, 7, model.loop_encoding)
+    run_with_exits(model, ids[:, :6], Policy(), memory)
+    step = Step(model, memory)
+    step_with_exits(step, ids[:, 6], Policy())
+    memory.reserve(12)
+    memory.select(rows)
+    logits = [step_with_exits(step, ids[rows, at], Policy())[0] for at in range(7, 12)]
+    memory.truncate(7)
+    again = [step_with_exits(step, ids[rows, at], Policy())[0] for at in range(7, 12)]
+    whole = run_with_exits(model, ids[rows], Policy()).logits[:, 7:]
+    for made in (logits, again):
+        torch.testing.assert_close(torch.stack(made, 1), whole, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_in_every_layout(rows, bias):
+    layer = nn.Linear(24, 36, bias=bias)
+    with torch.no_grad():
+        x, h = torch.randn(rows, 24), torch.randn(rows, 36)
+        made, out = product(layer, rows), torch.empty(rows, 36)
+        assert isinstance(made, Transposed if rows == 1 else Packed)
+        made.into(out, x)
+        sums = 24 * torch.finfo(torch.float32).eps * 8  # of 24 terms, the largest below 8
+        for found, wanted in (
+            (made(x), layer(x)),
+            (out, layer(x)),
+            (made.add(h, x), h + layer(x)),
+            (made.gelu(x), F.gelu(layer(x))),
+        ):
+            torch.testing.assert_close(found, wanted, atol=sums, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_mlp_of_a_step(rows, gated):
+    up, down = nn.Linear(8, 64 if gated else 32).double(), nn.Linear(32, 8).double()
+    with torch.no_grad():
+        x, h = torch.randn(rows, 8).double(), torch.randn(rows, 8).double()
+        first, second = up(x).chunk(2, -1) if gated else (None, None)
+        middle = F.silu(first) * second if gated else F.gelu(up(x))
+        made = mlp(up, down, gated, rows)
+        for _ in range(2):  # its buffers are used again
+            torch.testing.assert_close(made(h, x), h + down(middle), atol=1e-12, rtol=1e-12)
+
+
+def test_a_step_leaves_the_weights_alone():
+    model = random_model(**ALL_OPTIONS)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step = Step(model, Memory(model.config, 1, 8, model.loop_encoding))
+    step_with_exits(step, torch.tensor([3]), Policy("confidence"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
