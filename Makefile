@@ -9,7 +9,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=AVX2
 NUMERICAL := $(patsubst %,tests/test_%.py,accounting audit baselines batches benchstep causality \
 	checkpoint compare decode device evaluate exits gate layers loss model optim perloop recipe_options \
-	schedule trace train updates)
+	schedule step trace train updates)
 
 # What is installed is compiled when it is first imported, and then kept.
 unexport PYTHONDONTWRITEBYTECODE
