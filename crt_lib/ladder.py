@@ -116,7 +116,7 @@ def search_base() -> Profile:
     """The size at which the search is made: the paper's block, 0.6M tokens of WikiText-2."""
     small = load_profile("small", "paper")
     model = load_profile("quick", "paper").model.replace(n_loops=4, exit_loops=(1, 2, 3))
-    config = small.train.replace(updates=300, eval_every=0, eval_tokens=65_536, precision="bf16")
+    config = small.train.replace(updates=300, eval_every=0, eval_tokens=65_536)
     return small.replace(model=model, train=config)
 
 
