@@ -1,7 +1,7 @@
 """The commands of `crt bench`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,19 +100,50 @@ def bench_step_command(
     profile: ProfileName = "small",
     recipe: Recipe = None,
     steps: Annotated[int, typer.Option(help="Measured steps of each path.", min=1)] = 7,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="Profile whose update is measured (repeatable)."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for step.csv and step_costs.csv.")
+        Path | None,
+        typer.Option(help="Folder for step_updates.csv, step.csv and step_costs.csv."),
     ] = None,
 ) -> None:
-    """What the fast paths of a training step save, and the five operations that cost most."""
+    """The optimiser's share of an update, what the fast paths save, and what costs most.
+
+    On random ids; sizes: quick, small and paper (Table 1's), where an update's micro-batches are
+    counted from one.
+    """
     chosen = load_profile(profile, recipe)
 
-    from crt_lib.benchstep import bench_step, step_costs
+    from crt_lib.benchstep import bench_step, bench_updates, step_costs
+
+    updates = bench_updates(sizes or ["quick", "small", "paper"])
+    _show(updates, out, "step_updates.csv")
+    most = max(updates, key=lambda row: row["optimizer_share"])
+    typer.echo(
+        f"the optimiser takes at most {most['optimizer_share']:.1%} of an update "
+        f"({most['profile']}, {most['recipe']}); the bar is 5 %"
+    )
+    _show(bench_step(chosen, steps), out, "step.csv")
+    _show(step_costs(chosen), out, "step_costs.csv")
+
+
+@bench_app.command("cost")
+def bench_cost_command(
+    seconds: Annotated[float, typer.Option(help="Of updates, for each row.")] = 2.5,
+    out: Annotated[Path | None, typer.Option(help="Folder for cost.csv.")] = None,
+) -> None:
+    """Cost against size: tokens/s and peak memory by batch, length, loops, width and threads."""
+    from crt_lib.benchcost import bench_cost
+
+    _show(bench_cost(seconds, echo=typer.echo), out, "cost.csv", echo=False)
+
+
+def _show(rows: list[dict[str, Any]], out: Path | None, name: str, echo: bool = True) -> None:
     from crt_lib.runs import write_rows
 
-    tables = {"step.csv": bench_step(chosen, steps), "step_costs.csv": step_costs(chosen)}
-    for name, rows in tables.items():
-        for row in rows:
-            typer.echo("  ".join(f"{key} {short(row[key])}" for key in row))
-        if out is not None:
-            write_rows(out / name, rows)
+    for row in rows if echo else ():
+        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row))
+    if out is not None:
+        write_rows(out / name, rows)

@@ -1,23 +1,25 @@
-"""`crt bench step`: what the fast paths of a training step save, and where its time goes."""
+"""`crt bench step`: the optimiser's share of an update, what the fast paths save, what costs most.
+
+On random ids: what a step takes does not depend on the text, and no corpus is needed.
+"""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crt_lib import loss as loss_module
-from crt_lib.batches import PackedWindows
-from crt_lib.device import choose_precision
+from crt_lib.device import choose_precision, measured_on
 from crt_lib.files import InputError
-from crt_lib.manifest import run_environment
 from crt_lib.model import CRT, total_loss
 from crt_lib.optim import make_optimizers
-from crt_lib.profiles import Profile
-from crt_lib.runs import load_data
+from crt_lib.profiles import Profile, load_profile
 from crt_lib.schedule import exits_of_update
+from crt_lib.trial import RandomBatches, run_trial, with_vocabulary
 
 PATHS = {  # path -> fused loss, one exit an update, compiled block
     "plain": (False, False, False),
@@ -25,6 +27,39 @@ PATHS = {  # path -> fused loss, one exit an update, compiled block
     "fused loss, one exit": (True, True, False),
     "fused loss, one exit, compiled": (True, True, True),
 }
+
+
+def bench_updates(sizes: Sequence[str], seconds: float = 4.0) -> list[dict[str, Any]]:
+    """What an update's time goes to, a row a profile and recipe (paper: AdamW; crt2: Muon).
+
+    Medians over about `seconds` of updates, two at least, in the precision that the profile gets
+    here. A micro-batch is measured; `forward_backward_ms` counts the update's `micro_batches` of
+    them. `optimizer_share`: of forward and backward, clipping and step together.
+    """
+    rows = []
+    for size, recipe in itertools.product(sizes, ("paper", "crt2")):
+        profile = with_vocabulary(load_profile(size, recipe))
+        trial, train = run_trial(profile.model, profile.train, seconds), profile.train
+        update = trial.update(train.grad_accum)
+        rows.append(
+            {
+                "profile": size,
+                "recipe": recipe,
+                "optimizer": train.optimizer,
+                "precision": trial.precision,
+                "rows": train.batch_size,
+                "seq_len": train.seq_len,
+                "micro_batches": train.grad_accum,
+                "forward_backward_ms": round(1000 * train.grad_accum * trial.micro_batch, 1),
+                "clipping_ms": round(1000 * trial.clipping, 2),
+                "optimizer_ms": round(1000 * trial.optimizer, 2),
+                "update_ms": round(1000 * update, 1),
+                "optimizer_share": round(trial.optimizer / update, 4),
+                "measured_updates": len(trial.exits),
+                **measured_on(),
+            }
+        )
+    return rows
 
 
 def bench_step(profile: Profile, steps: int) -> list[dict[str, Any]]:
@@ -46,7 +81,9 @@ def bench_step(profile: Profile, steps: int) -> list[dict[str, Any]]:
             if i >= 2:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
-    environment = run_environment()
+    precision = choose_precision(
+        profile.train.precision, torch.device("cpu"), profile.model.d_model
+    ).name
     return [
         {
             "path": name,
@@ -55,8 +92,8 @@ def bench_step(profile: Profile, steps: int) -> list[dict[str, Any]]:
             "speedup": round(medians["plain"] / median, 3),
             "profile": profile.name,
             "recipe": profile.recipe,
-            "device": environment["device"],
-            "threads": environment["torch_threads"],
+            "precision": precision,
+            **measured_on(),
         }
         for name, median in medians.items()
     ]
@@ -89,11 +126,8 @@ def step_costs(profile: Profile, top: int = 5) -> list[dict[str, Any]]:
 
 def _steps(profile: Profile) -> tuple[Callable[..., Callable[[int], None]], int]:
     """A maker of training steps for a path, and the tokens of a step."""
-    data = load_data(profile)
-    config = profile.train
-    eot = data.tokenizer.eot_id
-    batches = PackedWindows(data.train.ids, config.seq_len, config.batch_size, config.seed, eot)
-    model_config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    config, model_config = profile.train, with_vocabulary(profile).model
+    batches = RandomBatches(model_config.vocab_size, config.seq_len, config.batch_size)
     cpu = torch.device("cpu")
     precision = choose_precision(config.precision, cpu, model_config.d_model).name
 

@@ -111,13 +111,20 @@ def memory(results: Results) -> Judged:
     rows = results.bench("train.csv")
     if rows is None:
         return Judged(UNTESTED, "crt bench train has not been run")
-    peaks = [row["peak_memory_bytes"] / 1e9 for row in rows if row["rows"] == 2]
+    peaks = {
+        side: max(
+            row["peak_memory_bytes"] / 1e9
+            for row in rows
+            if row["rows"] == 2 and row["side"] == side
+        )
+        for side in ("released", "ours")
+    }
     return Judged(
-        HOLDS if max(peaks) <= 6 else FAILS,
+        HOLDS if max(peaks.values()) <= 6 else FAILS,
         "peak memory of the process that trains Table 1's model with its 92M parameters, 2 x 384 "
         "tokens, checkpointed, on a CPU; with a step as released and with ours",
-        released=f"{peaks[0]:.2f} GB, on a CPU",
-        honest=f"{peaks[1]:.2f} GB, on a CPU",
+        released=f"{peaks['released']:.2f} GB, on a CPU",
+        honest=f"{peaks['ours']:.2f} GB, on a CPU",
         profile="paper",
         command="crt bench train --out results/bench/train.csv",
     )

@@ -101,7 +101,7 @@ def _difference(row: dict[str, Any]) -> str:
 
 
 def training_benchmark(results: Path) -> str:
-    """`crt bench train`, a row a shape: the released-style step against ours."""
+    """`crt bench train`: the released-style step against ours, then where ours spends its time."""
     rows = read_rows(results / "bench" / "train.csv")
     body = []
     for released, ours in zip(rows[::2], rows[1::2], strict=True):
@@ -109,8 +109,7 @@ def training_benchmark(results: Path) -> str:
         memory = ours["peak_memory_bytes"] / released["peak_memory_bytes"]
         body.append(
             [
-                f"{ours['rows']} x {ours['seq_len']}",
-                ours["precision"],
+                *_case(ours),
                 _pair(released, ours, "useful_tokens_per_second", 1, "{:.1f}"),
                 f"{speed:.2f}x",
                 _pair(released, ours, "peak_memory_bytes", 1e9, "{:.2f}"),
@@ -118,9 +117,59 @@ def training_benchmark(results: Path) -> str:
                 _pair(released, ours, "mfu", 0.01, "{:.0f} %"),
             ]
         )
-    head = ["step", "ours in", "useful tokens/s", "ratio", "peak GB", "ratio", "MFU"]
-    where = f"{rows[0]['device']}, {rows[0]['threads']} threads"
-    return markdown_table(head, body) + f"\n\nReleased-style -> ours, {where}."
+    head = [*_CASE, "useful tokens/s", "ratio", "peak GB", "ratio", "MFU"]
+    said = f"Released-style in fp32 -> ours, {rows[0]['device']}. MFU: of the precision's own peak."
+    return f"{markdown_table(head, body)}\n\n{said}\n\n{_parts(results)}"
+
+
+_CASE = ["step", "ours in", "ISA", "threads"]
+
+
+def _case(row: dict[str, Any]) -> list[str]:
+    return [f"{row['rows']} x {row['seq_len']}", row["case"], row["isa"], str(row["threads"])]
+
+
+def _parts(results: Path) -> str:
+    """A row a case of train_parts.csv, a column a part: its share of the step, and of its bound."""
+    cases: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for row in read_rows(results / "bench" / "train_parts.csv"):
+        cases.setdefault(tuple(_case(row)), {})[row["part"]] = row
+    body = []
+    for case, parts in cases.items():
+        cells = []
+        for row in parts.values():
+            reached = f" ({row['of_bound']:.0%})" if row["of_bound"] is not None else ""
+            cells.append(f"{row['share']:.0%}{reached}")
+        most = max(parts.values(), key=lambda row: row["share_of_lost"])
+        body.append([*case, *cells, f"{most['part']}, {most['share_of_lost']:.0%}"])
+    names = list(next(iter(cases.values())))
+    said = (
+        "Our step by part: the share of its time, and in brackets how much of the part's bound is "
+        "reached: its multiply-adds, recomputation apart, at the peak; for the optimiser and the "
+        "depthwise taps their bytes at the memory's bandwidth. Last, the part that loses most, and "
+        "its share of all that is lost."
+    )
+    return f"{said}\n\n{markdown_table([*_CASE, *names, 'most lost in'], body)}"
+
+
+def cost_against_size(results: Path) -> str:
+    """`crt bench cost`: tokens/s and peak memory, a row a size, a column a number of threads."""
+    rows = read_rows(results / "bench" / "cost.csv")
+    threads = list(dict.fromkeys(row["threads"] for row in rows))
+    axes = ("batch", "length", "loops", "d")
+    sizes: dict[tuple, list[str]] = {}
+    for row in rows:
+        line = sizes.setdefault(tuple(row[axis] for axis in axes), [])
+        line += [f"{row['tokens_per_second']:.0f}", f"{row['peak_memory_bytes'] / 1e9:.2f}"]
+    head = list(axes)
+    for count in threads:
+        many = "1 thread" if count == 1 else f"{count} threads"
+        head += [f"tokens/s, {many}", f"peak GB, {many}"]
+    body = [[*map(str, size), *cells] for size, cells in sizes.items()]
+    precisions = ", ".join(sorted({row["precision"] for row in rows}))
+    where = f"{rows[0]['device']}, {rows[0]['isa']}, in {precisions}"
+    said = f"An update of `crt2` at the size of `small`, and one change at a time ({where})."
+    return f"{said}\n\n{markdown_table(head, body)}"
 
 
 def costliest_operations(results: Path) -> str:
@@ -130,10 +179,17 @@ def costliest_operations(results: Path) -> str:
     named = ", ".join(f"`{row['operation']}` {row['share']:.0%}" for row in costs)
     faster = ", ".join(f"{row['path']} {row['speedup']:.2f}x" for row in paths[1:])
     first = paths[0]
+    where = f"{first['device']}, {first['isa']}, {first['threads']} threads, {first['precision']}"
+    updates = read_rows(results / "bench" / "step_updates.csv")
+    shares = ", ".join(
+        f"{row['profile']} {row['recipe']} ({row['optimizer']}, {row['precision']}) "
+        f"{row['optimizer_share']:.1%}"
+        for row in updates
+    )
     return (
-        f"A training step of `crt2` at the size of `{first['profile']}` ({first['device']}, "
-        f"{first['threads']} threads) spends most in {named}. Against a step that keeps whole "
-        f"logits and trains every exit: {faster}."
+        f"A training step of `crt2` at the size of `{first['profile']}` ({where}) spends most in "
+        f"{named}. Against a step that keeps whole logits and trains every exit: {faster}. "
+        f"The optimiser's share of an update: {shares}."
     )
 
 
@@ -247,6 +303,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "words": words,
     "bench": training_benchmark,
     "step": costliest_operations,
+    "cost": cost_against_size,
     "decode": decoding,
     "card": model_card,
     "notebooks": notebook_table,

@@ -66,6 +66,24 @@ class RandomBatches:
         return Batch(rows[:, :-1], rows[:, 1:])
 
 
+def with_vocabulary(profile: Profile) -> Profile:
+    """`profile` with its tokenizer's vocabulary size in the model, reading a corpus only for words.
+
+    Raises InputError as `load_tokenizer`, when the tokenizer is made of the corpus's words.
+    """
+    name = profile.tokenizer
+    if name == "gpt2":
+        size = 50_257
+    elif name.startswith("bpe:") and name[4:].isdigit():
+        size = int(name[4:])
+    else:
+        from crt_lib.corpus import load_corpus
+        from crt_lib.tokenizer import load_tokenizer
+
+        size = load_tokenizer(name, load_corpus(profile.corpus)).vocab_size
+    return profile.replace(model=profile.model.replace(vocab_size=size))
+
+
 def run_trial(
     model: ModelConfig | GPT2Config, train: TrainConfig, seconds: float, threads: int | None = None
 ) -> Trial:

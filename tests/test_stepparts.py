@@ -1,0 +1,109 @@
+"""The time of a step by part: it sums to the step's, and timing changes nothing."""
+
+import contextlib
+import time
+
+import pytest
+import torch
+from tiny_models import TINY, VARIANTS
+
+from crt_lib import model as model_module
+from crt_lib.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
+from crt_lib.bench import keep_others, part_rows
+from crt_lib.layers import Attention
+from crt_lib.model import CRT, total_loss
+from crt_lib.stepparts import OTHER, PARTS, RECOMPUTED, Clock, part_bounds
+
+
+def gradients(config, checkpointing, watched):
+    torch.manual_seed(0)
+    model = CRT(config).double().train()
+    model.gradient_checkpointing = checkpointing
+    ids = torch.randint(config.vocab_size, (2, 17))
+    clock = Clock("cpu")
+    torch.manual_seed(1)
+    with clock.watch(model) if watched else contextlib.nullcontext():
+        loss = total_loss(model(ids[:, :-1], targets=ids[:, 1:]), 0.3)
+        with clock.backward():
+            loss.backward()
+    return {name: value.grad for name, value in model.named_parameters()}, clock
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("trm", VARIANTS)
+def test_gradients_are_those_of_an_unwatched_step(trm, checkpointing):
+    config = TINY.replace(trm=trm, dropout=0.2)
+    plain, _ = gradients(config, checkpointing, False)
+    watched, clock = gradients(config, checkpointing, True)
+    for name, value in plain.items():  # sums in another order, in float64
+        torch.testing.assert_close(watched[name], value, atol=1e-12, rtol=1e-10)
+    assert (clock.seconds[RECOMPUTED] > 0) == checkpointing
+    assert set(clock.seconds) <= set(PARTS) and clock.seconds["heads"] > 0
+
+
+def test_the_parts_sum_to_the_step_and_nothing_stays_behind():
+    losses, compute = model_module.exit_losses, Attention.compute
+    began = time.perf_counter()
+    _, clock = gradients(TINY, True, True)
+    assert 0 < sum(clock.seconds.values()) <= time.perf_counter() - began
+    assert model_module.exit_losses is losses
+    model = CRT(TINY)
+    with clock.watch(model):
+        pass
+    assert "compute" not in vars(model.block.attention) and Attention.compute is compute
+    assert not model.embed._forward_hooks and not model.block.attention._forward_pre_hooks
+
+
+@pytest.mark.parametrize("part, module", [("attention", "attention"), ("MLP", "down")])
+def test_a_slow_part_is_charged(part, module, monkeypatch):
+    """A pause in a module's forward pass, or in its backward pass, is the part's time."""
+    for backward in (False, True):
+        torch.manual_seed(0)
+        model = CRT(TINY).train()
+        slow = (
+            model.block.attention.out if module == "attention" else model.block.trm.cycles[0].down
+        )
+        if backward:
+            slow.register_full_backward_hook(lambda *_: time.sleep(0.05))
+        else:
+            slow.register_forward_hook(lambda *_: time.sleep(0.05))
+        clock, ids = Clock("cpu"), torch.randint(TINY.vocab_size, (2, 17))
+        with clock.watch(model):
+            loss = total_loss(model(ids[:, :-1], targets=ids[:, 1:]), 0.3)
+            with clock.backward():
+                loss.backward()
+        assert clock.seconds[part] > 0.05 * TINY.n_loops
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_prelude": 1}, {"pointwise": False}, {"trm": "conv"}])
+def test_bounds_count_every_multiply_add_once(changes):
+    """With a memory without limits, the bounds are the step's multiply-adds but for the taps."""
+    config = TINY.replace(**changes)
+    bounds = part_bounds(config, 3, 10, peak=1.0, bandwidth=float("inf"))
+    counts = sum(multiply_adds(config, 10).values())
+    cycles = (config.n_prelude + config.n_loops) * config.n_cycles
+    counts -= cycles * cycle_multiply_adds(config)["depthwise"]
+    assert sum(bounds.values()) == pytest.approx(6 * 30 * counts)
+    moved = part_bounds(config, 3, 10, peak=float("inf"), bandwidth=1.0)
+    assert moved["optimiser"] == 40 * sum(parameters_by_part(config).values())
+    taps = 20 * 30 * config.d_model * cycles if config.trm != "conv" else 0
+    assert moved["convolution"] == taps
+
+
+def test_rows_of_parts_are_shares():
+    steps = [{"MLP": 3.0, OTHER: 1.0}, {"MLP": 5.0, OTHER: 1.0}, {"MLP": 3.0, OTHER: 2.0}]
+    rows = {row["part"]: row for row in part_rows(steps, {"MLP": 1.5})}
+    assert list(rows) == list(PARTS)
+    assert rows["MLP"]["seconds"] == 3 and rows["MLP"]["share"] == 0.75
+    assert rows["MLP"]["of_bound"] == 0.5 and rows[OTHER]["of_bound"] is None
+    assert rows["MLP"]["share_of_lost"] == pytest.approx(0.6)
+
+
+def test_other_cases_are_kept():
+    def row(case, isa, value):
+        shape = {"rows": 2, "seq_len": 8, "device": "x", "threads": 1}
+        return shape | {"case": case, "isa": isa, "value": value}
+
+    found = [row("fp32", "AVX2", 1), row("fp32", "AVX512", 2), row("bf16", "AVX512", 3)]
+    kept = keep_others(found, [row("fp32", "AVX512", 4)])
+    assert sorted(r["value"] for r in kept) == [1, 3, 4]
