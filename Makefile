@@ -22,7 +22,7 @@ help: ## list the targets
 
 setup: .venv/notebooks.installed ## make .venv, install the pinned versions (by uv if there is one)
 
-reproduce: setup ## run every notebook with the quick profile, print the results (10 minutes)
+reproduce: setup ## run every notebook with the quick profile, print the results (5 minutes, the installation apart)
 	$(BIN)/crt reproduce --profile quick
 
 smoke: setup ## the same with the smoke profile: does it all run? (a minute or two)

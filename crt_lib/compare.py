@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from crt_lib.batches import evaluation_lines, evaluation_windows, released_lines
-from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, scored_losses
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Scored, evaluate, scored_losses
 from crt_lib.files import InputError
 from crt_lib.tokenizer import TokenizedCorpus
 
@@ -40,12 +40,21 @@ class Interval:
 
 
 def score_documents(
-    model: nn.Module, data: TokenizedCorpus, split: str, seq_len: int, protocol: str = "honest"
+    model: nn.Module,
+    data: TokenizedCorpus,
+    split: str,
+    seq_len: int,
+    protocol: str = "honest",
+    *,
+    max_lines: int | None = None,
+    kept: Sequence[Scored] = (),
 ) -> Documents:
     """Score `split` as the honest or the released protocol does, and sum by document.
 
-    A token belongs to the document in which it ends; padding, to that of its line. Raises
-    InputError as `document_of_tokens` (honest), and for a text without lines (released).
+    `max_lines`: only the first so many lines (released), and the documents that they are of;
+    `kept`: what `evaluate` kept of the same, which is then not scored again. A token belongs to the
+    document in which it ends; padding, to that of its line. Raises InputError as
+    `document_of_tokens` (honest), and for a text without lines (released).
     """
     part, eot = data.split(split), data.tokenizer.eot_id
     if protocol == "released":
@@ -54,12 +63,14 @@ def score_documents(
         owner = np.repeat(np.arange(len(texts)), [len(released_lines(text)) for text in texts])
         if not part.lines:
             raise InputError(f"split {split} has no line over 50 characters to score")
-        batches = evaluation_lines(part.lines, seq_len, 8, eot)
+        owner = owner[:max_lines]
+        sizes = sizes[: owner[-1] + 1]
+        batches = evaluation_lines(part.lines[:max_lines], seq_len, 8, eot)
     else:
         owner, sizes = document_of_tokens(data, split)
         batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
     losses: dict[int, list[np.ndarray]] = {}
-    for by_exit, scored in scored_losses(model, batches):
+    for by_exit, scored in kept or scored_losses(model, batches):
         for loop, loss in by_exit.items():
             losses.setdefault(loop, []).append(loss[scored].double().cpu().numpy())
     by_exit = {loop: np.concatenate(parts) for loop, parts in losses.items()}
@@ -136,20 +147,29 @@ def resampled(
     return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
 
 
-def exit_table(model: nn.Module, data: TokenizedCorpus, seq_len: int) -> list[dict[str, Any]]:
+def exit_table(
+    model: nn.Module,
+    data: TokenizedCorpus,
+    seq_len: int,
+    max_lines: int | None = None,
+    kept: Mapping[str, Sequence[Scored]] | None = None,
+) -> list[dict[str, Any]]:
     """The paper's Table 2: a row a protocol and exit, nats a position on valid.
 
     `low` and `high`: the 95 % interval over documents; `minus_last` and its interval: how much more
     than the last exit it loses, document by document. No intervals for a tokenizer that drops
-    bytes. Without lines over 50 characters there are no rows of the released protocol.
+    bytes. Without lines over 50 characters there are no rows of the released protocol. `kept`, by
+    protocol, and `max_lines` are those of `score_documents`.
     """
+    kept = kept or {}
     eot, rows = data.tokenizer.eot_id, []
     lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
     for protocol, length in lengths.items():
         if protocol == "released" and not data.valid.lines:
             continue
         try:
-            found = score_documents(model, data, "valid", length, protocol)
+            how = {"max_lines": max_lines, "kept": kept.get(protocol, ())}
+            found = score_documents(model, data, "valid", length, protocol, **how)
         except InputError:
             losses = evaluate(model, data.valid, eot, seq_len=length).loss
             last = losses[max(losses)]

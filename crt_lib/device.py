@@ -18,7 +18,7 @@ from crt_lib.manifest import run_environment
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
 FAST = 1.2  # times float32's speed from which bf16 is worth its casts
-WIDE = 384  # width times bf16's speed from which a CPU gains more by the products than casts cost
+WIDE = 320  # width times bf16's speed from which a CPU gains more by the products than casts cost
 
 
 class Precision(NamedTuple):
@@ -34,7 +34,7 @@ def choose_precision(
     """What `precision` (auto or a key of DTYPES) means for a model of width `d_model` on `device`.
 
     `auto` is bf16 where its products are measured to be faster than float32's, on a CPU only where
-    that speed times `d_model` is at least WIDE (192 features at twice the speed); on a GPU without
+    that speed times `d_model` is at least WIDE (160 features at twice the speed); on a GPU without
     bf16 fp16, for muon fp32 (fp16 scales the loss for one optimizer, and muon is two). Raises
     InputError for fp16 on a CPU, and with muon.
     """
@@ -69,7 +69,7 @@ def bf16_speed(kind: str) -> float:
     emulates them, a hundred times slower, and its name does not tell.
     """
     device, best = torch.device(kind), {}
-    for _ in range(3):
+    for _ in range(4):
         for dtype in (torch.float32, torch.bfloat16):
             size = 2048 if kind == "cuda" else 256
             a = torch.ones(size, size, device=device, dtype=dtype)

@@ -24,6 +24,7 @@ class Profile(Settings):
     model: ModelConfig | GPT2Config  # vocab_size is replaced by the tokenizer's
     train: TrainConfig
     recipe: Literal["released", "paper", "crt2", "gpt2"] = "paper"
+    released_lines: int | None = None  # of valid and test that the released protocol scores; all
 
 
 def load_profile(name: str, recipe: str | None = None) -> Profile:
@@ -143,6 +144,7 @@ def _paper_profiles() -> list[Profile]:
             name="quick",
             corpus="docstrings",
             tokenizer="bpe:2048",
+            released_lines=200,
             model=quick,
             train=short.replace(
                 updates=300, seq_len=256, eval_every=50, eval_tokens=16_384, checkpoint_every=50

@@ -53,8 +53,12 @@ class Trial:
 
     @property
     def settings(self) -> str:
-        """A fingerprint of everything that is trained: rows of an arm that was changed differ."""
-        settings = [self.profile.model.to_dict(), self.profile.train.to_dict()]
+        """A fingerprint of everything that is trained: rows of an arm that was changed differ.
+
+        Not of the precision, which is the machine's: the stored rows were trained in bf16.
+        """
+        train = self.profile.train.replace(precision="bf16")
+        settings = [self.profile.model.to_dict(), train.to_dict()]
         settings += [self.profile.corpus, self.profile.tokenizer]
         return "s" + sha256(json.dumps(settings, sort_keys=True).encode())[:11]  # never a number
 
