@@ -181,6 +181,7 @@ def _alternate(sides: dict[str, tuple], steps: int, device: str) -> dict[str, di
         for name, pipe in pipes.items():
             pipe.send(None)
             found[name] |= pipe.recv()
+            workers[name].join()  # or its end would disturb the peaks of the next
     except EOFError as error:
         raise RuntimeError("a side of the benchmark ended early; its error is above") from error
     finally:

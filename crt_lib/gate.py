@@ -42,8 +42,8 @@ class Gate:
 
         def distances(loop: int, z: Tensor) -> list[float]:
             weight, bias = held[loop]
-            z = torch.layer_norm(z.float(), weight.shape, None, None, 1e-5, False)
-            return [max(d, 0.0) for d in torch.addmv(bias, z, weight).tolist()]
+            z = torch.layer_norm(at_least_float32(z), weight.shape, None, None, 1e-5, False)
+            return [max(d, 0.0) for d in torch.addmv(bias.to(z), z, weight.to(z)).tolist()]
 
         return distances
 

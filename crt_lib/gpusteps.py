@@ -20,9 +20,9 @@ from crt_lib.device import DTYPES, limit_memory, matmul_peak, utilisation, wait
 from crt_lib.files import InputError
 from crt_lib.manifest import peak_memory, run_environment
 from crt_lib.model import CRT, total_loss
+from crt_lib.optim import make_optimizers
 from crt_lib.parts import Job, Row, Table, Unfinished
 from crt_lib.profiles import load_profile
-from crt_lib.schedule import make_optimizers
 from crt_lib.tokenizer import load_tokenizer, tokenize
 
 LIMIT = 6.0  # gigabytes of the card that the paper names
