@@ -188,7 +188,7 @@ def _about(
     timing, last = read_timing(result.out), f"valid_loss_{model.n_loops}"
     ends = {row["update"]: row["seconds"] for row in timing}
     seconds, tokens = list(ends.values()), max(row["tokens"] for row in result.metrics)
-    peak = matmul_peak(next(result.model.parameters()).device, DTYPES[result.precision], 1024)
+    peak = matmul_peak(next(result.model.parameters()).device, DTYPES[result.precision.name], 1024)
     common: Row = {
         "arm": name,
         "finished": "yes" if result.finished else "no",
@@ -201,7 +201,7 @@ def _about(
         "weight_decay": settings.weight_decay,
         "optimizer": settings.optimizer,
         "max_lr": settings.max_lr,
-        "precision": result.precision,
+        "precision": result.precision.name,
         "updates": len(timing),
         "planned": settings.updates,
         "tokens_seen": tokens,
