@@ -235,11 +235,15 @@ def _audit(bench: Bench) -> Found:
 
 
 def _policies(model: CRT, ids: Tensor) -> list[Policy]:
-    """Full depth, a fixed exit, and a threshold that about half of the tokens pass at the first."""
+    """Full depth, a fixed exit, and a threshold that about half of the tokens pass at the first.
+
+    It lies between two scores: at one of them, rounding would decide whether that token exits.
+    """
     first = model.config.exit_loops[0]
     with torch.no_grad():
-        scores = model(ids, (first,))[first].softmax(-1).amax(-1)
-    tau = float(scores.median())
+        scores = model(ids, (first,))[first].softmax(-1).amax(-1).flatten().sort().values
+    half = len(scores) // 2
+    tau = float(scores[half - 1 : half + 1].mean())
     return [Policy(), Policy(fixed=first), Policy("confidence", tau, tau, 1.0)]
 
 
