@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.evaluate import evaluate, evaluate_deployable
+from crt_lib.evaluate import evaluate_deployable
 from crt_lib.files import InputError
 from crt_lib.profiles import Profile
 from crt_lib.search import exit_losses
@@ -43,18 +43,17 @@ def table_3(
 ) -> list[dict[str, Any]]:
     """A row a variant of Table 3: the paper's loss, and ours with and without the leak.
 
-    `symmetric` and `causal`: nats a token on all of valid, last exit. `deployable`: of the
-    symmetric model when nothing after a token is in its input; for the causal one that is `causal`.
+    `symmetric` and `causal`: nats a token on the first `eval_tokens` of valid, last exit.
+    `deployable`: of the symmetric model when nothing after a token is in its input; for the causal
+    one that is `causal`.
     """
     rows = []
-    eot, length = data.tokenizer.eot_id, profile.train.seq_len
+    eot = data.tokenizer.eot_id
     for variant, paper in PAPER_TABLE_3.items():
         own = profile.replace(model=profile.model.replace(trm=variant))
         row: dict[str, Any] = {"variant": variant, "paper": paper}
         for kind, made in train_both(own, data, f"table_3/{variant}", out, fresh=fresh).items():
-            row[kind] = evaluate(made.model, data.valid, eot, seq_len=length).loss[
-                own.model.n_loops
-            ]
+            row[kind] = made.metrics[-1][f"valid_loss_{own.model.n_loops}"]
             if kind == "symmetric":
                 alone = evaluate_deployable(made.model, data.valid.ids, eot)
                 row["deployable"] = alone.loss[own.model.n_loops]

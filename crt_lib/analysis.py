@@ -31,6 +31,7 @@ from crt_lib.trace import Trace, apply_policy, calibrate, chance, make_passage, 
 
 THRESHOLDS = ("tau0", "tau_min", "decay")
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
+TRACED_TOKENS = 50_000  # of valid and of test
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
 DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
 PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has them, its Table 2
@@ -70,13 +71,14 @@ class Analysis:
     passage: Trace
 
 
-def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) -> Analysis:
+def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = None) -> Analysis:
     """The analysis of the run in `folder`: what is kept and of this checkpoint, the rest made.
 
     Makes an exit gate, `traces/*.safetensors`, depth.csv and policies.csv there, from the first
-    `tokens` of train, valid and test, and decode.csv, a short `crt bench decode`; exits.csv, where
-    the run has not left it. Raises InputError for a folder without a checkpoint, and, only when
-    something must be made, for a corpus that cannot be had.
+    `tokens` of train, valid and test (None: as many as kept traces hold, else 50,000), and
+    decode.csv, a short `crt bench decode`; exits.csv, where the run has not left it. Raises
+    InputError for a folder without a checkpoint, and, only when something must be made, for a
+    corpus that cannot be had.
     """
     folder = Path(folder)
     checkpoint = checkpoint_digest(folder)
@@ -89,6 +91,7 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int = 50_000) ->
     if not fresh and tables["decode"].is_file():  # a long measurement is not lost with a trace
         decode = read_rows(tables["decode"])
         rows |= {"decode": decode} if decode[0].get("checkpoint") == checkpoint else {}
+    tokens = tokens or (traces["valid"].about["max_tokens"] if traces else TRACED_TOKENS)
     if len(rows) == len(tables):
         model, tokenizer, trained = load_trained_model(folder)
         passage = passage_of(model, tokenizer, trained)
@@ -138,11 +141,15 @@ def checkpoint_digest(path: str | Path) -> str:
     return "s" + sha256(find_checkpoint(path).read_bytes())
 
 
-def _kept(files: dict[str, Path], checkpoint: str, tokens: int) -> dict[str, Trace]:
-    """The traces in `files` if all are there, of this checkpoint and as long, else none."""
+def _kept(files: dict[str, Path], checkpoint: str, tokens: int | None) -> dict[str, Trace]:
+    """The traces in `files` if all are there, of this checkpoint and as long, else none.
+
+    None for `tokens`: of any length, all the same.
+    """
     if not all(path.is_file() for path in files.values()):
         return {}
     traces = {name: Trace.load(path) for name, path in files.items()}
+    tokens = tokens or traces["valid"].about.get("max_tokens")
     wanted = {"checkpoint": checkpoint, "max_tokens": tokens}
     return traces if all(wanted.items() <= t.about.items() for t in traces.values()) else {}
 

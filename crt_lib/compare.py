@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from crt_lib.batches import evaluation_lines, evaluation_windows, released_lines
-from crt_lib.evaluate import RELEASED_SEQ_LEN, Scored, evaluate, scored_losses
+from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, scored_losses
 from crt_lib.files import InputError
 from crt_lib.tokenizer import TokenizedCorpus
 
@@ -47,14 +47,12 @@ def score_documents(
     protocol: str = "honest",
     *,
     max_lines: int | None = None,
-    kept: Sequence[Scored] = (),
 ) -> Documents:
     """Score `split` as the honest or the released protocol does, and sum by document.
 
-    `max_lines`: only the first so many lines (released), and the documents that they are of;
-    `kept`: what `evaluate` kept of the same, which is then not scored again. A token belongs to the
-    document in which it ends; padding, to that of its line. Raises InputError as
-    `document_of_tokens` (honest), and for a text without lines (released).
+    A token belongs to the document in which it ends; padding, to that of its line. `max_lines`:
+    only the first so many lines (released), and the documents that they are of. Raises InputError
+    as `document_of_tokens` (honest), and for a text without lines (released).
     """
     part, eot = data.split(split), data.tokenizer.eot_id
     if protocol == "released":
@@ -63,25 +61,23 @@ def score_documents(
         owner = np.repeat(np.arange(len(texts)), [len(released_lines(text)) for text in texts])
         if not part.lines:
             raise InputError(f"split {split} has no line over 50 characters to score")
-        owner = owner[:max_lines]
+        owner = np.repeat(owner[:max_lines], seq_len - 1)  # the last position has no next token
         sizes = sizes[: owner[-1] + 1]
         batches = evaluation_lines(part.lines[:max_lines], seq_len, 8, eot)
     else:
         owner, sizes = document_of_tokens(data, split)
         batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
-    losses: dict[int, list[np.ndarray]] = {}
-    for by_exit, scored in kept or scored_losses(model, batches):
+    count, begin, nll = len(sizes), 0, {}
+    tokens = np.zeros(count, np.int64)
+    # summed batch by batch: what is kept of each lies between the next ones' logits on the heap
+    for by_exit, scored in scored_losses(model, batches):
+        of = owner[begin : begin + int(scored.sum())]
+        begin += len(of)
+        tokens += np.bincount(of, minlength=count)
         for loop, loss in by_exit.items():
-            losses.setdefault(loop, []).append(loss[scored].double().cpu().numpy())
-    by_exit = {loop: np.concatenate(parts) for loop, parts in losses.items()}
-    positions = len(next(iter(by_exit.values())))
-    owner = np.repeat(owner, positions // len(owner))  # every line has as many positions
-    count = len(sizes)
-    return Documents(
-        bytes=sizes,
-        tokens=np.bincount(owner, minlength=count),
-        nll={loop: np.bincount(owner, values, count) for loop, values in by_exit.items()},
-    )
+            sums = np.bincount(of, loss[scored].double().cpu().numpy(), count)
+            nll[loop] = nll.get(loop, 0.0) + sums
+    return Documents(bytes=sizes, tokens=tokens, nll=nll)
 
 
 def document_of_tokens(data: TokenizedCorpus, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -152,24 +148,21 @@ def exit_table(
     data: TokenizedCorpus,
     seq_len: int,
     max_lines: int | None = None,
-    kept: Mapping[str, Sequence[Scored]] | None = None,
 ) -> list[dict[str, Any]]:
     """The paper's Table 2: a row a protocol and exit, nats a position on valid.
 
     `low` and `high`: the 95 % interval over documents; `minus_last` and its interval: how much more
     than the last exit it loses, document by document. No intervals for a tokenizer that drops
-    bytes. Without lines over 50 characters there are no rows of the released protocol. `kept`, by
-    protocol, and `max_lines` are those of `score_documents`.
+    bytes. Without lines over 50 characters there are no rows of the released protocol.
+    `max_lines`: as for `score_documents`.
     """
-    kept = kept or {}
     eot, rows = data.tokenizer.eot_id, []
     lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
     for protocol, length in lengths.items():
         if protocol == "released" and not data.valid.lines:
             continue
         try:
-            how = {"max_lines": max_lines, "kept": kept.get(protocol, ())}
-            found = score_documents(model, data, "valid", length, protocol, **how)
+            found = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
         except InputError:
             losses = evaluate(model, data.valid, eot, seq_len=length).loss
             last = losses[max(losses)]

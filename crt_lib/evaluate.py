@@ -25,7 +25,6 @@ from crt_lib.tokenizer import TokenSplit
 RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 Protocol = Literal["honest", "released"]
 Model = nn.Module | Callable[..., Any]  # ids (B, T) to logits, as `logits_of` reads them
-Scored = tuple[dict[int, Tensor], Tensor]  # losses (B, T) by exit, and which of them count
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ def evaluate(
     batch_size: int = 8,
     max_tokens: int | None = None,
     max_lines: int | None = None,
-    keep: list[Scored] | None = None,
 ) -> Evaluation:
     """Score a split at every exit at once, on the model's device, in evaluation mode.
 
@@ -86,20 +84,19 @@ def evaluate(
     `seq_len` positions a window (384 is the released length of a line); with `stride` < seq_len
     honest windows overlap, and a token is scored with at least seq_len - stride tokens of context.
     `max_tokens`: only the first so many tokens (honest protocol), with no words or bytes to report;
-    `max_lines`: only the first so many lines (released protocol). `keep` receives what
-    `scored_losses` gives of each batch.
+    `max_lines`: only the first so many lines (released protocol).
     Raises InputError for an unknown protocol or an empty split.
     """
     if protocol == "released":
         if stride is not None or max_tokens is not None:
             raise InputError("the released protocol has no stride and counts lines, not tokens")
         rows = evaluation_lines(split.lines[:max_lines], seq_len, batch_size, eot_id)
-        return _evaluate_released(model, rows, keep)
+        return _evaluate_released(model, rows)
     if protocol != "honest":
         raise InputError(f"protocol is {protocol!r}; choose 'honest' or 'released'")
     ids = split.ids if max_tokens is None else split.ids[:max_tokens]
     windows = evaluation_windows(ids, seq_len, batch_size, eot_id, stride)
-    total, tokens = _sum_losses(model, windows, keep)
+    total, tokens = _sum_losses(model, windows)
     whole = len(ids) == len(split.ids)
     return Evaluation(
         protocol="honest",
@@ -192,28 +189,24 @@ def device_of(model: Model) -> torch.device:
     return next((p.device for p in parameters), torch.device("cpu"))
 
 
-def _evaluate_released(
-    model: Model, rows: Iterable[Batch], keep: list[Scored] | None
-) -> Evaluation:
+def _evaluate_released(model: Model, rows: Iterable[Batch]) -> Evaluation:
     means: dict[int, list[float]] = {}
     tokens = 0
-    for losses, scored in _kept(scored_losses(model, rows), keep):
-        count = int(scored.sum())
-        tokens += count
+    for losses, targets in _losses(model, rows):
+        scored = int((targets != NOT_SCORED).sum())
+        tokens += scored
         for loop, loss in losses.items():
-            means.setdefault(loop, []).append(loss.double().sum().item() / count)
+            means.setdefault(loop, []).append(loss.double().sum().item() / scored)
     if not means:
         raise InputError("the released protocol scores lines over 50 characters; there is none")
     return Evaluation("released", {loop: float(np.mean(m)) for loop, m in means.items()}, tokens)
 
 
-def _sum_losses(
-    model: Model, batches: Iterable[Batch], keep: list[Scored] | None = None
-) -> tuple[dict[int, float], int]:
+def _sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
     total: dict[int, float] = {}
     tokens = 0
-    for losses, scored in _kept(scored_losses(model, batches), keep):
-        tokens += int(scored.sum())
+    for losses, targets in _losses(model, batches):
+        tokens += int((targets != NOT_SCORED).sum())
         for loop, loss in losses.items():
             total[loop] = total.get(loop, 0.0) + loss.double().sum().item()
     if tokens == 0:
@@ -221,18 +214,16 @@ def _sum_losses(
     return total, tokens
 
 
-def _kept(batches: Iterable[Scored], keep: list[Scored] | None) -> Iterator[Scored]:
-    for batch in batches:
-        if keep is not None:
-            keep.append(batch)
-        yield batch
+def scored_losses(
+    model: Model, batches: Iterable[Batch]
+) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    """Of each batch the losses (B, T) by exit, and which of them count, in order of the text."""
+    for losses, targets in _losses(model, batches):
+        yield losses, targets != NOT_SCORED
 
 
-def scored_losses(model: Model, batches: Iterable[Batch]) -> Iterator[Scored]:
-    """Of each batch the losses (B, T) by exit, and which of them count, in order of the text.
-
-    The model is in evaluation mode meanwhile.
-    """
+def _losses(model: Model, batches: Iterable[Batch]):
+    """(losses by exit, targets) of each batch, the model in evaluation mode meanwhile."""
     device = device_of(model)
     was_training = isinstance(model, nn.Module) and model.training
     if was_training:
@@ -240,8 +231,7 @@ def scored_losses(model: Model, batches: Iterable[Batch]) -> Iterator[Scored]:
     try:
         for batch in batches:
             targets = batch.targets.to(device)
-            losses = token_losses(model, batch.inputs.to(device), targets)
-            yield losses, targets != NOT_SCORED
+            yield token_losses(model, batch.inputs.to(device), targets), targets
     finally:
         if was_training:
             model.train()

@@ -259,8 +259,8 @@ def evaluate_with_exits(
 
     Unlike a trace's, the context of a token has left too where the policy let it.
     """
-    nats, loops = [], []
-    device = model.loop_encoding.device
+    nats, loops = np.empty(len(ids)), np.empty(len(ids), np.int64)
+    device, begin = model.loop_encoding.device, 0
     was_training = model.training
     model.eval()
     try:
@@ -271,8 +271,9 @@ def evaluate_with_exits(
             losses = F.cross_entropy(
                 at_least_float32(exited.logits).flatten(0, 1), targets.flatten(), reduction="none"
             )
-            nats.append(losses.view(targets.shape)[scored].double().cpu().numpy())
-            loops.append(exited.loops[scored].cpu().numpy())
+            here = slice(begin, begin := begin + int(scored.sum()))
+            nats[here] = losses.view(targets.shape)[scored].double().cpu().numpy()
+            loops[here] = exited.loops[scored].cpu().numpy()
     finally:
         model.train(was_training)
-    return np.concatenate(nats), np.concatenate(loops)
+    return nats, loops

@@ -17,13 +17,7 @@ from crt_lib.compare import exit_table
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.corpus import SPLITS, load_corpus
 from crt_lib.device import DTYPES, matmul_peak, utilisation
-from crt_lib.evaluate import (
-    RELEASED_SEQ_LEN,
-    Evaluation,
-    Scored,
-    evaluate,
-    evaluate_deployable,
-)
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate, evaluate_deployable
 from crt_lib.files import InputError, atomic_path, sha256
 from crt_lib.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.manifest import peak_memory, read_training, record_training, run_environment
@@ -138,43 +132,32 @@ def run_profile(
     device = next(best.parameters()).device
     manifest["matmul_peak"] = matmul_peak(device, DTYPES[result.precision.name], 1024)
     manifest["mfu"] = utilisation(config, profile.train, seconds, manifest["matmul_peak"])
-    kept: dict[str, list[Scored]] = {}
-    results = evaluate_run(best, profile, data, progress, kept)
-    lines, seq_len = profile.released_lines, profile.train.seq_len
-    write_rows(out / "exits.csv", exit_table(best, data, seq_len, lines, kept))
-    write_rows(out / "results.csv", results)
+    lines = profile.released_lines
+    write_rows(out / "exits.csv", exit_table(best, data, profile.train.seq_len, lines))
+    write_rows(out / "results.csv", evaluate_run(best, profile, data, progress))
     record_training(out, profile.name, manifest | {"status": "done"})
     return load_run(out)
 
 
 def evaluate_run(
-    model: CRT,
-    profile: Profile,
-    data: TokenizedCorpus,
-    progress: bool = False,
-    kept: dict[str, list[Scored]] | None = None,
+    model: CRT, profile: Profile, data: TokenizedCorpus, progress: bool = False
 ) -> list[dict[str, Any]]:
     """Rows of results: valid and test, both protocols, every exit; deployable PPL on valid.
 
     honest: windows of the training's length, one after the other. released: lines of 384 tokens (or
-    max_seq_len, if shorter), the first `profile.released_lines`, skipped for a text without a line
-    over 50 characters. deployable: a sample of valid. `kept` receives the losses of valid by
-    protocol, as `exit_table` takes them.
+    max_seq_len, if shorter), the first `profile.released_lines`; skipped for a text without a line
+    over 50 characters. deployable: a sample of valid.
     """
     eot, seq_len = data.tokenizer.eot_id, profile.train.seq_len
     line_len = min(RELEASED_SEQ_LEN, model.config.max_seq_len)
     jobs: list[tuple[str, int, Callable[[], Evaluation]]] = []
     for name in ("valid", "test"):
         split = data.split(name)
-
-        def keep(protocol: str, name: str = name) -> list[Scored] | None:
-            return None if kept is None or name != "valid" else kept.setdefault(protocol, [])
-
-        score = partial(evaluate, model, split, eot)
-        jobs.append((name, seq_len, partial(score, seq_len=seq_len, keep=keep("honest"))))
+        honest = partial(evaluate, model, split, eot, seq_len=seq_len)
+        jobs.append((name, seq_len, honest))
         if split.lines:
-            lines = {"protocol": "released", "max_lines": profile.released_lines}
-            released = partial(score, seq_len=line_len, keep=keep("released"), **lines)
+            lines = {"seq_len": line_len, "max_lines": profile.released_lines}
+            released = partial(evaluate, model, split, eot, protocol="released", **lines)
             jobs.append((name, line_len, released))
     sample = min(DEPLOYABLE_SEQ_LEN, seq_len)
     deployable = partial(evaluate_deployable, model, data.valid.ids, eot, seq_len=sample)

@@ -126,8 +126,8 @@ def make_trace(
     ids = data.split(split).ids[:max_tokens]
     owner, sizes = _documents(data, split, seq_len)
     owner = owner[: len(ids)]
-    device = model.loop_encoding.device
-    parts: dict[str, list[np.ndarray]] = {}
+    device, begin = model.loop_encoding.device, 0
+    arrays: dict[str, np.ndarray] = {}
     was_training = model.training
     model.eval()
     try:
@@ -136,11 +136,13 @@ def make_trace(
             scored = targets != NOT_SCORED
             exits = _exits(model, batch.inputs.to(device), targets)
             del exits["guess"]  # the text could be read back from it
+            here = slice(begin, begin := begin + int(scored.sum()))
             for name, values in exits.items():
-                parts.setdefault(name, []).append(values[scored].cpu().numpy())  # (tokens, E)
+                found = values[scored].cpu().numpy()  # (tokens, E)
+                whole = arrays.setdefault(name, np.empty((len(ids), *found.shape[1:]), found.dtype))
+                whole[here] = found
     finally:
         model.train(was_training)
-    arrays = {name: np.concatenate(values) for name, values in parts.items()}
     return _trace(
         model,
         seq_len,

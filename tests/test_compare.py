@@ -86,12 +86,12 @@ def test_the_table_of_exits(tmp_path, tokenizer):
         assert row["minus_low"] <= row["minus_last"] <= row["minus_high"]
     assert honest[1]["minus_low"] == honest[1]["minus_high"] == 0
 
-    kept = {"honest": [], "released": []}
-    evaluate(model, data.valid, eot, seq_len=16, keep=kept["honest"])
-    how = {"protocol": "released", "max_lines": 2, "keep": kept["released"]}
-    few = evaluate(model, data.valid, eot, seq_len=384, **how)
-    assert few.tokens == sum(int(scored.sum()) for _, scored in kept["released"]) == 2 * 383
-    assert exit_table(model, data, 16, 2, kept) == exit_table(model, data, 16, 2) != rows
+    few = [row for row in exit_table(model, data, 16, 2) if row["protocol"] == "released"]
+    lines = {"protocol": "released", "max_lines": 2, "seq_len": 384}
+    scored = evaluate(model, data.valid, eot, **lines)
+    assert scored.tokens == 2 * 383
+    for row in few:  # one batch: its mean is the sum over its positions
+        assert row["loss"] == pytest.approx(scored.loss[row["exit"]])
 
 
 def test_a_tokenizer_that_drops_bytes_is_an_error(corpus):
