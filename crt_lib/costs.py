@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from crt_lib.accounting import multiply_adds, parameters_by_part
-from crt_lib.config import TrainConfig
+from crt_lib.batches import released_lines
 from crt_lib.device import machine_memory
 from crt_lib.evaluate import RELEASED_SEQ_LEN
 from crt_lib.files import InputError
@@ -80,7 +80,7 @@ def predict(profile: Profile) -> Prediction:
     trial = run_rehearsal(profile, MEASURED_SECONDS)
     micro_batch = trial.micro_batch * _drawn_share(profile, trial)
     update = config.grad_accum * micro_batch + trial.clipping + trial.optimizer
-    scored = scored_positions(config, data, updates, profile.model.max_seq_len)
+    scored = scored_positions(profile, data, updates)
     return Prediction(profile, trial, updates, update, scored * trial.evaluation)
 
 
@@ -100,17 +100,17 @@ def least_memory(profile: Profile) -> int:
     return 4 * numbers + 2 * positions * model.n_loops * a_block
 
 
-def scored_positions(
-    config: TrainConfig, data: TokenizedCorpus, updates: int, max_seq_len: int
-) -> int:
+def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> int:
     """Positions that `crt train` scores: its validations, and what its tables need at the end."""
-    line = min(RELEASED_SEQ_LEN, max_seq_len)
-    honest = {name: len(data.split(name).ids) for name in ("valid", "test")}
-    released = {name: line * len(data.split(name).lines) for name in ("valid", "test")}
+    config = profile.train
+    line = min(RELEASED_SEQ_LEN, profile.model.max_seq_len)
     validations = updates // config.eval_every if config.eval_every else 0
     validations += not config.eval_every or updates % config.eval_every > 0
-    tables = sum(honest.values()) + sum(released.values()) + honest["valid"] + released["valid"]
-    return validations * min(config.eval_tokens, honest["valid"]) + tables
+    tables = 0
+    for split in (data.valid, data.test):
+        lines = len(released_lines(split.text.text))
+        tables += len(split.ids) + line * min(lines, profile.released_lines or lines)
+    return validations * min(config.eval_tokens, len(data.valid.ids)) + tables
 
 
 def _drawn_share(profile: Profile, trial: Trial) -> float:

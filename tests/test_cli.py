@@ -33,6 +33,10 @@ BAD = {
     "field": (["--set", "model.depth=3"], "'depth'", "n_loops"),
     "part": (["--set", "depth=3"], "depth=3", "model.<field>"),
     "value": (["--set", "model.norm=group"], "'group'", "'layer'"),
+    "precision": (["--precision", "fp8"], "'fp8'", "'bf16'"),
+    "precision and optimizer": (["--precision", "fp16"], "fp16", "use fp32 or bf16"),
+    "dry run": (["--dry-run", "--set", "train.batch_size=100000"], "100000", "smaller batch"),
+    "dry run, heads": (["--dry-run", "--set", "model.n_heads=7"], "n_heads 7", "divisor"),
 }
 
 
@@ -46,6 +50,15 @@ def test_bad_input_of_train(words, value, advice, tmp_path, capsys):
     assert err.startswith("error: ") and len(err.splitlines()) == 1
     assert value in err and advice in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_predicts_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = crt(
+        "train", "--profile", "smoke", "--precision", "fp32", "--dry-run", capsys=capsys
+    )
+    assert code == 0 and not list(tmp_path.iterdir())
+    assert "30 updates of 512 positions, in fp32" in out and "peak memory:" in out
 
 
 FOLDERS = {

@@ -73,8 +73,8 @@ def test_a_prediction_by_hand(monkeypatch):
     assert found.update_seconds == 3 * 2.0 + 0.5 + 0.25
     data = load_data(profile)
     valid, test = len(data.valid.ids), len(data.test.ids)
-    lines = 128 * (2 * len(data.valid.lines) + len(data.test.lines))
-    scored = 3 * min(2048, valid) + 2 * valid + test + lines
+    lines = 128 * (len(data.valid.lines) + len(data.test.lines))
+    scored = 3 * min(2048, valid) + valid + test + lines
     assert found.seconds == pytest.approx(30 * 6.75 + 0.01 * scored)
     assert "30 updates of 1,536 positions" in str(found) and "1.00 GB" in str(found)
 
@@ -93,8 +93,9 @@ def test_sampled_loops_scale_with_their_work(monkeypatch):
 def test_validations_are_counted(every, updates, validations):
     data = load_data(load_profile("smoke"))
     config = TrainConfig(eval_every=every, eval_tokens=100)
-    tables = scored_positions(config.replace(eval_tokens=1), data, updates, 128) - validations
-    assert scored_positions(config, data, updates, 128) == 100 * validations + tables
+    profile = SMOKE.replace(train=config, released_lines=2)
+    tables = len(data.valid.ids) + len(data.test.ids) + 2 * 2 * 128
+    assert scored_positions(profile, data, updates) == 100 * validations + tables
 
 
 def test_what_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
