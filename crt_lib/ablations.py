@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,7 @@ def worth(
         raise InputError(f"no rows of {base}, or no arm of {recipe} with two seeds; `crt search`")
     freedom = sum(len(losses) - 1 for losses in several)
     variance = sum(np.var(losses, ddof=1) * (len(losses) - 1) for losses in several) / freedom
-    # the quantile of Student's t, from a large fixed sample
-    t = float(np.quantile(np.random.default_rng(0).standard_t(freedom, 1_000_000), 0.975))
+    t = _quantile(freedom)
     table = []
     for arm in (base, *changes):
         mine = _of_arm(rows, recipe, arm)
@@ -130,6 +130,12 @@ def worth(
             row |= {"adds": adds, "low": adds - t * spread, "high": adds + t * spread}
         table.append(row)
     return table
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, from a large fixed sample."""
+    return float(np.quantile(np.random.default_rng(0).standard_t(freedom, 1_000_000), 0.975))
 
 
 def in_words(row: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from crt_lib import cli
 from crt_lib.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -70,11 +71,22 @@ def checkout(tmp_path_factory):
     return folder
 
 
-@cache  # what two pages say is run once
-def run(words: tuple[str, ...], folder: Path) -> None:
+def run(words: list[str], folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CRT_DATA_ROOT"}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+
+
+@cache  # what two pages say is run once
+def crt(command: str, folder: Path) -> None:
+    """Through `main`, in this process, as if called in `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("CRT_DATA_ROOT", raising=False)
+        patch.setattr("sys.argv", shlex.split(command))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code, command
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -83,15 +95,15 @@ def test_blocks_run_as_they_stand(page, checkout):
         if not block.runs:
             continue
         if block.kind == "python":
-            run((sys.executable, "-c", block.text), checkout)
+            run([sys.executable, "-c", block.text], checkout)
             continue
         for command in block.commands:
             words = shlex.split(command)
             if words[0] == "make":
-                run(("make", "--dry-run", *words[1:]), ROOT)
+                run(["make", "--dry-run", *words[1:]], ROOT)
             else:
                 assert words[0] == "crt", command
-                run((sys.executable, "-m", "crt_lib", *words[1:]), checkout)
+                crt(command, checkout)
 
 
 def every_command() -> list[str]:

@@ -103,6 +103,8 @@ def test_a_finished_run_is_not_trained_again(whole):
 # case of a checkpoint when half of its bytes are written.
 KILLER = """
     import os, signal, sys
+    import torch
+    torch.set_num_threads({threads})
     import crt_lib.checkpoint, crt_lib.runfolder, crt_lib.train
     from crt_lib.batches import PackedWindows
     sys.path.insert(0, {tests!r})
@@ -144,7 +146,9 @@ MOMENTS = [
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(whole, tmp_path):
     done = []
     for owner, name, nth, half in MOMENTS:
-        code = KILLER.format(tests=str(ROOT / "tests"), owner=owner, name=name, nth=nth, half=half)
+        moment = {"owner": owner, "name": name, "nth": nth, "half": half}
+        threads = torch.get_num_threads()
+        code = KILLER.format(tests=str(ROOT / "tests"), threads=threads, **moment)
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
         process = subprocess.run(command, env=here(), capture_output=True, text=True)
         assert process.returncode == -signal.SIGKILL, process.stderr

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-PATIENCE = 300  # seconds until a test is given up, on the slowest machine; nothing is judged by it
+PATIENCE = 600  # seconds until a test is given up, on the slowest machine; nothing is judged by it
 
 
 def wait_for(condition: Callable[[], object], otherwise: str = "what must come did not") -> None:
