@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.benchdecode import bench_decode, first_prompts
+from crt_lib.benchdecode import bench_decode
 from crt_lib.compare import exit_table
 from crt_lib.decode import Sampling, generate
 from crt_lib.exits import Policy, evaluate_with_exits
@@ -34,6 +34,7 @@ ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
 TRACED_TOKENS = 50_000  # of valid and of test
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
 DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
+PROMPT_TOKENS = 32  # that they continue
 PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has them, its Table 2
     2: (0.0892, 1.093, 4.0),
     4: (0.0812, 1.084, 2.0),
@@ -71,6 +72,66 @@ class Analysis:
     passage: Trace
 
 
+@dataclass
+class Judged:
+    """A trained model, its traces of valid and test, and policies judged on them."""
+
+    folder: Path
+    model: CRT
+    tokenizer: Tokenizer
+    trained: dict[str, Any]
+    traces: dict[str, Trace]
+    policies: list[dict[str, Any]]  # rows of `judge_policies`
+    data: TokenizedCorpus | None  # where something had to be made
+    tokens: int
+
+    def bench(self, batch_size: int, texts: int, **how: Any) -> list[dict[str, Any]]:
+        """Rows of `bench_decode` on prompts of the run's passage, at least `texts` of them."""
+        ids = passage_ids(self.model, self.tokenizer, self.trained)
+        longest = self.model.config.max_seq_len - how["new_tokens"]
+        length = max(1, min(PROMPT_TOKENS, longest, len(ids) // 2))
+        starts = [i % (len(ids) - length) for i in range(-(-texts // batch_size) * batch_size)]
+        rows = bench_decode(
+            self.model,
+            [ids[start:][:length] for start in starts],
+            policies_of(self.policies),
+            {row["policy"]: row["taken"] for row in self.policies},
+            self.traces["test"],
+            batch_size=batch_size,
+            **how,
+        )
+        checkpoint = checkpoint_digest(self.folder)
+        return [{**row, "checkpoint": checkpoint} for row in rows]
+
+
+def judge_run(folder: str | Path, *, fresh: bool = False, tokens: int | None = None) -> Judged:
+    """The gate, traces and policies of the run in `folder`: what is kept and of this checkpoint,
+    the rest made and kept there. Raises InputError as `analyse`.
+    """
+    folder = Path(folder)
+    checkpoint = checkpoint_digest(folder)
+    files = {name: folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")}
+    table = folder / "policies.csv"
+    traces = {} if fresh else _kept(files, checkpoint, tokens)
+    tokens = tokens or (traces["valid"].about["max_tokens"] if traces else TRACED_TOKENS)
+    if traces and table.is_file():
+        model, tokenizer, trained = load_trained_model(folder)
+        kept = read_rows(table)
+        return Judged(folder, model, tokenizer, trained, traces, kept, None, tokens)
+    model, data, trained = load_trained(folder)
+    if model.gate is None:
+        model.gate = gate_run(folder, tokens).gate
+    model.eval()
+    for name in () if traces else files:
+        made = make_trace(model, data, name, trained["train"]["seq_len"], max_tokens=tokens)
+        made.about.update(checkpoint=checkpoint, max_tokens=tokens)
+        made.save(files[name])
+        traces[name] = made
+    policies = judge_policies(model, data, **traces)
+    write_rows(table, policies)
+    return Judged(folder, model, data.tokenizer, trained, traces, policies, data, tokens)
+
+
 def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = None) -> Analysis:
     """The analysis of the run in `folder`: what is kept and of this checkpoint, the rest made.
 
@@ -80,58 +141,42 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = Non
     InputError for a folder without a checkpoint, and, only when something must be made, for a
     corpus that cannot be had.
     """
-    folder = Path(folder)
-    checkpoint = checkpoint_digest(folder)
-    files = {name: folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")}
-    tables = {name: folder / f"{name}.csv" for name in ("exits", "depth", "policies", "decode")}
-    traces = {} if fresh else _kept(files, checkpoint, tokens)
-    rows = {name: read_rows(path) for name, path in tables.items() if traces and path.is_file()}
-    if not fresh and tables["exits"].is_file():  # of the run itself
-        rows["exits"] = read_rows(tables["exits"])
-    if not fresh and tables["decode"].is_file():  # a long measurement is not lost with a trace
-        decode = read_rows(tables["decode"])
-        rows |= {"decode": decode} if decode[0].get("checkpoint") == checkpoint else {}
-    tokens = tokens or (traces["valid"].about["max_tokens"] if traces else TRACED_TOKENS)
-    if len(rows) == len(tables):
-        model, tokenizer, trained = load_trained_model(folder)
-        passage = passage_of(model, tokenizer, trained)
-        return Analysis(model, tokenizer, **traces, **rows, passage=passage)
-    model, data, trained = load_trained(folder)
-    if model.gate is None:
-        model.gate = gate_run(folder, tokens).gate
-    model.eval()
-    seq_len, eot = trained["train"]["seq_len"], data.tokenizer.eot_id
-    for name in () if traces else files:
-        made = make_trace(model, data, name, seq_len, max_tokens=tokens)
-        made.about.update(checkpoint=checkpoint, max_tokens=tokens)
-        made.save(files[name])
-        traces[name] = made
-    sample = data.valid.ids[: min(tokens, DEPTH_TOKENS)]
-    new_tokens = min(DECODED_TOKENS, model.config.max_seq_len // 2)
-    prompts = first_prompts(data, seq_len, 2, min(8, new_tokens))
+    judged = judge_run(folder, fresh=fresh, tokens=tokens)
+    folder, model, trained = judged.folder, judged.model, judged.trained
+    seq_len, checkpoint = trained["train"]["seq_len"], checkpoint_digest(folder)
+    data = judged.data
+    rows: dict[str, Any] = {}
+    for name in ("exits", "depth", "decode"):
+        path = folder / f"{name}.csv"
+        # exits.csv is of the run itself; a long measurement of speed is not lost with a trace
+        if path.is_file() and not fresh and (data is None or name != "depth"):
+            kept = read_rows(path)
+            if name != "decode" or kept[0].get("checkpoint") == checkpoint:
+                rows[name] = kept
+                continue
+        if name == "decode":
+            new_tokens = min(DECODED_TOKENS, model.config.max_seq_len // 2)
+            rows[name] = judged.bench(1, 2, new_tokens=new_tokens, rounds=1, compiled=False)
+        else:
+            data = data or load_trained(folder)[1]
+            rows[name] = _TABLES[name](model, data, seq_len, judged.tokens)
+        write_rows(path, rows[name])
+    passage = passage_of(model, judged.tokenizer, trained)
+    return Analysis(
+        model, judged.tokenizer, **judged.traces, **rows, policies=judged.policies, passage=passage
+    )
 
-    make = {
-        "exits": lambda: exit_table(model, data, seq_len),
-        "depth": lambda: depth_sweep(model, sample, eot, seq_len=seq_len),
-        "policies": lambda: judge_policies(model, data, **traces),
-        "decode": lambda: bench_decode(
-            model,
-            prompts,
-            policies_of(rows["policies"]),
-            {row["policy"]: row["taken"] for row in rows["policies"]},
-            traces["test"],
-            new_tokens=new_tokens,
-            repeats=1,
-        ),
-    }
-    for name, path in tables.items():
-        if name not in rows:
-            rows[name] = make[name]()
-            if name == "decode":
-                rows[name] = [{**row, "checkpoint": checkpoint} for row in rows[name]]
-            write_rows(path, rows[name])
-    passage = passage_of(model, data.tokenizer, trained)
-    return Analysis(model, data.tokenizer, **traces, **rows, passage=passage)
+
+def _exits(model: CRT, data: TokenizedCorpus, seq_len: int, _: int) -> list[dict[str, Any]]:
+    return exit_table(model, data, seq_len)
+
+
+def _depth(model: CRT, data: TokenizedCorpus, seq_len: int, tokens: int) -> list[dict[str, Any]]:
+    sample = data.valid.ids[: min(tokens, DEPTH_TOKENS)]
+    return depth_sweep(model, sample, data.tokenizer.eot_id, seq_len=seq_len)
+
+
+_TABLES = {"exits": _exits, "depth": _depth}
 
 
 def checkpoint_digest(path: str | Path) -> str:
@@ -159,15 +204,19 @@ def passage_of(model: CRT, tokenizer: Tokenizer, trained: dict[str, Any]) -> Tra
 
     No more of it than the model has positions for.
     """
+    ids = passage_ids(model, tokenizer, trained)
+    return make_passage(model, tokenizer, tokenizer.decode(ids))
+
+
+def passage_ids(model: CRT, tokenizer: Tokenizer, trained: dict[str, Any]) -> list[int]:
+    """The tokens of that text."""
     text = PASSAGES.get(trained["data"]["corpus"])
     length = min(model.config.max_seq_len, 128)
-    if text is None:
-        drawn = Sampling(temperature=0.8)
-        (made,) = generate(model, [[tokenizer.eot_id]], length - 1, sampling=drawn)
-        ids = made.tokens
-    else:
-        ids = tokenizer.encode(text)[:length]
-    return make_passage(model, tokenizer, tokenizer.decode(ids))
+    if text is not None:
+        return tokenizer.encode(text)[:length].tolist()
+    drawn = Sampling(temperature=0.8)
+    (made,) = generate(model, [[tokenizer.eot_id]], length - 1, sampling=drawn)
+    return made.tokens
 
 
 def named_policies(model: CRT, data: TokenizedCorpus, valid: Trace) -> dict[str, Policy]:

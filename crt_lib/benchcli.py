@@ -55,42 +55,34 @@ def bench_train(
 def bench_decode_command(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     batch_sizes: Annotated[
-        list[int] | None, typer.Option("--batch-size", help="Texts at a time (repeatable).", min=1)
+        list[int] | None,
+        typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
     ] = None,
-    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=1)] = 256,
-    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 4,
-    repeats: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 9,
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=2)] = 128,
+    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 2,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 5,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Ways with this in their name, beside full depth (repeatable)."),
+    ] = None,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
 ) -> None:
-    """Decoding without a cache, with it, with exits, speculated, and by a GPT-2 of the size."""
+    """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
     import torch
 
-    from crt_lib.analysis import checkpoint_digest, named_policies, taken_loss
-    from crt_lib.benchdecode import bench_decode, first_prompts
-    from crt_lib.runs import gate_run, load_trained, write_rows
-    from crt_lib.trace import make_trace
+    from crt_lib.analysis import judge_run
+    from crt_lib.runs import write_rows
 
-    model, data, trained = load_trained(checkpoint)
-    if model.gate is None:
-        model = gate_run(checkpoint)
-    model = model.to(torch.bfloat16 if bf16 else torch.float32)
-    seq_len = trained["train"]["seq_len"]
-    valid, test = (
-        make_trace(model, data, name, seq_len, max_tokens=50_000) for name in ("valid", "test")
-    )
-    policies = named_policies(model, data, valid)
-    losses = {name: taken_loss(model, data, test, policy) for name, policy in policies.items()}
-    how = {"new_tokens": new_tokens, "repeats": repeats, "uncached": uncached}
+    judged = judge_run(checkpoint)
+    judged.model.to(torch.bfloat16 if bf16 else torch.float32)
+    how = {"new_tokens": new_tokens, "rounds": rounds, "uncached": uncached, "only": only or ()}
     rows = []
-    for batch_size in batch_sizes or [1]:
-        prompts = first_prompts(data, seq_len, -(-texts // batch_size) * batch_size)
-        rows += bench_decode(model, prompts, policies, losses, test, batch_size=batch_size, **how)
-    digest = checkpoint_digest(checkpoint)
-    rows = [{**row, "checkpoint": digest} for row in rows]
+    for batch_size in batch_sizes or [1, 8]:
+        rows += judged.bench(batch_size, texts, echo=typer.echo, **how)
     for row in rows:
-        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row))
+        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row if row[key] is not None))
     if out is not None:
         write_rows(out, rows)
 

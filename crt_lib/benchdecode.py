@@ -1,30 +1,38 @@
-"""`crt bench decode`: what exits, caches and speculation save in time, and what they lose."""
+"""`crt bench decode`: what exits, caches, speculation and 8 bits save in time, and lose."""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from crt_lib.baselines import GPT2, make_model
-from crt_lib.config import GPT2Config
-from crt_lib.decode import Generated, Speculated, Speculation, generate
-from crt_lib.device import wait
-from crt_lib.exits import CRITERIA, Policy
+from crt_lib.benchways import (
+    COMPILED,
+    FULL,
+    UNCACHED,
+    Never,
+    Reading,
+    Way,
+    asking,
+    asks_of,
+    ways_of,
+)
+from crt_lib.decode import Generated, Speculated
+from crt_lib.device import measured_on, wait
+from crt_lib.exits import Policy
 from crt_lib.files import InputError
-from crt_lib.manifest import run_environment
-from crt_lib.model import CRT, count_parameters
-from crt_lib.tokenizer import TokenizedCorpus
+from crt_lib.model import CRT
 from crt_lib.trace import Outcome, Trace, apply_policy
 
-Way = Callable[[list[list[int]], int], Any]
 COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl")
 COLUMNS += ("decoded_loops", "decoded_heads", "decoded_asks", "accepted")
-FULL = "full depth"
-UNCACHED_ROUNDS = 2  # they are the slowest by far, and vary least
+WARM_UP = 8  # tokens
+READINGS = 16  # of the weights, after each way in each round
+READING = "reading the weights"  # the row of the bound itself
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,8 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
 
     Raises InputError when there are fewer than three cached ways with exits among them.
     """
-    cached = [row for row in rows if row["batch"] == 1 and "no cache" not in row["way"]]
+    left_out = (*UNCACHED, READING)
+    cached = [row for row in rows if row["batch"] == 1 and row["way"] not in left_out]
     names = ("decoded_loops", "decoded_heads", "decoded_asks")
     fit = {  # a way that is the same as another was timed once
         (1.0, *(row[name] for name in names)): 1 / row["tokens_per_second"]
@@ -62,6 +71,29 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
     return Pace(*map(float, np.linalg.lstsq(known, seconds, rcond=None)[0]))
 
 
+@dataclass
+class Timing:
+    """Of one way and one number of threads: seconds to each text's first token, the seconds that
+    later tokens were waited for, and the tokens/s of each round, the first tokens apart.
+    """
+
+    first: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def speed(self) -> float:
+        """Tokens/s of the median round."""
+        return float(np.median(self.rounds))
+
+    def columns(self, suffix: str = "") -> dict[str, float]:
+        """Tokens/s, and milliseconds a step."""
+        low, middle, high = np.percentile(self.waits, (5, 50, 95)) * 1e3
+        columns = {"tokens_per_second": self.speed, "ms": middle, "ms_p5": low, "ms_p95": high}
+        columns["first_ms"] = float(np.median(self.first)) * 1e3
+        return {f"{name}{suffix}": float(value) for name, value in columns.items()}
+
+
 def bench_decode(
     model: CRT,
     prompts: Sequence[Sequence[int]],
@@ -70,181 +102,244 @@ def bench_decode(
     test: Trace,
     *,
     batch_size: int = 1,
-    new_tokens: int = 256,
-    repeats: int = 3,
+    new_tokens: int = 128,
+    rounds: int = 5,
     uncached: bool = True,
+    compiled: bool = True,
+    only: Sequence[str] = (),
+    echo: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row a way of decoding: tokens/s, speed against full depth, cost and perplexity.
+    """A row a way of decoding: its speed and latency, share of the matvec bound, cost, perplexity.
 
-    Ways: without a cache, and as the released code would (besides, the logits of every position at
-    every head), each of the named `policies` (`crt_lib.analysis.named_policies`), "full depth"
-    among them, for a batch of one speculation from each exit, and an untrained GPT-2 of the same
-    parameter count with transformers' own cache. Perplexities are those of `losses`, nats a token
-    by policy; mean loops and multiply-adds are of the trace `test`. Greedy; prompts of one length,
-    `batch_size` of them at a time, one batch after the other.
+    Ways: each of the named `policies` (`crt_lib.analysis.named_policies`), "full depth" among them;
+    full depth with a criterion asked at every exit that no token passes; with 8-bit weights; for a
+    batch of one speculation from each exit; without a cache, and as the released code would, every
+    head of every position; and an untrained GPT-2 of equal multiply-adds with transformers' growing
+    cache, and with its static cache, compiled. `only`: the ways whose names hold one of these, and
+    full depth. Perplexities are those of `losses`, nats a token by policy; mean loops and
+    multiply-adds are of the trace `test`. Greedy; prompts of one length, `batch_size` of them at a
+    time, one batch after the other.
 
-    The ways take turns, `repeats` rounds: tokens/s is of the median round, `speedup` the median of
-    the ratios within a round; the ways without a cache take only `UNCACHED_ROUNDS` turns. A policy
-    that is equal to an earlier one is not timed again.
+    The ways take turns, `rounds` times, with all threads and then with one (columns `..._1`); those
+    without a cache take one turn, of one batch. `ms` is the wait for one more token of every row,
+    its median and 5th and 95th percentile, `first_ms` that for the first, the prompt included;
+    tokens/s count from the first token on and are of the median round, `speedup` is the median of
+    the ratios to full depth within a round. `bound_share`: the time that the way's matrix products
+    take alone (`crt_lib.benchways.Reading`, between the ways), over `ms`; the last row is that
+    reading itself. A policy that is equal to an earlier one is not timed again. `echo` is told how
+    long it takes, and each figure as it comes.
     """
     prompts = [list(prompt) for prompt in prompts]
     if not prompts or len(prompts) % batch_size:
         raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
+    if new_tokens < 2 or rounds < 1:
+        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 2 in 1 can be timed")
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    ways = _ways(model, policies, batch_size)
-    if not uncached:
-        ways = {name: way for name, way in ways.items() if "no cache" not in name}
     first: dict[Policy, str] = {}
     for name, policy in policies.items():
         first.setdefault(policy, name)
     same = {name: first[policy] for name, policy in policies.items() if first[policy] != name}
-    policies = {**policies, "no cache": policies[FULL]}
-    losses = {**losses, "no cache": losses[FULL]}
+    left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
+    ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
+    timed = {name: way for name, way in ways.items() if same.get(name) not in ways}
+    bench = _Bench(timed, Reading(model, batch_size), batches, new_tokens, rounds, echo)
     with torch.inference_mode():
-        timed = {name: way for name, way in ways.items() if name not in same}
-        seconds, made = _alternate(timed, batches, new_tokens, repeats)
-    for name, other in same.items():
-        seconds[name], made[name] = seconds[other], made[other]
-    environment = run_environment()
+        bench.run()
+    shape = {"batch": batch_size, "texts": len(prompts)}
+    shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
+    where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
+    known = {**policies, **asking(model), "no cache": policies[FULL]}
     rows = []
     for name in ways:
-        row: dict[str, Any] = {"way": name, "batch": batch_size, "texts": len(prompts)}
-        row |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
-        row |= dict.fromkeys(COLUMNS)
-        if name in policies:
-            policy = policies[name]
-            outcome = apply_policy(test, policy)
-            row["tau"] = policy.tau0 if policy.criterion else None
-            row |= {
-                "mean_loops": outcome.mean_loops,
-                "multiply_adds": outcome.multiply_adds,
-                "token_ppl": math.exp(losses[name]),
-                **_decoded(model, policy, made[name]),
-            }
-        if isinstance(made[name][0], Speculated):
-            drafted = sum(one.drafted for one in made[name])
-            row["accepted"] = sum(one.accepted for one in made[name]) / max(drafted, 1)
-        row |= {
-            "tokens_per_second": len(prompts) * new_tokens / float(np.median(seconds[name])),
-            "speedup": float(np.median(seconds[FULL][: len(seconds[name])] / seconds[name])),
-            "rounds": len(seconds[name]),
-            "precision": str(model.loop_encoding.dtype).removeprefix("torch."),
-            "device": environment["device"],
-            "threads": environment["torch_threads"],
-        }
-        rows.append(row)
-    return rows
+        key = name if name in bench.made else same.get(name)
+        if key not in bench.made:
+            continue  # what could not be compiled
+        row: dict[str, Any] = {"way": name} | shape | dict.fromkeys(COLUMNS)
+        products = None
+        if name in known:
+            policy = known[name]
+            row |= _cost(model, policy, bench.made[key], test)
+            row["token_ppl"] = math.exp(losses[name if name in policies else FULL])
+            row["tau"] = policy.tau0 if policy.criterion and name in policies else None
+            if name not in UNCACHED and (batch_size == 1 or policy.criterion is None):
+                products = row["decoded_loops"], row["decoded_heads"]
+        if isinstance(bench.made[key][0], Speculated):
+            drafted = sum(one.drafted for one in bench.made[key])
+            row["accepted"] = sum(one.accepted for one in bench.made[key]) / max(drafted, 1)
+        rows.append(row | bench.columns(key, products) | where)
+    reading = {"way": READING} | shape | dict.fromkeys(COLUMNS)
+    return [*rows, reading | bench.reading_columns(model.config.n_loops) | where]
 
 
-def first_prompts(
-    data: TokenizedCorpus, seq_len: int, count: int, tokens: int = 32
-) -> list[list[int]]:
-    """The first `tokens` of each of the first `count` windows of valid."""
-    ids = data.valid.ids
-    return [ids[i * seq_len :][:tokens].tolist() for i in range(count)]
+def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) -> dict[str, Way]:
+    ways = {name: way for name, way in ways.items() if not name.endswith(tuple(left_out))}
+    if not only:
+        return ways
+    chosen = [name for name in ways if any(text in name for text in only)]
+    if not chosen:
+        raise InputError(
+            f"no way of decoding has {' or '.join(map(repr, only))} in its name; they are "
+            f"{', '.join(ways)}"
+        )
+    return {name: way for name, way in ways.items() if name in (FULL, *chosen)}
 
 
-def _decoded(model: CRT, policy: Policy, made: Sequence[Generated]) -> dict[str, float]:
-    """Mean loops, vocabulary heads and questions of the tokens that were made, by any exit."""
+def _cost(
+    model: CRT, policy: Policy, made: Sequence[Generated], test: Trace
+) -> dict[str, float | None]:
     loops = [loop for one in made for loop in one.loops]
-    last = policy.fixed or model.config.n_loops
-    before = [loop for loop in model.config.head_loops if loop < last]
-    asks = [sum(own <= loop for own in before) if policy.criterion else 0 for loop in loops]
-    with_head = policy.criterion is not None and CRITERIA[policy.criterion].heads
-    # the head that was asked at the exit that a token leaves by is the one that predicts
-    heads = [n + (loop == last) if with_head else 1 for n, loop in zip(asks, loops, strict=True)]
+    heads, asks = asks_of(model, policy, loops)
+    outcome = apply_policy(test, Policy() if isinstance(policy, Never) else policy)
     return {
+        "mean_loops": outcome.mean_loops,
+        "multiply_adds": outcome.multiply_adds,
         "decoded_loops": float(np.mean(loops)),
-        "decoded_heads": float(np.mean(heads)),
-        "decoded_asks": float(np.mean(asks)),
+        "decoded_heads": heads,
+        "decoded_asks": asks,
     }
 
 
-def _ways(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:
-    ways: dict[str, Way] = {
-        "no cache, every head": lambda prompts, n: generate_as_released(model, prompts, n),
-        "no cache": lambda prompts, n: generate(model, prompts, n, cache=False),
-    }
-    for name, policy in policies.items():
-        ways[name] = lambda prompts, n, policy=policy: generate(model, prompts, n, policy=policy)
-    if batch_size == 1:
-        for loop in model.config.exit_loops:
-            draft = Speculation(model, loop)
-            ways[f"speculation from {loop}"] = lambda prompts, n, d=draft: [
-                d.generate(prompts[0], n)
-            ]
-    gpt2 = matched_gpt2(model)
-    ways[f"GPT-2 {gpt2.config.d_model} x {gpt2.config.n_layers}"] = lambda prompts, n: (
-        gpt2_generate(gpt2, prompts, n)
-    )
-    return ways
+class _Bench:
+    """Times the ways in turn, with all threads and with one; each round begins with another way."""
 
+    def __init__(
+        self,
+        ways: dict[str, Way],
+        reading: Reading,
+        batches: list[list[list[int]]],
+        new_tokens: int,
+        rounds: int,
+        echo: Callable[[str], None] | None,
+    ):
+        self.ways, self.reading, self.batches = ways, reading, batches
+        self.new_tokens, self.rounds, self.echo = new_tokens, rounds, echo or (lambda text: None)
+        self.threads = list(dict.fromkeys((torch.get_num_threads(), 1)))
+        self.times: dict[tuple[int, str], Timing] = {}
+        self.read: dict[int, list[dict[str, float]]] = {threads: [] for threads in self.threads}
+        self.made: dict[str, list[Any]] = {}
 
-def generate_as_released(
-    model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int
-) -> torch.Tensor:
-    """Greedy tokens (B, new_tokens) by the model's forward alone, prompts of one length."""
-    ids = torch.tensor(prompts, device=model.loop_encoding.device)
-    for _ in range(new_tokens):
-        logits = model(ids)[model.config.n_loops]
-        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-    return ids[:, -new_tokens:]
+    def run(self) -> None:
+        """Warm up, say how long it takes, and measure."""
+        self._warm_up()
+        for threads in self.threads:
+            with use_threads(threads):
+                self._measure(threads)
 
-
-def matched_gpt2(model: CRT) -> GPT2:
-    """An untrained GPT-2 as wide as `model` with the layers that bring it nearest in parameters."""
-    config, wanted = model.config, count_parameters(model)
-    best: GPT2 | None = None
-    like = model.loop_encoding
-    for layers in range(1, 33):
-        made = make_model(
-            GPT2Config(
-                vocab_size=config.vocab_size,
-                d_model=config.d_model,
-                n_heads=config.n_heads,
-                n_layers=layers,
-                max_seq_len=config.max_seq_len,
+    def columns(self, name: str, products: tuple[float, float] | None) -> dict[str, Any]:
+        """Of a way; `products`: the loops and heads that its new tokens are multiplied with."""
+        columns: dict[str, Any] = {}
+        for threads in self.threads:
+            own, suffix = (
+                self.times.get((threads, name)),
+                "" if threads == self.threads[0] else "_1",
             )
-        ).to(like)
-        made.eval()
-        if best and abs(count_parameters(best) - wanted) < abs(count_parameters(made) - wanted):
-            break
-        best = made
-    return best
-
-
-def gpt2_generate(model: GPT2, prompts: Sequence[Sequence[int]], new_tokens: int) -> torch.Tensor:
-    """Greedy tokens (B, new_tokens) with transformers' cache, prompts of one length."""
-    device = model.transformer.wte.weight.device
-    waiting, cache, made = torch.tensor(prompts, device=device), None, []
-    for _ in range(new_tokens):
-        output = model.transformer(waiting, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        logits = output.last_hidden_state[:, -1] @ model.transformer.wte.weight.T
-        waiting = logits.argmax(-1, keepdim=True)
-        made.append(waiting)
-    return torch.cat(made, 1)
-
-
-def _alternate(
-    ways: dict[str, Way], batches: list[list[list[int]]], new_tokens: int, repeats: int
-) -> tuple[dict[str, np.ndarray], dict[str, list[Any]]]:
-    """Seconds of each way by round, and what it made of each text; 8 tokens of one warm up.
-
-    Each round begins with another way, so that none always follows the same one.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    made = {}
-    names = list(ways)
-    for name in names:
-        ways[name](batches[0], min(8, new_tokens))
-    for round_ in range(repeats):
-        first = round_ * len(names) // repeats
-        for name in names[first:] + names[:first]:
-            if "no cache" in name and round_ >= UNCACHED_ROUNDS:
+            if own is None:
                 continue
-            started = time.perf_counter()
-            made[name] = [one for batch in batches for one in ways[name](batch, new_tokens)]
-            wait("cuda" if torch.cuda.is_available() else "cpu")
-            seconds[name].append(time.perf_counter() - started)
-    return {name: np.array(times) for name, times in seconds.items()}, made
+            full = self.times[threads, FULL].rounds[: len(own.rounds)]
+            columns |= own.columns(suffix)
+            columns[f"speedup{suffix}"] = float(np.median(np.array(own.rounds) / full))
+            if products is not None:
+                part = self._parts(threads)
+                least = part["embedding"] + products[0] * part["loop"] + products[1] * part["head"]
+                columns[f"bound_share{suffix}"] = least * 1e3 / columns[f"ms{suffix}"]
+        return columns | {"rounds": len(self.times[self.threads[0], name].rounds)}
+
+    def reading_columns(self, n_loops: int) -> dict[str, Any]:
+        """Of the products alone at full depth: milliseconds a step, and the tokens/s they allow."""
+        columns: dict[str, Any] = {}
+        for threads in self.threads:
+            part, suffix = self._parts(threads), "" if threads == self.threads[0] else "_1"
+            seconds = part["embedding"] + n_loops * part["loop"] + part["head"]
+            columns[f"tokens_per_second{suffix}"] = len(self.batches[0]) / seconds
+            columns[f"ms{suffix}"] = seconds * 1e3
+        return columns | {"rounds": self.rounds}
+
+    def _parts(self, threads: int) -> dict[str, float]:
+        parts = self.read[threads]
+        return {name: float(np.median([part[name] for part in parts])) for name in parts[0]}
+
+    def _warm_up(self) -> None:
+        started, seconds, tokens = time.perf_counter(), 0.0, min(WARM_UP, self.new_tokens)
+        for name in list(self.ways):
+            try:
+                for _ in range(2):
+                    once = Timing()
+                    self.ways[name](self.batches[0], tokens, _Clock(once, len(self.batches[0])))
+            except InputError as error:
+                self.echo(f"{name} is left out: {error}")
+                del self.ways[name]
+                continue
+            a_batch = once.first[0] + (self.new_tokens - 1) * float(np.median(once.waits))
+            times = 1 if name in UNCACHED else len(self.batches) * self.rounds * len(self.threads)
+            seconds += a_batch * times
+        took = time.perf_counter() - started
+        self.echo(
+            f"{len(self.batches[0])} at a time: {len(self.ways)} ways, {self.rounds} rounds, "
+            f"{' and '.join(map(str, self.threads))} threads; warmed up in {took:.0f} s, about "
+            f"{seconds:.0f} s to go"
+        )
+
+    def _measure(self, threads: int) -> None:
+        names = list(self.ways)
+        if threads != self.threads[0]:
+            names = [name for name in names if name not in UNCACHED]
+        for round_ in range(self.rounds):
+            begin = round_ * len(names) // self.rounds
+            for name in names[begin:] + names[:begin]:
+                if name not in UNCACHED:
+                    self._time(threads, name, self.batches)
+                elif round_ == 0:
+                    self._time(threads, name, self.batches[:1])
+                self.read[threads] += [self.reading() for _ in range(READINGS)]
+            if round_ == 0:
+                for name in names:
+                    own = self.times[threads, name]
+                    wait = own.columns()["ms"]
+                    self.echo(
+                        f"  {threads} threads, {name}: {own.speed:.0f} tokens/s, {wait:.2f} ms"
+                    )
+            else:
+                speed = self.times[threads, FULL].speed
+                self.echo(f"  round {round_ + 1} of {self.rounds}: full depth {speed:.0f} tokens/s")
+
+    def _time(self, threads: int, name: str, batches: list[list[list[int]]]) -> None:
+        own = self.times.setdefault((threads, name), Timing())
+        made, before = [], len(own.waits)
+        for batch in batches:
+            made += self.ways[name](batch, self.new_tokens, _Clock(own, len(batch)))
+        waits = own.waits[before:]
+        own.rounds.append(len(batches[0]) * len(waits) / sum(waits))
+        self.made[name] = made
+
+
+class _Clock:
+    """Called with the new tokens of `rows` rows: writes down how long they were waited for.
+
+    Tokens that come together share their wait.
+    """
+
+    def __init__(self, timing: Timing, rows: int):
+        self.timing, self.rows = timing, rows
+        self.last, self.begun = time.perf_counter(), False
+
+    def __call__(self, tokens: list[int]) -> None:
+        wait("cuda" if torch.cuda.is_available() else "cpu")
+        now = time.perf_counter()
+        if self.begun:
+            steps = len(tokens) // self.rows
+            self.timing.waits += [(now - self.last) / steps] * steps
+        else:
+            self.begun = True
+            self.timing.first.append(now - self.last)
+        self.last = now
+
+
+@contextmanager
+def use_threads(threads: int) -> Iterator[None]:
+    """Compute with that many threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -153,6 +153,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
     top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: large weights are read in 8 bits.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, with exits or with lossless speculation if asked for."""
@@ -165,13 +168,16 @@ def generate(
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
     if draft_loop is not None and policy.leaves:
         raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
+    if draft_loop is not None and quantize is not None:
+        raise InputError("--draft-loop keeps the text of float32; leave out --quantize")
     model, tokenizer, _ = load_trained_model(checkpoint)
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
         draft = Speculation(model, draft_loop)
         made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
     else:
-        made = run(model, ids, new_tokens, policy=policy, sampling=sampling, seed=seed)
+        how = {"policy": policy, "sampling": sampling, "seed": seed, "quantize": quantize}
+        made = run(model, ids, new_tokens, **how)
     for prompt, one in zip(prompts, made, strict=True):
         text = tokenizer.decode(one.tokens)
         mean = sum(one.loops) / max(len(one.loops), 1)

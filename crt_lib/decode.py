@@ -18,6 +18,7 @@ from crt_lib.files import InputError
 from crt_lib.leaving import step_with_exits
 from crt_lib.memory import Memory
 from crt_lib.model import CRT
+from crt_lib.products import check_quantize
 from crt_lib.step import Step
 
 
@@ -95,17 +96,23 @@ def generate(
     seed: int = 0,
     stop: int | None = None,
     cache: bool = True,
+    quantize: str | None = None,
     each: Each | None = None,
 ) -> list[Generated]:
     """Continue each prompt by up to `new_tokens` tokens, fewer where `stop` is drawn.
 
     A seed gives the same text. Without `cache` all positions are computed again for every token:
-    the slow way that the fast one is compared with. `each` is called with every row's new token as
-    it comes. Raises InputError for an empty prompt, tokens outside the vocabulary, more positions
-    than the model has, and a model that sees the future.
+    the slow way that the fast one is compared with. `quantize` "int8" reads large weights in 8 bits
+    (after the prompt). `each` is called with every row's new token as it comes. Raises InputError
+    for an empty prompt, tokens outside the vocabulary, more positions than the model has, a model
+    that sees the future, and 8 bits where they are not to be had.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
     lengths = _check(model, prompts, new_tokens)
+    if quantize is not None:
+        check_quantize(quantize, model.loop_encoding)
+        if not cache:
+            raise InputError("int8 weights are read with a cache; leave cache on")
     longest = max(lengths)
     device = model.loop_encoding.device
     waiting = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
@@ -124,13 +131,13 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        memory, step, chosen = fresh(), None, None
+        memory, chosen = fresh(), None
+        step = Step(model, memory, quantize) if cache and new_tokens > 1 else None
         while len(tokens) < new_tokens and unfinished:
-            if chosen is None or not cache:
+            if chosen is None or step is None:
                 exited = run_with_exits(model, waiting, policy, memory, last=True)
                 logits, left = exited.logits[:, -1], exited.loops[:, -1].tolist()
             else:
-                step = step or Step(model, memory)
                 logits, left = step_with_exits(step, chosen, policy)
             chosen = sampling.choose(logits, generator)  # (B,)
             tokens.append(chosen.tolist())

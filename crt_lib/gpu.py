@@ -16,57 +16,33 @@ from pathlib import Path
 
 import torch
 
-from crt_lib.analysis import PASSAGES, checkpoint_digest, policies_of
-from crt_lib.benchdecode import bench_decode
+from crt_lib.analysis import judge_run
 from crt_lib.files import InputError
 from crt_lib.gpuchecks import run_checks
 from crt_lib.gpusteps import run_memory, run_steps
 from crt_lib.gputraining import run_training
 from crt_lib.manifest import checkout_root
-from crt_lib.parts import Job, Part, Row, Table, Unfinished, run_parts
-from crt_lib.runs import load_trained_model, read_rows
-from crt_lib.trace import Trace
+from crt_lib.parts import Job, Part, Table, Unfinished, run_parts
 
 DECODED = Path("results/small/crt2")  # the run that decodes: policies and traces are stored there
-PROMPT = 32  # tokens
 
 
 def run_decode(job: Job) -> None:
     """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
-    folder = checkout_root() / DECODED
+    judged = judge_run(checkout_root() / DECODED)
     table = Table(job.out / "decode.csv", "batch")
     for batch_size in (1, 8):
         if table.find(batch_size):
             continue
         if job.left() < 2:
             raise Unfinished(f"no time was left for {batch_size} at a time")
-        rows = _decode_rows(folder, batch_size, job.toy)
-        table.put([row | {"checkpoint": checkpoint_digest(folder)} for row in rows])
-        for row in rows:
-            print(
-                f"  {row['way']}, {batch_size}: {row['tokens_per_second']:.0f} tokens/s", flush=True
-            )
+        size = {"new_tokens": 2, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
+        texts = batch_size if job.toy else max(2, batch_size)
+        table.put(judged.bench(batch_size, texts, compiled=not job.toy, echo=_show, **size))
 
 
-def _decode_rows(folder: Path, batch_size: int, toy: bool) -> list[Row]:
-    """What `bench_decode` measures, with the policies that the run stores and without its corpus.
-
-    Perplexities, mean loops and multiply-adds are those stored, of the processor that made them.
-    """
-    model, tokenizer, trained = load_trained_model(folder)
-    stored = read_rows(folder / "policies.csv")
-    text = tokenizer.encode(PASSAGES[trained["data"]["corpus"]])
-    count = batch_size if toy else max(4, batch_size)
-    return bench_decode(
-        model,
-        [text[start : start + PROMPT].tolist() for start in range(count)],
-        policies_of(stored),
-        {row["policy"]: row["taken"] for row in stored},
-        Trace.load(folder / "traces" / "test.safetensors"),
-        batch_size=batch_size,
-        new_tokens=2 if toy else 64,
-        repeats=1 if toy else 3,
-    )
+def _show(text: str) -> None:
+    print(f"  {text}", flush=True)
 
 
 PARTS = (  # name, share of the time, what it does

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crt_lib.layers import DilatedConv, TimeBatchNorm
 from crt_lib.memory import Memory
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
-from crt_lib.products import Product, mlp, product, product_of
+from crt_lib.products import Layout, Product
 from crt_lib.recall import Convolutions, Heads
 
 Function = Callable[[Tensor], Tensor]
@@ -26,22 +26,23 @@ Function = Callable[[Tensor], Tensor]
 class Step:
     """`model` in evaluation mode on one token a row, after what `memory` holds.
 
-    The weights are read when it is made: a model that is trained further needs another.
+    The weights are read when it is made: a model that is trained further needs another. `quantize`:
+    None or "int8" (`crt_lib.products.Layout`).
     """
 
-    def __init__(self, model: CRT, memory: Memory):
-        config, rows = model.config, memory.rows
-        self.model, self.memory, self.config, self.rows = model, memory, config, rows
+    def __init__(self, model: CRT, memory: Memory, quantize: str | None = None):
+        config, self.layout = model.config, Layout(memory.rows, quantize)
+        self.model, self.memory, self.config, self.rows = model, memory, config, memory.rows
         self.attention, self.convolutions = Heads(model, memory), Convolutions(model, memory)
         self.table = model.embed.tokens.weight.detach()
-        self.project = _linear(model.embed.proj, rows)
+        self.project = _linear(model.embed.proj, self.layout)
         self.embed_trm = _TRM(model.embed, self)
         self.learned = model.positions.detach() if config.positions == "learned" else None
         self.prelude = [_Block(block, self) for block in model.prelude]
         self.block = _Block(model.block, self)
         self.encodings = model.loop_encoding.detach()[:, None]  # (n_loops, 1, d)
         self.injection = model.injection.detach() if config.injection else None
-        self.heads = _heads(model, self.table, rows)
+        self.heads = _heads(model, self.table, self.layout)
         self.asked: dict[str, Any] = {}  # criteria as `crt_lib.exits` asks them of a step
 
     def begin(self, ids: Tensor, final: int) -> Tensor:
@@ -100,12 +101,12 @@ class _Block:
     """As `crt_lib.model.Block`."""
 
     def __init__(self, block: Block, step: Step):
-        attention, rows = block.attention, step.rows
+        attention, layout = block.attention, step.layout
         self.pre, self.attention = block.pre, step.attention
         weight = attention.qkv.weight.detach().clone()
         d = weight.shape[1]
         weight[:d] *= (d // attention.n_heads) ** -0.5  # the scale of the scores
-        self.qkv, self.out = product_of(weight, None, rows), product(attention.out, rows)
+        self.qkv, self.out = layout.of(weight, None), layout.layer(attention.out)
         self.norm1, self.trm = _norm(block.norm1), _TRM(block.trm, step)
         self.norm2 = None if self.pre else _norm(block.norm2)
 
@@ -135,11 +136,11 @@ class _Cycle:
     """As `crt_lib.model.Cycle`."""
 
     def __init__(self, cycle: Cycle, step: Step):
-        rows = step.rows
+        layout = step.layout
         self.norm, self.norm_first = _norm(cycle.norm), cycle.conv_after_norm
         self.convolve = step.convolutions if cycle.has_conv else None
-        self.mix = _mixing(cycle.conv, rows) if cycle.has_conv else None
-        self.mlp = mlp(cycle.up, cycle.down, cycle.gated, rows) if cycle.has_mlp else torch.add
+        self.mix = _mixing(cycle.conv, layout) if cycle.has_conv else None
+        self.mlp = layout.mlp(cycle.up, cycle.down, cycle.gated) if cycle.has_mlp else torch.add
 
     def __call__(self, h: Tensor, layer: int, index: int, active: Tensor | None) -> Tensor:
         x = self.norm(h) if self.norm_first else h
@@ -150,14 +151,14 @@ class _Cycle:
         return self.mlp(h, x if self.norm_first else self.norm(x))
 
 
-def _mixing(conv: DilatedConv, rows: int) -> Function | None:
+def _mixing(conv: DilatedConv, layout: Layout) -> Function | None:
     """What a convolution does after its sum over time."""
     if not conv.is_depthwise:
         weight = conv.full.weight.detach().permute(0, 2, 1).flatten(1)  # (d, k * d)
-        return product_of(weight, None, rows).gelu
+        return layout.of(weight, None).gelu
     if not conv.has_pointwise:
         return None
-    pointwise = product(conv.pointwise, rows)
+    pointwise = layout.layer(conv.pointwise)
     return lambda x: pointwise(F.gelu(x))
 
 
@@ -175,23 +176,25 @@ def _norm(norm: nn.Module) -> Function:
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
 
 
-def _heads(model: CRT, table: Tensor, rows: int) -> dict[int, tuple[Function, Function, Product]]:
+def _heads(
+    model: CRT, table: Tensor, layout: Layout
+) -> dict[int, tuple[Function, Function, Product]]:
     """Of each exit its norm, its map to the width of the vocabulary, and the vocabulary."""
     config, heads = model.config, model.heads
     norms = {
         n: _norm(model.exit_norms[str(n)]) if config.exit_norm else _same for n in config.head_loops
     }
     if config.head_sharing == "tied":
-        vocabulary = product_of(table, None, rows)
-        return {n: (norms[n], _linear(heads[str(n)], rows), vocabulary) for n in norms}
-    vocabularies = {name: product(head, rows) for name, head in heads.items()}
+        vocabulary = layout.of(table, None)
+        return {n: (norms[n], _linear(heads[str(n)], layout), vocabulary) for n in norms}
+    vocabularies = {name: layout.layer(head) for name, head in heads.items()}
     shared = {n: "final" if n == config.n_loops else "aux" for n in norms}
     names = {n: str(n) for n in norms} if config.head_sharing == "separate" else shared
     return {n: (norms[n], _same, vocabularies[names[n]]) for n in norms}
 
 
-def _linear(layer: nn.Module, rows: int) -> Function:
-    return _same if isinstance(layer, nn.Identity) else product(layer, rows)
+def _linear(layer: nn.Module, layout: Layout) -> Function:
+    return _same if isinstance(layer, nn.Identity) else layout.layer(layer)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -1,81 +1,190 @@
 """`crt bench decode`: every way is there, and the GPT-2 beside it decodes what GPT-2 says."""
 
+import copy
 import math
 
 import pytest
 import torch
+from tiny_models import ALL_OPTIONS, OPTIONS, random_model
 
 from crt_lib import InputError
+from crt_lib.accounting import cycle_multiply_adds, multiply_adds
 from crt_lib.baselines import make_model
-from crt_lib.benchdecode import (
-    bench_decode,
-    first_prompts,
+from crt_lib.benchdecode import READING, bench_decode, measured_pace, use_threads
+from crt_lib.benchways import (
+    INT8,
+    NEVER,
+    UNCACHED,
+    CompiledGPT2,
+    Reading,
     generate_as_released,
     gpt2_generate,
     matched_gpt2,
-    measured_pace,
 )
 from crt_lib.config import GPT2Config
 from crt_lib.decode import generate
 from crt_lib.exits import CRITERIA, Policy
-from crt_lib.model import count_parameters
+from crt_lib.gate import Gate
 from crt_lib.trace import apply_policy, calibrate, make_trace
 
 SEQ_LEN = 32
 
 
-def test_rows_of_every_way(scored):
+@pytest.fixture
+def bench(scored):
     model, data, valid = scored
     trace = make_trace(model, data, "test", SEQ_LEN, max_tokens=300)
     exits = {f"exit {loop}": Policy(fixed=loop) for loop in model.config.exit_loops}
     policies = {"full depth": Policy(), **exits, "the paper's thresholds": Policy("confidence")}
     policies |= {name: calibrate(valid, name, 0.005) for name in CRITERIA}
     losses = {name: 1.0 + i for i, name in enumerate(policies)}
-    sizes = {"policies": policies, "losses": losses, "test": trace, "new_tokens": 6, "repeats": 1}
-    prompts = first_prompts(data, SEQ_LEN, 2, 4)
-    one = {row["way"]: row for row in bench_decode(model, prompts[:1], **sizes)}
+    prompts = [data.valid.ids[i * SEQ_LEN :][:4].tolist() for i in range(2)]
+
+    def run(count=1, model=model, **how):
+        how = {"new_tokens": 6, "rounds": 1, "compiled": False} | how
+        return bench_decode(model, prompts[:count], policies, losses, trace, **how)
+
+    run.model, run.policies, run.losses, run.trace = model, policies, losses, trace
+    return run
+
+
+def test_rows_of_every_way(bench):
+    model, policies = bench.model, bench.policies
+    said = []
+    one = {row["way"]: row for row in bench(echo=said.append)}
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
-    uncached = {"no cache, every head", "no cache"}
-    assert set(one) == {*uncached, *policies, *drafts, gpt2}
+    asked = {NEVER["similarity"], NEVER["gate"]}
+    assert set(one) == {*UNCACHED, *policies, *drafts, *asked, gpt2, READING}  # int8: of float32
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
-    assert all(row["tokens_per_second"] > 0 for row in one.values())
+    for row in one.values():
+        assert row["tokens_per_second"] > 0 and row["rounds"] == 1
+        assert row["isa"] and row["threads"] and row["precision"] == "float64"
+        if row["way"] != READING:
+            assert 0 < row["ms_p5"] <= row["ms"] <= row["ms_p95"] and row["first_ms"] > 0
+        if row["way"] not in UNCACHED and row["threads"] > 1:
+            assert row["tokens_per_second_1"] > 0
     assert 0 <= one[drafts[0]]["accepted"] <= 1 and one["full depth"]["accepted"] is None
     for name in policies:
-        assert one[name]["token_ppl"] == math.exp(losses[name])
-        assert one[name]["mean_loops"] == apply_policy(trace, policies[name]).mean_loops
+        assert one[name]["token_ppl"] == math.exp(bench.losses[name])
+        assert one[name]["mean_loops"] == apply_policy(bench.trace, policies[name]).mean_loops
+        assert one[name]["bound_share"] > 0
+    for name in asked:
+        row = one[name]
+        assert row["decoded_loops"] == model.config.n_loops and row["decoded_heads"] == 1
+        assert row["decoded_asks"] == len(model.config.exit_loops)
+    assert "about" in said[0] and any("full depth:" in line for line in said)
     pace = measured_pace(list(one.values()))  # of six tokens, which says nothing of the speed
-    assert math.isfinite(pace.tokens_per_second(apply_policy(trace, Policy())))
+    assert math.isfinite(pace.tokens_per_second(apply_policy(bench.trace, Policy())))
 
-    two = bench_decode(model, prompts, batch_size=2, uncached=False, **sizes)
-    assert {row["way"] for row in two} == {*policies, gpt2}
+    two = bench(2, batch_size=2, uncached=False)
+    assert {row["way"] for row in two} == {*policies, *asked, gpt2, READING}
+    assert two[0]["bound_share"] > 0
     with pytest.raises(InputError, match="1 prompts are not whole batches of 2"):
-        bench_decode(model, prompts[:1], batch_size=2, **sizes)
+        bench(1, batch_size=2)
+
+
+def test_only_some_ways(bench):
+    ways = [
+        row["way"] for row in bench(model=copy.deepcopy(bench.model).float(), only=["exit", "int8"])
+    ]
+    exits = [f"exit {loop}" for loop in bench.model.config.exit_loops]
+    assert ways == ["full depth", *exits, INT8, READING]
+    with pytest.raises(InputError, match="no way of decoding has 'nothing' in its name"):
+        bench(only=["nothing"])
+
+
+def test_what_cannot_be_compiled_is_left_out(bench, monkeypatch):
+    def fails(self, *given):
+        raise InputError("torch.compile: no compiler")
+
+    monkeypatch.setattr(CompiledGPT2, "_compiled", fails)
+    said = []
+    ways = [row["way"] for row in bench(only=["GPT-2"], compiled=True, echo=said.append)]
+    assert not any("compiled" in way for way in ways) and len(ways) == 3
+    assert any("is left out: torch.compile: no compiler" in line for line in said)
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="x"), use_threads(1):
+        assert torch.get_num_threads() == 1
+        raise ValueError("x")
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS, *OPTIONS.values()])
+def test_the_bound_multiplies_with_every_matrix(changes):
+    """Its products are the model's multiply-adds, attention over positions and taps apart.
+
+    The vocabulary is counted once.
+    """
+    model = random_model(**{**changes, "causal": True})
+    config = model.config
+    reading = Reading(model, 2)
+    size = {
+        part: sum(x.shape[1] * product(x).shape[1] for product, x in products)
+        for part, products in reading.parts.items()
+    }
+    made = size["embedding"] + config.n_loops * size["loop"] + size["head"]
+    counted = multiply_adds(config, 0, (config.n_loops,))
+    blocks = config.n_prelude + config.n_loops
+    cycles = config.n_embed_cycles + blocks * config.n_cycles
+    taps = cycles * cycle_multiply_adds(config)["depthwise"]
+    assert made == sum(counted.values()) - taps, (size, counted)
+    assert all(seconds > 0 for seconds in reading().values())
 
 
 def test_the_slow_way_makes_the_same_text(scored):
     model, *_ = scored
     prompts = [[3, 1, 4], [1, 5, 9]]
-    slow = generate_as_released(model, prompts, 6)
+    slow = generate_as_released(model, prompts, 6, lambda tokens: None)
     assert slow.tolist() == [one.tokens for one in generate(model, prompts, 6)]
 
 
-def test_the_gpt2_has_about_the_parameters(scored):
+def test_the_gpt2_has_about_the_multiply_adds(scored):
     model, *_ = scored
-    gpt2 = matched_gpt2(model)
-    ours, theirs = count_parameters(model), count_parameters(gpt2)
-    layer = sum(p.numel() for p in gpt2.transformer.h[0].parameters())
-    assert abs(ours - theirs) <= layer / 2 or gpt2.config.n_layers == 1
+    gpt2, last = matched_gpt2(model).config, (model.config.n_loops,)
+    ours = sum(multiply_adds(model.config, 1, last).values())
+    theirs = sum(multiply_adds(gpt2, 1).values())
+    layer = sum(multiply_adds(gpt2.replace(n_layers=gpt2.n_layers + 1), 1).values()) - theirs
+    assert abs(ours - theirs) <= layer / 2 or gpt2.n_layers == 1
 
 
 def test_gpt2_with_a_cache_says_what_it_says_without():
     torch.manual_seed(0)
     model = make_model(GPT2Config(vocab_size=50, d_model=16, n_heads=2, n_layers=2, max_seq_len=32))
     model.eval().double()
+    static = CompiledGPT2(model)
+    static.step = static._next  # eager: what is compiled is torch's affair
+    prompts, each = [[3, 1, 4], [1, 5, 9]], []
     with torch.inference_mode():
-        made = gpt2_generate(model, [[3, 1, 4], [1, 5, 9]], 8)
-        ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
+        made = gpt2_generate(model, prompts, 8, each.append)
+        ids = torch.tensor(prompts)
         for _ in range(8):
             (logits,) = model(ids).values()
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        assert static(prompts, 8, each.append).tolist() == ids[:, 3:].tolist()
     assert made.tolist() == ids[:, 3:].tolist()
+    assert len(each) == 16 and [list(row) for row in zip(*each[:8], strict=True)] == made.tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_text_in_8_bits(rows, monkeypatch):
+    """All products in 8 bits: the logits stay near, and what cannot be is refused."""
+    monkeypatch.setattr("crt_lib.products.LARGE", 0)
+    monkeypatch.setattr("crt_lib.products.LARGE_FOR_ROWS", 0)
+    model = random_model(**ALL_OPTIONS)
+    weights = torch.randn(2, model.config.d_model + 1)
+    model.gate = Gate(dict(zip((1, 3), 0.2 * weights, strict=True)))
+    prompts = [[3, 1, 4], [1, 5, 9]][:rows]
+    (made, *_) = generate(model, prompts, 6, quantize="int8")
+    assert len(made.tokens) == 6
+    for how, said in (
+        ({"quantize": "int4"}, "quantize is 'int4'; it must be one of int8"),
+        ({"quantize": "int8", "cache": False}, "leave cache on"),
+    ):
+        with pytest.raises(InputError, match=said):
+            generate(model, prompts, 2, **how)
+    with pytest.raises(InputError, match="int8 needs float32 weights on a CPU; these are bfloat16"):
+        generate(model.bfloat16(), prompts, 2, quantize="int8")

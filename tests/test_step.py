@@ -14,7 +14,7 @@ from crt_lib.exits import Policy, run_with_exits
 from crt_lib.gate import Gate
 from crt_lib.leaving import step_with_exits
 from crt_lib.memory import Memory
-from crt_lib.products import Packed, Transposed, mlp, product
+from crt_lib.products import Layout, Packed, Quantized, Transposed
 from crt_lib.step import Step
 
 KNOWN = 6  # tokens that the model itself has read
@@ -148,7 +148,7 @@ def test_products_in_every_layout(rows, bias):
     layer = nn.Linear(24, 36, bias=bias)
     with torch.no_grad():
         x, h = torch.randn(rows, 24), torch.randn(rows, 36)
-        made, out = product(layer, rows), torch.empty(rows, 36)
+        made, out = Layout(rows).layer(layer), torch.empty(rows, 36)
         assert isinstance(made, Transposed if rows == 1 else Packed)
         made.into(out, x)
         for found, wanted in (
@@ -160,6 +160,23 @@ def test_products_in_every_layout(rows, bias):
             near(found, wanted, 2 * 24)  # sums of 24 terms, some larger than what they sum to
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_in_8_bits(rows, bias):
+    """Each number is off by at most half a step of its scale, weights of 127 steps, x of 127."""
+    layer = nn.Linear(64, 1 << 14, bias=bias)
+    with torch.no_grad():
+        x = torch.randn(rows, 64)
+        made = Layout(rows, "int8").layer(layer)
+        assert isinstance(made, Quantized)
+        step_w = layer.weight.abs().amax(1) / 127
+        step_x = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 127
+        off_x, off_w = step_x * layer.weight.abs().sum(1), step_w * x.abs().sum(1, keepdim=True)
+        bound = (off_x + off_w + 64 * step_x * step_w) / 2 + 1e-4
+        assert ((made(x) - layer(x)).abs() <= bound).all()
+        assert isinstance(Layout(rows, "int8").layer(nn.Linear(8, 8)), Transposed | Packed)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_mlp_of_a_step(rows, gated):
@@ -168,7 +185,7 @@ def test_the_mlp_of_a_step(rows, gated):
         x, h = torch.randn(rows, 8).double(), torch.randn(rows, 8).double()
         first, second = up(x).chunk(2, -1) if gated else (None, None)
         middle = F.silu(first) * second if gated else F.gelu(up(x))
-        made = mlp(up, down, gated, rows)
+        made = Layout(rows).mlp(up, down, gated)
         for _ in range(2):  # its buffers are used again
             same(made(h, x), h + down(middle))
 
