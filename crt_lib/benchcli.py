@@ -87,6 +87,28 @@ def bench_decode_command(
         write_rows(out, rows)
 
 
+@bench_app.command("quantize")
+def bench_quantize_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    batch_sizes: Annotated[
+        list[int] | None,
+        typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--tokens", help="Of test.", min=2)] = 16_384,
+    out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
+) -> None:
+    """What 8-bit weights lose, by exit, against float32, and the memory they take."""
+    from crt_lib.benchquantize import bench_quantize
+    from crt_lib.runs import load_trained
+
+    model, data, trained = load_trained(checkpoint)
+    seq_len = trained["train"]["seq_len"]
+    found = []
+    for rows in batch_sizes or [1, 8]:
+        found += bench_quantize(model, data, seq_len, rows=rows, max_tokens=max_tokens)
+    _show(found, out and out.parent, out.name if out else "")
+
+
 @bench_app.command("step")
 def bench_step_command(
     profile: ProfileName = "small",

@@ -33,6 +33,7 @@ COLUMNS += ("decoded_loops", "decoded_heads", "decoded_asks", "accepted")
 WARM_UP = 8  # tokens
 READINGS = 16  # of the weights, after each way in each round
 READING = "reading the weights"  # the row of the bound itself
+READING_ALL = "reading weights, keys and values"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
 
     Raises InputError when there are fewer than three cached ways with exits among them.
     """
-    left_out = (*UNCACHED, READING)
+    left_out = (*UNCACHED, READING, READING_ALL)
     cached = [row for row in rows if row["batch"] == 1 and row["way"] not in left_out]
     names = ("decoded_loops", "decoded_heads", "decoded_asks")
     fit = {  # a way that is the same as another was timed once
@@ -124,9 +125,10 @@ def bench_decode(
     without a cache take one turn, of one batch. `ms` is the wait for one more token of every row,
     its median and 5th and 95th percentile, `first_ms` that for the first, the prompt included;
     tokens/s count from the first token on and are of the median round, `speedup` is the median of
-    the ratios to full depth within a round. `bound_share`: the time that the way's matrix products
-    take alone (`crt_lib.benchways.Reading`, between the ways), over `ms`; the last row is that
-    reading itself. A policy that is equal to an earlier one is not timed again. `echo` is told how
+    the ratios to full depth within a round. `bound_share`: the time that the way's products with
+    weights take alone (`crt_lib.benchways.Reading`, between the ways), over `ms`;
+    `bound_share_all`: with keys and values of the mean length read too; the last two rows are these
+    readings. A policy that is equal to an earlier one is not timed again. `echo` is told how
     long it takes, and each figure as it comes.
     """
     prompts = [list(prompt) for prompt in prompts]
@@ -142,7 +144,14 @@ def bench_decode(
     left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
     ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
     timed = {name: way for name, way in ways.items() if same.get(name) not in ways}
-    bench = _Bench(timed, Reading(model, batch_size), batches, new_tokens, rounds, echo)
+    bench = _Bench(
+        timed,
+        Reading(model, batch_size, len(prompts[0]) + new_tokens // 2),
+        batches,
+        new_tokens,
+        rounds,
+        echo,
+    )
     with torch.inference_mode():
         bench.run()
     shape = {"batch": batch_size, "texts": len(prompts)}
@@ -167,8 +176,10 @@ def bench_decode(
             drafted = sum(one.drafted for one in bench.made[key])
             row["accepted"] = sum(one.accepted for one in bench.made[key]) / max(drafted, 1)
         rows.append(row | bench.columns(key, products) | where)
-    reading = {"way": READING} | shape | dict.fromkeys(COLUMNS)
-    return [*rows, reading | bench.reading_columns(model.config.n_loops) | where]
+    for name in (READING, READING_ALL):
+        columns = bench.reading_columns(name, model.config.n_loops)
+        rows.append({"way": name} | shape | dict.fromkeys(COLUMNS) | columns | where)
+    return rows
 
 
 def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) -> dict[str, Way]:
@@ -215,7 +226,7 @@ class _Bench:
         self.new_tokens, self.rounds, self.echo = new_tokens, rounds, echo or (lambda text: None)
         self.threads = list(dict.fromkeys((torch.get_num_threads(), 1)))
         self.times: dict[tuple[int, str], Timing] = {}
-        self.read: dict[int, list[dict[str, float]]] = {threads: [] for threads in self.threads}
+        self.read: dict[tuple[int, str], list[dict[str, float]]] = {}
         self.made: dict[str, list[Any]] = {}
 
     def run(self) -> None:
@@ -239,24 +250,25 @@ class _Bench:
             columns |= own.columns(suffix)
             columns[f"speedup{suffix}"] = float(np.median(np.array(own.rounds) / full))
             if products is not None:
-                part = self._parts(threads)
-                least = part["embedding"] + products[0] * part["loop"] + products[1] * part["head"]
-                columns[f"bound_share{suffix}"] = least * 1e3 / columns[f"ms{suffix}"]
+                for reading, share in ((READING, "bound_share"), (READING_ALL, "bound_share_all")):
+                    least = self._least(threads, reading, *products)
+                    columns[share + suffix] = least * 1e3 / columns[f"ms{suffix}"]
         return columns | {"rounds": len(self.times[self.threads[0], name].rounds)}
 
-    def reading_columns(self, n_loops: int) -> dict[str, Any]:
-        """Of the products alone at full depth: milliseconds a step, and the tokens/s they allow."""
+    def reading_columns(self, name: str, n_loops: int) -> dict[str, Any]:
+        """Of a reading at full depth: milliseconds a step, and the tokens/s that it allows."""
         columns: dict[str, Any] = {}
         for threads in self.threads:
-            part, suffix = self._parts(threads), "" if threads == self.threads[0] else "_1"
-            seconds = part["embedding"] + n_loops * part["loop"] + part["head"]
+            suffix = "" if threads == self.threads[0] else "_1"
+            seconds = self._least(threads, name, n_loops, 1)
             columns[f"tokens_per_second{suffix}"] = len(self.batches[0]) / seconds
             columns[f"ms{suffix}"] = seconds * 1e3
         return columns | {"rounds": self.rounds}
 
-    def _parts(self, threads: int) -> dict[str, float]:
-        parts = self.read[threads]
-        return {name: float(np.median([part[name] for part in parts])) for name in parts[0]}
+    def _least(self, threads: int, reading: str, loops: float, heads: float) -> float:
+        parts = self.read[threads, reading]
+        part = {name: float(np.median([part[name] for part in parts])) for name in parts[0]}
+        return part["embedding"] + loops * part["loop"] + heads * part["head"]
 
     def _warm_up(self) -> None:
         started, seconds, tokens = time.perf_counter(), 0.0, min(WARM_UP, self.new_tokens)
@@ -290,7 +302,9 @@ class _Bench:
                     self._time(threads, name, self.batches)
                 elif round_ == 0:
                     self._time(threads, name, self.batches[:1])
-                self.read[threads] += [self.reading() for _ in range(READINGS)]
+                for reading, everything in ((READING, False), (READING_ALL, True)):
+                    found = self.read.setdefault((threads, reading), [])
+                    found += [self.reading(everything) for _ in range(READINGS)]
             if round_ == 0:
                 for name in names:
                     own = self.times[threads, name]

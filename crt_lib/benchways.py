@@ -3,6 +3,7 @@
 A way continues prompts of one length greedily and calls `each` whenever tokens are there.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from crt_lib.products import Layout, check_quantize
 
 Prompts = Sequence[Sequence[int]]
 Way = Callable[[Prompts, int, Each], Any]  # prompts, new tokens, each
+Planned = tuple[Callable[[Tensor], Tensor], Tensor]  # a product and what it multiplies
 FULL = "full depth"
 UNCACHED = ("no cache, every head", "no cache")
 INT8 = "full depth, int8"
@@ -163,41 +165,49 @@ class Reading:
     """The products of one new token of each of `rows` rows, and nothing else: the matvec bound.
 
     Every product is in the faster of the layer's own layout and `Layout`'s. A loop's weights are
-    read again by the next, as in the model.
+    read again by the next, as in the model. With `length` also the keys and values of so many
+    tokens, which every loop has of its own.
     """
 
-    def __init__(self, model: CRT, rows: int):
+    def __init__(self, model: CRT, rows: int, length: int):
         config = model.config
         self.loops, self.layout = config.n_loops, Layout(rows)
         first = [self._of(w) for w in _weights(model.embed)]
         for block in model.prelude:
             first += [self._of(w) for w in _weights(block)]
-        self.parts = {
-            "embedding": first,
-            "loop": [self._of(w) for w in _weights(model.block)],
-            "head": [self._of(w) for w in _head_weights(model)],
-        }
+        self.embedding, self.block = first, [self._of(w) for w in _weights(model.block)]
+        self.head = [self._of(w) for w in _head_weights(model)]
+        like, heads = model.loop_encoding, rows * config.n_heads
+        width = config.d_model // config.n_heads
+        kept = torch.randn(config.n_loops, 2, heads, length, width).to(like)
+        self.query, self.scores = kept[0, 0, :, :1], kept.new_ones(heads, 1, length)
+        self.kept = [(keys.mT, values) for keys, values in kept.unbind(0)]
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, keys_and_values: bool) -> dict[str, float]:
         """Seconds of the embedding, of one loop (the mean of all) and of the last head."""
-        return {
-            "embedding": self._seconds("embedding", 1),
-            "loop": self._seconds("loop", self.loops) / self.loops,
-            "head": self._seconds("head", 1),
-        }
+        marks = [time.perf_counter()]
+        _run(self.embedding)
+        marks.append(time.perf_counter())
+        for keys, values in self.kept:
+            _run(self.block)
+            if keys_and_values:
+                torch.bmm(self.query, keys)
+                torch.bmm(self.scores, values)
+        marks.append(time.perf_counter())
+        _run(self.head)
+        marks.append(time.perf_counter())
+        embedding, loops, head = (b - a for a, b in itertools.pairwise(marks))
+        return {"embedding": embedding, "loop": loops / self.loops, "head": head}
 
-    def _seconds(self, part: str, times: int) -> float:
-        products = self.parts[part]
-        started = time.perf_counter()
-        for _ in range(times):
-            for product, x in products:
-                product(x)
-        return time.perf_counter() - started
-
-    def _of(self, weight: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def _of(self, weight: Tensor) -> Planned:
         x = torch.randn(self.layout.rows, weight.shape[1]).to(weight)
         own, laid_out = lambda x: F.linear(x, weight), self.layout.of(weight, None)
         return min((own, laid_out), key=lambda product: _fastest(product, x)), x
+
+
+def _run(products: Sequence[Planned]) -> None:
+    for product, x in products:
+        product(x)
 
 
 def _fastest(product: Callable[[Tensor], Tensor], x: Tensor) -> float:

@@ -144,6 +144,7 @@ def speeds(rows: Rows) -> Figure:
 
     Rows of `crt_lib.benchdecode.bench_decode`.
     """
+    rows = [row for row in rows if row.get("speedup")]  # not the reading alone
     batches = sorted({row["batch"] for row in rows})
     ways = list(dict.fromkeys(row["way"] for row in rows))
     figure = Figure(figsize=(8, 0.9 + 0.25 * len(ways)), layout="constrained")

@@ -8,7 +8,7 @@ In 8 bits it takes a quarter, and large weights are read faster.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,30 @@ class Quantized(Product):
         return torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
 
 
+class FinelyQuantized(Quantized):
+    """The weight in 8 bits, x in two parts of 7: the rounded one, and what that left out.
+
+    Both parts are whole numbers from -63 to 63. One more feature, of weight 0, is -63 and 64, so
+    that the product's own rounding has a step of 1 and leaves them alone.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
+        super().__init__(F.pad(weight, (0, 1)), None)
+        self.added, self.rows = bias, rows
+        self.parts = weight.new_zeros(2 * rows, weight.shape[1] + 1)
+        self.parts[0, -1], self.parts[-1, -1] = -63, 64
+        self.coarse, self.fine = self.parts[:, :-1].chunk(2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        step = x.abs().amax(1, keepdim=True).clamp_(min=1e-12) / 63
+        steps = x / step
+        torch.round(steps, out=self.coarse)
+        torch.mul(steps.sub_(self.coarse), 126, out=self.fine)
+        coarse, fine = super().__call__(self.parts).chunk(2)
+        y = coarse.add_(fine, alpha=1 / 126).mul_(step)
+        return y if self.added is None else y.add_(self.added)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How weights are laid out for `rows` rows; with `quantize` "int8" the large ones in 8 bits.
@@ -112,13 +136,25 @@ class Layout:
 
     rows: int
     quantize: str | None = None
+    sizes: list[int] = field(default_factory=list)  # bytes of each weight laid out
 
-    def of(self, weight: Tensor, bias: Tensor | None) -> Product:
-        """The product of a weight (out, in), a bias (out,) and `rows` rows."""
+    def of(self, weight: Tensor, bias: Tensor | None, vocabulary: bool = False) -> Product:
+        """The product of a weight (out, in), a bias (out,) and `rows` rows.
+
+        Logits are read to the third digit, so in 8 bits a `vocabulary` has x in two parts.
+        """
+        made = self._of(weight, bias, vocabulary)
+        in_8_bits = isinstance(made, Quantized)
+        self.sizes.append(weight.numel() + 8 * len(weight) if in_8_bits else weight.nbytes)
+        return made
+
+    def _of(self, weight: Tensor, bias: Tensor | None, vocabulary: bool) -> Product:
         on_cpu = weight.device.type == "cpu"
         if self.quantize is not None:
             check_quantize(self.quantize, weight)
             if weight.numel() >= (LARGE if self.rows == 1 else LARGE_FOR_ROWS):
+                if vocabulary:
+                    return FinelyQuantized(weight, bias, self.rows)
                 return Quantized(weight, bias)
         if not on_cpu or weight.dtype not in (torch.float32, torch.float64):
             return Product(weight, bias)
@@ -127,9 +163,10 @@ class Layout:
         has_packed = torch.backends.mkldnn.is_available() and weight.dtype == torch.float32
         return Packed(weight, bias, self.rows) if has_packed else Product(weight, bias)
 
-    def layer(self, layer: nn.Linear) -> Product:
+    def layer(self, layer: nn.Linear, vocabulary: bool = False) -> Product:
         """The product of a layer."""
-        return self.of(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+        bias = None if layer.bias is None else layer.bias.detach()
+        return self.of(layer.weight.detach(), bias, vocabulary)
 
     def mlp(self, up: nn.Linear, down: nn.Linear, gated: bool) -> Branch:
         """(h, x) -> h + down(gelu(up(x))), or with silu(gate) * value in the middle; (B, d)."""

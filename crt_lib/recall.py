@@ -5,7 +5,6 @@ found once a token (`begin`), not once a loop; B rows, H heads of D features.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.layers import turns
@@ -93,7 +92,7 @@ class Heads:
         self.memory, self.kv = memory, None
         self.given = like.new_empty(B, 3 * config.d_model)  # for queries, keys and values
         self.heads = like.new_empty(3, B, H, 1, D)  # the same, turned
-        self.query, self.pair = self.heads[0], self.heads[1:, :, :, 0]
+        self.query, self.pair = self.heads[0].flatten(0, 1), self.heads[1:, :, :, 0]
         self.read, self.by_row = self.given.view(B, 3, H, 1, D), self.heads.transpose(0, 1)
         self.rotary = config.positions == "rotary"
         if self.rotary:
@@ -106,20 +105,18 @@ class Heads:
 
     def begin(self, at: int) -> None:
         kv, starts = self.memory.kv, self.memory.starts
-        self.alone = len(self.given) == 1 and starts is None
         if self.kv is not kv:
             self.kv = kv
-            self.row_keys, self.row_values = kv[:, 0, 0].mT, kv[:, 1, 0]
+            self.all_keys = kv[:, 0].flatten(1, 2).mT  # (layers, B * H, D, capacity)
+            self.all_values = kv[:, 1].flatten(1, 2)
         self.slot = kv.select(4, at)  # (layers, 2, B, H, D)
         self.slots = self.slot.unbind(0)
-        if self.alone:
-            self.keys = self.row_keys.narrow(3, 0, at + 1).unbind(0)  # (H, D, at + 1) a layer
-            self.values = self.row_values.narrow(2, 0, at + 1).unbind(0)
-        else:
-            self.keys, self.values = (x.unbind(0) for x in kv.narrow(4, 0, at + 1).unbind(1))
+        self.keys = self.all_keys.narrow(3, 0, at + 1).unbind(0)  # (B * H, D, at + 1) a layer
+        self.values = self.all_values.narrow(2, 0, at + 1).unbind(0)
         self.mask: Tensor | None = None
         if starts is not None:
-            self.mask = (torch.arange(at + 1, device=kv.device) >= starts[:, None])[:, None, None]
+            before = torch.arange(at + 1, device=kv.device) < starts[:, None]  # padding
+            self.mask = before.repeat_interleave(self.heads.shape[2], 0)[:, None]
         if self.rotary and starts is None:
             self.turn = self.cos.select(0, at), self.sin.select(0, at)
         elif self.rotary:
@@ -142,12 +139,10 @@ class Heads:
         else:
             before, kept = self.slots[layer - 1], active[:, :, None]  # (B, 1, 1)
             torch.where(kept, self.pair, before, out=self.slots[layer])
-        keys, values = self.keys[layer], self.values[layer]
-        if self.alone:  # faster than the one call
-            y = torch.bmm(torch.bmm(self.query[0], keys).softmax(-1), values)
-        else:
-            y = F.scaled_dot_product_attention(self.query, keys, values, self.mask, scale=1.0)
-        return y.view(len(self.given), -1)
+        scores = torch.bmm(self.query, self.keys[layer])  # (B * H, 1, at + 1)
+        if self.mask is not None:
+            scores.masked_fill_(self.mask, -torch.inf)
+        return torch.bmm(scores.softmax(-1), self.values[layer]).view(len(self.given), -1)
 
     def end(self, run: int, more: int) -> None:
         """The `more` layers after the first `run` take over what the last of these left."""

@@ -154,7 +154,15 @@ def _parts(results: Path) -> str:
 
 def cost_against_size(results: Path) -> str:
     """`crt bench cost`: tokens/s and peak memory, a row a size, a column a number of threads."""
-    rows = read_rows(results / "bench" / "cost.csv")
+    tables = [
+        _cost_table(read_rows(folder / "cost.csv"))
+        for folder in (results / "bench", _avx2(results))
+    ]
+    said = "An update of `crt2` at the size of `small`, and one change at a time."
+    return "\n\n".join([said, *tables])
+
+
+def _cost_table(rows: list[dict[str, Any]]) -> str:
     threads = list(dict.fromkeys(row["threads"] for row in rows))
     axes = ("batch", "length", "loops", "d")
     sizes: dict[tuple, list[str]] = {}
@@ -167,9 +175,12 @@ def cost_against_size(results: Path) -> str:
         head += [f"tokens/s, {many}", f"peak GB, {many}"]
     body = [[*map(str, size), *cells] for size, cells in sizes.items()]
     precisions = ", ".join(sorted({row["precision"] for row in rows}))
-    where = f"{rows[0]['device']}, {rows[0]['isa']}, in {precisions}"
-    said = f"An update of `crt2` at the size of `small`, and one change at a time ({where})."
-    return f"{said}\n\n{markdown_table(head, body)}"
+    where = f"{rows[0]['device']}, {rows[0]['isa']}, in {precisions}:"
+    return f"{where}\n\n{markdown_table(head, body)}"
+
+
+def _avx2(results: Path) -> Path:
+    return results / "bench" / "avx2"
 
 
 def costliest_operations(results: Path) -> str:
@@ -180,11 +191,15 @@ def costliest_operations(results: Path) -> str:
     faster = ", ".join(f"{row['path']} {row['speedup']:.2f}x" for row in paths[1:])
     first = paths[0]
     where = f"{first['device']}, {first['isa']}, {first['threads']} threads, {first['precision']}"
-    updates = read_rows(results / "bench" / "step_updates.csv")
-    shares = ", ".join(
-        f"{row['profile']} {row['recipe']} ({row['optimizer']}, {row['precision']}) "
-        f"{row['optimizer_share']:.1%}"
-        for row in updates
+    shares = "; ".join(
+        f"{updates[0]['isa']}, "
+        + ", ".join(
+            f"{row['profile']} {row['recipe']} ({row['optimizer']}, {row['precision']}) "
+            f"{row['optimizer_share']:.1%}"
+            for row in updates
+        )
+        for folder in (results / "bench", _avx2(results))
+        for updates in [read_rows(folder / "step_updates.csv")]
     )
     return (
         f"A training step of `crt2` at the size of `{first['profile']}` ({where}) spends most in "
@@ -208,22 +223,48 @@ def decoding(results: Path) -> str:
         line.append(f"{row['token_ppl']:.2f}" if row["token_ppl"] else "")
         for batch in batches:
             (own,) = [r for r in rows if (r["way"], r["batch"]) == (way, batch)] or [None]
-            said = f"{own['tokens_per_second']:.0f} ({own['speedup']:.2f}x)" if own else ""
-            line.append(said)
+            said = f"{own['tokens_per_second']:.0f}" if own else ""
+            line.append(f"{said} ({own['speedup']:.2f}x)" if own and own.get("speedup") else said)
         body.append(line)
     head = ["decoding", "mean loops", "multiply-adds", "test PPL"]
     head += [f"tokens/s, {batch} at a time" for batch in batches]
     first, slow = ways["full depth"], ways["no cache"]
-    where = f"{first['device']}, {first['threads']} threads, {first['precision']}"
+    where = f"{first['device']}, {first['isa']}, {first['threads']} threads, {first['precision']}"
     asking = [way for way in CRITERIA if way in plain]
     said = (
         f"{first['new_tokens']} new tokens, greedy, medians of {first['rounds']} rounds, "
-        f"{slow['rounds']} without a cache ({where}); in brackets the speed against full depth in "
-        "the same round. PPL of the first 50,000 tokens of test. Criteria are calibrated to lose "
-        f"at most 0.5 % of the PPL; {', '.join(asking)} then take a fixed exit, because asking "
-        "them costs more than it saves."
+        f"{slow['rounds']} without a cache ({where}), the first token apart; in brackets the speed "
+        "against full depth in the same round. PPL of the first 50,000 tokens of test. Criteria "
+        f"are calibrated to lose at most 0.5 % of the PPL; {', '.join(asking)} then take a fixed "
+        "exit, because asking them costs more than it saves."
     )
-    return f"{markdown_table(head, body)}\n\n{said}"
+    return f"{markdown_table(head, body)}\n\n{said}\n\n{_bounds(results, rows)}"
+
+
+def _bounds(results: Path, rows: list[dict[str, Any]]) -> str:
+    """How near full depth comes to reading its weights, and what 8 bits lose."""
+    said = []
+    for found in (rows, read_rows(_avx2(results) / "decode.csv")):
+        for batch in sorted({row["batch"] for row in found}):
+            (full,) = [r for r in found if (r["way"], r["batch"]) == ("full depth", batch)]
+            said.append(
+                f"{full['isa']}, {batch} at a time {full['ms']:.2f} ms "
+                f"({full['ms_p5']:.2f} to {full['ms_p95']:.2f}), {full['bound_share']:.0%} and "
+                f"{full['bound_share_all']:.0%}; one thread {full['bound_share_1']:.0%} and "
+                f"{full['bound_share_all_1']:.0%}"
+            )
+    lost = read_rows(results / "bench" / "quantize.csv")
+    deep = [row for row in lost if row["exit"] == max(r["exit"] for r in lost)]
+    loses = ", ".join(
+        f"{row['word_ppl_ratio'] - 1:.2%} with {row['rows']} at a time "
+        f"({row['quantized_weight_mb']:.0f} of {row['weight_mb']:.0f} MB)"
+        for row in deep
+    )
+    return (
+        "A step at full depth, and the share of it that the products with its weights take alone, "
+        f"without and with keys and values: {'; '.join(said)}. 8-bit weights add to the word "
+        f"perplexity of test {loses}."
+    )
 
 
 def claims_summary(results: Path) -> str:

@@ -185,9 +185,9 @@ def _heads(
         n: _norm(model.exit_norms[str(n)]) if config.exit_norm else _same for n in config.head_loops
     }
     if config.head_sharing == "tied":
-        vocabulary = layout.of(table, None)
+        vocabulary = layout.of(table, None, vocabulary=True)
         return {n: (norms[n], _linear(heads[str(n)], layout), vocabulary) for n in norms}
-    vocabularies = {name: layout.layer(head) for name, head in heads.items()}
+    vocabularies = {name: layout.layer(head, vocabulary=True) for name, head in heads.items()}
     shared = {n: "final" if n == config.n_loops else "aux" for n in norms}
     names = {n: str(n) for n in norms} if config.head_sharing == "separate" else shared
     return {n: (norms[n], _same, vocabularies[names[n]]) for n in norms}

@@ -10,7 +10,7 @@ from tiny_models import ALL_OPTIONS, OPTIONS, random_model
 from crt_lib import InputError
 from crt_lib.accounting import cycle_multiply_adds, multiply_adds
 from crt_lib.baselines import make_model
-from crt_lib.benchdecode import READING, bench_decode, measured_pace, use_threads
+from crt_lib.benchdecode import READING, READING_ALL, bench_decode, measured_pace, use_threads
 from crt_lib.benchways import (
     INT8,
     NEVER,
@@ -55,12 +55,20 @@ def test_rows_of_every_way(bench):
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
     asked = {NEVER["similarity"], NEVER["gate"]}
-    assert set(one) == {*UNCACHED, *policies, *drafts, *asked, gpt2, READING}  # int8: of float32
+    assert set(one) == {
+        *UNCACHED,
+        *policies,
+        *drafts,
+        *asked,
+        gpt2,
+        READING,
+        READING_ALL,
+    }  # int8: of float32
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     for row in one.values():
         assert row["tokens_per_second"] > 0 and row["rounds"] == 1
         assert row["isa"] and row["threads"] and row["precision"] == "float64"
-        if row["way"] != READING:
+        if row["way"] not in (READING, READING_ALL):
             assert 0 < row["ms_p5"] <= row["ms"] <= row["ms_p95"] and row["first_ms"] > 0
         if row["way"] not in UNCACHED and row["threads"] > 1:
             assert row["tokens_per_second_1"] > 0
@@ -78,7 +86,7 @@ def test_rows_of_every_way(bench):
     assert math.isfinite(pace.tokens_per_second(apply_policy(bench.trace, Policy())))
 
     two = bench(2, batch_size=2, uncached=False)
-    assert {row["way"] for row in two} == {*policies, *asked, gpt2, READING}
+    assert {row["way"] for row in two} == {*policies, *asked, gpt2, READING, READING_ALL}
     assert two[0]["bound_share"] > 0
     with pytest.raises(InputError, match="1 prompts are not whole batches of 2"):
         bench(1, batch_size=2)
@@ -89,7 +97,7 @@ def test_only_some_ways(bench):
         row["way"] for row in bench(model=copy.deepcopy(bench.model).float(), only=["exit", "int8"])
     ]
     exits = [f"exit {loop}" for loop in bench.model.config.exit_loops]
-    assert ways == ["full depth", *exits, INT8, READING]
+    assert ways == ["full depth", *exits, INT8, READING, READING_ALL]
     with pytest.raises(InputError, match="no way of decoding has 'nothing' in its name"):
         bench(only=["nothing"])
 
@@ -101,7 +109,7 @@ def test_what_cannot_be_compiled_is_left_out(bench, monkeypatch):
     monkeypatch.setattr(CompiledGPT2, "_compiled", fails)
     said = []
     ways = [row["way"] for row in bench(only=["GPT-2"], compiled=True, echo=said.append)]
-    assert not any("compiled" in way for way in ways) and len(ways) == 3
+    assert not any("compiled" in way for way in ways) and len(ways) == 4
     assert any("is left out: torch.compile: no compiler" in line for line in said)
 
 
@@ -121,18 +129,20 @@ def test_the_bound_multiplies_with_every_matrix(changes):
     """
     model = random_model(**{**changes, "causal": True})
     config = model.config
-    reading = Reading(model, 2)
-    size = {
-        part: sum(x.shape[1] * product(x).shape[1] for product, x in products)
-        for part, products in reading.parts.items()
-    }
-    made = size["embedding"] + config.n_loops * size["loop"] + size["head"]
+    reading = Reading(model, 2, 5)
+    size = [
+        sum(x.shape[1] * product(x).shape[1] for product, x in products)
+        for products in (reading.embedding, reading.block, reading.head)
+    ]
+    made = size[0] + config.n_loops * size[1] + size[2]
     counted = multiply_adds(config, 0, (config.n_loops,))
     blocks = config.n_prelude + config.n_loops
     cycles = config.n_embed_cycles + blocks * config.n_cycles
     taps = cycles * cycle_multiply_adds(config)["depthwise"]
     assert made == sum(counted.values()) - taps, (size, counted)
-    assert all(seconds > 0 for seconds in reading().values())
+    assert len(reading.kept) == config.n_loops
+    for everything in (False, True):
+        assert all(seconds > 0 for seconds in reading(everything).values())
 
 
 def test_the_slow_way_makes_the_same_text(scored):

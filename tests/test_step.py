@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from closeness import as_accurate, near, same
+from closeness import as_accurate, near, roundings, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_exits import CASES, Pattern, causal
@@ -14,7 +14,7 @@ from crt_lib.exits import Policy, run_with_exits
 from crt_lib.gate import Gate
 from crt_lib.leaving import step_with_exits
 from crt_lib.memory import Memory
-from crt_lib.products import Layout, Packed, Quantized, Transposed
+from crt_lib.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
 from crt_lib.step import Step
 
 KNOWN = 6  # tokens that the model itself has read
@@ -167,13 +167,17 @@ def test_a_product_in_8_bits(rows, bias):
     layer = nn.Linear(64, 1 << 14, bias=bias)
     with torch.no_grad():
         x = torch.randn(rows, 64)
-        made = Layout(rows, "int8").layer(layer)
-        assert isinstance(made, Quantized)
-        step_w = layer.weight.abs().amax(1) / 127
+        made, fine = (Layout(rows, "int8").layer(layer, vocabulary) for vocabulary in (False, True))
+        assert type(made) is Quantized and type(fine) is FinelyQuantized
+        step_w, a_weight = layer.weight.abs().amax(1) / 127, layer.weight.abs().sum(1)
+        of_weights = step_w * x.abs().sum(1, keepdim=True) / 2
         step_x = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 127
-        off_x, off_w = step_x * layer.weight.abs().sum(1), step_w * x.abs().sum(1, keepdim=True)
-        bound = (off_x + off_w + 64 * step_x * step_w) / 2 + 1e-4
-        assert ((made(x) - layer(x)).abs() <= bound).all()
+        finer = x.abs().amax(1, keepdim=True) / 63 / 126
+        for product, step in ((made, step_x), (fine, finer)):
+            bound = of_weights + step * (a_weight + 64 * step_w) / 2
+            for _ in range(2):  # its buffers are used again
+                off = (product(x) - layer(x)).abs() - bound
+                assert off.max() <= roundings(64) * layer(x).abs().max()
         assert isinstance(Layout(rows, "int8").layer(nn.Linear(8, 8)), Transposed | Packed)
 
 
