@@ -9,15 +9,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crt_lib.causality import causality_report
+    from crt_lib.audit.causality import causality_report
     from crt_lib.config import ModelConfig, TrainConfig
-    from crt_lib.corpus import load_corpus
-    from crt_lib.decode import generate
     from crt_lib.evaluate import evaluate
+    from crt_lib.exits.decode import generate
     from crt_lib.files import InputError
     from crt_lib.model import CRT
     from crt_lib.profiles import Profile, load_profile
-    from crt_lib.tokenizer import load_tokenizer, tokenize
+    from crt_lib.text.corpus import load_corpus
+    from crt_lib.text.tokenizer import load_tokenizer, tokenize
     from crt_lib.train import train
 
 __version__ = "0.1.0"
@@ -44,13 +44,13 @@ _MODULES = {
     "ModelConfig": "config",
     "Profile": "profiles",
     "TrainConfig": "config",
-    "causality_report": "causality",
+    "causality_report": "audit.causality",
     "evaluate": "evaluate",
-    "generate": "decode",
-    "load_corpus": "corpus",
+    "generate": "exits.decode",
+    "load_corpus": "text.corpus",
     "load_profile": "profiles",
-    "load_tokenizer": "tokenizer",
-    "tokenize": "tokenizer",
+    "load_tokenizer": "text.tokenizer",
+    "tokenize": "text.tokenizer",
     "train": "train",
 }
 

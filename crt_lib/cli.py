@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from crt_lib.benchcli import bench_app
-from crt_lib.files import InputError, RunError
-from crt_lib.options import (
+from crt_lib.commands.bench import bench_app
+from crt_lib.commands.options import (
     PLAIN_HELP,
     Changes,
     Corpus,
@@ -23,6 +22,7 @@ from crt_lib.options import (
     key_value,
     short,
 )
+from crt_lib.files import InputError, RunError
 from crt_lib.profiles import load_profile
 
 app = typer.Typer(
@@ -75,14 +75,14 @@ def train(
     if precision is not None:
         chosen = chosen.replace(train=chosen.train.replace(precision=precision))
 
+    from crt_lib.book.pipeline import results_table
     from crt_lib.device import limit_memory
-    from crt_lib.pipeline import results_table
-    from crt_lib.runs import run_profile
+    from crt_lib.runs.run import run_profile
 
     if vram_limit is not None:
         limit_memory(vram_limit)
     if dry_run:
-        from crt_lib.costs import predict
+        from crt_lib.bench.dryrun import predict
 
         typer.echo(predict(chosen))
         return
@@ -110,7 +110,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
 ) -> None:
     """Perplexity and bits per byte of every exit of a checkpoint."""
-    from crt_lib.runs import evaluate_checkpoint, write_rows
+    from crt_lib.runs.run import evaluate_checkpoint, write_rows
 
     rows = evaluate_checkpoint(
         checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
@@ -127,7 +127,7 @@ def average(
     last: Annotated[int, typer.Option(help="How many of the last kept ones.", min=1)] = 5,
 ) -> None:
     """Average the weights of a run's last kept checkpoints into one, to be evaluated as another."""
-    from crt_lib.runs import average_run
+    from crt_lib.runs.run import average_run
 
     typer.echo(f"average: {average_run(run, last)}")
 
@@ -159,10 +159,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, with exits or with lossless speculation if asked for."""
-    from crt_lib.decode import Sampling, Speculation
-    from crt_lib.decode import generate as run
-    from crt_lib.exits import Policy
-    from crt_lib.runs import load_trained_model
+    from crt_lib.exits.decode import Sampling, Speculation
+    from crt_lib.exits.decode import generate as run
+    from crt_lib.exits.policy import Policy
+    from crt_lib.runs.run import load_trained_model
 
     sampling = Sampling(temperature, top_k, top_p)
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
@@ -198,7 +198,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as a folder that transformers loads, or as a torch.export program."""
-    from crt_lib.export import export_run
+    from crt_lib.hf.export import export_run
 
     typer.echo(f"exported: {export_run(checkpoint, out, exit_loop)}")
 
@@ -210,7 +210,7 @@ def lm_task(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
 ) -> None:
     """Write a corpus as a task for lm_eval, which then scores any model on it."""
-    from crt_lib.lmtask import write_task
+    from crt_lib.hf.lmtask import write_task
 
     name = write_task(out, corpus, split)
     typer.echo(
@@ -226,8 +226,8 @@ def gate(
     tokens: Annotated[int, typer.Option(help="Of the training text.", min=1)] = 50_000,
 ) -> None:
     """Fit an exit gate beside a checkpoint, for the criterion gate; the model stays as it is."""
-    from crt_lib.gate import GATE_FILE
-    from crt_lib.runs import find_checkpoint, gate_run
+    from crt_lib.exits.gate import GATE_FILE
+    from crt_lib.runs.run import find_checkpoint, gate_run
 
     gate_run(checkpoint, tokens)
     typer.echo(f"gate: {find_checkpoint(checkpoint).with_name(GATE_FILE)}")
@@ -253,9 +253,9 @@ def audit(
     """
     from torch import nn
 
-    from crt_lib.audit import causality_report, parameter_report, speed_report
-    from crt_lib.probes import positions_of
-    from crt_lib.targets import load_target
+    from crt_lib.audit.checks import causality_report, parameter_report, speed_report
+    from crt_lib.audit.probes import positions_of
+    from crt_lib.hf.targets import load_target
 
     try:
         target = load_target(model, vocab_size)
@@ -302,9 +302,9 @@ def search(
     ] = False,
 ) -> None:
     """Train named configurations for equal tokens or equal time, and compare them on valid."""
-    from crt_lib.ladder import choose_arms
-    from crt_lib.search import grid, tune
-    from crt_lib.search import search as run_search
+    from crt_lib.study.ladder import choose_arms
+    from crt_lib.study.search import grid, tune
+    from crt_lib.study.search import search as run_search
 
     chosen, seeds = choose_arms(arms), seeds or [0]
     how = {"jobs": jobs, "threads": threads, "documents": documents, "echo": typer.echo}
@@ -328,7 +328,7 @@ def gpu(
 
     Without typer: python -m crt_lib.gpu.
     """
-    from crt_lib.gpu import run_gpu
+    from crt_lib.gpu.run import run_gpu
 
     raise typer.Exit(run_gpu(out, minutes=minutes, rehearse=rehearse, only=only or ()))
 
@@ -338,8 +338,8 @@ def claims(
     results: Results = Path("results"),
 ) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
-    from crt_lib.claims import write_claims
-    from crt_lib.ledger import summary
+    from crt_lib.study.claims import write_claims
+    from crt_lib.study.ledger import summary
 
     rows = write_claims(results)
     for row in rows:
@@ -358,7 +358,7 @@ def report(
     ] = None,
 ) -> None:
     """Rewrite the tables of README.md and MODEL_CARD.md from the files under results/."""
-    from crt_lib.report import PAGES, record_times, update_page
+    from crt_lib.show.pages import PAGES, record_times, update_page
 
     if times is not None:
         record_times(times, results)
@@ -384,11 +384,11 @@ def reproduce(
     given = dict(key_value(text) for text in parameters or [])
     how = {"only": only or (), "parameters": given, "fresh": fresh, "notebooks_dir": notebooks}
     if jobs == 1:
-        from crt_lib.pipeline import reproduce as run_notebooks
+        from crt_lib.book.pipeline import reproduce as run_notebooks
 
         run_notebooks(profile, out=out, **how)
     else:
-        from crt_lib.batch import reproduce_parallel
+        from crt_lib.book.batch import reproduce_parallel
 
         reproduce_parallel(profile, jobs, out=out, **how)
 
@@ -413,7 +413,7 @@ def sweep(
     for name, text in map(key_value, grid):
         values[name] = values.get(name, []) + [value.strip() for value in text.split(",")]
 
-    from crt_lib.batch import sweep as run_sweep
+    from crt_lib.book.batch import sweep as run_sweep
 
     how = {"profile": profile, "notebooks_dir": folder, "jobs": jobs, "scheduler": scheduler}
     rows = run_sweep(notebooks, values, out, **how)

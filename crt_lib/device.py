@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from crt_lib.accounting import multiply_adds
+from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.files import InputError
-from crt_lib.manifest import run_environment
+from crt_lib.runs.manifest import run_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.baselines import GPT2
-from crt_lib.batches import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
+from crt_lib.data import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
-from crt_lib.tokenizer import TokenSplit
+from crt_lib.text.tokenizer import TokenSplit
 
 RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 Protocol = Literal["honest", "released"]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from crt_lib.caches import ConvMemory, LayerMemory
 from crt_lib.config import ModelConfig
-from crt_lib.memory import ConvMemory, LayerMemory
 
 
 class DilatedConv(nn.Module):

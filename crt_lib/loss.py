@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from crt_lib.batches import NOT_SCORED
+from crt_lib.data import NOT_SCORED
 
 WHOLE_ELEMENTS = 1 << 24  # logits that are computed at once: 64 MiB in float32
 CHUNK_ELEMENTS = 1 << 22  # logits a chunk where there are more

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.batches import NOT_SCORED
+from crt_lib.caches import ConvMemory, LayerMemory, Memory
 from crt_lib.config import ModelConfig
+from crt_lib.data import NOT_SCORED
 from crt_lib.files import InputError
 from crt_lib.layers import Attention, DilatedConv, Dropout, Recomputing, make_norm, recomputed
 from crt_lib.loss import exit_losses
-from crt_lib.memory import ConvMemory, LayerMemory, Memory
 
 
 class Cycle(Recomputing):
@@ -145,7 +145,7 @@ class CRT(nn.Module):
         super().__init__()
         self.config = config
         self._compiled = self._checkpointing = False
-        self.gate: Any = None  # crt_lib.gate.Gate, once one is fitted
+        self.gate: Any = None  # crt_lib.exits.gate.Gate, once one is fitted
         self.embed = TRMEmbedding(config)
         if config.positions == "learned":
             self.positions = nn.Parameter(0.02 * torch.randn(config.max_seq_len, config.d_model))

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from crt_lib.batches import PackedWindows, PaddedLines
 from crt_lib.config import TrainConfig
-from crt_lib.tokenizer import TokenizedCorpus
+from crt_lib.data import PackedWindows, PaddedLines
+from crt_lib.text.tokenizer import TokenizedCorpus
 
 
 def make_batches(config: TrainConfig, data: TokenizedCorpus) -> PackedWindows | PaddedLines:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from crt_lib.baselines import GPT2, make_model
-from crt_lib.batches import NOT_SCORED, Batch
 from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
+from crt_lib.data import NOT_SCORED, Batch
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, RunError
@@ -34,7 +34,7 @@ from crt_lib.schedule import (
     updates_planned,
 )
 from crt_lib.signals import stop_signals
-from crt_lib.tokenizer import TokenizedCorpus
+from crt_lib.text.tokenizer import TokenizedCorpus
 
 
 class TrainingError(RunError):

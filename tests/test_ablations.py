@@ -4,8 +4,10 @@ import math
 
 import pytest
 
-from crt_lib import InputError, load_profile, plots
-from crt_lib.ablations import (
+from crt_lib import InputError, load_profile
+from crt_lib.runs.run import load_data, read_rows
+from crt_lib.show import plots
+from crt_lib.study.ablations import (
     BUDGET,
     PAPER_TABLE_3,
     RATES,
@@ -15,8 +17,7 @@ from crt_lib.ablations import (
     train_both,
     worth,
 )
-from crt_lib.runs import load_data, read_rows
-from crt_lib.search import summarise
+from crt_lib.study.search import summarise
 
 SMOKE = load_profile("smoke", "paper")
 SHORT = SMOKE.replace(train=SMOKE.train.replace(updates=2, eval_every=0))

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from crt_lib.accounting import multiply_adds, parameters_by_part
+from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.baselines import make_model
 from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.model import CRT, count_parameters

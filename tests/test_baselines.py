@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from closeness import OF_A_MODEL, roundings, same
 
 from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
-from crt_lib.accounting import multiply_adds
+from crt_lib.audit.accounting import multiply_adds
 from crt_lib.baselines import make_model
 from crt_lib.checkpoint import load_model
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict

@@ -15,10 +15,10 @@ import tiny_notebooks
 from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError
-from crt_lib.batch import Job, reproduce_parallel, run_jobs, sweep
-from crt_lib.manifest import Manifest
-from crt_lib.pipeline import NotebookError
-from crt_lib.runs import read_rows, write_rows
+from crt_lib.book.batch import Job, reproduce_parallel, run_jobs, sweep
+from crt_lib.book.pipeline import NotebookError
+from crt_lib.runs.manifest import Manifest
+from crt_lib.runs.run import read_rows, write_rows
 
 PARAMETERS = 'results: str = "nowhere"\nseed: int = 0\nsize: float = 1.0\nname: str = ""\n'
 HEAD = "import os, time\nfrom pathlib import Path\nout = Path(results)\n"
@@ -116,7 +116,7 @@ def test_a_grid_has_every_combination(tmp_path, monkeypatch):
             assert job.words[job.words.index("--out") + 1] == str(out / job.name)
             write_rows(out / job.name / "run" / "results.csv", [{"loss": i}])
 
-    monkeypatch.setattr("crt_lib.batch.run_jobs", run_jobs)
+    monkeypatch.setattr("crt_lib.book.batch.run_jobs", run_jobs)
     grid = {"seed": ["0", "1"], "size": ["0.25", "0.5"]}
     assert sweep(["a"], grid, out, profile="smoke", notebooks_dir=folder) == [
         {"grid_seed": str(s), "grid_size": str(x), "run": "run", "loss": 2 * s + 4 * x - 1}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crt_lib.batches import (
+from crt_lib.data import (
     PackedWindows,
     PaddedLines,
     evaluation_lines,

@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny_models import TINY
 
-from crt_lib import benchcost, benchstep
-from crt_lib.bench import bench_training
-from crt_lib.stepparts import PARTS
-from crt_lib.trial import Trial
+from crt_lib.bench import cost as benchcost
+from crt_lib.bench import step as benchstep
+from crt_lib.bench.parts import PARTS
+from crt_lib.bench.training import bench_training
+from crt_lib.bench.trial import Trial
 
 MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, exits=((2, 4),), peak_memory=10**9)
 

@@ -8,10 +8,10 @@ import torch
 from tiny_models import ALL_OPTIONS, OPTIONS, random_model
 
 from crt_lib import InputError
-from crt_lib.accounting import cycle_multiply_adds, multiply_adds
+from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds
 from crt_lib.baselines import make_model
-from crt_lib.benchdecode import READING, READING_ALL, bench_decode, measured_pace, use_threads
-from crt_lib.benchways import (
+from crt_lib.bench.decode import READING, READING_ALL, bench_decode, measured_pace, use_threads
+from crt_lib.bench.ways import (
     INT8,
     NEVER,
     UNCACHED,
@@ -22,10 +22,10 @@ from crt_lib.benchways import (
     matched_gpt2,
 )
 from crt_lib.config import GPT2Config
-from crt_lib.decode import generate
-from crt_lib.exits import CRITERIA, Policy
-from crt_lib.gate import Gate
-from crt_lib.trace import apply_policy, calibrate, make_trace
+from crt_lib.exits.decode import generate
+from crt_lib.exits.gate import Gate
+from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.exits.trace import apply_policy, calibrate, make_trace
 
 SEQ_LEN = 32
 
@@ -182,8 +182,8 @@ def test_gpt2_with_a_cache_says_what_it_says_without():
 @pytest.mark.parametrize("rows", [1, 2])
 def test_text_in_8_bits(rows, monkeypatch):
     """All products in 8 bits: the logits stay near, and what cannot be is refused."""
-    monkeypatch.setattr("crt_lib.products.LARGE", 0)
-    monkeypatch.setattr("crt_lib.products.LARGE_FOR_ROWS", 0)
+    monkeypatch.setattr("crt_lib.exits.products.LARGE", 0)
+    monkeypatch.setattr("crt_lib.exits.products.LARGE_FOR_ROWS", 0)
     model = random_model(**ALL_OPTIONS)
     weights = torch.randn(2, model.config.d_model + 1)
     model.gate = Gate(dict(zip((1, 3), 0.2 * weights, strict=True)))

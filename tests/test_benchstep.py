@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crt_lib import load_profile
-from crt_lib.benchstep import PATHS, bench_step, step_costs
+from crt_lib.bench.step import PATHS, bench_step, step_costs
 
 SMOKE = load_profile("smoke")
 

@@ -10,12 +10,21 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from crt_lib.ablations import BUDGET, RATES
-from crt_lib.claims import CLAIMS, judge_claims
 from crt_lib.cli import app
-from crt_lib.ladder import EQUAL_TOKENS
-from crt_lib.ledger import COLUMNS, FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED, render_claims, summary
-from crt_lib.runs import write_rows
+from crt_lib.runs.run import write_rows
+from crt_lib.study.ablations import BUDGET, RATES
+from crt_lib.study.claims import CLAIMS, judge_claims
+from crt_lib.study.ladder import EQUAL_TOKENS
+from crt_lib.study.ledger import (
+    COLUMNS,
+    FAILS,
+    HOLDS,
+    LEAK,
+    UNDERIVED,
+    UNTESTED,
+    render_claims,
+    summary,
+)
 
 RESULTS = Path(__file__).parent.parent / "results"
 

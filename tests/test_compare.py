@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, evaluate, load_corpus, load_tokenizer, tokenize
-from crt_lib.compare import compare_arms, difference_in_bits, exit_table, score_documents
+from crt_lib.audit.compare import compare_arms, difference_in_bits, exit_table, score_documents
 
 TEXT = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
 

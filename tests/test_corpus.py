@@ -12,9 +12,9 @@ from closeness import same
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crt_lib import docstrings, grammar
-from crt_lib.corpus import CORPORA, SPLITS, Corpus, Split, load_corpus
 from crt_lib.files import InputError, cache_root
+from crt_lib.text import docstrings, grammar
+from crt_lib.text.corpus import CORPORA, SPLITS, Corpus, Split, load_corpus
 
 DATA_ROOT = os.environ.get("CRT_DATA_ROOT")
 

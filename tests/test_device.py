@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crt_lib import InputError, device, load_profile
-from crt_lib.accounting import multiply_adds
+from crt_lib.audit.accounting import multiply_adds
 from crt_lib.device import WIDE, choose_precision, limit_memory, matmul_peak, utilisation
 
 

@@ -5,10 +5,18 @@ import re
 import pytest
 
 from crt_lib import InputError
-from crt_lib.benchdecode import Pace, measured_pace
-from crt_lib.exits import CRITERIA, Policy
-from crt_lib.explorer import ALLOWED, Explorer, explore, look, numbers_html, passage_html, preset
-from crt_lib.trace import Trace, apply_policy, make_passage
+from crt_lib.bench.decode import Pace, measured_pace
+from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.exits.trace import Trace, apply_policy, make_passage
+from crt_lib.show.explorer import (
+    ALLOWED,
+    Explorer,
+    explore,
+    look,
+    numbers_html,
+    passage_html,
+    preset,
+)
 
 TEXT = "the cat sat on\nfive <b>six"
 PACE = Pace(1e-3, 2e-3, 5e-4)

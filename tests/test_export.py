@@ -12,10 +12,10 @@ from closeness import OF_A_MODEL, near, roundings, same
 from tiny_models import ALL_OPTIONS, exact_model, random_ids
 
 from crt_lib import InputError, load_profile
-from crt_lib.decode import generate
-from crt_lib.export import export_program, export_run
-from crt_lib.lmtask import write_task
-from crt_lib.runs import evaluate_checkpoint, load_trained_model, run_profile
+from crt_lib.exits.decode import generate
+from crt_lib.hf.export import export_program, export_run
+from crt_lib.hf.lmtask import write_task
+from crt_lib.runs.run import evaluate_checkpoint, load_trained_model, run_profile
 
 pytest.importorskip("transformers")
 CASES = {"paper": {}, "all": ALL_OPTIONS}
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
 def test_pipeline_continues_a_text_as_we_do(run):
     from transformers import AutoTokenizer, pipeline
 
-    import crt_lib.hf  # noqa: F401
+    import crt_lib.hf.model  # noqa: F401
 
     made = pipeline("text-generation", model=str(run / "model"), dtype=torch.float64)
     prompts = ["the cat saw", "a dog and the"]

@@ -15,14 +15,16 @@ import torch
 from tiny_parts import crashes, hangs, late, raises, works
 from waiting import PATIENCE, wait_for
 
-from crt_lib import InputError, cli, gpuchecks, gputraining
-from crt_lib.accounting import parameters_by_part
-from crt_lib.gpu import PARTS, main, run_gpu
-from crt_lib.gputraining import _cost, arms
+from crt_lib import InputError, cli
+from crt_lib.audit.accounting import parameters_by_part
+from crt_lib.exits.step import Step
+from crt_lib.gpu import checks as gpuchecks
+from crt_lib.gpu import training as gputraining
+from crt_lib.gpu.parts import Job, Part, Table, Unfinished, run_parts, time_for
+from crt_lib.gpu.run import PARTS, main, run_gpu
+from crt_lib.gpu.training import _cost, arms
 from crt_lib.model import CRT
-from crt_lib.parts import Job, Part, Table, Unfinished, run_parts, time_for
-from crt_lib.runs import read_rows
-from crt_lib.step import Step
+from crt_lib.runs.run import read_rows
 
 ROOT = Path(__file__).parent.parent
 BARE = """
@@ -42,7 +44,7 @@ def rehearsed(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(bare), str(ROOT)]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "crt_lib.gpu", "--rehearse", "--out", str(out)]
+    command = [sys.executable, "-m", "crt_lib.gpu.run", "--rehearse", "--out", str(out)]
     command += ["--minutes", "40"]  # no share of them ends before its part, whatever else runs here
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     first = subprocess.Popen(command, env=environment, cwd=bare, **pipes)
@@ -129,7 +131,7 @@ def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr("crt_lib.parts.TO_BEGIN", 0)
+    monkeypatch.setattr("crt_lib.gpu.parts.TO_BEGIN", 0)
     parts = [Part(f.__name__, 100, f) for f in (raises, crashes, late, works)]
     parts = [Part("hangs", 0.2, hangs), *parts]  # for 1 of the 2,000 seconds
     assert run_parts(parts, tmp_path, minutes=33, toy=True, command="") is False

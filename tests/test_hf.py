@@ -22,8 +22,8 @@ from tiny_hf import CASES, END, LEFT, given_ids, wrapped
 from tiny_models import ALL_OPTIONS, SHARINGS, random_ids
 
 from crt_lib import InputError
-from crt_lib.decode import generate
-from crt_lib.hf import CRTConfig, CRTForCausalLM
+from crt_lib.exits.decode import generate
+from crt_lib.hf.model import CRTConfig, CRTForCausalLM
 from crt_lib.model import total_loss
 
 

@@ -8,11 +8,11 @@ from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
 from tiny_models import ALL_OPTIONS
 
 from crt_lib import InputError
-from crt_lib.decode import generate
-from crt_lib.exits import Policy, run_with_exits
-from crt_lib.hf import CRTForCausalLM
-from crt_lib.hfcache import CRTCache
-from crt_lib.memory import Memory
+from crt_lib.caches import Memory
+from crt_lib.exits.decode import generate
+from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.hf.cache import CRTCache
+from crt_lib.hf.model import CRTForCausalLM
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)

@@ -3,9 +3,10 @@
 import pytest
 from matplotlib.figure import Figure
 
-from crt_lib import loopplots, perloop
-from crt_lib.exits import CRITERIA, Policy
-from crt_lib.trace import apply_policy
+from crt_lib.exits import perloop
+from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.exits.trace import apply_policy
+from crt_lib.show import loopplots
 
 
 def texts(figure: Figure) -> list[str]:

@@ -26,10 +26,10 @@ from tiny_models import (
 )
 
 from crt_lib import loss
+from crt_lib.audit.reference import reference_logits, reference_loss
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.model import CRT, total_loss
-from crt_lib.reference import reference_logits, reference_loss
 
 
 def check_logits(model: CRT) -> None:

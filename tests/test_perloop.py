@@ -8,10 +8,9 @@ import torch
 from closeness import SAME, roundings
 
 from crt_lib import InputError
-from crt_lib.batches import evaluation_windows
-from crt_lib.compare import resampled
-from crt_lib.exits import CRITERIA, Policy
-from crt_lib.perloop import (
+from crt_lib.audit.compare import resampled
+from crt_lib.data import evaluation_windows
+from crt_lib.exits.perloop import (
     changed_guesses,
     depth_sweep,
     exit_losses,
@@ -19,7 +18,8 @@ from crt_lib.perloop import (
     logit_lens,
     loss_above_full,
 )
-from crt_lib.trace import apply_policy
+from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.exits.trace import apply_policy
 
 SEQ_LEN = 32
 

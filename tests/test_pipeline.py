@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import wait_for
 
+from crt_lib.book.notebooks import Notebook, convert, find_notebooks
+from crt_lib.book.pipeline import NotebookError, reproduce, results_table
 from crt_lib.files import InputError
-from crt_lib.manifest import Manifest, read_training, record_training, run_environment
-from crt_lib.notebooks import Notebook, convert, find_notebooks
-from crt_lib.pipeline import NotebookError, reproduce, results_table
+from crt_lib.runs.manifest import Manifest, read_training, record_training, run_environment
 
 PARAMETERS = 'profile: str = "small"  # scale\nresults: str = "nowhere"  # where = which folder\n'
 LOG = "from pathlib import Path\nlog = open(Path(results) / 'log.txt', 'a')\n"
@@ -58,7 +58,7 @@ def run(folder: Path, out: Path, **options) -> list[str]:
 def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     folder, out = tmp_path / "notebooks", tmp_path / "a {odd} folder" / "smoke"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("crt_lib.pipeline.library_sha256", lambda: "before")
+    monkeypatch.setattr("crt_lib.book.pipeline.library_sha256", lambda: "before")
     write_pair(folder)
     given = {"width": "7", "rate": 2, "names": "['a']"}
     out.mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
 
     run(folder, out, only=["first"], parameters={"width": None})
     run(folder, out, only=["01"], parameters={"width": None}, fresh=True)
-    monkeypatch.setattr("crt_lib.pipeline.library_sha256", lambda: "after")
+    monkeypatch.setattr("crt_lib.book.pipeline.library_sha256", lambda: "after")
     run(folder, out, only=["01_first.ipynb"], parameters={"width": None})
     assert log(out)[3:] == ["first smoke None []"] * 3
 
@@ -127,7 +127,7 @@ def test_continues_after_sigkill(tmp_path):
         "while not (Path(results) / 'go').exists():\n    time.sleep(0.05)",
     )
     code = (
-        "import sys; from pathlib import Path; from crt_lib.pipeline import reproduce\n"
+        "import sys; from pathlib import Path; from crt_lib.book.pipeline import reproduce\n"
         "reproduce('smoke', notebooks_dir=Path(sys.argv[1]), out=Path(sys.argv[2]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)])

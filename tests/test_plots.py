@@ -13,16 +13,15 @@ from crt_lib import (
     InputError,
     ModelConfig,
     causality_report,
-    datastats,
-    diagrams,
     load_corpus,
     load_tokenizer,
-    plots,
     tokenize,
 )
-from crt_lib.accounting import parameters_by_part
-from crt_lib.batches import PaddedLines
-from crt_lib.runs import read_rows
+from crt_lib.audit.accounting import parameters_by_part
+from crt_lib.data import PaddedLines
+from crt_lib.runs.run import read_rows
+from crt_lib.show import diagrams, plots
+from crt_lib.text import stats as datastats
 
 STORED = plots.results_folder("small")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, load_profile
-from crt_lib.accounting import multiply_adds, parameters_by_part
-from crt_lib.ladder import LADDER, arms, choose_arms
+from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.profiles import RECIPES, Profile
+from crt_lib.study.ladder import LADDER, arms, choose_arms
 
 
 @pytest.mark.parametrize("name", ["smoke", "quick", "small", "paper"])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny_notebooks
 
-from crt_lib import progress
-from crt_lib.batch import reproduce_parallel
-from crt_lib.pipeline import reproduce
+from crt_lib.book import progress
+from crt_lib.book.batch import reproduce_parallel
+from crt_lib.book.pipeline import reproduce
 
 WAITS = "import time\nfrom pathlib import Path\nwhile not (Path(results) / 'go').exists(): "
 

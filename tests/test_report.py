@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from crt_lib import InputError
-from crt_lib.manifest import Manifest
-from crt_lib.report import (
+from crt_lib.runs.manifest import Manifest
+from crt_lib.runs.run import read_rows, write_rows
+from crt_lib.show.pages import (
     PAGES,
     notebook_table,
     record_times,
     render,
     update_page,
 )
-from crt_lib.runs import read_rows, write_rows
-from crt_lib.smallreport import small_results
+from crt_lib.show.smallreport import small_results
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,8 +10,8 @@ import torch
 from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError, load_profile, train
-from crt_lib.runs import read_rows
-from crt_lib.search import (
+from crt_lib.runs.run import read_rows
+from crt_lib.study.search import (
     TIMED,
     WARM_UP,
     documents_file,
@@ -80,7 +80,8 @@ def test_two_searches_of_the_same_trial_agree(tmp_path, here):
 
 def test_a_killed_search_leaves_no_worker_behind(tmp_path):
     code = (
-        "import sys; from crt_lib import load_profile; from crt_lib.search import grid, search; "
+        "import sys; from crt_lib import load_profile; "
+        "from crt_lib.study.search import grid, search; "
         "search(grid({'a': load_profile('smoke')}, (1e-2,), updates=10**6), sys.argv[1])"
     )
     parent = psutil.Popen([sys.executable, "-c", code, tmp_path / "search.csv"])
@@ -109,7 +110,7 @@ def test_tune_walks_until_the_best_rate_has_worse_ones_around(tmp_path, monkeypa
             for t in made
         ]
 
-    monkeypatch.setattr("crt_lib.search.search", fake)
+    monkeypatch.setattr("crt_lib.study.search.search", fake)
     tune({"a": SMOKE, "b": SMOKE}, tmp_path / "s.csv", [start], (3, 5), updates=2)
     tried = {
         arm: [(t.profile.train.max_lr, t.profile.train.seed) for t in made if t.arm == arm]
@@ -132,7 +133,7 @@ def test_minutes_set_the_updates_from_the_pace(monkeypatch, pace, expected):
         runs.append(config.updates)
         return train(model, config.replace(updates=1), *rest, **how)
 
-    monkeypatch.setattr("crt_lib.search.train", trained)
+    monkeypatch.setattr("crt_lib.study.search.train", trained)
     monkeypatch.setattr("time.process_time", lambda: clock[0])
     (trial,) = grid({"a": SMOKE}, (1e-3,), minutes=1)
     row, _ = run_trial(trial, torch.get_num_threads(), documents=False)

@@ -4,7 +4,7 @@ import math
 
 from matplotlib.figure import Figure
 
-from crt_lib import searchplots
+from crt_lib.show import searchplots
 
 ROWS = [
     {"arm": "paper", "loss": 6.0, "low": 5.95, "high": 6.05},

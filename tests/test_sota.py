@@ -7,10 +7,10 @@ import pytest
 from closeness import same
 
 from crt_lib import InputError, load_profile
-from crt_lib.accounting import multiply_adds
+from crt_lib.audit.accounting import multiply_adds
 from crt_lib.baselines import load_pretrained
-from crt_lib.runs import load_run, read_rows
-from crt_lib.sota import (
+from crt_lib.runs.run import load_run, read_rows
+from crt_lib.study.sota import (
     SCORINGS,
     WAYS,
     attempt_curves,

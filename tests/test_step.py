@@ -10,12 +10,12 @@ from test_exits import CASES, Pattern, causal
 from tiny_models import ALL_OPTIONS, OPTIONS, TINY, exact_model, random_ids, random_model
 from torch import nn
 
-from crt_lib.exits import Policy, run_with_exits
-from crt_lib.gate import Gate
-from crt_lib.leaving import step_with_exits
-from crt_lib.memory import Memory
-from crt_lib.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
-from crt_lib.step import Step
+from crt_lib.caches import Memory
+from crt_lib.exits.gate import Gate
+from crt_lib.exits.leaving import step_with_exits
+from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.exits.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
+from crt_lib.exits.step import Step
 
 KNOWN = 6  # tokens that the model itself has read
 NEW = 7

@@ -9,11 +9,11 @@ from closeness import same
 from tiny_models import TINY, VARIANTS
 
 from crt_lib import model as model_module
-from crt_lib.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
-from crt_lib.bench import keep_others, part_rows
+from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
+from crt_lib.bench.parts import OTHER, PARTS, RECOMPUTED, Clock, part_bounds
+from crt_lib.bench.training import keep_others, part_rows
 from crt_lib.layers import Attention
 from crt_lib.model import CRT, total_loss
-from crt_lib.stepparts import OTHER, PARTS, RECOMPUTED, Clock, part_bounds
 
 
 def gradients(config, checkpointing, watched):

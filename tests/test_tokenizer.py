@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crt_lib import tokenizer as module
-from crt_lib.batches import PaddedLines
-from crt_lib.corpus import SPLITS, Corpus, Split, load_corpus
+from crt_lib.data import PaddedLines
 from crt_lib.files import InputError, sha256
-from crt_lib.tokenizer import Tokenizer, load_tokenizer, tokenize
+from crt_lib.text import tokenizer as module
+from crt_lib.text.corpus import SPLITS, Corpus, Split, load_corpus
+from crt_lib.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("CRT_DATA_ROOT"), reason="CRT_DATA_ROOT is not set"

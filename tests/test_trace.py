@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crt_lib import InputError, evaluate
-from crt_lib.accounting import multiply_adds
-from crt_lib.batches import evaluation_windows
-from crt_lib.exits import CRITERIA, Loop, Policy, run_with_exits
-from crt_lib.trace import Trace, apply_policy, calibrate, chance, oracle
+from crt_lib.audit.accounting import multiply_adds
+from crt_lib.data import evaluation_windows
+from crt_lib.exits.policy import CRITERIA, Loop, Policy, run_with_exits
+from crt_lib.exits.trace import Trace, apply_policy, calibrate, chance, oracle
 
 SEQ_LEN = 32
 

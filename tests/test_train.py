@@ -106,7 +106,7 @@ KILLER = """
     import torch
     torch.set_num_threads({threads})
     import crt_lib.checkpoint, crt_lib.runfolder, crt_lib.train
-    from crt_lib.batches import PackedWindows
+    from crt_lib.data import PackedWindows
     sys.path.insert(0, {tests!r})
     import test_train
     from pathlib import Path

@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from crt_lib import InputError, costs, load_profile, trial
-from crt_lib.accounting import parameters_by_part
+from crt_lib import InputError, load_profile
+from crt_lib.audit.accounting import parameters_by_part
+from crt_lib.bench import dryrun as costs
+from crt_lib.bench import trial
+from crt_lib.bench.dryrun import least_memory, predict, scored_positions
+from crt_lib.bench.trial import RandomBatches, Trial, measure_updates, run_trial, with_vocabulary
 from crt_lib.config import TrainConfig
-from crt_lib.costs import least_memory, predict, scored_positions
-from crt_lib.runs import load_data
+from crt_lib.runs.run import load_data
 from crt_lib.schedule import exits_of_update
-from crt_lib.trial import RandomBatches, Trial, measure_updates, run_trial, with_vocabulary
 
 SMOKE = with_vocabulary(load_profile("smoke"))
 MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, exits=((2, 4),), evaluation=0.01, peak_memory=10**9)

@@ -1,9 +1,9 @@
-"""Tiny models in transformers, and their inputs: what the tests of `crt_lib.hf` share."""
+"""Tiny models in transformers, and their inputs: what the tests of `crt_lib.hf.model` share."""
 
 import torch
 from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, exact_model, random_ids
 
-from crt_lib.hf import CRTForCausalLM
+from crt_lib.hf.model import CRTForCausalLM
 
 CASES = {"paper": {}, **OPTIONS, "all": ALL_OPTIONS, "batch norm": {"norm": "batch"}}
 CASES |= {name: {**changes, "causal": True} for name, changes in list(COMBINATIONS.items())[:10]}

@@ -5,7 +5,7 @@ import time
 
 from waiting import PATIENCE
 
-from crt_lib.parts import Job, Table, Unfinished
+from crt_lib.gpu.parts import Job, Table, Unfinished
 
 
 def works(job: Job) -> None:

@@ -1,0 +1,180 @@
+"""Does a language model see the tokens it is asked to predict?
+
+Each probe asks in another way, since each misses leaks that another finds: a filter with
+wrap-around shows in evaluation, a batch norm over time only in training, a mean over what is there
+only when the end is cut off. `causality_report` runs those that the model allows.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from crt_lib.audit.probes import (
+    PROBES,
+    Finding,
+    NotAsked,
+    largest_difference,
+    probe_ids,
+    set_training,
+)
+from crt_lib.evaluate import Model, logits_of
+from crt_lib.files import InputError
+
+WHOLE = ("prefix", "decode")  # probes that tell the first missing token, not which one is seen
+
+
+@dataclass(frozen=True)
+class CausalityReport:
+    """The findings of each probe by exit, and why a probe was left out.
+
+    `print` shows them as a table; `leaks` is the verdict, on leaks within `length` tokens and on
+    those that the probe `far` sees.
+    """
+
+    findings: dict[str, dict[int, Finding]]
+    left_out: dict[str, str] = field(default_factory=dict)
+    length: int = 0
+
+    @property
+    def leaks(self) -> bool:
+        """Whether any probe found, at any exit, that logits depend on what comes later."""
+        return any(len(found.pairs) for found in self._all())
+
+    @property
+    def first_leaking_offset(self) -> int | None:
+        """The smallest j - t > 0 at which token j moves the logits at t; None when causal.
+
+        Where only cutting the end off shows it, the smallest distance to a cut; None where only
+        `far` does.
+        """
+        return min((first for first, _ in self._offsets()), default=None)
+
+    @property
+    def furthest_leaking_offset(self) -> int | None:
+        """The largest j - t > 0 at which token j moves the logits at t; None when causal."""
+        return max((last for _, last in self._offsets()), default=None)
+
+    @property
+    def changes(self) -> dict[int, Tensor]:
+        """The influence (T, T) of each token on each position, by exit, in evaluation mode."""
+        return {loop: found.influence for loop, found in self.findings["tokens"].items()}
+
+    def _offsets(self) -> list[tuple[int, int]]:
+        told = {
+            name: [found.offsets for found in by_exit.values() if found.offsets]
+            for name, by_exit in self.findings.items()
+            if name != "far"
+        }
+        exact = [pair for name, pairs in told.items() if name not in WHOLE for pair in pairs]
+        return exact or [pair for pairs in told.values() for pair in pairs]
+
+    @property
+    def only_the_cache(self) -> bool:
+        """Whether nothing but `decode` found anything: its cache and its forward disagree."""
+        return {n for n, f in self.findings.items() if any(len(x.pairs) for x in f.values())} == {
+            "decode"
+        }
+
+    def _all(self) -> Iterator[Finding]:
+        for by_exit in self.findings.values():
+            yield from by_exit.values()
+
+    def __str__(self) -> str:
+        head = f"{'probe':<10}{'exit':>5}{'leaking pairs':>15}{'nearest':>9}{'furthest':>10}"
+        lines = [head + f"{'largest':>10}"]
+        for name, by_exit in self.findings.items():
+            for loop, found in by_exit.items():
+                near, far = (name != "far" and found.offsets) or ("-", "-")
+                worst = found.influence.triu(found.ahead).max().item()
+                lines.append(
+                    f"{name:<10}{loop:>5}{len(found.pairs):>15}{near:>9}{far:>10}{worst:>10.1e}"
+                )
+        lines += [f"{name:<10}not asked: {why}" for name, why in self.left_out.items()]
+        if self.only_the_cache:
+            verdict = "its cache gives other logits than its forward pass"
+        elif self.leaks:
+            verdict = "sees the future"
+        else:
+            verdict = f"causal, as far as {self.length} tokens show"
+            if "far" in self.findings:
+                verdict += "; nor does the first half of a long row see the second"
+        return "\n".join([*lines, f"verdict: {verdict}"])
+
+
+def causality_report(
+    model: Model, vocab_size: int, *, length: int = 24, seed: int = 0
+) -> CausalityReport:
+    """Which logits of `model` depend on which later tokens of a random row of `length`.
+
+    `model`: a CRT, a causal language model of transformers, or any callable from ids (B, T) to
+    logits (B, T, V), to `{exit: logits}` or to an object with `.logits`. A module is asked in
+    evaluation mode, and is left as it was. The probes:
+
+    - tokens: each token in turn is replaced;
+    - training: the same in training mode, with the same random numbers, buffers restored;
+    - gradient: of a random projection of the logits at each position to each token's embedding;
+    - prefix: the end is cut off, at each position in turn;
+    - decode: tokens come one by one, through the model's own cache;
+    - far: the second half of a row of up to 512 tokens is replaced;
+    - labels: each label in turn is replaced, for a model that takes `labels` or `targets`; where it
+      then gives a loss alone, that must not be below the cross-entropy of its logits without them.
+
+    A probe at which the model fails is left out, with its error. Raises InputError for a length
+    below 2 and for a model that fails on a plain row, whose logits differ between two equal calls,
+    are not numbers, or do not have the shape (B, T, vocab_size or more).
+    """
+    if length < 2:
+        raise InputError(f"the length is {length}; a later token needs at least 2")
+    ids = probe_ids(model, vocab_size, length, seed)
+    findings: dict[str, dict[int, Finding]] = {}
+    left_out: dict[str, str] = {}
+    with _left_as_it_was(model):
+        set_training(model, False)
+        _check(model, ids)
+        for name, probe in PROBES.items():
+            try:
+                findings[name] = probe(model, ids, vocab_size)
+            except NotAsked as why:
+                left_out[name] = str(why)
+            except Exception as error:  # anybody's model: it may fail in any way
+                left_out[name] = f"it fails: {type(error).__name__}: {error}"
+    return CausalityReport(findings, left_out, length)
+
+
+def _check(model: Model, ids: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            once, again = logits_of(model, ids), logits_of(model, ids)
+    except Exception as error:  # anybody's model: it may fail in any way
+        raise InputError(
+            f"the model fails on ids of shape {tuple(ids.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    for loop, logits in once.items():
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(f"the model gives {given} for ids {tuple(ids.shape)}, not (B, T, V)")
+        if logits.isnan().any():
+            raise InputError("the model gives logits that are not numbers")
+        if largest_difference(logits, again[loop]).any():
+            raise InputError("the model gives other logits for the same ids: it is random")
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: Model) -> Iterator[None]:
+    """Modes, buffers and the state of random numbers are put back."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)

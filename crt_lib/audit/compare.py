@@ -1,0 +1,223 @@
+"""Losses by document, and intervals of their differences by a paired bootstrap over documents."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from crt_lib.data import evaluation_lines, evaluation_windows, released_lines
+from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, scored_losses
+from crt_lib.files import InputError
+from crt_lib.text.tokenizer import TokenizedCorpus
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What a model's exits lose on each document of a split."""
+
+    bytes: np.ndarray  # (documents,) UTF-8 bytes
+    tokens: np.ndarray  # (documents,)
+    nll: dict[int, np.ndarray]  # exit loop -> (documents,) nats
+
+    def bits_per_byte(self, loop: int) -> float:
+        """Of the whole split."""
+        return float(self.nll[loop].sum() / math.log(2) / self.bytes.sum())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def score_documents(
+    model: nn.Module,
+    data: TokenizedCorpus,
+    split: str,
+    seq_len: int,
+    protocol: str = "honest",
+    *,
+    max_lines: int | None = None,
+) -> Documents:
+    """Score `split` as the honest or the released protocol does, and sum by document.
+
+    A token belongs to the document in which it ends; padding, to that of its line. `max_lines`:
+    only the first so many lines (released), and the documents that they are of. Raises InputError
+    as `document_of_tokens` (honest), and for a text without lines (released).
+    """
+    part, eot = data.split(split), data.tokenizer.eot_id
+    if protocol == "released":
+        texts = data.corpus.documents(split)
+        sizes = np.array([len(text.encode()) for text in texts])
+        owner = np.repeat(np.arange(len(texts)), [len(released_lines(text)) for text in texts])
+        if not part.lines:
+            raise InputError(f"split {split} has no line over 50 characters to score")
+        owner = np.repeat(owner[:max_lines], seq_len - 1)  # the last position has no next token
+        sizes = sizes[: owner[-1] + 1]
+        batches = evaluation_lines(part.lines[:max_lines], seq_len, 8, eot)
+    else:
+        owner, sizes = document_of_tokens(data, split)
+        batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
+    count, begin, nll = len(sizes), 0, {}
+    tokens = np.zeros(count, np.int64)
+    # summed batch by batch: what is kept of each lies between the next ones' logits on the heap
+    for by_exit, scored in scored_losses(model, batches):
+        of = owner[begin : begin + int(scored.sum())]
+        begin += len(of)
+        tokens += np.bincount(of, minlength=count)
+        for loop, loss in by_exit.items():
+            sums = np.bincount(of, loss[scored].double().cpu().numpy(), count)
+            nll[loop] = nll.get(loop, 0.0) + sums
+    return Documents(bytes=sizes, tokens=tokens, nll=nll)
+
+
+def document_of_tokens(data: TokenizedCorpus, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each token's document (tokens,), and the documents' UTF-8 bytes.
+
+    Raises InputError for a tokenizer that does not keep every byte of the text.
+    """
+    sizes = np.array([len(text.encode()) for text in data.corpus.documents(split)])
+    ends = np.cumsum(data.tokenizer.byte_lengths(data.split(split).ids))
+    if ends[-1] != sizes.sum():
+        raise InputError(
+            f"tokenizer {data.tokenizer.name} does not keep the text's bytes, so tokens cannot be "
+            "given to documents; choose 'gpt2' or 'bpe:<vocabulary size>'"
+        )
+    return np.searchsorted(np.cumsum(sizes), ends), sizes
+
+
+def difference_in_bits(
+    ours: Sequence[np.ndarray],
+    theirs: Sequence[np.ndarray],
+    sizes: np.ndarray,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Bits per byte of `ours` minus `theirs`: below zero, ours is better.
+
+    Each is one array of nats by document for each of two or more seeds. The interval adds two
+    errors: of the documents, the same for both sides, resampled with replacement; and of the seeds,
+    Student's t for means of so few (Welch's, whose degrees of freedom follow from the two spreads).
+    `sizes` are the documents' bytes. Raises InputError for a single seed.
+    """
+    if min(len(ours), len(theirs)) < 2:
+        raise InputError("an interval over seeds needs two or more of each side")
+    rng = np.random.default_rng(seed)
+    a, b = np.stack(ours) / math.log(2), np.stack(theirs) / math.log(2)  # (seeds, documents)
+    by_document = a.mean(0) - b.mean(0)
+    docs = rng.integers(len(sizes), size=(samples, len(sizes)))
+    drawn = by_document[docs].sum(1) / sizes[docs].sum(1)
+    parts = [(side.sum(1) / sizes.sum()).var(ddof=1) / len(side) for side in (a, b)]
+    if sum(parts) > 0:
+        freedom = sum(parts) ** 2 / sum(
+            part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True)
+        )
+        drawn += math.sqrt(sum(parts)) * rng.standard_t(freedom, samples)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(by_document.sum() / sizes.sum()), float(low), float(high))
+
+
+def resampled(
+    sums: np.ndarray, weights: np.ndarray, samples: int = 10_000, seed: int = 0
+) -> list[Interval]:
+    """The weighted mean of each column of `sums` (documents, K), with its interval.
+
+    `weights` (documents,): how much stands in each document, such as its tokens, for sums over
+    them. Documents are resampled with replacement.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(weights)
+    times = rng.multinomial(count, np.full(count, 1 / count), size=samples)  # (samples, documents)
+    drawn = (times @ sums) / (times @ weights)[:, None]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    means = sums.sum(0) / weights.sum()
+    return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
+
+
+def exit_table(
+    model: nn.Module,
+    data: TokenizedCorpus,
+    seq_len: int,
+    max_lines: int | None = None,
+) -> list[dict[str, Any]]:
+    """The paper's Table 2: a row a protocol and exit, nats a position on valid.
+
+    `low` and `high`: the 95 % interval over documents; `minus_last` and its interval: how much more
+    than the last exit it loses, document by document. No intervals for a tokenizer that drops
+    bytes. Without lines over 50 characters there are no rows of the released protocol.
+    `max_lines`: as for `score_documents`.
+    """
+    eot, rows = data.tokenizer.eot_id, []
+    lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
+    for protocol, length in lengths.items():
+        if protocol == "released" and not data.valid.lines:
+            continue
+        try:
+            found = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
+        except InputError:
+            losses = evaluate(model, data.valid, eot, seq_len=length).loss
+            last = losses[max(losses)]
+            own = {loop: Interval(loss, None, None) for loop, loss in losses.items()}
+            further = {loop: Interval(loss - last, None, None) for loop, loss in losses.items()}
+        else:
+            sums = np.stack(list(found.nll.values()), axis=1)
+            own = dict(zip(found.nll, resampled(sums, found.tokens), strict=True))
+            apart = resampled(sums - sums[:, -1:], found.tokens)
+            further = dict(zip(found.nll, apart, strict=True))
+        for loop, loss in own.items():
+            row = {"protocol": protocol, "exit": loop, "seq_len": length}
+            row |= {"loss": loss.mean, "low": loss.low, "high": loss.high}
+            more = further[loop]
+            row |= {"minus_last": more.mean, "minus_low": more.low, "minus_high": more.high}
+            rows.append(row)
+    return rows
+
+
+def compare_arms(
+    rows: Sequence[Mapping[str, Any]], ours: str, arms: Iterable[str], budget: str
+) -> list[dict[str, Any]]:
+    """A row for `ours` and each other arm: bits per byte, and ours minus theirs with its interval.
+
+    `rows`: those that a search keeps, a row a training and document. Arms without
+    rows for `budget` are left out; each must have one learning rate, all the same documents. With a
+    single seed on either side there is no interval. Raises InputError otherwise, and when `ours`
+    has no rows.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    sizes = np.zeros(0)
+    for arm in (ours, *arms):
+        mine = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
+        seeds = sorted({row["seed"] for row in mine})
+        if len({row["max_lr"] for row in mine}) > 1:
+            raise InputError(f"arm {arm} has documents at several learning rates; keep one")
+        for seed in seeds:
+            of_seed = sorted(
+                (row for row in mine if row["seed"] == seed), key=lambda row: row["document"]
+            )
+            own = np.array([row["bytes"] for row in of_seed])
+            if len(sizes) and not np.array_equal(own, sizes):
+                raise InputError(f"arm {arm} was scored on other documents than {ours}")
+            sizes = own
+            found.setdefault(arm, []).append(np.array([row["nll"] for row in of_seed]))
+    if ours not in found:
+        raise InputError(f"no documents of {ours} for {budget}; `crt search --documents`")
+    table = []
+    for arm, losses in found.items():
+        bits = np.stack(losses).sum(1) / sizes.sum() / math.log(2)
+        row = {"arm": arm, "seeds": len(losses), "bits_per_byte": float(bits.mean())}
+        if arm != ours:
+            row["ours_minus"] = table[0]["bits_per_byte"] - row["bits_per_byte"]
+        if arm != ours and min(len(losses), len(found[ours])) > 1:
+            interval = difference_in_bits(found[ours], losses, sizes)
+            row |= {"low": interval.low, "high": interval.high}
+        table.append(row)
+    return table

@@ -1,0 +1,162 @@
+"""Where a training step's time goes: each part's seconds in the step itself, and its bound.
+
+`Clock.watch` marks where the forward pass goes from one part of a CRT to another. The gradient
+passes the same marks the other way, so the backward pass is timed too, and the seconds of all parts
+sum to the step's.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crt_lib import model as model_module
+from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
+from crt_lib.config import ModelConfig
+from crt_lib.device import wait
+from crt_lib.layers import Recomputing
+from crt_lib.model import CRT
+
+OTHER, RECOMPUTED = "other", "recomputation"
+PARTS = ("embedding", "attention", "convolution", "MLP", "heads", RECOMPUTED, "optimiser", OTHER)
+CONV_PASSES = 5  # over (B, T, d): h in and out; the gradient and h in, the gradient out
+ADAMW_BYTES = 40  # a parameter: 4 of the gradient for its norm, 8 to clip it, 28 for the step
+
+
+class Clock:
+    """Charges every moment to one part."""
+
+    def __init__(self, device: str):
+        self.device, self.seconds, self.part = device, Counter(), OTHER
+        self._held = self._backward = False
+        self._since = time.perf_counter()
+
+    def switch(self, part: str) -> None:
+        """From now on, time is of `part`."""
+        if self._held:
+            return
+        wait(self.device)
+        now = time.perf_counter()
+        self.seconds[self.part] += now - self._since
+        self._since, self.part = now, part
+
+    @contextlib.contextmanager
+    def backward(self) -> Iterator[None]:
+        """A context for the backward pass: activations that are computed there are recomputed."""
+        self._backward = True
+        try:
+            yield
+        finally:
+            self._backward = False
+            self.switch(OTHER)
+
+    @contextlib.contextmanager
+    def watch(self, model: CRT) -> Iterator[None]:
+        """A context in which the parts of `model` are timed.
+
+        embedding: all of it; attention; convolution: a cycle's, with its mixing of channels; MLP: a
+        cycle without its convolution; heads: products with the vocabulary matrix and the losses.
+        Recomputing activations is a part of its own; norms outside of cycles and sums are other.
+        """
+        blocks = [model.block, *model.prelude]
+        cycles = [cycle for block in blocks for cycle in block.trm.cycles]
+        parents = {cycle: ("MLP", OTHER) for cycle in cycles}
+        parents |= {c.conv: ("convolution", "MLP") for c in cycles if c.has_conv}
+        parents |= {block.attention: ("attention", OTHER) for block in blocks}
+        parents[model.embed] = ("embedding", OTHER)
+        hooks = [hook for m, (part, of) in parents.items() for hook in self._hooks(m, part, of)]
+        recomputing = [m for m in model.modules() if isinstance(m, Recomputing)]
+        for module in recomputing:
+            module.compute = self._marked(module.compute)
+        losses = model_module.exit_losses
+        model_module.exit_losses = self._heads(losses)
+        try:
+            yield
+        finally:
+            model_module.exit_losses = losses
+            for module in recomputing:
+                del module.compute
+            for hook in hooks:
+                hook.remove()
+
+    def _hooks(self, module: nn.Module, part: str, of: str) -> list[Any]:
+        def enter(_, inputs):
+            x, *rest = inputs
+            return self._pass(x, of, part), *rest
+
+        def leave(_, __, output):
+            return self._pass(output, part, of)
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    def _pass(self, x: Tensor, before: str, after: str) -> Tensor:
+        if x.requires_grad:
+            return _Mark.apply(x, self, before, after)
+        self.switch(after)
+        return x
+
+    def _marked(self, compute: Any) -> Any:
+        def run(*inputs: Any) -> Tensor:
+            if not self._backward:
+                return compute(*inputs)
+            part = self.part
+            self.switch(RECOMPUTED)
+            self._held = True
+            try:
+                return compute(*inputs)
+            finally:  # torch ends a recomputation by an exception where it has all it needs
+                self._held = False
+                self.switch(part)
+
+        return run
+
+    def _heads(self, losses: Any) -> Any:
+        def run(exits: list[Tensor], *rest: Any) -> list[Tensor]:
+            exits = [self._pass(x, OTHER, "heads") for x in exits]
+            return [self._pass(loss, "heads", OTHER) for loss in losses(exits, *rest)]
+
+        return run
+
+
+class _Mark(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, clock, before, after):
+        ctx.clock, ctx.before = clock, before
+        clock.switch(after)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.clock.switch(ctx.before)
+        return gradient, None, None, None
+
+
+def part_bounds(
+    config: ModelConfig, rows: int, seq_len: int, peak: float, bandwidth: float
+) -> dict[str, float]:
+    """Seconds below which each part of a step cannot take less, by part of PARTS.
+
+    Products: six FLOPs a multiply-add of the forward pass (it and the backward pass, nothing
+    recomputed) at `peak` FLOP/s. The depthwise convolution and AdamW with the clipping before it:
+    their bytes, in float32, at `bandwidth` bytes/s; what stays in cache can be faster. No bound for
+    recomputation and other: all they take is lost.
+    """
+    positions = rows * seq_len
+    counts = multiply_adds(config, seq_len)
+    cycles = (config.n_prelude + config.n_loops) * config.n_cycles
+    cycle = cycle_multiply_adds(config)
+    a_product = 6 * positions / peak
+    embedding = counts["embedding TRM"] + counts["embedding projection"]
+    moved = CONV_PASSES * 4 * positions * config.d_model * cycles if cycle["depthwise"] else 0
+    return {
+        "embedding": embedding * a_product,
+        "attention": counts["attention"] * a_product,
+        "convolution": cycles * cycle["convolution"] * a_product + moved / bandwidth,
+        "MLP": cycles * cycle["MLP"] * a_product,
+        "heads": counts["heads"] * a_product,
+        "optimiser": ADAMW_BYTES * sum(parameters_by_part(config).values()) / bandwidth,
+    }

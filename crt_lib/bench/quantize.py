@@ -1,0 +1,87 @@
+"""`crt bench quantize`: what 8-bit weights lose, by exit, and the memory they take."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crt_lib.caches import Memory
+from crt_lib.data import NOT_SCORED, evaluation_windows
+from crt_lib.device import measured_on
+from crt_lib.exits.products import QUANTIZE
+from crt_lib.exits.step import Step
+from crt_lib.model import CRT
+from crt_lib.text.tokenizer import TokenizedCorpus
+
+
+@torch.inference_mode()
+def bench_quantize(
+    model: CRT, data: TokenizedCorpus, seq_len: int, *, rows: int = 8, max_tokens: int = 16_384
+) -> list[dict[str, Any]]:
+    """A row an exit: loss of the first `max_tokens` of test in float32 and in 8 bits, honestly.
+
+    Each token is scored as decoding computes it, one position at a time, `rows` windows beside each
+    other. `word_ppl_ratio` is exp(what is lost a word); `low` and `high` its interval of 95 % over
+    tokens. `weight_mb`: of the weights as they lie. Raises InputError as `Layout`.
+    """
+    ids, was_training = data.test.ids[:max_tokens], model.training
+    model.eval()
+    try:
+        ways = {
+            way: _losses(model, ids, data.tokenizer.eot_id, seq_len, rows, way)
+            for way in (None, *QUANTIZE)
+        }
+    finally:
+        model.train(was_training)
+    a_word = len(data.test.ids) / data.test.n_words  # tokens
+    plain, held = ways[None]
+    made = []
+    for way in QUANTIZE:
+        found, held_in_way = ways[way]
+        for loop in model.config.head_loops:
+            more = found[loop] - plain[loop]
+            mean, error = more.mean(), more.std(ddof=1) / np.sqrt(len(more))
+            low, high = (float(np.exp((mean + z * error) * a_word)) for z in (-1.96, 1.96))
+            row: dict[str, Any] = {"quantize": way, "exit": loop, "rows": rows, "tokens": len(more)}
+            row |= {"loss": float(plain[loop].mean()), "quantized_loss": float(found[loop].mean())}
+            row |= {"word_ppl_ratio": float(np.exp(mean * a_word)), "low": low, "high": high}
+            row |= {"weight_mb": held / 1e6, "quantized_weight_mb": held_in_way / 1e6}
+            made.append(row | measured_on())
+    return made
+
+
+def _losses(
+    model: CRT, ids: np.ndarray, eot_id: int, seq_len: int, rows: int, quantize: str | None
+) -> tuple[dict[int, np.ndarray], int]:
+    """Nats of each token by exit, and the bytes of the weights."""
+    found: dict[int, list[np.ndarray]] = {loop: [] for loop in model.config.head_loops}
+    held = 0
+    for batch in evaluation_windows(ids, seq_len, rows, eot_id):
+        memory = Memory(model.config, *batch.inputs.shape, model.loop_encoding)
+        step = Step(model, memory, quantize)
+        held = sum(step.layout.sizes)
+        scored = (batch.targets != NOT_SCORED).numpy()
+        losses = torch.empty(len(found), *batch.targets.shape)
+        for at in range(batch.inputs.shape[1]):
+            for index, logits in enumerate(_every_exit(step, batch.inputs[:, at])):
+                losses[index, :, at] = F.cross_entropy(
+                    logits, batch.targets[:, at], reduction="none", ignore_index=NOT_SCORED
+                )
+        for loop, own in zip(found, losses.double().numpy(), strict=True):
+            found[loop].append(own[scored])
+    return {loop: np.concatenate(parts) for loop, parts in found.items()}, held
+
+
+def _every_exit(step: Step, ids: Tensor) -> Iterator[Tensor]:
+    """Logits (B, V) of each exit for one token a row."""
+    last = step.config.n_loops
+    z = step.begin(ids, last)
+    for loop in range(1, last + 1):
+        z = step.loop(loop, z)
+        if loop in step.config.head_loops:
+            features, vocabulary = step.readout(loop, z)
+            yield vocabulary(features)
+    step.end(last, settle=False)

@@ -1,0 +1,349 @@
+"""Exit traces: what each exit says of each token, kept, so that policies are judged at once.
+
+A trace holds numbers only (losses, scores, flags): no text, no token it could be read back from.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from crt_lib.audit.accounting import multiply_adds
+from crt_lib.audit.compare import document_of_tokens
+from crt_lib.config import ModelConfig
+from crt_lib.data import NOT_SCORED, evaluation_windows
+from crt_lib.exits.policy import CRITERIA, Loop, Policy
+from crt_lib.files import InputError, atomic_path
+from crt_lib.loss import at_least_float32
+from crt_lib.model import CRT
+from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
+
+ARRAYS = ("loss", "right", "changed", "document", "document_bytes")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Of N tokens and E exits; a score is of the exits before the last, at which a token may leave.
+
+    Every exit is that of a full forward pass: the context of a token has run all loops, whatever
+    the policy. When exits are taken while decoding, the context has left too; `run_with_exits`
+    measures the difference.
+    """
+
+    config: ModelConfig
+    seq_len: int  # positions of a window
+    loss: np.ndarray  # (N, E) nats
+    right: np.ndarray  # (N, E) bool: the most probable token is the next one
+    changed: np.ndarray  # (N, E - 1) bool: the most probable token is not that of the exit before
+    scores: dict[str, np.ndarray]  # criterion -> (N, E - 1); the gate's only if there is one
+    document: np.ndarray  # (N,) index of the token's document, or window (`make_trace`), ascending
+    document_bytes: np.ndarray  # (documents,) UTF-8 bytes, of those that have tokens here
+    about: dict[str, Any]  # corpus, split, tokenizer
+
+    @property
+    def loops(self) -> tuple[int, ...]:
+        """The loops of the E exits."""
+        return self.config.head_loops
+
+    @cached_property
+    def costs(self) -> tuple[np.ndarray, int]:
+        """Multiply-adds a token up to each exit without any head (E,), and those of a head."""
+        by_exit = [multiply_adds(self.config, self.seq_len, (loop,)) for loop in self.loops]
+        head = by_exit[0]["heads"]
+        return np.array([sum(parts.values()) - head for parts in by_exit]), head
+
+    def save(self, path: str | Path) -> None:
+        """Write it to one safetensors file, atomically."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays["document"] = np.bincount(self.document)  # of each, how many
+        scores = {name: values for name, values in self.scores.items() if name != "agreement"}
+        arrays |= {f"score.{name}": values for name, values in scores.items()}
+        about = {"config": self.config.to_dict(), "seq_len": self.seq_len, "about": self.about}
+        metadata = {"trace": json.dumps(about)}
+        with atomic_path(path) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read what `save` wrote; raises InputError for a file that is not one."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = json.loads((file.metadata() or {})["trace"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
+            scores["agreement"] = _agreement(arrays["changed"])
+            counts = arrays["document"]
+            arrays["document"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+            return cls(
+                config=ModelConfig.from_dict(about["config"]),
+                seq_len=about["seq_len"],
+                scores=scores,
+                about=about["about"],
+                **{name: arrays[name] for name in ARRAYS},
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path} is not a trace that can be read: {error!r}") from error
+
+
+def _documents(data: TokenizedCorpus, split: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `document_of_tokens`; windows of no bytes for a tokenizer that does not keep the text."""
+    try:
+        return document_of_tokens(data, split)
+    except InputError:
+        owner = np.arange(len(data.split(split).ids)) // seq_len
+        return owner, np.zeros(owner[-1] + 1)
+
+
+def _agreement(changed: np.ndarray) -> np.ndarray:
+    """The criterion's scores (N, E - 1), which `changed` holds already."""
+    never = np.zeros((len(changed), 1), np.float32)
+    return np.hstack([never, 1 - changed[:, :-1]]).astype(np.float32)
+
+
+@torch.inference_mode()
+def make_trace(
+    model: CRT,
+    data: TokenizedCorpus,
+    split: str,
+    seq_len: int,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int = 8,
+) -> Trace:
+    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol).
+
+    For a tokenizer that does not keep the text's bytes, windows stand for documents.
+    """
+    ids = data.split(split).ids[:max_tokens]
+    owner, sizes = _documents(data, split, seq_len)
+    owner = owner[: len(ids)]
+    device, begin = model.loop_encoding.device, 0
+    arrays: dict[str, np.ndarray] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in evaluation_windows(ids, seq_len, batch_size, data.tokenizer.eot_id):
+            targets = batch.targets.to(device)
+            scored = targets != NOT_SCORED
+            exits = _exits(model, batch.inputs.to(device), targets)
+            del exits["guess"]  # the text could be read back from it
+            here = slice(begin, begin := begin + int(scored.sum()))
+            for name, values in exits.items():
+                found = values[scored].cpu().numpy()  # (tokens, E)
+                whole = arrays.setdefault(name, np.empty((len(ids), *found.shape[1:]), found.dtype))
+                whole[here] = found
+    finally:
+        model.train(was_training)
+    return _trace(
+        model,
+        seq_len,
+        arrays,
+        document=owner.astype(np.int32),
+        document_bytes=sizes[: owner.max() + 1].astype(np.int64),
+        about={"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name},
+    )
+
+
+@torch.inference_mode()
+def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
+    """A trace of one text, with its words: `about` has `text`, `tokens`, `guesses` by exit.
+
+    A guess is a best next token and its probability, before the token at the same place. Raises
+    InputError for an empty text and one longer than the model's positions.
+    """
+    ids = tokenizer.encode(text)
+    if not 0 < len(ids) <= model.config.max_seq_len:
+        raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
+    device = model.loop_encoding.device
+    targets = torch.tensor(ids, dtype=torch.int64, device=device)[None]
+    inputs = torch.cat([targets.new_tensor([[tokenizer.eot_id]]), targets[:, :-1]], dim=1)
+    exits = {
+        name: values[0].cpu().numpy() for name, values in _exits(model, inputs, targets).items()
+    }
+    guesses = [
+        [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
+        for own, sure in zip(exits["guess"].T, exits["confidence"].T, strict=True)
+    ]
+    return _trace(
+        model,
+        len(ids),
+        exits,
+        document=np.zeros(len(ids), np.int32),
+        document_bytes=np.array([len(text.encode())]),
+        about={"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses},
+    )
+
+
+def _trace(model: CRT, seq_len: int, exits: dict[str, np.ndarray], **rest: Any) -> Trace:
+    """The trace of what `_exits` found, each (N, E)."""
+    return Trace(
+        config=model.config,
+        seq_len=seq_len,
+        loss=exits["loss"],
+        right=exits["right"],
+        changed=exits["agreement"][:, 1:] == 0,
+        scores={
+            name: exits[name][:, : exits["loss"].shape[1] - 1] for name in CRITERIA if name in exits
+        },
+        **rest,
+    )
+
+
+def _exits(model: CRT, ids: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Loss, correctness and every criterion's score, each (B, T, E)."""
+    found: dict[str, list[torch.Tensor]] = {}
+    previous = None
+    z_before, embedded = model.begin(ids)
+    for loop in range(1, model.config.n_loops + 1):
+        z = model.apply_loop(loop, z_before, embedded)
+        if loop in model.config.head_loops:
+            here = Loop(model, loop, z, z_before, previous)
+            logits = at_least_float32(here.logits).flatten(0, 1)
+            loss = F.cross_entropy(logits, targets.flatten(), reduction="none")
+            found.setdefault("loss", []).append(loss.view(targets.shape).float())
+            guess = here.top[1][..., 0]
+            found.setdefault("guess", []).append(guess)
+            found.setdefault("right", []).append(guess == targets)
+            for name, criterion in CRITERIA.items():
+                if name == "gate" and (model.gate is None or loop == model.config.n_loops):
+                    continue
+                found.setdefault(name, []).append(criterion.score(here).float())
+            previous = here
+        z_before = z
+    return {name: torch.stack(values, -1) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A policy on a trace: where each token leaves, what that loses and what it costs."""
+
+    exit: np.ndarray  # (N,) index into the trace's loops
+    loss: float  # nats a token
+    mean_loops: float
+    heads: float  # vocabulary heads computed a token
+    asks: float  # times that the criterion was asked a token
+    multiply_adds: float  # a token, those heads included
+    shares: tuple[float, ...]  # of the tokens, by exit
+
+    @property
+    def token_ppl(self) -> float:
+        """exp of the loss."""
+        return math.exp(self.loss)
+
+
+def apply_policy(trace: Trace, policy: Policy) -> Outcome:
+    """Where each token of `trace` leaves under `policy`; raises InputError for exits it has not."""
+    allowed = trace.loops[:-1] if policy.exits is None else policy.exits
+    last = trace.loops[-1] if policy.fixed is None else policy.fixed
+    for loop in (*allowed, last):
+        if loop not in trace.loops:
+            raise InputError(f"exit {loop} is not in the trace, which has {trace.loops}")
+    exit_of = np.full(len(trace.loss), trace.loops.index(last), dtype=np.int64)
+    asked, asks = np.zeros(len(trace.loss)), np.zeros(len(trace.loss))  # heads; questions
+    if policy.criterion is not None:
+        scores, criterion = _scores(trace, policy.criterion), CRITERIA[policy.criterion]
+        heads = criterion.heads
+        staying = np.ones(len(trace.loss), dtype=bool)
+        for i, loop in enumerate(trace.loops):
+            if loop not in allowed or loop >= last:
+                continue
+            unseen = criterion.compares and i > 0 and trace.loops[i - 1] not in allowed
+            asked[staying] += heads + unseen
+            asks[staying] += 1
+            leaving = staying & (scores[:, i] >= policy.threshold(loop))
+            exit_of[leaving] = i
+            if heads:  # the head that was asked is the one that predicts
+                asked[leaving] -= 1
+            staying &= ~leaving
+    return _outcome(trace, exit_of, asked + 1, asks)
+
+
+def _scores(trace: Trace, criterion: str) -> np.ndarray:
+    if criterion not in trace.scores:
+        raise InputError(f"the trace has no {criterion}; it has {', '.join(trace.scores)}")
+    return trace.scores[criterion]
+
+
+def oracle(trace: Trace) -> Outcome:
+    """Every token at the cheapest exit that is right, or the best one if none is: the bound.
+
+    It knows the next token, so no policy can do it.
+    """
+    first = np.where(trace.right.any(1), trace.right.argmax(1), trace.loss.argmin(1))
+    return _outcome(trace, first, np.ones(len(first)))
+
+
+def _outcome(
+    trace: Trace, exit_of: np.ndarray, heads: np.ndarray, asks: np.ndarray | None = None
+) -> Outcome:
+    without, head = trace.costs
+    loops = np.array(trace.loops)[exit_of]
+    counts = np.bincount(exit_of, minlength=len(trace.loops))
+    return Outcome(
+        exit=exit_of,
+        loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
+        mean_loops=float(loops.mean()),
+        heads=float(heads.mean()),
+        asks=0.0 if asks is None else float(asks.mean()),
+        multiply_adds=float((without[exit_of] + heads * head).mean()),
+        shares=tuple(float(c) for c in counts / len(exit_of)),
+    )
+
+
+def calibrate(
+    trace: Trace, criterion: str, allowed: float, exits: Sequence[int] | None = None
+) -> Policy:
+    """The cheapest constant threshold and last exit whose loss is at most log(1 + allowed) above
+    that of full depth.
+
+    `allowed` is a share of the perplexity: 0.005 for +0.5 %; negative, it asks for better than full
+    depth. Where asking costs more than leaving saves, that is a fixed exit, and full depth where
+    nothing keeps the promise. Raises InputError for -1 or less, and for a criterion that the trace
+    has not. What decoding loses besides is in `crt_lib.study.analysis.calibrate_taken`.
+    """
+    if allowed <= -1:
+        raise InputError(f"the allowed loss is {allowed}; it must be above -1")
+    limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
+    exits = None if exits is None else tuple(exits)
+    scores = _scores(trace, criterion)
+    taus = sorted({*np.quantile(scores, np.linspace(0, 1, 101)).clip(0, 1).tolist(), 1.0})
+    candidates = []
+    for last in trace.loops:
+        fixed = None if last == trace.loops[-1] else last
+        candidates.append(Policy(fixed=fixed))
+        candidates += [Policy(criterion, tau, tau, 1.0, exits, fixed) for tau in taus]
+    best = apply_policy(trace, Policy()).multiply_adds, Policy()
+    for policy in candidates:
+        outcome = apply_policy(trace, policy)
+        if outcome.loss <= limit and outcome.multiply_adds < best[0]:
+            best = outcome.multiply_adds, policy
+    return best[1]
+
+
+def chance(valid: Trace, test: Trace, allowed: float, seed: int = 0) -> Outcome:
+    """What tokens drawn without looking at them reach on `test`: the line a criterion must beat.
+
+    Two fixed exits, each token at one of them by chance, in the cheapest shares whose loss on
+    `valid` is at most log(1 + allowed) above that of full depth.
+    """
+    losses = valid.loss.mean(0, dtype=np.float64)
+    limit, costs = losses[-1] + math.log1p(allowed), valid.costs[0]
+    best = costs[-1], len(losses) - 1, len(losses) - 1, 0.0
+    for i, early in enumerate(losses):
+        for j, late in enumerate(losses):
+            if late > limit or costs[i] > costs[j]:
+                continue
+            share = 1.0 if early <= limit else (limit - late) / (early - late)
+            best = min(best, (share * costs[i] + (1 - share) * costs[j], i, j, share))
+    _, i, j, share = best
+    early = np.random.default_rng(seed).random(len(test.loss)) < share
+    return _outcome(test, np.where(early, i, j), np.ones(len(test.loss)))

@@ -1,0 +1,1 @@
+"""The model for transformers, its export, and models from elsewhere."""

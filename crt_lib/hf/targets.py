@@ -1,0 +1,70 @@
+"""The model that `crt audit` is asked about: a run of ours, one of transformers, a function."""
+
+import importlib
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from crt_lib.baselines import load_pretrained
+from crt_lib.checkpoint import load_model
+from crt_lib.evaluate import Model
+from crt_lib.files import InputError
+from crt_lib.runs.run import find_checkpoint
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, and how many tokens its vocabulary has."""
+
+    model: Model
+    vocab_size: int
+
+
+def load_target(text: str, vocab_size: int | None = None) -> Target:
+    """The model that `text` names.
+
+    `hf:<folder>`: a causal language model of transformers, safetensors only. `<module>:<name>`: a
+    module or a function from ids (B, T) to logits, or what makes one when called with nothing; the
+    module is looked for in the working directory too. Anything else: a run's folder or a
+    checkpoint of `crt train`. `vocab_size` is needed where the model does not say it. Raises
+    InputError for what cannot be loaded.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "hf" and rest:
+        model = load_pretrained(rest, local=True)
+    elif rest and not Path(text).exists():
+        model = _python(kind, rest)
+    else:
+        model = load_model(find_checkpoint(Path(text)))
+    size = vocab_size or getattr(getattr(model, "config", None), "vocab_size", None)
+    if size is None:
+        raise InputError(f"{text} does not say how large its vocabulary is; give --vocab-size")
+    return Target(model, size)
+
+
+def _python(module: str, name: str) -> Any:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # anybody's module: it may fail in any way
+        raise InputError(
+            f"{module}:{name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise InputError(f"{module}:{name} is neither a model nor a function")
+    needed = [
+        p
+        for p in inspect.signature(found).parameters.values()
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    return found if needed else found()

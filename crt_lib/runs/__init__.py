@@ -1,0 +1,1 @@
+"""A training's folder: what made it, and reading it again."""

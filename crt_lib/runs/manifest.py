@@ -1,0 +1,212 @@
+"""What a run ran on and how far it is: a manifest.json in its folder.
+
+The pipeline writes which notebooks are done to `results/<profile>`, a training its part `train` to
+its own folder, `results/<profile>/<recipe>`; in one folder, each keeps the other's.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from crt_lib.files import InputError, sha256, write_json
+from crt_lib.locks import locked
+
+PACKAGES = (
+    *("crt-lm", "torch", "numpy", "tokenizers", "safetensors", "accelerate", "transformers"),
+    *("datasets", "pandas", "matplotlib", "papermill", "nbconvert", "ipykernel"),
+)
+
+
+def checkout_root() -> Path:
+    """The folder that holds `crt_lib` and `notebooks`, else the current one."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "notebooks").is_dir() else Path.cwd()
+
+
+def run_environment() -> dict[str, Any]:
+    """What a result depends on besides its inputs, as JSON-able values.
+
+    `versions` of Python and of the installed packages among `PACKAGES`, `git` (None outside the
+    project's checkout), `device` (the GPU's name, else the processor's), `platform`, `cpu_count`
+    (the cores this process may use), `torch_threads`, `memory_limit` (the share of the GPU's memory
+    that this process may have; None without a GPU), and `time` (UTC, ISO 8601).
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "versions": _versions(),
+        "git": _git_state(Path(__file__).resolve().parents[2]),
+        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "platform": platform.platform(),
+        "cpu_count": _cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_limit": torch.cuda.get_per_process_memory_fraction() if gpu else None,
+        "time": now(),
+    }
+
+
+def library_sha256() -> str:
+    """One hash over the sources of `crt_lib`: their names and contents."""
+    root = Path(__file__).resolve().parents[1]
+    parts = [
+        f"{path.relative_to(root).as_posix()} {sha256(path.read_bytes())}"
+        for path in sorted(root.rglob("*.py"))
+    ]
+    return sha256("\n".join(parts).encode())
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class Manifest:
+    """The record of one results folder. `save` after every change: a kill loses nothing.
+
+    Several processes may write to it, each the entries of the notebooks that it `record`s.
+
+    `notebooks` maps a notebook's name to its entry: `status` ("running", "done" or "failed"),
+    `source_sha256`, `library_sha256`, `parameters`, `environment`, `started`, `finished`,
+    `seconds` and `peak_memory_bytes`; `error` if it failed.
+    """
+
+    path: Path
+    profile: str
+    seed: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _own: set[str] = field(default_factory=set, repr=False)
+
+    @classmethod
+    def load(cls, path: Path, profile: str) -> "Manifest":
+        """Read `path`, or start an empty one if it does not exist.
+
+        Raises InputError if the file is no manifest or belongs to another profile.
+        """
+        return cls(path, profile, notebooks=_read(path, profile).get("notebooks", {}))
+
+    def record(self, name: str, entry: dict[str, Any]) -> None:
+        """Save the entry of a notebook."""
+        self.notebooks[name] = entry
+        self._own.add(name)
+        self.save()
+
+    def refresh(self) -> None:
+        """Read what other processes have recorded of their notebooks."""
+        others = _read(self.path, self.profile).get("notebooks", {})
+        self.notebooks = others | {name: self.notebooks[name] for name in self._own}
+
+    def save(self) -> None:
+        """Write the manifest atomically, keeping the `train` part and the notebooks of others.
+
+        Raises InputError if the folder cannot be written.
+        """
+        with locked(self.path):
+            self.refresh()
+            changes = {
+                "profile": self.profile,
+                "seed": self.seed,
+                "parameters": self.parameters,
+                "environment": self.environment,
+                "notebooks": dict(sorted(self.notebooks.items())),
+            }
+            write_json(self.path, _read(self.path, self.profile) | changes)
+
+
+def record_training(out: str | Path, profile: str, part: dict[str, Any]) -> None:
+    """Write `part` as the `train` of the manifest in `out`, atomically.
+
+    Raises InputError if the manifest there belongs to another profile or cannot be written.
+    """
+    path = Path(out) / "manifest.json"
+    write_json(path, _read(path, profile) | {"profile": profile, "train": part})
+
+
+def read_training(out: str | Path) -> dict[str, Any] | None:
+    """What `record_training` wrote in `out`; None if nothing."""
+    return _read(Path(out) / "manifest.json").get("train")
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes: on the GPU if it used one, else RSS.
+
+    On Linux getrusage would not do: a process starts with what its parent held.
+    """
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _read(path: Path, profile: str | None = None) -> dict[str, Any]:
+    """The manifest's values, {} without one; InputError for another profile's."""
+    advice = "Move it away, or choose another results folder."
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["profile"]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}. {advice}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
+    if profile is not None and found != profile:
+        raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")
+    return values
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _git_state(root: Path) -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # an installed copy inside someone else's repository
+        commit = git("rev-parse", "--verify", "HEAD")
+        # A run rewrites results/ itself: that does not make its code a modified one.
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)results")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

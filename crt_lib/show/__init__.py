@@ -1,0 +1,1 @@
+"""Figures, tables of the pages, and the explorer."""

@@ -1,0 +1,1 @@
+"""Questions to many trainings, and the paper's claims."""

@@ -1,0 +1,161 @@
+"""Ablations: with and without the leak, the variants of Table 3, and what a change is worth."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crt_lib.evaluate import evaluate_deployable
+from crt_lib.files import InputError
+from crt_lib.profiles import Profile
+from crt_lib.study.search import exit_losses
+from crt_lib.text.tokenizer import TokenizedCorpus
+from crt_lib.train import TrainResult, train
+
+PAPER_TABLE_3 = {  # TRM cycle -> validation loss, 3 loops; `conv` is the paper's "Pure Conv TRM"
+    "linear": 3.4080,
+    "conv": 1.8815,
+    "conv_linear": 1.6986,
+    "depthwise": 2.1312,
+}
+
+
+def train_both(
+    profile: Profile, data: TokenizedCorpus, name: str, out: Path, *, fresh: bool = False
+) -> dict[str, TrainResult]:
+    """`profile` trained twice, alike but for the convolutions' padding: "symmetric" and "causal".
+
+    In `out`/`name`; a training that is there is not made again unless `fresh`.
+    """
+    made = {}
+    for kind, causal in (("symmetric", False), ("causal", True)):
+        vocabulary = data.tokenizer.vocab_size
+        config = profile.model.replace(vocab_size=vocabulary, causal=causal)
+        folder = out / name / kind
+        made[kind] = train(config, profile.train, data, folder, resume=not fresh, progress=False)
+    return made
+
+
+def table_3(
+    profile: Profile, data: TokenizedCorpus, out: Path, *, fresh: bool = False
+) -> list[dict[str, Any]]:
+    """A row a variant of Table 3: the paper's loss, and ours with and without the leak.
+
+    `symmetric` and `causal`: nats a token on the first `eval_tokens` of valid, last exit.
+    `deployable`: of the symmetric model when nothing after a token is in its input; for the causal
+    one that is `causal`.
+    """
+    rows = []
+    eot = data.tokenizer.eot_id
+    for variant, paper in PAPER_TABLE_3.items():
+        own = profile.replace(model=profile.model.replace(trm=variant))
+        row: dict[str, Any] = {"variant": variant, "paper": paper}
+        for kind, made in train_both(own, data, f"table_3/{variant}", out, fresh=fresh).items():
+            row[kind] = made.metrics[-1][f"valid_loss_{own.model.n_loops}"]
+            if kind == "symmetric":
+                alone = evaluate_deployable(made.model, data.valid.ids, eot)
+                row["deployable"] = alone.loss[own.model.n_loops]
+        rows.append({**row, "seed": profile.train.seed, "updates": profile.train.updates})
+    return rows
+
+
+BUDGET = "150 updates"  # of the stored ablations
+RATES = {"paper": 1e-3, "crt2": 1.6e-2, "released": 4e-3}  # tuned for these at that budget
+
+
+def searched_table_3(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`table_3` from rows of `crt_lib.study.search.search`: means over the seeds, and crt2 besides.
+
+    Variants without rows of all three recipes are left out.
+    """
+    rows, table = list(rows), []
+    for variant, paper in {**PAPER_TABLE_3, "depthwise_mlp": None}.items():
+        of = {name: _of_arm(rows, name, f"{name}, TRM {variant}") for name in RATES}
+        if not all(of.values()):
+            continue
+        causal, crt2, released = (of[name] for name in RATES)
+        seen = [exit_losses(row) for row in released]
+        table.append(
+            {
+                "variant": variant,
+                "paper": paper,
+                "symmetric": _mean(losses[max(losses)] for losses in seen),
+                "deployable": _mean(row["valid_loss"] for row in released),
+                "causal": _mean(row["valid_loss"] for row in causal),
+                "crt2": _mean(row["valid_loss"] for row in crt2),
+                "seeds": min(len(mine) for mine in of.values()),
+            }
+        )
+    return table
+
+
+def worth(
+    rows: Iterable[Mapping[str, Any]], recipe: str, base: str, changes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What each change of `recipe` adds to the loss of `base`, with its 95 % interval.
+
+    `rows`: of `search.search`; `changes` are arms, as is `base`. Means over seeds. The
+    interval is Student's t with the variance between seeds pooled over all arms of the recipe that
+    have two or more, so that an arm of one seed has an interval too. Changes without rows are left
+    out; raises InputError when `base` has none, or no arm has two seeds.
+    """
+    rows = list(rows)
+    trainings: dict[str, Mapping[str, Any]] = {}  # what two arms share counts once
+    for row in _of_arms(rows, recipe):
+        trainings.setdefault(row["settings"], row)
+    by_arm: dict[str, list[float]] = {}
+    for row in trainings.values():
+        by_arm.setdefault(row["arm"], []).append(row["valid_loss"])
+    several = [losses for _, losses in sorted(by_arm.items())]
+    several = [losses for losses in several if len(losses) > 1 and all(map(math.isfinite, losses))]
+    own = _of_arm(rows, recipe, base)
+    if not own or not several:
+        raise InputError(f"no rows of {base}, or no arm of {recipe} with two seeds; `crt search`")
+    freedom = sum(len(losses) - 1 for losses in several)
+    variance = sum(np.var(losses, ddof=1) * (len(losses) - 1) for losses in several) / freedom
+    t = _quantile(freedom)
+    table = []
+    for arm in (base, *changes):
+        mine = _of_arm(rows, recipe, arm)
+        if not mine:
+            continue
+        loss = _mean(row["valid_loss"] for row in mine)
+        row = {"arm": arm, "parameters": mine[0]["parameters"], "seeds": len(mine), "loss": loss}
+        if arm != base:
+            adds = loss - table[0]["loss"]
+            spread = math.sqrt(variance * (1 / len(mine) + 1 / len(own)))
+            row |= {"adds": adds, "low": adds - t * spread, "high": adds + t * spread}
+        table.append(row)
+    return table
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, from a large fixed sample."""
+    return float(np.quantile(np.random.default_rng(0).standard_t(freedom, 1_000_000), 0.975))
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of `worth` in words."""
+    if not math.isfinite(row["loss"]):
+        return f"{row['arm']}: the training broke"
+    if row["low"] <= 0 <= row["high"]:
+        return f"{row['arm']}: {row['adds']:+.3f}, no larger than the noise"
+    return f"{row['arm']}: {row['adds']:+.3f}, {'worse' if row['adds'] > 0 else 'better'}"
+
+
+def _of_arms(rows: Sequence[Mapping[str, Any]], recipe: str) -> list[Mapping[str, Any]]:
+    """The rows of all arms of a recipe at its rate."""
+    own = [row for row in rows if row["arm"].split(",")[0] == recipe]
+    return [row for row in own if (row["budget"], row["max_lr"]) == (BUDGET, RATES[recipe])]
+
+
+def _of_arm(rows: Sequence[Mapping[str, Any]], recipe: str, arm: str) -> list[Mapping[str, Any]]:
+    return [row for row in _of_arms(rows, recipe) if row["arm"] == arm]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

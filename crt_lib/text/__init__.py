@@ -1,0 +1,1 @@
+"""Text: corpora, tokenizers, and what is counted of them."""
