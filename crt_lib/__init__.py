@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crt_lib.audit.causality import causality_report
-    from crt_lib.config import ModelConfig, TrainConfig
+    from crt_lib.config import ModelConfig, Profile, TrainConfig, load_profile
     from crt_lib.evaluate import evaluate
     from crt_lib.exits.decode import generate
     from crt_lib.files import InputError
     from crt_lib.model import CRT
-    from crt_lib.profiles import Profile, load_profile
     from crt_lib.text.corpus import load_corpus
     from crt_lib.text.tokenizer import load_tokenizer, tokenize
     from crt_lib.train import train

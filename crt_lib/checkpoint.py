@@ -7,6 +7,7 @@ Where `<file>.sha256` lies beside it, as `sha256sum` writes it, the file must be
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crt_lib.baselines import GPT2, make_model
 from crt_lib.config import GPT2Config, ModelConfig, config_from_dict
-from crt_lib.files import InputError, atomic_path, check_sum
-from crt_lib.model import CRT
+from crt_lib.files import InputError, atomic_path, check_sum, write_json
+from crt_lib.model import make_model
 
 
 def save_checkpoint(
     path: str | Path,
-    model: CRT | GPT2,
+    model: nn.Module,
     state: dict[str, Any],
     optimizers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
@@ -47,7 +47,7 @@ def save_checkpoint(
             raise OSError(str(error)) from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> CRT | GPT2:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The model of a checkpoint, in evaluation mode.
 
     Raises InputError for a file that is missing, truncated, not ours, or holds NaN or infinity.
@@ -58,7 +58,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> CRT | GP
     return model.to(device).eval()
 
 
-def average_models(paths: Sequence[str | Path]) -> CRT | GPT2:
+def average_models(paths: Sequence[str | Path]) -> nn.Module:
     """The model whose weights are the means of those of several checkpoints, in evaluation mode.
 
     Averages of a training's path often score better than its end (Polyak and Juditsky 1992;
@@ -85,7 +85,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def restore(
-    path: str | Path, model: CRT | GPT2, optimizers: Sequence[torch.optim.Optimizer]
+    path: str | Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Load weights and moments in place and return the saved state.
 
@@ -124,7 +124,7 @@ def differences(old: Any, new: Any) -> str:
     )
 
 
-def _names(model: CRT | GPT2, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
     """The names of the optimizer's parameters, in its order."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
@@ -159,7 +159,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | GPT2Config, dict
     return {name: file.get_tensor(name) for name in file.keys()}, config, state  # noqa: SIM118
 
 
-def _load_weights(model: CRT | GPT2, tensors: dict[str, Tensor], path: str | Path) -> None:
+def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
     weights = {
         name.removeprefix("model."): value
         for name, value in tensors.items()
@@ -182,3 +182,88 @@ def _load_weights(model: CRT | GPT2, tensors: dict[str, Tensor], path: str | Pat
     if wrong:
         raise InputError(f"{path} does not fit its own configuration: {', '.join(wrong[:3])}")
     model.load_state_dict(weights)
+
+
+class RunFolder:
+    """Appends a run's rows to `path` and names its checkpoints."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+
+    def checkpoint(self, name: str) -> Path:
+        """The file of the checkpoint `name`: last, best or update-<number>."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def kept(self) -> list[Path]:
+        """The checkpoints kept for good, oldest first."""
+        return sorted(self.checkpoint("last").parent.glob("update-*.safetensors"))
+
+    def prepare(self, record: dict[str, Any], updates_done: int, metrics_bytes: int) -> float:
+        """Make the folder hold exactly what a run has written after `updates_done` updates.
+
+        Rows beyond that, and what a killed write left, are removed; for 0 updates the checkpoints
+        of an earlier run too. Returns the seconds those updates took.
+        """
+        write_json(self.path / "config.json", record)
+        checkpoints = self.checkpoint("last").parent
+        checkpoints.mkdir(exist_ok=True)
+        # ours end in .tmp; safetensors writes under a name .tmp<random> of its own
+        stale = [*checkpoints.glob(".*.tmp"), *checkpoints.glob(".tmp*")]
+        if updates_done == 0:
+            stale += [f for f in self.path.glob("*.csv") if f.name in ("results.csv", "exits.csv")]
+            stale += checkpoints.glob("*.safetensors*")
+        for file in stale:
+            file.unlink()
+        self.metrics.touch()
+        if self.metrics.stat().st_size < metrics_bytes:
+            raise InputError(
+                f"{self.metrics} is shorter than its checkpoint says; "
+                "restore it, or start over with resume=False (--fresh)"
+            )
+        os.truncate(self.metrics, metrics_bytes)
+        rows = _rows(self.timing)[:updates_done]
+        with atomic_path(self.timing) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return rows[-1]["seconds"] if rows else 0.0
+
+    def append_metrics(self, row: dict[str, Any]) -> int:
+        """Append a row; returns the file's length in bytes."""
+        return _append(self.metrics, row)
+
+    def append_timing(self, row: dict[str, Any]) -> None:
+        """Append a row of wall-clock measurements, which differ from run to run."""
+        _append(self.timing, row)
+
+    def sync(self) -> None:
+        """Return when the metrics are on the disk: a checkpoint must not outlive its rows."""
+        with self.metrics.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def read_metrics(out: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, in order; raises InputError when there is none."""
+    path = RunFolder(out).metrics
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; train a model there first")
+    return _rows(path)
+
+
+def read_timing(out: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's timing.jsonl: update, seconds so far, text tokens a second."""
+    return _rows(RunFolder(out).timing)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a cut last line: not yet
+
+
+def _append(path: Path, row: dict[str, Any]) -> int:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        return file.tell()

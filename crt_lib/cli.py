@@ -22,8 +22,8 @@ from crt_lib.commands.options import (
     key_value,
     short,
 )
+from crt_lib.config import load_profile
 from crt_lib.files import InputError, RunError
-from crt_lib.profiles import load_profile
 
 app = typer.Typer(
     help="CRT: recursive language models with early exit, reproduced, audited and corrected.",
@@ -110,7 +110,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
 ) -> None:
     """Perplexity and bits per byte of every exit of a checkpoint."""
-    from crt_lib.runs.run import evaluate_checkpoint, write_rows
+    from crt_lib.files import write_rows
+    from crt_lib.runs.run import evaluate_checkpoint
 
     rows = evaluate_checkpoint(
         checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
@@ -423,3 +424,7 @@ def sweep(
 def _fail(error: Exception, code: int) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,14 +3,20 @@
 A batch is a pure function of (seed, epoch, step), so that resuming needs only the counters.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from crt_lib.config import TrainConfig
 from crt_lib.files import InputError
+
+if TYPE_CHECKING:
+    from crt_lib.text.tokenizer import TokenizedCorpus
 
 NOT_SCORED = -100  # what torch's cross-entropy ignores
 MIN_LINE = 50  # characters; a line must be longer to be kept by the released protocol
@@ -187,3 +193,18 @@ def _check(seq_len: int, batch_size: int) -> None:
 def _check_step(step: int, steps: int) -> None:
     if not 0 <= step < steps:
         raise InputError(f"step {step} is outside 0..{steps - 1}, the steps of an epoch")
+
+
+def make_batches(config: TrainConfig, data: "TokenizedCorpus") -> PackedWindows | PaddedLines:
+    """The training batches of `config.batching`; raises InputError when `data` is too small."""
+    eot = data.tokenizer.eot_id
+    if config.batching == "padded":
+        return PaddedLines(data.train.lines, config.seq_len, config.batch_size, config.seed, eot)
+    return PackedWindows(data.train.ids, config.seq_len, config.batch_size, config.seed, eot)
+
+
+def updates_planned(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer updates of a run: `config.updates`, or what `config.epochs` come to."""
+    if config.updates is not None:
+        return config.updates
+    return max(1, math.floor(config.epochs * steps_per_epoch / config.grad_accum))

@@ -1,19 +1,12 @@
-"""What the device can do: the precision it is fast at, its peaks, its memory and a limit on it."""
+"""What the device can do: the precision it is fast at, its peak, and a limit on its memory."""
 
-import contextlib
 import functools
-import os
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from crt_lib.audit.accounting import multiply_adds
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.files import InputError
-from crt_lib.runs.manifest import run_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
@@ -101,56 +94,10 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     return 2 * size**3 / best
 
 
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s, read and written, of the fastest of five copies of 256 MiB."""
-    source = torch.ones(1 << 26, device=device)
-    target, best = torch.empty_like(source), float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        target.copy_(source)
-        wait(device.type)
-        best = min(best, time.perf_counter() - started)
-    return 2 * source.nbytes / best
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this process may come to hold: the machine's, or its cgroup's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return total
-
-
-def measured_on(threads: int | None = None) -> dict[str, Any]:
-    """What a row of a benchmark says of where it was measured: device, ISA and threads."""
-    gpu = torch.cuda.is_available()
-    return {
-        "device": run_environment()["device"],
-        "isa": "CUDA" if gpu else torch.backends.cpu.get_cpu_capability(),
-        "threads": threads or torch.get_num_threads(),
-    }
-
-
 def wait(device: str) -> None:
     """Until a GPU has done what it was asked."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def utilisation(
-    model: ModelConfig | GPT2Config, train: TrainConfig, seconds: list[float], peak: float
-) -> float:
-    """MFU of a training: the share of `peak` FLOP/s that its median update used.
-
-    `seconds`: elapsed after each update. Six FLOPs a multiply-add of the forward pass over all
-    positions, padding included, recomputation excluded; with one exit an update, one head (the
-    loops that such an update leaves out are counted, so it is at most that).
-    """
-    heads = model.head_loops if train.exits_trained == "all" else model.head_loops[-1:]
-    a_position = 6 * sum(multiply_adds(model, train.seq_len, heads).values())
-    positions = train.seq_len * train.batch_size * train.grad_accum
-    update = float(np.median(np.diff(seconds, prepend=0.0)))
-    return a_position * positions / update / peak
 
 
 def limit_memory(gigabytes: float) -> None:

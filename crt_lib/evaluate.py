@@ -8,19 +8,20 @@ of batch means. Deployable: each token predicted with nothing after it in the in
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.baselines import GPT2
+from crt_lib.config import Settings
 from crt_lib.data import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
-from crt_lib.model import CRT
-from crt_lib.text.tokenizer import TokenSplit
+
+if TYPE_CHECKING:
+    from crt_lib.text.tokenizer import TokenSplit
 
 RELEASED_SEQ_LEN = 384  # positions a line is cut or padded to
 Protocol = Literal["honest", "released"]
@@ -68,7 +69,7 @@ class Evaluation:
 
 def evaluate(
     model: Model,
-    split: TokenSplit,
+    split: "TokenSplit",
     eot_id: int,
     *,
     protocol: Protocol = "honest",
@@ -158,7 +159,7 @@ def evaluate_deployable(
 @torch.inference_mode()
 def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
-    if isinstance(model, CRT | GPT2):
+    if isinstance(getattr(model, "config", None), Settings):  # a model of ours
         return model(inputs, targets=targets, reduction="none")
     flat = {"ignore_index": NOT_SCORED, "reduction": "none"}
     return {

@@ -1,12 +1,19 @@
-"""Writing files so that a kill, a full disk or a bad path never leaves half of one."""
+"""Files, locks and signals: a kill, a full disk or a bad path never leaves half of anything."""
 
 import contextlib
+import csv
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 
 class InputError(ValueError):
@@ -89,3 +96,85 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Hold what is at `path` against other processes, by a hidden file beside it; free on a kill.
+
+    Raises InputError when the folder cannot be written and, unless it is to `wait`, when another
+    process holds it.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout as error:
+        raise InputError(
+            f"another process is writing to {path.parent}; wait for it, or use another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set while inside; a second signal acts as usual."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def stop(number: int, _) -> None:
+        stopped.set()
+        signal.signal(number, before[number])
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+def end_with_parent() -> None:
+    """In a worker: end it as soon as the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of equal keys as a CSV table, atomically; None becomes an empty cell."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table of `write_rows`, numbers parsed, empty cells None."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: _parse(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _parse(cell: str) -> Any:
+    if not cell:
+        return None
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell

@@ -4,6 +4,7 @@ Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positi
 """
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.caches import ConvMemory, LayerMemory, Memory
-from crt_lib.config import ModelConfig
+from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.data import NOT_SCORED
 from crt_lib.files import InputError
 from crt_lib.layers import Attention, DilatedConv, Dropout, Recomputing, make_norm, recomputed
@@ -306,6 +307,14 @@ class CRT(nn.Module):
                     f"{what} {low if low < 0 else high} is outside the vocabulary "
                     f"0..{self.config.vocab_size - 1}; use the tokenizer the model was made for"
                 )
+
+
+def make_model(config: ModelConfig | GPT2Config) -> nn.Module:
+    """The model that a configuration names, freshly initialised: a `CRT`, or a baseline that takes
+    the same ids and gives the same outputs.
+    """
+    module, name = config.maker.split(":")
+    return getattr(import_module(module), name)(config)
 
 
 def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:

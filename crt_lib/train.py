@@ -11,30 +11,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from crt_lib.baselines import GPT2, make_model
-from crt_lib.checkpoint import differences, read_state, restore, save_checkpoint
+from crt_lib.checkpoint import (
+    RunFolder,
+    differences,
+    read_metrics,
+    read_state,
+    restore,
+    save_checkpoint,
+)
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
-from crt_lib.data import NOT_SCORED, Batch
+from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
-from crt_lib.files import InputError, RunError
-from crt_lib.locks import locked
-from crt_lib.model import CRT, total_loss
-from crt_lib.optim import make_optimizers
-from crt_lib.runfolder import RunFolder, read_metrics
-from crt_lib.schedule import (
-    exits_of_update,
-    learning_rate,
-    make_batches,
-    random_seed,
-    updates_planned,
-)
-from crt_lib.signals import stop_signals
-from crt_lib.text.tokenizer import TokenizedCorpus
+from crt_lib.files import InputError, RunError, locked, stop_signals
+from crt_lib.model import make_model, total_loss
+from crt_lib.optim import exits_of_update, learning_rate, make_optimizers, random_seed
+
+if TYPE_CHECKING:
+    from crt_lib.text.tokenizer import TokenizedCorpus
 
 
 class TrainingError(RunError):
@@ -48,7 +47,7 @@ class TrainResult:
     `is_main` is false in the processes that write nothing.
     """
 
-    model: CRT | GPT2
+    model: nn.Module
     out: Path
     metrics: list[dict[str, Any]]
     finished: bool
@@ -60,7 +59,7 @@ class TrainResult:
 def train(
     model_config: ModelConfig | GPT2Config,
     train_config: TrainConfig,
-    data: TokenizedCorpus,
+    data: "TokenizedCorpus",
     out: str | Path,
     *,
     resume: bool = True,

@@ -17,8 +17,8 @@ from waiting import PATIENCE, wait_for
 from crt_lib import InputError
 from crt_lib.book.batch import Job, reproduce_parallel, run_jobs, sweep
 from crt_lib.book.pipeline import NotebookError
+from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.manifest import Manifest
-from crt_lib.runs.run import read_rows, write_rows
 
 PARAMETERS = 'results: str = "nowhere"\nseed: int = 0\nsize: float = 1.0\nname: str = ""\n'
 HEAD = "import os, time\nfrom pathlib import Path\nout = Path(results)\n"
@@ -77,7 +77,16 @@ def test_an_interruption_reaches_the_running_notebooks(tmp_path):
     folder, out = tmp_path / "notebooks", tmp_path / "out"
     for name in ("01_a", "02_b"):
         write_notebook(folder, name, f"(out / '{name}').touch()\ntime.sleep({10 * PATIENCE})")
-    command = [sys.executable, "-m", "crt_lib", "reproduce", "--profile", "smoke", "--jobs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "crt_lib.cli",
+        "reproduce",
+        "--profile",
+        "smoke",
+        "--jobs",
+        "2",
+    ]
     command += ["--notebooks", str(folder), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     wait_for(lambda: (out / "01_a").exists() and (out / "02_b").exists())
@@ -164,7 +173,7 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path):
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
         workers = [nanny.pid for nanny in cluster.workers.values()]
-        command = [sys.executable, "-m", "crt_lib", "sweep", "01_a", "--profile", "smoke"]
+        command = [sys.executable, "-m", "crt_lib.cli", "sweep", "01_a", "--profile", "smoke"]
         command += ["--grid", "seed=0,1", "--out", str(out), "--notebooks", str(folder)]
         command += ["--scheduler", cluster.scheduler_address]
         process = subprocess.Popen(

@@ -9,7 +9,6 @@ from tiny_models import ALL_OPTIONS, OPTIONS, random_model
 
 from crt_lib import InputError
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds
-from crt_lib.baselines import make_model
 from crt_lib.bench.decode import READING, READING_ALL, bench_decode, measured_pace, use_threads
 from crt_lib.bench.ways import (
     INT8,
@@ -26,6 +25,7 @@ from crt_lib.exits.decode import generate
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy, calibrate, make_trace
+from crt_lib.model import make_model
 
 SEQ_LEN = 32
 

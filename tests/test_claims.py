@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crt_lib.cli import app
-from crt_lib.runs.run import write_rows
+from crt_lib.files import write_rows
 from crt_lib.study.ablations import BUDGET, RATES
 from crt_lib.study.claims import CLAIMS, judge_claims
 from crt_lib.study.ladder import EQUAL_TOKENS

@@ -9,7 +9,7 @@ import torch
 from closeness import OF_A_MODEL, roundings
 
 from crt_lib import cli
-from crt_lib.runs.run import read_rows
+from crt_lib.files import read_rows
 
 
 def crt(*words: str, capsys) -> tuple[int, str, str]:

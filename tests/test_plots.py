@@ -19,7 +19,7 @@ from crt_lib import (
 )
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.data import PaddedLines
-from crt_lib.runs.run import read_rows
+from crt_lib.files import read_rows
 from crt_lib.show import diagrams, plots
 from crt_lib.text import stats as datastats
 

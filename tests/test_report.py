@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from crt_lib import InputError
+from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.manifest import Manifest
-from crt_lib.runs.run import read_rows, write_rows
 from crt_lib.show.pages import (
     PAGES,
     notebook_table,

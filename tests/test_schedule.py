@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 
 from crt_lib.config import TrainConfig
-from crt_lib.schedule import learning_rate, random_seed, updates_planned
+from crt_lib.data import updates_planned
+from crt_lib.optim import learning_rate, random_seed
 
 
 @settings(max_examples=40)

@@ -10,7 +10,7 @@ import torch
 from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError, load_profile, train
-from crt_lib.runs.run import read_rows
+from crt_lib.files import read_rows
 from crt_lib.study.search import (
     TIMED,
     WARM_UP,

@@ -8,8 +8,9 @@ from closeness import same
 
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.baselines import load_pretrained
-from crt_lib.runs.run import load_run, read_rows
+from crt_lib.files import read_rows
+from crt_lib.hf.gpt2 import load_pretrained
+from crt_lib.runs.run import load_run
 from crt_lib.study.sota import (
     SCORINGS,
     WAYS,

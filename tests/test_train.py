@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from waiting import PATIENCE, wait_for
 
 from crt_lib import CRT, InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
-from crt_lib.checkpoint import load_model, read_state
-from crt_lib.locks import locked
-from crt_lib.runfolder import read_metrics, read_timing
+from crt_lib.checkpoint import load_model, read_metrics, read_state, read_timing
+from crt_lib.files import locked
 from crt_lib.train import TrainingError
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +104,7 @@ KILLER = """
     import os, signal, sys
     import torch
     torch.set_num_threads({threads})
-    import crt_lib.checkpoint, crt_lib.runfolder, crt_lib.train
+    import crt_lib.checkpoint, crt_lib.checkpoint, crt_lib.train
     from crt_lib.data import PackedWindows
     sys.path.insert(0, {tests!r})
     import test_train
@@ -131,7 +130,7 @@ KILLER = """
 MOMENTS = [
     ("PackedWindows", "batch", 4, False),  # in update 2: before any checkpoint
     ("crt_lib.checkpoint", "save_file", 3, True),  # while writing `best` or `last`
-    ("crt_lib.runfolder", "_append", 5, False),  # between an update and its row
+    ("crt_lib.checkpoint", "_append", 5, False),  # between an update and its row
     ("os", "replace", 4, False),  # a whole file, not yet in its place
     (
         'sys.modules["crt_lib.train"]._Run',
@@ -164,7 +163,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     out = tmp_path / "run"
     changes = ("updates=1000000", "eval_every=0", "checkpoint_every=100000")
     options = [word for change in changes for word in ("--set", f"train.{change}")]
-    command = [sys.executable, "-m", "crt_lib", "train", "--profile", "smoke", "--quiet"]
+    command = [sys.executable, "-m", "crt_lib.cli", "train", "--profile", "smoke", "--quiet"]
     command += ["--out", str(out), *options]
     process = subprocess.Popen(command, env=here(), stderr=subprocess.PIPE, text=True)
     metrics = out / "metrics.jsonl"

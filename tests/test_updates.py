@@ -11,8 +11,7 @@ from tiny_models import ALL_OPTIONS, SHARINGS, TINY, VARIANTS, random_ids, rando
 
 from crt_lib.config import TrainConfig
 from crt_lib.model import CRT, total_loss
-from crt_lib.optim import Muon, make_optimizers
-from crt_lib.schedule import exits_of_update
+from crt_lib.optim import Muon, exits_of_update, make_optimizers
 
 LOOPS = (2, 4, 6, 8)
 DRAWS = 3000

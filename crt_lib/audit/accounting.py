@@ -2,9 +2,8 @@
 
 import torch
 
-from crt_lib.baselines import make_model
 from crt_lib.config import GPT2Config, ModelConfig
-from crt_lib.model import count_parameters
+from crt_lib.model import count_parameters, make_model
 
 
 def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:

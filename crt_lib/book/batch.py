@@ -28,9 +28,8 @@ from crt_lib.book.pipeline import (
     summarise_run,
 )
 from crt_lib.book.progress import LiveLine, elapsed, joined, say, where
-from crt_lib.files import InputError
+from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.runs.manifest import Manifest, checkout_root
-from crt_lib.runs.run import read_rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ class _Running:
         # a pipe would fill up; closed by `wait`
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "crt_lib", *job.words],
+            [sys.executable, "-m", "crt_lib.cli", *job.words],
             stdout=subprocess.DEVNULL,
             stderr=self.errors,
             env=dict(environment),

@@ -22,9 +22,8 @@ from crt_lib.book.progress import (
     source_cells,
     where,
 )
-from crt_lib.files import InputError, RunError, atomic_path, write_text
-from crt_lib.locks import locked
-from crt_lib.profiles import load_profile
+from crt_lib.config import load_profile
+from crt_lib.files import InputError, RunError, atomic_path, locked, write_text
 from crt_lib.runs.manifest import Manifest, checkout_root, library_sha256, now, run_environment
 
 SET_BY_PIPELINE = ("profile", "results", "fresh")

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from crt_lib.commands.options import PLAIN_HELP, ProfileName, Recipe, key_value, parse_value, short
-from crt_lib.config import ModelConfig
-from crt_lib.profiles import load_profile
+from crt_lib.config import ModelConfig, load_profile
 
 bench_app = typer.Typer(
     help="Measure speed and memory on this machine.",
@@ -42,7 +41,7 @@ def bench_train(
     config = ModelConfig().replace(**{name: parse_value(text) for name, text in settings.items()})
 
     from crt_lib.bench.training import bench_training, keep_others, print_bench
-    from crt_lib.runs.run import read_rows, write_rows
+    from crt_lib.files import read_rows, write_rows
 
     rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
     print_bench(rows, parts)
@@ -72,7 +71,7 @@ def bench_decode_command(
     """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
     import torch
 
-    from crt_lib.runs.run import write_rows
+    from crt_lib.files import write_rows
     from crt_lib.study.analysis import judge_run
 
     judged = judge_run(checkpoint)
@@ -155,7 +154,7 @@ def bench_cost_command(
 
 
 def _show(rows: list[dict[str, Any]], out: Path | None, name: str, echo: bool = True) -> None:
-    from crt_lib.runs.run import write_rows
+    from crt_lib.files import write_rows
 
     for row in rows if echo else ():
         typer.echo("  ".join(f"{key} {short(row[key])}" for key in row))

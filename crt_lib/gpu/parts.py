@@ -20,11 +20,16 @@ from typing import Any
 
 import torch
 
-from crt_lib.files import InputError, write_json
-from crt_lib.locks import locked
+from crt_lib.files import (
+    InputError,
+    end_with_parent,
+    locked,
+    read_rows,
+    stop_signals,
+    write_json,
+    write_rows,
+)
 from crt_lib.runs.manifest import library_sha256, now, run_environment
-from crt_lib.runs.run import read_rows, write_rows
-from crt_lib.signals import end_with_parent, stop_signals
 
 TO_BEGIN = 5  # seconds that must be left to begin a part
 TO_STOP = 5  # seconds that a part has from the signal to its end

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from crt_lib.baselines import load_pretrained
 from crt_lib.checkpoint import load_model
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
+from crt_lib.hf.gpt2 import load_pretrained
 from crt_lib.runs.run import find_checkpoint
 
 

@@ -15,8 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from crt_lib.files import InputError, sha256, write_json
-from crt_lib.locks import locked
+from crt_lib.files import InputError, locked, sha256, write_json
 
 PACKAGES = (
     *("crt-lm", "torch", "numpy", "tokenizers", "safetensors", "accelerate", "transformers"),

@@ -1,7 +1,5 @@
 """A whole run: corpus, tokenizer, training, evaluation, and the tables it leaves in a folder."""
 
-import contextlib
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,15 +11,22 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.audit.compare import exit_table
-from crt_lib.checkpoint import average_models, load_model, read_state, save_checkpoint
-from crt_lib.config import TrainConfig, config_from_dict
-from crt_lib.device import DTYPES, matmul_peak, utilisation
+from crt_lib.checkpoint import (
+    RunFolder,
+    average_models,
+    load_model,
+    read_metrics,
+    read_state,
+    read_timing,
+    save_checkpoint,
+)
+from crt_lib.config import Profile, TrainConfig, config_from_dict
+from crt_lib.device import DTYPES, matmul_peak
 from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate, evaluate_deployable
 from crt_lib.exits.gate import GATE_FILE, Gate, fit_gate
-from crt_lib.files import InputError, atomic_path, sha256
+from crt_lib.files import InputError, read_rows, sha256, write_rows
 from crt_lib.model import CRT
-from crt_lib.profiles import Profile
-from crt_lib.runfolder import RunFolder, read_metrics, read_timing
+from crt_lib.runs.machine import utilisation
 from crt_lib.runs.manifest import peak_memory, read_training, record_training, run_environment
 from crt_lib.text.corpus import SPLITS, load_corpus
 from crt_lib.text.tokenizer import (
@@ -316,26 +321,3 @@ def load_run(out: str | Path) -> Run | None:
     if part is None or part["status"] != "done" or not (out / "results.csv").is_file():
         return None
     return Run(out, part, read_metrics(out), read_timing(out), read_rows(out / "results.csv"))
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of equal keys as a CSV table, atomically; None becomes an empty cell."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table of `write_rows`, numbers parsed, empty cells None."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _parse(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def _parse(cell: str) -> Any:
-    if not cell:
-        return None
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(cell)
-    return cell

@@ -8,9 +8,8 @@ from typing import Any
 
 from crt_lib.audit.compare import compare_arms
 from crt_lib.exits.policy import CRITERIA
-from crt_lib.files import InputError, write_text
+from crt_lib.files import InputError, read_rows, write_rows, write_text
 from crt_lib.runs.manifest import Manifest
-from crt_lib.runs.run import read_rows, write_rows
 from crt_lib.show.smallreport import markdown_table, model_card, small_results, words
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms

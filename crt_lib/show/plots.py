@@ -1,7 +1,8 @@
 """The notebooks' charts: data in, a matplotlib Figure out, all in one style.
 
 Diagrams of the model and of batches are in `diagrams`. Rows are the dictionaries that
-`crt_lib.text.stats` and `crt_lib.runs.run` return. Nothing here uses pyplot, so no figure stays open.
+`crt_lib.text.stats` and `crt_lib.runs.run` return. Nothing here uses pyplot: no figure stays
+open.
 """
 
 import functools

@@ -7,8 +7,8 @@ from typing import Any
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import config_from_dict
-from crt_lib.files import InputError
-from crt_lib.runs.run import load_run, read_rows
+from crt_lib.files import InputError, read_rows
+from crt_lib.runs.run import load_run
 from crt_lib.study.sota import attempt_rows, published_rows
 
 RUNS = {  # folder -> how its row is called

@@ -25,16 +25,9 @@ from crt_lib.exits.trace import (
     make_trace,
     oracle,
 )
-from crt_lib.files import sha256
+from crt_lib.files import read_rows, sha256, write_rows
 from crt_lib.model import CRT
-from crt_lib.runs.run import (
-    find_checkpoint,
-    gate_run,
-    load_trained,
-    load_trained_model,
-    read_rows,
-    write_rows,
-)
+from crt_lib.runs.run import find_checkpoint, gate_run, load_trained, load_trained_model
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
 THRESHOLDS = ("tau0", "tau_min", "decay")

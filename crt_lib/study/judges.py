@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crt_lib.audit.compare import Interval, compare_arms
-from crt_lib.files import InputError
-from crt_lib.runs.run import read_rows
+from crt_lib.files import InputError, read_rows
 from crt_lib.study.ablations import in_words, searched_table_3, worth
 from crt_lib.study.ladder import EQUAL_TOKENS
 from crt_lib.study.ledger import (

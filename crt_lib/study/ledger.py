@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crt_lib.files import read_rows
 from crt_lib.runs.manifest import read_training
-from crt_lib.runs.run import read_rows
 
 HOLDS, LEAK, FAILS = "holds", "holds only under the leak", "does not hold"
 UNDERIVED, UNTESTED = "not derivable", "not tested"

@@ -7,8 +7,8 @@ from typing import Any
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import config_from_dict
-from crt_lib.files import InputError
-from crt_lib.runs.run import Run, load_run, read_rows
+from crt_lib.files import InputError, read_rows
+from crt_lib.runs.run import Run, load_run
 
 PAPER_TABLE_4 = (  # as printed: model, parameters, perplexity on WikiText-103
     ("GPT-2 Small", "124M", "~18-20"),

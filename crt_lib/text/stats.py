@@ -11,8 +11,7 @@ import numpy as np
 
 from crt_lib.data import PaddedLines
 from crt_lib.evaluate import RELEASED_SEQ_LEN
-from crt_lib.files import InputError
-from crt_lib.runs.run import read_rows, write_rows
+from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.text.corpus import SPLITS, load_corpus
 from crt_lib.text.tokenizer import TokenizedCorpus, TokenSplit, load_tokenizer, tokenize
 

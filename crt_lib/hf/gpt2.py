@@ -7,10 +7,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
 from crt_lib.loss import linear_cross_entropy
-from crt_lib.model import CRT
 
 
 class GPT2(nn.Module):
@@ -110,8 +109,3 @@ def load_pretrained(name: str | Path, *, local: bool = False) -> nn.Module:
         ).eval()
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{name} is not a causal model that can be loaded: {error}") from error
-
-
-def make_model(config: ModelConfig | GPT2Config) -> CRT | GPT2:
-    """The model of a configuration, freshly initialised."""
-    return GPT2(config) if isinstance(config, GPT2Config) else CRT(config)

@@ -1,0 +1,61 @@
+"""What a measurement says of the machine, and how much of it a training used."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crt_lib.audit.accounting import multiply_adds
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.device import wait
+from crt_lib.runs.manifest import run_environment
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes/s, read and written, of the fastest of five copies of 256 MiB."""
+    source = torch.ones(1 << 26, device=device)
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        target.copy_(source)
+        wait(device.type)
+        best = min(best, time.perf_counter() - started)
+    return 2 * source.nbytes / best
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may come to hold: the machine's, or its cgroup's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return total
+
+
+def measured_on(threads: int | None = None) -> dict[str, Any]:
+    """What a row of a benchmark says of where it was measured: device, ISA and threads."""
+    gpu = torch.cuda.is_available()
+    return {
+        "device": run_environment()["device"],
+        "isa": "CUDA" if gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": threads or torch.get_num_threads(),
+    }
+
+
+def utilisation(
+    model: ModelConfig | GPT2Config, train: TrainConfig, seconds: list[float], peak: float
+) -> float:
+    """MFU of a training: the share of `peak` FLOP/s that its median update used.
+
+    `seconds`: elapsed after each update. Six FLOPs a multiply-add of the forward pass over all
+    positions, padding included, recomputation excluded; with one exit an update, one head (the
+    loops that such an update leaves out are counted, so it is at most that).
+    """
+    heads = model.head_loops if train.exits_trained == "all" else model.head_loops[-1:]
+    a_position = 6 * sum(multiply_adds(model, train.seq_len, heads).values())
+    positions = train.seq_len * train.batch_size * train.grad_accum
+    update = float(np.median(np.diff(seconds, prepend=0.0)))
+    return a_position * positions / update / peak
