@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from crt_lib.files import InputError
 
@@ -82,7 +82,7 @@ class ModelConfig(Settings):
     project's. Each can be changed alone.
     """
 
-    maker: ClassVar[str] = "crt_lib.model:CRT"  # what `crt_lib.model.make_model` calls
+    maker = "crt_lib.model:CRT"  # what `crt_lib.model.make_model` calls
 
     vocab_size: int = 50_257  # GPT-2 BPE
     d_model: int = 512
@@ -179,7 +179,7 @@ class GPT2Config(Settings):
     `kind`: what a stored configuration is of; "shared" is one layer applied `n_layers` times.
     """
 
-    maker: ClassVar[str] = "crt_lib.hf.gpt2:GPT2"
+    maker = "crt_lib.hf.gpt2:GPT2"
 
     vocab_size: int = 50_257
     d_model: int = 768

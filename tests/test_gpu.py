@@ -44,7 +44,7 @@ def rehearsed(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(bare), str(ROOT)]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "crt_lib.gpu.run", "--rehearse", "--out", str(out)]
+    command = [sys.executable, "-m", "crt_lib.gpu", "--rehearse", "--out", str(out)]
     command += ["--minutes", "40"]  # no share of them ends before its part, whatever else runs here
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     first = subprocess.Popen(command, env=environment, cwd=bare, **pipes)

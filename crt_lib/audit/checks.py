@@ -19,10 +19,9 @@ from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.causality import CausalityReport, causality_report
 from crt_lib.audit.compare import score_documents
 from crt_lib.audit.probes import Finding
-from crt_lib.config import ModelConfig
+from crt_lib.config import ModelConfig, Settings
 from crt_lib.evaluate import Model, device_of, evaluate_lines, exp, logits_of
 from crt_lib.files import InputError
-from crt_lib.hf.gpt2 import GPT2
 from crt_lib.model import CRT
 from crt_lib.text import grammar
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -140,7 +139,8 @@ def speed_report(
     ids = torch.randint(vocab_size, (1, seq_len), generator=torch.Generator().manual_seed(0))
     ids = ids.to(device_of(model))
     passes: dict[int, Any] = {0: lambda: logits_of(model, ids)}
-    config = model.config if isinstance(model, CRT | GPT2) else None
+    config = getattr(model, "config", None)
+    config = config if isinstance(config, Settings) else None
     if isinstance(model, CRT):
         passes = {loop: (lambda k=loop: model(ids, exits=(k,))) for loop in config.head_loops}
     was_training = isinstance(model, nn.Module) and model.training

@@ -135,8 +135,8 @@ def bench_decode(
     prompts = [list(prompt) for prompt in prompts]
     if not prompts or len(prompts) % batch_size:
         raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
-    if new_tokens < 2 or rounds < 1:
-        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 2 in 1 can be timed")
+    if new_tokens < 3 or rounds < 1:  # a first verification gives two
+        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     first: dict[Policy, str] = {}
     for name, policy in policies.items():

@@ -57,7 +57,7 @@ def bench_decode_command(
         list[int] | None,
         typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
     ] = None,
-    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=2)] = 128,
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=3)] = 128,
     texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 2,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 5,
     only: Annotated[

@@ -36,7 +36,7 @@ def run_decode(job: Job) -> None:
             continue
         if job.left() < 2:
             raise Unfinished(f"no time was left for {batch_size} at a time")
-        size = {"new_tokens": 2, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
+        size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
         texts = batch_size if job.toy else max(2, batch_size)
         table.put(judged.bench(batch_size, texts, compiled=not job.toy, echo=_show, **size))
 

@@ -421,6 +421,7 @@ def _code() -> dict[str, str]:
     while waiting:
         name, path = waiting.pop()
         text = path.read_text(encoding="utf-8")
+        text = re.sub(r"\nif TYPE_CHECKING:\n(    .*\n)+", "", text)
         for found in pattern.finditer(text):
             needed = flat(found)
             if needed in texts or needed == name:
