@@ -28,9 +28,10 @@ reproduce: setup ## run every notebook with the quick profile, print the results
 smoke: setup ## the same with the smoke profile: does it all run? (a minute or two)
 	$(BIN)/crt reproduce --profile smoke
 
-test: .venv/notebooks,test.installed ## ruff, then pytest and the committed notebooks (nbval)
+test: .venv/notebooks,test.installed ## ruff, the house plan, then pytest and the committed notebooks (nbval)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks

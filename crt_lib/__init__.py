@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crt_lib.exits.decode import generate
     from crt_lib.files import InputError
     from crt_lib.model import CRT
+    from crt_lib.runs.run import load
     from crt_lib.text.corpus import load_corpus
     from crt_lib.text.tokenizer import load_tokenizer, tokenize
     from crt_lib.train import train
@@ -30,6 +31,7 @@ __all__ = [
     "causality_report",
     "evaluate",
     "generate",
+    "load",
     "load_corpus",
     "load_profile",
     "load_tokenizer",
@@ -46,6 +48,7 @@ _MODULES = {
     "causality_report": "audit.causality",
     "evaluate": "evaluate",
     "generate": "exits.decode",
+    "load": "runs.run",
     "load_corpus": "text.corpus",
     "load_profile": "config",
     "load_tokenizer": "text.tokenizer",

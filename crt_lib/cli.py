@@ -358,13 +358,13 @@ def report(
         typer.Option(help="First take the notebooks' times from this run of `crt reproduce`."),
     ] = None,
 ) -> None:
-    """Rewrite the tables of README.md and MODEL_CARD.md from the files under results/."""
+    """Rewrite the tables of the pages from the files under results/."""
     from crt_lib.show.pages import PAGES, record_times, update_page
 
     if times is not None:
         record_times(times, results)
-    for name in PAGES:
-        changed = update_page(folder / name, results)
+    for name, blocks in PAGES.items():
+        changed = update_page(folder / name, results, blocks)
         typer.echo(f"{folder / name}: {'updated' if changed else 'up to date'}")
 
 

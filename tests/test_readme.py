@@ -17,7 +17,7 @@ from crt_lib import cli
 from crt_lib.cli import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "MODEL_CARD.md")
+PAGES = ("README.md", "MODEL_CARD.md", "docs/usage.md", "results/README.md", "CONTRIBUTING.md")
 FENCE = re.compile(
     r"(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<kind>bash|python)\n(?P<text>.*?)```", re.S
 )
@@ -67,7 +67,8 @@ def checkout(tmp_path_factory):
     left_out = shutil.ignore_patterns("quick", "smoke", "traces", "last.safetensors", "update-*")
     shutil.copytree(ROOT / "results", folder / "results", ignore=left_out)
     for name in PAGES:
-        shutil.copy(ROOT / name, folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
@@ -127,12 +128,25 @@ def test_files_that_the_pages_name_exist():
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-            assert (ROOT / link).exists(), f"{page} links to {link}"
+            assert (ROOT / page).parent.joinpath(link).exists(), f"{page} links to {link}"
         for name in re.findall(r"\b(\w+\.py)\b", text):
             if name != "mine.py":
-                assert (ROOT / "crt_lib" / name).is_file(), f"{page} names {name}"
-    tree = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = {path.name for path in (ROOT / "crt_lib").glob("[!_]*.py")} - set(
-        re.findall(r"\w+\.py", tree)
-    )
-    assert not missing, f"the tree does not show {missing}"
+                assert list((ROOT / "crt_lib").rglob(name)), f"{page} names {name}"
+
+
+def test_the_house_plan_has_a_line_for_every_file():
+    plan = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = dict(re.findall(r"^\| `(\w+/)` \| (.*) \|$", plan, re.M))
+    core = re.findall(r"^\| `(\w+\.py)` \|", plan, re.M)
+    folder = ROOT / "crt_lib"
+    assert sorted(core) == sorted(path.name for path in folder.glob("*.py"))
+    assert set(rooms) == {
+        f"{path.name}/" for path in folder.iterdir() if (path / "__init__.py").is_file()
+    }
+    for room, said in rooms.items():
+        files = {path.stem for path in (folder / room).glob("[!_]*.py")}
+        assert set(re.findall(r"`(\w+)`:", said)) == files, room
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 10_000

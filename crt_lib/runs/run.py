@@ -216,6 +216,15 @@ def evaluate_checkpoint(
     return result.rows(corpus=data.corpus.name, split=split, seq_len=length)
 
 
+def load(path: str | Path) -> tuple[CRT, Tokenizer]:
+    """The model of a run's folder, or of a checkpoint, in evaluation mode, and its tokenizer.
+
+    Raises InputError as `load_trained_model`.
+    """
+    model, tokenizer, _ = load_trained_model(path)
+    return model.eval(), tokenizer
+
+
 def load_trained_model(path: str | Path) -> tuple[CRT, Tokenizer, dict[str, Any]]:
     """The model of a checkpoint on the best device, its tokenizer, its training's record.
 

@@ -16,17 +16,17 @@ from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RU
 from crt_lib.study.ledger import summary
 from crt_lib.study.search import documents_file, steps, summarise
 
-HEADLINES = ("C01", "C06", "C07", "C08", "C12", "C18", "C20", "C23")  # the title's and abstract's
+HEADLINES = ("C01", "C06", "C08", "C12", "C20")  # what the title and the abstract rest on
 
 
-def update_page(page: Path, results: Path) -> bool:
-    """Rewrite the generated blocks of a page of PAGES from `results`; returns whether it changed.
+def update_page(page: Path, results: Path, blocks: Sequence[str]) -> bool:
+    """Rewrite these generated blocks of a page from `results`; returns whether it changed.
 
     A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Raises InputError when one
     is missing.
     """
     old = page.read_text(encoding="utf-8")
-    new = render(old, results, PAGES[page.name])
+    new = render(old, results, blocks)
     if new != old:
         write_text(page, new)
     return new != old
@@ -270,9 +270,9 @@ def claims_summary(results: Path) -> str:
     """The ledger's counts, and the rows that the paper's title and abstract rest on."""
     rows = judge_claims(results)
     shown = [row for row in rows if row["id"] in HEADLINES]
-    names = ("claim", "paper", "released", "honest", "verdict")
+    names = ("claim", "paper", "released", "honest")
     table = markdown_table(
-        ["claim", "the paper", "as the paper scored", "honestly", "verdict"],
+        ["claim", "claimed", "as scored", "honestly"],
         [[str(row[name]) for name in names] for row in shown],
     )
     (loss,) = (row for row in rows if row["id"] == "C06")
@@ -350,8 +350,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "ways": ways_in,
 }
 PAGES = {  # page -> the names of its blocks
-    "README.md": [name for name in BLOCKS if name != "card"],
-    "MODEL_CARD.md": ["card"],
+    "README.md": ("claims", "notebooks", "ways"),
+    "results/README.md": ("small", "recipe", "words", "bench", "step", "cost", "decode"),
+    "MODEL_CARD.md": ("card",),
 }
 
 
