@@ -7,9 +7,12 @@ LOCK := requirements.lock
 # A processor without AVX-512 and bf16, as most laptops have, on one that has them.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 \
 	MKL_ENABLE_INSTRUCTIONS=AVX2
-NUMERICAL := $(patsubst %,tests/test_%.py,accounting audit baselines batches benchstep causality \
-	checkpoint compare decode device evaluate exits gate layers loss model optim perloop recipe_options \
-	schedule step trace train updates)
+NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core/test_device \
+	core/test_evaluate core/test_layers core/test_loss core/test_model core/test_optim \
+	core/test_schedule core/test_train core/test_updates audit/test_accounting audit/test_audit \
+	audit/test_causality audit/test_compare exits/test_decode exits/test_exits exits/test_gate \
+	exits/test_perloop exits/test_step exits/test_trace hf/test_baselines bench/test_benchstep \
+	commands/test_recipe_options)
 
 # What is installed is compiled when it is first imported, and then kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -51,7 +54,7 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 	.venv-colab/bin/python -m pip check
 	.venv-colab/bin/python tests/run_as_colab.py
 	.venv-colab/bin/python -m pip install --quiet pytest hypothesis
-	.venv-colab/bin/python -P -m pytest -q tests/test_hf.py tests/test_hf_generate.py
+	.venv-colab/bin/python -P -m pytest -q tests/hf/test_hf.py tests/hf/test_hf_generate.py
 
 lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks

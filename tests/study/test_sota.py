@@ -22,7 +22,7 @@ from crt_lib.study.sota import (
     published_rows,
 )
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_measured_rows_are_those_of_the_run():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from crt_lib import cli
 from crt_lib.cli import app
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "MODEL_CARD.md", "docs/usage.md", "results/README.md", "CONTRIBUTING.md")
 FENCE = re.compile(
     r"(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<kind>bash|python)\n(?P<text>.*?)```", re.S

@@ -26,7 +26,7 @@ from crt_lib.gpu.run import PARTS, main, run_gpu
 from crt_lib.gpu.training import _cost, arms
 from crt_lib.model import CRT
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BARE = """
 import sys
 for name in ("typer", "pandas", "matplotlib", "seaborn", "pytest", "hypothesis", "datasets",

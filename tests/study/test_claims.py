@@ -26,7 +26,7 @@ from crt_lib.study.ledger import (
     summary,
 )
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_the_ledger_is_what_the_files_say():

@@ -17,7 +17,7 @@ from crt_lib.show.pages import (
 )
 from crt_lib.show.smallreport import small_results
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -21,7 +21,7 @@ from crt_lib.checkpoint import load_model, read_metrics, read_state, read_timing
 from crt_lib.files import locked
 from crt_lib.train import TrainingError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "updates": 12,
     "grad_accum": 2,

@@ -19,7 +19,7 @@ import nbformat
 import pytest
 from waiting import PATIENCE, wait_for
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTEBOOK = "07_exit_explorer.ipynb"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
