@@ -17,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crt_lib.config import GPT2Config, ModelConfig, config_from_dict
+from crt_lib.config import GPT2Config, ModelConfig, config_from_dict, make_model
 from crt_lib.files import InputError, atomic_path, check_sum, write_json
-from crt_lib.model import make_model
 
 
 def save_checkpoint(
@@ -56,27 +55,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     model = make_model(config)
     _load_weights(model, tensors, path)
     return model.to(device).eval()
-
-
-def average_models(paths: Sequence[str | Path]) -> nn.Module:
-    """The model whose weights are the means of those of several checkpoints, in evaluation mode.
-
-    Averages of a training's path often score better than its end (Polyak and Juditsky 1992;
-    Izmailov et al. 2018, arXiv:1803.05407). Raises InputError as `load_model`, for no checkpoint
-    and for checkpoints of different models.
-    """
-    if not paths:
-        raise InputError("there is no checkpoint to average; keep some with train.keep_every")
-    mean = load_model(paths[0])
-    sums = {name: value.double() for name, value in mean.state_dict().items()}
-    for path in paths[1:]:
-        model = load_model(path)
-        if model.config != mean.config:
-            raise InputError(f"{path} is of another model than {paths[0]}")
-        for name, value in model.state_dict().items():
-            sums[name] += value
-    mean.load_state_dict({name: value / len(paths) for name, value in sums.items()})
-    return mean
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from crt_lib.config import TrainConfig
+from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.files import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ MIN_LINE = 50  # characters; a line must be longer to be kept by the released pr
 class Batch:
     """Token ids and, position by position, the token that follows."""
 
-    inputs: torch.Tensor  # (B, T) int64
-    targets: torch.Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
+    inputs: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
 
 
 class PackedWindows:
@@ -193,6 +194,41 @@ def _check(seq_len: int, batch_size: int) -> None:
 def _check_step(step: int, steps: int) -> None:
     if not 0 <= step < steps:
         raise InputError(f"step {step} is outside 0..{steps - 1}, the steps of an epoch")
+
+
+def check_ids(ids: Tensor, config: ModelConfig) -> None:
+    """Raise InputError unless `ids` are integers (B, T) that a model of `config` can read."""
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"token ids are {ids.dtype} of shape {tuple(ids.shape)}; give integers (B, T)"
+        )
+    if ids.shape[1] > config.max_seq_len:
+        raise InputError(
+            f"the sequence has {ids.shape[1]} tokens, max_seq_len is "
+            f"{config.max_seq_len}; shorten it or build a model with more positions"
+        )
+    _check_range(ids, "token id", config)
+
+
+def check_targets(targets: Tensor, ids: Tensor, config: ModelConfig) -> None:
+    """Raise InputError unless `targets` are of the ids' shape (B, T), and in the vocabulary."""
+    if targets.dtype != torch.int64 or targets.shape != ids.shape:
+        raise InputError(
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)}; "
+            f"give torch.int64 of the ids' shape {tuple(ids.shape)}"
+        )
+    _check_range(targets.masked_fill(targets == NOT_SCORED, 0), "target", config)
+
+
+def _check_range(ids: Tensor, what: str, config: ModelConfig) -> None:
+    # on a GPU this check would wait for the device; its kernels assert instead
+    if ids.numel() and ids.device.type == "cpu":
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= config.vocab_size:
+            raise InputError(
+                f"{what} {low if low < 0 else high} is outside the vocabulary "
+                f"0..{config.vocab_size - 1}; use the tokenizer the model was made for"
+            )
 
 
 def make_batches(config: TrainConfig, data: "TokenizedCorpus") -> PackedWindows | PaddedLines:

@@ -1,4 +1,4 @@
-"""Cross-entropy of a vocabulary projection without the full logits."""
+"""The loss: cross-entropy of a vocabulary projection without the full logits, and eq. 5."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,14 @@ GPU_CHUNK_ELEMENTS = 1 << 25  # on a GPU, which a small chunk would leave waitin
 FUSED = True  # whether training on a CPU computes a loss and its gradients in one pass
 FUSED_ROWS = 256  # positions a chunk in training on a CPU: 8 MiB of logits for 8,192 words
 SUMMED_WEIGHTS = 1 << 22  # above this size, exits with one matrix sum their gradients by it
+
+
+def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:
+    """Eq. 5: (1 - lambda) L_final + lambda mean(L_i), i over the intermediate exits, if any."""
+    *intermediate, final = (losses[loop] for loop in sorted(losses))
+    if not intermediate:
+        return final
+    return (1 - aux_weight) * final + aux_weight * torch.stack(intermediate).mean()
 
 
 def linear_cross_entropy(

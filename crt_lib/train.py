@@ -24,12 +24,12 @@ from crt_lib.checkpoint import (
     restore,
     save_checkpoint,
 )
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict, make_model
 from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, RunError, locked, stop_signals
-from crt_lib.model import make_model, total_loss
+from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, learning_rate, make_optimizers, random_seed
 
 if TYPE_CHECKING:

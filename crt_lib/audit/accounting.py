@@ -1,9 +1,9 @@
 """Parameters and multiply-adds of a model, by part, from its configuration alone."""
 
 import torch
+from torch import nn
 
-from crt_lib.config import GPT2Config, ModelConfig
-from crt_lib.model import count_parameters, make_model
+from crt_lib.config import GPT2Config, ModelConfig, make_model
 
 
 def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:
@@ -78,3 +78,8 @@ def cycle_multiply_adds(config: ModelConfig) -> dict[str, int]:
         width = config.mlp_ratio * d
         mlp = 3 * (2 * width // 3) * d if config.activation == "swiglu" else 2 * width * d
     return {"depthwise": k * d if depthwise else 0, "convolution": products, "MLP": mlp}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each counted once however often it is used."""
+    return sum(p.numel() for p in model.parameters())

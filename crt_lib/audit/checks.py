@@ -19,8 +19,9 @@ from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.causality import CausalityReport, causality_report
 from crt_lib.audit.compare import score_documents
 from crt_lib.audit.probes import Finding
+from crt_lib.audit.protocols import evaluate_lines
 from crt_lib.config import ModelConfig, Settings
-from crt_lib.evaluate import Model, device_of, evaluate_lines, exp, logits_of
+from crt_lib.evaluate import Model, device_of, exp, logits_of
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.text import grammar

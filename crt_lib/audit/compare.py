@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from crt_lib.data import evaluation_lines, evaluation_windows, released_lines
-from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, scored_losses
+from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows, released_lines
+from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, losses_of
 from crt_lib.files import InputError
 from crt_lib.text.tokenizer import TokenizedCorpus
 
@@ -70,7 +70,8 @@ def score_documents(
     count, begin, nll = len(sizes), 0, {}
     tokens = np.zeros(count, np.int64)
     # summed batch by batch: what is kept of each lies between the next ones' logits on the heap
-    for by_exit, scored in scored_losses(model, batches):
+    for by_exit, targets in losses_of(model, batches):
+        scored = targets != NOT_SCORED
         of = owner[begin : begin + int(scored.sum())]
         begin += len(of)
         tokens += np.bincount(of, minlength=count)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
 from crt_lib.evaluate import Model, device_of, logits_of
 from crt_lib.files import InputError
 from crt_lib.model import CRT

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from crt_lib.bench.trial import run_trial, with_vocabulary
-from crt_lib.config import ModelConfig, TrainConfig, load_profile
+from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.runs.machine import measured_on
+from crt_lib.runs.profiles import load_profile
 
 BASE = {"batch": 8, "length": 256, "loops": 4, "d": 256}  # `crt2` at small
 AXES = {

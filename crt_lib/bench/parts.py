@@ -18,7 +18,7 @@ from crt_lib import model as model_module
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
 from crt_lib.config import ModelConfig
 from crt_lib.device import wait
-from crt_lib.layers import Recomputing
+from crt_lib.kernels import Recomputing
 from crt_lib.model import CRT
 
 OTHER, RECOMPUTED = "other", "recomputation"

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.products import QUANTIZE
+from crt_lib.cached.step import Step
 from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.products import QUANTIZE
-from crt_lib.exits.step import Step
 from crt_lib.model import CRT
 from crt_lib.runs.machine import measured_on
 from crt_lib.text.tokenizer import TokenizedCorpus

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from crt_lib import loss as loss_module
 from crt_lib.bench.trial import RandomBatches, run_trial, with_vocabulary
-from crt_lib.config import Profile, load_profile
 from crt_lib.device import choose_precision
 from crt_lib.files import InputError
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 from crt_lib.optim import exits_of_update, make_optimizers
 from crt_lib.runs.machine import measured_on
+from crt_lib.runs.profiles import Profile, load_profile
 
 PATHS = {  # path -> fused loss, one exit an update, compiled block
     "plain": (False, False, False),

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.config import GPT2Config
+from crt_lib.cached.products import Layout, check_quantize
+from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import Each, Speculation, generate
 from crt_lib.exits.policy import CRITERIA, Policy, exits_of
-from crt_lib.exits.products import Layout, check_quantize
 from crt_lib.files import InputError
 from crt_lib.hf.gpt2 import GPT2
-from crt_lib.model import CRT, make_model
+from crt_lib.model import CRT
 
 Prompts = Sequence[Sequence[int]]
 Way = Callable[[Prompts, int, Each], Any]  # prompts, new tokens, each

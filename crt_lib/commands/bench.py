@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from crt_lib.commands.options import PLAIN_HELP, ProfileName, Recipe, key_value, parse_value, short
-from crt_lib.config import ModelConfig, load_profile
+from crt_lib.config import ModelConfig
+from crt_lib.runs.profiles import load_profile
 
 bench_app = typer.Typer(
     help="Measure speed and memory on this machine.",

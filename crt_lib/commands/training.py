@@ -15,7 +15,7 @@ from crt_lib.commands.options import (
     change_profile,
     short,
 )
-from crt_lib.config import load_profile
+from crt_lib.runs.profiles import load_profile
 
 
 def train(
@@ -47,7 +47,7 @@ def train(
         chosen = chosen.replace(train=chosen.train.replace(precision=precision))
 
     from crt_lib.book.pipeline import results_table
-    from crt_lib.device import limit_memory
+    from crt_lib.runs.machine import limit_memory
     from crt_lib.runs.run import run_profile
 
     if vram_limit is not None:
@@ -97,6 +97,6 @@ def average(
     last: Annotated[int, typer.Option(help="How many of the last kept ones.", min=1)] = 5,
 ) -> None:
     """Average the weights of a run's last kept checkpoints into one, to be evaluated as another."""
-    from crt_lib.runs.run import average_run
+    from crt_lib.runs.average import average_run
 
     typer.echo(f"average: {average_run(run, last)}")

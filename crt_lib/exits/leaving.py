@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt_lib.cached.step import Step
 from crt_lib.exits.policy import Loop, Policy, exits_of
-from crt_lib.exits.step import Step
 
 Ask = Callable[[int, Tensor, Tensor], list[float]]
 Left = tuple[list[bool], Tensor, Callable[[Tensor], Tensor]]  # rows, features, what makes logits

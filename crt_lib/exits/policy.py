@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from crt_lib.audit.causality import causality_report
 from crt_lib.audit.reference import reference_logits, reference_loss
-from crt_lib.caches import Memory
-from crt_lib.config import ModelConfig, load_profile
+from crt_lib.cached.memory import Memory
+from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED
 from crt_lib.exits.decode import Generated, Sampling, Speculation, generate
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, linear_cross_entropy
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, linear_cross_entropy, total_loss
+from crt_lib.model import CRT
+from crt_lib.runs.profiles import load_profile
 from crt_lib.runs.run import load_data
 from crt_lib.train import train
 

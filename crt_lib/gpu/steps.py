@@ -14,14 +14,16 @@ import numpy as np
 import torch
 
 from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.config import ModelConfig, TrainConfig, load_profile
-from crt_lib.device import DTYPES, limit_memory, matmul_peak, wait
+from crt_lib.config import ModelConfig, TrainConfig
+from crt_lib.device import DTYPES, wait
 from crt_lib.files import InputError
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 from crt_lib.optim import make_optimizers
-from crt_lib.runs.machine import utilisation
+from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation
 from crt_lib.runs.manifest import peak_memory, run_environment
+from crt_lib.runs.profiles import load_profile
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import load_tokenizer, tokenize
 

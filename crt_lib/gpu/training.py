@@ -22,13 +22,14 @@ import torch
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.checkpoint import RunFolder, load_model, read_timing
-from crt_lib.config import GPT2Config, ModelConfig, Profile, TrainConfig, load_profile
-from crt_lib.device import DTYPES, matmul_peak
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.device import DTYPES
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, read_rows, stop_signals, write_json
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.runs.machine import utilisation
+from crt_lib.runs.machine import matmul_peak, utilisation
 from crt_lib.runs.manifest import checkout_root, peak_memory, run_environment
+from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.runs.run import load_data
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train

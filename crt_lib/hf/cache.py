@@ -4,15 +4,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
 
 class CRTCache(Cache):
-    """`crt_lib.caches.Memory` where transformers expects a cache; it doubles when it is full."""
+    """`crt_lib.cached.memory.Memory` where transformers expects a cache; it doubles when full."""
 
     is_compileable = False
 

@@ -18,17 +18,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
-from crt_lib.data import NOT_SCORED
+from crt_lib.data import NOT_SCORED, check_ids
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.leaving import step_with_exits
 from crt_lib.exits.policy import Policy, run_with_exits
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError, write_text
 from crt_lib.hf.cache import CRTCache
 from crt_lib.hf.padding import padding_of, rotate_rows
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 
 MAIN = "modeling_crt"  # this module's name in a saved folder
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -230,7 +231,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def _check(self, inputs: Tensor, cache: CRTCache | None) -> None:
         longest = self.model.config.max_seq_len
         if not inputs.is_floating_point():
-            self.model.check_ids(inputs)
+            check_ids(inputs, self.model.config)
         elif inputs.shape[1] > longest:
             raise InputError(f"{inputs.shape[1]} positions are more than max_seq_len, {longest}")
         if cache is not None and not isinstance(cache, CRTCache):

@@ -1,4 +1,4 @@
-"""What a measurement says of the machine, and how much of it a training used."""
+"""The machine: its peak and its memory, a limit on that, and how much of it a training used."""
 
 import contextlib
 import os
@@ -12,7 +12,28 @@ import torch
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.device import wait
+from crt_lib.files import InputError
 from crt_lib.runs.manifest import run_environment
+
+GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU.
+
+    Of fewer where they take seconds, as bf16 does on a CPU that emulates it.
+    """
+    size = GPU_PRODUCT if device.type == "cuda" else size
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, began = float("inf"), time.perf_counter()
+    for _ in range(6):
+        started = time.perf_counter()
+        a @ b
+        wait(device.type)
+        best = min(best, time.perf_counter() - started)
+        if time.perf_counter() - began > 3:
+            break
+    return 2 * size**3 / best
 
 
 def memory_bandwidth(device: torch.device) -> float:
@@ -33,6 +54,19 @@ def machine_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return total
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let this process have no more of the GPU: what needs more fails as on a smaller card.
+
+    Raises InputError without a GPU, and for a limit that is not positive or above what it has.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("a limit on the GPU's memory needs a GPU")
+    total = torch.cuda.get_device_properties(0).total_memory
+    if not 0 < gigabytes * 1e9 <= total:
+        raise InputError(f"a limit of {gigabytes} GB is not within the GPU's {total / 1e9:.1f} GB")
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
 
 
 def measured_on(threads: int | None = None) -> dict[str, Any]:

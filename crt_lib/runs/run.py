@@ -11,23 +11,23 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.audit.compare import exit_table
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import (
     RunFolder,
-    average_models,
     load_model,
     read_metrics,
     read_state,
     read_timing,
-    save_checkpoint,
 )
-from crt_lib.config import Profile, TrainConfig, config_from_dict
-from crt_lib.device import DTYPES, matmul_peak
-from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate, evaluate_deployable
+from crt_lib.config import TrainConfig, config_from_dict
+from crt_lib.device import DTYPES
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate
 from crt_lib.exits.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.files import InputError, read_rows, sha256, write_rows
 from crt_lib.model import CRT
-from crt_lib.runs.machine import utilisation
+from crt_lib.runs.machine import matmul_peak, utilisation
 from crt_lib.runs.manifest import peak_memory, read_training, record_training, run_environment
+from crt_lib.runs.profiles import Profile
 from crt_lib.text.corpus import SPLITS, load_corpus
 from crt_lib.text.tokenizer import (
     ByteLevelBPE,
@@ -285,25 +285,6 @@ def gate_run(path: str | Path, tokens: int = 50_000) -> CRT:
     model.gate = fit_gate(model, ids, data.tokenizer.eot_id, seq_len=seq_len)
     model.gate.save(path.with_name(GATE_FILE), sha256(path.read_bytes()))
     return model
-
-
-def average_run(out: str | Path, last: int = 5) -> Path:
-    """Write the average of a run's last kept checkpoints beside them; the file's path.
-
-    Raises InputError when fewer than `last` were kept.
-    """
-    folder = RunFolder(out)
-    kept = folder.kept()
-    if len(kept) < last:
-        raise InputError(
-            f"{folder.path} kept {len(kept)} checkpoints, fewer than {last}; "
-            "train with --set train.keep_every=<updates>, or average fewer"
-        )
-    chosen = kept[-last:]
-    path = folder.checkpoint("average")
-    state = read_state(chosen[-1]) | {"averaged": [p.name for p in chosen]}
-    save_checkpoint(path, average_models(chosen), state)
-    return path
 
 
 def _own_tokenizer(path: Path, trained: dict[str, Any]) -> Tokenizer:

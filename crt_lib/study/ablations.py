@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.config import Profile
-from crt_lib.evaluate import evaluate_deployable
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.files import InputError
+from crt_lib.runs.profiles import Profile
 from crt_lib.study.search import exit_losses
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train

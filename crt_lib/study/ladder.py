@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crt_lib.config import GPT2Config, Profile, load_profile
+from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
+from crt_lib.runs.profiles import Profile, load_profile
 
 EQUAL_TOKENS, EQUAL_TIME = "300 updates", "2 min"  # the budgets at which baselines are compared
 RUNG_TOKENS, RUNG_TIME = "150 updates", "1 min"  # those of the ladder

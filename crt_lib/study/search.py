@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from crt_lib.audit.accounting import count_parameters
 from crt_lib.audit.compare import document_of_tokens, score_documents
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import read_timing
-from crt_lib.config import Profile
-from crt_lib.evaluate import evaluate_deployable
 from crt_lib.files import InputError, end_with_parent, locked, read_rows, sha256, write_rows
-from crt_lib.model import count_parameters
+from crt_lib.runs.profiles import Profile
 from crt_lib.runs.run import load_data
 from crt_lib.train import TrainingError, TrainResult, train
 

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from closeness import near, roundings, same
 
 from crt_lib import loss as loss_module
-from crt_lib.loss import exit_losses, linear_cross_entropy
-from crt_lib.model import total_loss
+from crt_lib.loss import exit_losses, linear_cross_entropy, total_loss
 
 
 @pytest.fixture(params=["fused", "whole", "torch", "checkpointed"])

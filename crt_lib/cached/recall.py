@@ -7,8 +7,8 @@ found once a token (`begin`), not once a loop; B rows, H heads of D features.
 import torch
 from torch import Tensor
 
-from crt_lib.caches import Memory
-from crt_lib.layers import turns
+from crt_lib.cached.memory import Memory
+from crt_lib.kernels import turns
 from crt_lib.model import CRT
 
 

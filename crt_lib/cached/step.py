@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.caches import Memory
-from crt_lib.exits.products import Layout, Product
-from crt_lib.exits.recall import Convolutions, Heads
-from crt_lib.layers import DilatedConv, TimeBatchNorm
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.products import Layout, Product
+from crt_lib.cached.recall import Convolutions, Heads
+from crt_lib.kernels import TimeBatchNorm
+from crt_lib.layers import DilatedConv
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
 
 Function = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ class Step:
     """`model` in evaluation mode on one token a row, after what `memory` holds.
 
     The weights are read when it is made: a model that is trained further needs another. `quantize`:
-    None or "int8" (`crt_lib.exits.products.Layout`).
+    None or "int8" (`crt_lib.cached.products.Layout`).
     """
 
     def __init__(self, model: CRT, memory: Memory, quantize: str | None = None):
