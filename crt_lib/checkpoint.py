@@ -74,21 +74,19 @@ def restore(
     if config != model.config:
         raise InputError(f"{path} is of another model: {differences(config, model.config)}")
     _load_weights(model, tensors, path)
-    if not any(key.startswith("optimizer.") for key in tensors):
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, rest = key.partition(".")
+        if part == "optimizer":
+            name, _, moment = rest.rpartition(".")
+            moments.setdefault(name, {})[moment] = value
+    if not moments:
         raise InputError(f"{path} has no optimizer state; it can be evaluated, not resumed")
-    for optimizer in optimizers:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(_names(model, optimizer).values()):
-            prefix = f"optimizer.{name}."
-            own = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-            }
-            if own:  # a head that no update has used yet has none
-                moments[index] = own
+    for optimizer in optimizers:  # a head that no update has used yet has no moments
+        names = enumerate(_names(model, optimizer).values())
+        own = {index: moments[name] for index, name in names if name in moments}
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        optimizer.load_state_dict({"state": own, "param_groups": groups})
     return state
 
 
@@ -149,14 +147,8 @@ def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path
                 f"{path}: {name} holds NaN or infinite weights; use an earlier checkpoint, or "
                 "start over with --fresh"
             )
-    expected = model.state_dict()
-    wrong = sorted(
-        name
-        for name in {*expected, *weights}
-        if name not in weights
-        or name not in expected
-        or weights[name].shape != expected[name].shape
-    )
+    found, expected = ({n: v.shape for n, v in s.items()} for s in (weights, model.state_dict()))
+    wrong = sorted({name for name, _ in found.items() ^ expected.items()})
     if wrong:
         raise InputError(f"{path} does not fit its own configuration: {', '.join(wrong[:3])}")
     model.load_state_dict(weights)
@@ -173,10 +165,6 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """The file of the checkpoint `name`: last, best or update-<number>."""
         return self.path / "checkpoints" / f"{name}.safetensors"
-
-    def kept(self) -> list[Path]:
-        """The checkpoints kept for good, oldest first."""
-        return sorted(self.checkpoint("last").parent.glob("update-*.safetensors"))
 
     def prepare(self, record: dict[str, Any], updates_done: int, metrics_bytes: int) -> float:
         """Make the folder hold exactly what a run has written after `updates_done` updates.

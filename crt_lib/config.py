@@ -78,6 +78,14 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def _check_heads(config: "ModelConfig | GPT2Config") -> None:
+    if config.d_model % config.n_heads:
+        raise InputError(
+            f"d_model {config.d_model} is not divisible by n_heads {config.n_heads}; "
+            "choose a divisor of d_model"
+        )
+
+
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters).
@@ -140,11 +148,7 @@ class ModelConfig(Settings):
             self._check_fraction("attention_dropout")
         if self.embed_dim is not None:
             self._check_at_least(1, "embed_dim")
-        if self.d_model % self.n_heads:
-            raise InputError(
-                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
-                "choose a divisor of d_model"
-            )
+        _check_heads(self)
         if self.d_model % 2:
             raise InputError(f"d_model is {self.d_model}; it must be even: embeddings are d/2 wide")
         if self.positions == "rotary" and (self.d_model // self.n_heads) % 2:
@@ -197,11 +201,7 @@ class GPT2Config(Settings):
         self._check_types()
         self._check_at_least(1, "vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len")
         self._check_fraction("dropout")
-        if self.d_model % self.n_heads:
-            raise InputError(
-                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
-                "choose a divisor of d_model"
-            )
+        _check_heads(self)
 
     @property
     def n_loops(self) -> int:

@@ -158,17 +158,6 @@ def evaluation_lines(
         yield _padded(lines[first : first + batch_size], seq_len, eot_id, score_padding)
 
 
-def released_lines(text: str) -> list[str]:
-    """The lines longer than 50 characters, line end included: the rows the hub's dataset holds."""
-    return [line for line in _lines(text) if len(line) > MIN_LINE]
-
-
-def _lines(text: str) -> list[str]:
-    lines = [line + "\n" for line in text.split("\n")]
-    lines[-1] = lines[-1][:-1]  # what follows the last line end has none
-    return lines
-
-
 def _shifted(rows: np.ndarray) -> Batch:
     tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T + 1)
     return Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone())  # a row of one would be a view

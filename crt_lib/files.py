@@ -4,7 +4,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -143,18 +142,6 @@ def stop_signals() -> Iterator[threading.Event]:
     finally:
         for number in signals:
             signal.signal(number, before[number])
-
-
-def end_with_parent() -> None:
-    """In a worker: end it as soon as the process that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

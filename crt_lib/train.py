@@ -97,52 +97,16 @@ def train(
 
 class _Run:
     def __init__(self, model_config, config, data, out, resume, tensorboard, on_start, held):
-        if model_config.vocab_size != data.tokenizer.vocab_size:
-            raise InputError(
-                f"the model's vocabulary is {model_config.vocab_size}, the tokenizer's "
-                f"{data.tokenizer.vocab_size}; set vocab_size to the tokenizer's"
-            )
-        if config.seq_len > model_config.max_seq_len:
-            raise InputError(
-                f"seq_len {config.seq_len} is longer than max_seq_len "
-                f"{model_config.max_seq_len}; lower train.seq_len or raise model.max_seq_len"
-            )
+        _check_lengths(model_config, config, data)
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
-
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-            from accelerate.state import AcceleratorState
-        except ImportError as error:
-            raise InputError(f"training needs {error.name}; pip install {error.name}") from error
-        _check_launch()
         self._earlier = self._read_earlier() if resume else None
-        device = PartialState(cpu=_on_cpu()).device
-        self.precision = choose_precision(
-            config.precision, device, model_config.d_model, config.optimizer
-        )
-        if self._earlier and config.precision == "auto":
-            self.precision = Precision(self._earlier["precision"], "as the run began")
-        precision = self.precision.name
-        mixed = {"fp32": "no"}.get(precision, precision)
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another one
-        some_unused = config.exits_trained == "one" or config.loop_sampling != "none"
-        unused = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
-        self.accelerator = Accelerator(
-            mixed_precision=mixed, cpu=_on_cpu(), kwargs_handlers=[unused]
-        )
-        processes = self.accelerator.num_processes
-        if config.grad_accum % processes:
-            raise InputError(
-                f"grad_accum {config.grad_accum} micro-batches cannot be shared by {processes} "
-                f"processes; choose a multiple of {processes}"
-            )
-
+        self._start_processes(model_config)
         self.record = {
             "model": model_config.to_dict(),
             "train": config.to_dict(),
-            "precision": precision,
+            "precision": self.precision.name,
             "updates": self.updates,
             "data": data.record(),
         }
@@ -163,6 +127,35 @@ class _Run:
         )
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
+
+    def _start_processes(self, model_config: ModelConfig | GPT2Config) -> None:
+        """Choose the precision, and begin to work with the other processes, if there are any."""
+        try:
+            from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+            from accelerate.state import AcceleratorState
+        except ImportError as error:
+            raise InputError(f"training needs {error.name}; pip install {error.name}") from error
+        _check_launch()
+        config = self.config
+        cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.precision = choose_precision(
+            config.precision, PartialState(cpu=cpu).device, model_config.d_model, config.optimizer
+        )
+        if self._earlier and config.precision == "auto":
+            self.precision = Precision(self._earlier["precision"], "as the run began")
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another one
+        some_unused = config.exits_trained == "one" or config.loop_sampling != "none"
+        self.accelerator = Accelerator(
+            mixed_precision=self.precision.name.replace("fp32", "no"),
+            cpu=cpu,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
+        )
+        processes = self.accelerator.num_processes
+        if config.grad_accum % processes:
+            raise InputError(
+                f"grad_accum {config.grad_accum} micro-batches cannot be shared by {processes} "
+                f"processes; choose a multiple of {processes}"
+            )
 
     @property
     def is_main(self) -> bool:
@@ -319,8 +312,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _any(self, flag: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return flag
+        """Whether any process says so."""
         flags = torch.tensor(int(flag), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flags, "sum") > 0)
 
@@ -366,8 +358,20 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
 
-def _on_cpu() -> bool:
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+def _check_lengths(
+    model: ModelConfig | GPT2Config, config: TrainConfig, data: "TokenizedCorpus"
+) -> None:
+    """Raise InputError unless the model has the tokenizer's words and positions for a window."""
+    if model.vocab_size != data.tokenizer.vocab_size:
+        raise InputError(
+            f"the model's vocabulary is {model.vocab_size}, the tokenizer's "
+            f"{data.tokenizer.vocab_size}; set vocab_size to the tokenizer's"
+        )
+    if config.seq_len > model.max_seq_len:
+        raise InputError(
+            f"seq_len {config.seq_len} is longer than max_seq_len "
+            f"{model.max_seq_len}; lower train.seq_len or raise model.max_seq_len"
+        )
 
 
 def _check_launch() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows, released_lines
+from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows
 from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, losses_of
 from crt_lib.files import InputError
+from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
 
 

@@ -36,7 +36,7 @@ def average_run(out: str | Path, last: int = 5) -> Path:
     Raises InputError when fewer than `last` were kept.
     """
     folder = RunFolder(out)
-    kept = folder.kept()
+    kept = sorted(folder.checkpoint("last").parent.glob("update-*.safetensors"))  # oldest first
     if len(kept) < last:
         raise InputError(
             f"{folder.path} kept {len(kept)} checkpoints, fewer than {last}; "

@@ -1,7 +1,9 @@
-"""The machine: its peak and its memory, a limit on that, and how much of it a training used."""
+"""The machine: its peak, its memory and limits, its processes, and what a training used of it."""
 
 import contextlib
+import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -93,3 +95,15 @@ def utilisation(
     positions = train.seq_len * train.batch_size * train.grad_accum
     update = float(np.median(np.diff(seconds, prepend=0.0)))
     return a_position * positions / update / peak
+
+
+def end_with_parent() -> None:
+    """In a worker: end it as soon as the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()

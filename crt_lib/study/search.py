@@ -19,7 +19,8 @@ from crt_lib.audit.accounting import count_parameters
 from crt_lib.audit.compare import document_of_tokens, score_documents
 from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import read_timing
-from crt_lib.files import InputError, end_with_parent, locked, read_rows, sha256, write_rows
+from crt_lib.files import InputError, locked, read_rows, sha256, write_rows
+from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.run import load_data
 from crt_lib.train import TrainingError, TrainResult, train

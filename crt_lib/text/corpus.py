@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from crt_lib.data import MIN_LINE
 from crt_lib.files import InputError, cache_root, sha256, write_text
 from crt_lib.text import docstrings, grammar
 
@@ -219,3 +220,14 @@ def check_hub(wanted: str, advice: str) -> None:
             f"cannot fetch {wanted}: {endpoint.hostname} cannot be reached ({error}). "
             f"Connect to the network, or {advice}"
         ) from error
+
+
+def released_lines(text: str) -> list[str]:
+    """The lines longer than 50 characters, line end included: the rows the hub's dataset holds."""
+    return [line for line in _lines(text) if len(line) > MIN_LINE]
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]  # what follows the last line end has none
+    return lines

@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from crt_lib.data import released_lines
 from crt_lib.files import InputError, atomic_path, cache_root, sha256, write_json, write_text
-from crt_lib.text.corpus import SPLITS, Corpus, Split, check_hub
+from crt_lib.text.corpus import SPLITS, Corpus, Split, check_hub, released_lines
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_LINE = "<eos>"
