@@ -160,7 +160,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
-        self.timing = self.path / "timing.jsonl"
+        self.timing = self.path / "timing.jsonl"  # wall-clock times, which differ from run to run
 
     def checkpoint(self, name: str) -> Path:
         """The file of the checkpoint `name`: last, best or update-<number>."""
@@ -194,14 +194,6 @@ class RunFolder:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return rows[-1]["seconds"] if rows else 0.0
 
-    def append_metrics(self, row: dict[str, Any]) -> int:
-        """Append a row; returns the file's length in bytes."""
-        return _append(self.metrics, row)
-
-    def append_timing(self, row: dict[str, Any]) -> None:
-        """Append a row of wall-clock measurements, which differ from run to run."""
-        _append(self.timing, row)
-
     def sync(self) -> None:
         """Return when the metrics are on the disk: a checkpoint must not outlive its rows."""
         with self.metrics.open("rb") as file:
@@ -228,7 +220,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a cut last line: not yet
 
 
-def _append(path: Path, row: dict[str, Any]) -> int:
+def append_row(path: Path, row: dict[str, Any]) -> int:
+    """Append a row to a file of JSON lines; returns the file's length in bytes."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""The command line, `crt`: its commands in the order that `crt --help` shows them."""
+"""The command line, `crt`: its groups of commands, in the order that `crt --help` shows them."""
 
 import sys
 
@@ -17,23 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (
-    training.train,
-    training.evaluate,
-    training.average,
-    models.generate,
-    models.export,
-    models.lm_task,
-    models.gate,
-    models.audit,
-    studies.search,
-    studies.gpu,
-    studies.claims,
-    studies.report,
-    notebooks.reproduce,
-    notebooks.sweep,
-):
-    app.command()(command)
+for group in (training, models, studies, notebooks):
+    app.add_typer(group.app)
 app.add_typer(bench_app, name="bench")
 
 
@@ -41,15 +26,9 @@ def main() -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
     try:
         app()
-    except InputError as error:
-        _fail(error, 2)
-    except (RunError, OSError) as error:
-        _fail(error, 1)
-
-
-def _fail(error: Exception, code: int) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(code)
+    except (InputError, RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 if __name__ == "__main__":

@@ -52,13 +52,15 @@ class Settings:
 
     def _check_at_least(self, least: float, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(f"{name} is {value}; it must be at least {least}")
 
     def _check_fraction(self, *names: str) -> None:
         for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; it must be in [0, 1)")
 
 
 def _tuple(value: Any) -> Any:
@@ -138,16 +140,11 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._check_at_least(
-            1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio", "max_seq_len"
-        )
+        self._check_at_least(1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio")
+        self._check_at_least(1, "max_seq_len", "embed_dim")
         self._check_at_least(0, "n_embed_cycles", "n_prelude")
         self._check_at_least(2, "d_model")
-        self._check_fraction("dropout", "embed_dropout")
-        if self.attention_dropout is not None:
-            self._check_fraction("attention_dropout")
-        if self.embed_dim is not None:
-            self._check_at_least(1, "embed_dim")
+        self._check_fraction("dropout", "embed_dropout", "attention_dropout")
         _check_heads(self)
         if self.d_model % 2:
             raise InputError(f"d_model is {self.d_model}; it must be even: embeddings are d/2 wide")
@@ -265,14 +262,12 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         self._check_types()
         self._check_at_least(2, "seq_len")
-        self._check_at_least(1, "batch_size", "grad_accum", "checkpoint_every")
+        self._check_at_least(1, "batch_size", "grad_accum", "updates")
+        self._check_at_least(1, "checkpoint_every", "eval_tokens")
         self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
-        self._check_at_least(1, "eval_tokens")
         self._check_fraction("warmup")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas are {self.betas}; give two numbers in [0, 1)")
-        if self.updates is not None:
-            self._check_at_least(1, "updates")
         for name in ("epochs", "max_lr", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive, finite")

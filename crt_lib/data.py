@@ -31,7 +31,26 @@ class Batch:
     targets: Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
 
 
-class PackedWindows:
+class _Epochs:
+    """What training batches share: the rows of an epoch in a random order, a batch at a time."""
+
+    steps_per_epoch: int
+
+    def __init__(self, seq_len: int, batch_size: int, seed: int):
+        _check(seq_len, batch_size)
+        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        self._order = lru_cache(maxsize=1)(self._draw)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Batch `step` of `epoch`, (batch_size, seq_len)."""
+        if not 0 <= step < self.steps_per_epoch:
+            last = self.steps_per_epoch - 1
+            raise InputError(f"step {step} is outside 0..{last}, the steps of an epoch")
+        order = self._order(epoch)
+        return self._rows(order[step * self.batch_size : (step + 1) * self.batch_size])
+
+
+class PackedWindows(_Epochs):
     """Training batches of the honest protocol: windows cut from one stream, no padding.
 
     The stream is `eot_id` followed by `ids`. In an epoch the windows tile it from a random offset
@@ -41,8 +60,7 @@ class PackedWindows:
     """
 
     def __init__(self, ids: np.ndarray, seq_len: int, batch_size: int, seed: int, eot_id: int):
-        _check(seq_len, batch_size)
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        super().__init__(seq_len, batch_size, seed)
         self._stream = np.concatenate([[eot_id], ids]).astype(np.int32)
         # from the largest offset, so that every epoch has the same number of steps
         self.steps_per_epoch = (len(ids) - (seq_len - 1)) // seq_len // batch_size
@@ -52,24 +70,18 @@ class PackedWindows:
                 f"the corpus has {len(ids):,} tokens, too few for one batch of {batch_size} x "
                 f"{seq_len}; it needs {needed:,}: give more text, or a smaller batch or window"
             )
-        self._order = lru_cache(maxsize=1)(self._draw)
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """Batch `step` of `epoch`, (batch_size, seq_len)."""
-        _check_step(step, self.steps_per_epoch)
-        offset, order = self._order(epoch)
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        starts = offset + chosen * self.seq_len
-        rows = self._stream[starts[:, None] + np.arange(self.seq_len + 1)]
-        return _shifted(rows)
-
-    def _draw(self, epoch: int) -> tuple[int, np.ndarray]:
+    def _draw(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
         offset = int(rng.integers(self.seq_len))
-        return offset, rng.permutation((len(self._stream) - 1 - offset) // self.seq_len)
+        windows = (len(self._stream) - 1 - offset) // self.seq_len
+        return offset + rng.permutation(windows) * self.seq_len
+
+    def _rows(self, starts: np.ndarray) -> Batch:
+        return _shifted(self._stream[starts[:, None] + np.arange(self.seq_len + 1)])
 
 
-class PaddedLines:
+class PaddedLines(_Epochs):
     """Training batches of the released protocol: a line a row, cut or padded to `seq_len`.
 
     Inputs are the whole row; targets are the row shifted left, the last one not scored. Padding is
@@ -86,8 +98,7 @@ class PaddedLines:
         eot_id: int,
         score_padding: bool = True,
     ):
-        _check(seq_len, batch_size)
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        super().__init__(seq_len, batch_size, seed)
         self.eot_id, self.score_padding = eot_id, score_padding
         self._lines = lines
         self.steps_per_epoch = len(lines) // batch_size
@@ -96,7 +107,6 @@ class PaddedLines:
                 f"the corpus has {len(lines)} lines longer than {MIN_LINE} characters, too few for "
                 f"one batch of {batch_size}; give more text or a smaller batch"
             )
-        self._order = lru_cache(maxsize=1)(self._draw)
 
     @property
     def padding_share(self) -> float:
@@ -104,15 +114,12 @@ class PaddedLines:
         real = sum(min(len(line), self.seq_len) for line in self._lines)
         return 1 - real / (len(self._lines) * self.seq_len)
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """Batch `step` of `epoch`, (batch_size, seq_len)."""
-        _check_step(step, self.steps_per_epoch)
-        chosen = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        lines = [self._lines[i] for i in chosen]
-        return _padded(lines, self.seq_len, self.eot_id, self.score_padding)
-
     def _draw(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self._lines))
+
+    def _rows(self, chosen: np.ndarray) -> Batch:
+        lines = [self._lines[i] for i in chosen]
+        return _padded(lines, self.seq_len, self.eot_id, self.score_padding)
 
 
 def evaluation_windows(
@@ -178,11 +185,6 @@ def _check(seq_len: int, batch_size: int) -> None:
     for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
-
-
-def _check_step(step: int, steps: int) -> None:
-    if not 0 <= step < steps:
-        raise InputError(f"step {step} is outside 0..{steps - 1}, the steps of an epoch")
 
 
 def check_ids(ids: Tensor, config: ModelConfig) -> None:

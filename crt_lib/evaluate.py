@@ -143,16 +143,11 @@ def device_of(model: Model) -> torch.device:
 
 
 def _evaluate_released(model: Model, rows: Iterable[Batch]) -> Evaluation:
-    means: dict[int, list[float]] = {}
-    tokens = 0
-    for losses, targets in losses_of(model, rows):
-        scored = int((targets != NOT_SCORED).sum())
-        tokens += scored
-        for loop, loss in losses.items():
-            means.setdefault(loop, []).append(loss.double().sum().item() / scored)
-    if not means:
+    parts = [sum_losses(model, [batch]) for batch in rows]
+    if not parts:
         raise InputError("the released protocol scores lines over 50 characters; there is none")
-    return Evaluation("released", {loop: float(np.mean(m)) for loop, m in means.items()}, tokens)
+    means = {k: float(np.mean([total[k] / n for total, n in parts])) for k in parts[0][0]}
+    return Evaluation("released", means, sum(n for _, n in parts))
 
 
 def sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:

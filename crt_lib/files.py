@@ -125,23 +125,21 @@ def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set while inside; a second signal acts as usual."""
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
+    heard = threading.current_thread() is threading.main_thread()  # no other may ask for signals
+    signals = (signal.SIGTERM, signal.SIGINT) if heard else ()
     before = {number: signal.getsignal(number) for number in signals}
 
     def stop(number: int, _) -> None:
         stopped.set()
         signal.signal(number, before[number])
 
-    for number in signals:
-        signal.signal(number, stop)
     try:
+        for number in signals:
+            signal.signal(number, stop)
         yield stopped
     finally:
-        for number in signals:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

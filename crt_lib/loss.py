@@ -25,22 +25,16 @@ def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:
     return (1 - aux_weight) * final + aux_weight * torch.stack(intermediate).mean()
 
 
-def linear_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean"
-) -> Tensor:
-    """-log softmax(features @ weight.T)[target] in nats (eq. 4), a chunk of positions at a time.
-
-    features (..., d), weight (V, d), targets (...) with NOT_SCORED where nothing is scored.
-    `reduction`: "mean" over the scored positions, or "none" for the shape of `targets`, zero where
-    ignored. Equals cross_entropy(linear(features, weight), targets).
-    """
-    return exit_losses([features], weight, targets, reduction)[0]
-
-
 def exit_losses(
     exits: Sequence[Tensor], weight: Tensor, targets: Tensor, reduction: str = "mean"
 ) -> list[Tensor]:
-    """`linear_cross_entropy` of several exits that share the matrix `weight`."""
+    """-log softmax(features @ weight.T)[target] in nats (eq. 4) of exits that share a matrix.
+
+    features (..., d) of each exit, weight (V, d), targets (...), NOT_SCORED where nothing is
+    scored. `reduction`: "mean" over the scored positions, or "none" for the shape of `targets`,
+    zero where ignored. Equals cross_entropy(linear(features, weight), targets), of which only a
+    chunk of positions is held at a time.
+    """
     shape = targets.shape
     targets = targets.reshape(-1)
     exits = [features.reshape(-1, features.shape[-1]) for features in exits]

@@ -306,14 +306,12 @@ def scale_initialisation(model: CRT) -> None:
 
 
 def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:
-    d, V = config.d_model, config.vocab_size
-    match config.head_sharing:
-        case "tied":
-            width = config.embedding_width
-            if width == d:
-                return {str(i): nn.Identity() for i in config.head_loops}
-            return {str(i): nn.Linear(d, width, bias=False) for i in config.head_loops}
-        case "separate":
-            return {str(i): nn.Linear(d, V, bias=False) for i in config.head_loops}
-    shared = ("aux", "final") if config.exit_loops else ("final",)
-    return {name: nn.Linear(d, V, bias=False) for name in shared}
+    d, width = config.d_model, config.vocab_size
+    names = [str(loop) for loop in config.head_loops]
+    if config.head_sharing == "shared_aux":
+        names = ["aux", "final"] if config.exit_loops else ["final"]
+    elif config.head_sharing == "tied":  # to the width of the embedding, whose matrix follows
+        width = config.embedding_width
+        if width == d:
+            return {name: nn.Identity() for name in names}
+    return {name: nn.Linear(d, width, bias=False) for name in names}

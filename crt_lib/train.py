@@ -18,6 +18,7 @@ from torch import nn
 
 from crt_lib.checkpoint import (
     RunFolder,
+    append_row,
     differences,
     read_metrics,
     read_state,
@@ -150,16 +151,13 @@ class _Run:
             cpu=cpu,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
         )
+        self.is_main = self.accelerator.is_main_process
         processes = self.accelerator.num_processes
         if config.grad_accum % processes:
             raise InputError(
                 f"grad_accum {config.grad_accum} micro-batches cannot be shared by {processes} "
                 f"processes; choose a multiple of {processes}"
             )
-
-    @property
-    def is_main(self) -> bool:
-        return self.accelerator.is_main_process
 
     def loop(self, stopped: threading.Event, progress: bool) -> bool:
         from tqdm import tqdm
@@ -194,8 +192,7 @@ class _Run:
     def _update(self) -> tuple[dict[str, Any], int, float]:
         """One optimizer update; returns its metrics row, the text tokens seen, and seconds."""
         started = time.perf_counter()
-        config, update = self.config, self.state["update"]
-        accelerator = self.accelerator
+        config, update, accelerator = self.config, self.state["update"], self.accelerator
         share = config.grad_accum // accelerator.num_processes
         rate = learning_rate(update, self.updates, config)
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
@@ -205,7 +202,8 @@ class _Run:
         losses, useful = [], 0
         for i in range(share):
             micro = i * accelerator.num_processes + accelerator.process_index
-            batch = self._batch(update * config.grad_accum + micro)
+            step = update * config.grad_accum + micro
+            batch = self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
             useful += self._text_tokens(batch)
             torch.manual_seed(random_seed(config.seed, update, micro))
             last = i == share - 1
@@ -241,10 +239,6 @@ class _Run:
             "grad_norm": float(norm),
         }
         return row, useful, time.perf_counter() - started
-
-    def _batch(self, step: int) -> Batch:
-        epoch, within = divmod(step, self.batches.steps_per_epoch)
-        return self.batches.batch(epoch, within)
 
     def _text_tokens(self, batch: Batch) -> int:
         text = batch.targets != NOT_SCORED
@@ -289,11 +283,10 @@ class _Run:
     def _log(self, row: dict[str, Any], elapsed: float = 0.0, rate: float = 0.0) -> None:
         if not self.is_main:
             return
-        self.state["metrics_bytes"] = self.folder.append_metrics(row)
+        self.state["metrics_bytes"] = append_row(self.folder.metrics, row)
         if elapsed:
-            self.folder.append_timing(
-                {"update": row["update"], "seconds": elapsed, "tokens_per_second": rate}
-            )
+            timing = {"update": row["update"], "seconds": elapsed, "tokens_per_second": rate}
+            append_row(self.folder.timing, timing)
         if self.writer is not None:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, row["update"])

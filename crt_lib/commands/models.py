@@ -10,7 +10,10 @@ import typer
 from crt_lib.commands.options import Corpus
 from crt_lib.files import InputError
 
+app = typer.Typer()
 
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
@@ -65,6 +68,7 @@ def generate(
             typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
 
 
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     out: Annotated[
@@ -80,6 +84,7 @@ def export(
     typer.echo(f"exported: {export_run(checkpoint, out, exit_loop)}")
 
 
+@app.command()
 def lm_task(
     out: Annotated[Path, typer.Argument(help="Folder for the task; it will hold the text.")],
     corpus: Corpus = "wikitext-2",
@@ -96,6 +101,7 @@ def lm_task(
     )
 
 
+@app.command()
 def gate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     tokens: Annotated[int, typer.Option(help="Of the training text.", min=1)] = 50_000,
@@ -108,6 +114,7 @@ def gate(
     typer.echo(f"gate: {find_checkpoint(checkpoint).with_name(GATE_FILE)}")
 
 
+@app.command()
 def audit(
     model: Annotated[
         str,

@@ -7,7 +7,10 @@ import typer
 
 from crt_lib.commands.options import Notebooks, ProfileName, key_value
 
+app = typer.Typer()
 
+
+@app.command()
 def reproduce(
     profile: ProfileName = "quick",
     only: Annotated[list[str] | None, typer.Option(help="Only this notebook (repeatable).")] = None,
@@ -33,6 +36,7 @@ def reproduce(
         reproduce_parallel(profile, jobs, out=out, **how)
 
 
+@app.command()
 def sweep(
     notebooks: Annotated[list[str], typer.Argument(help="Notebooks to run at every point.")],
     grid: Annotated[

@@ -7,7 +7,10 @@ import typer
 
 from crt_lib.commands.options import Results
 
+app = typer.Typer()
 
+
+@app.command()
 def search(
     arms: Annotated[
         list[str],
@@ -47,6 +50,7 @@ def search(
         run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
 
 
+@app.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder; a second call goes on with what it lacks.")],
     minutes: Annotated[float, typer.Option(help="Of this call, in all.")] = 9.0,
@@ -65,6 +69,7 @@ def gpu(
     raise typer.Exit(run_gpu(out, minutes=minutes, rehearse=rehearse, only=only or ()))
 
 
+@app.command()
 def claims(
     results: Results = Path("results"),
 ) -> None:
@@ -79,6 +84,7 @@ def claims(
     typer.echo(summary(rows))
 
 
+@app.command()
 def report(
     folder: Annotated[Path, typer.Option(help="Where the pages are.", exists=True)] = Path("."),
     results: Results = Path("results"),

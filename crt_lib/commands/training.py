@@ -17,7 +17,10 @@ from crt_lib.commands.options import (
 )
 from crt_lib.runs.profiles import load_profile
 
+app = typer.Typer()
 
+
+@app.command()
 def train(
     profile: ProfileName = "quick",
     recipe: Recipe = None,
@@ -68,6 +71,7 @@ def train(
     typer.echo(f"curves, results and manifest: {out}")
 
 
+@app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
     corpus: Corpus = None,
@@ -92,6 +96,7 @@ def evaluate(
         typer.echo(json.dumps(row) if as_json else "  ".join(f"{k} {short(row[k])}" for k in row))
 
 
+@app.command()
 def average(
     run: Annotated[Path, typer.Argument(help="Folder of a run with --set train.keep_every=N.")],
     last: Annotated[int, typer.Option(help="How many of the last kept ones.", min=1)] = 5,

@@ -23,7 +23,7 @@ from crt_lib.data import NOT_SCORED
 from crt_lib.exits.decode import Generated, Sampling, Speculation, generate
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, linear_cross_entropy, total_loss
+from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, exit_losses, total_loss
 from crt_lib.model import CRT
 from crt_lib.runs.profiles import load_profile
 from crt_lib.runs.run import load_data
@@ -178,7 +178,7 @@ def _loss_in_chunks(bench: Bench) -> Found:
         return {0: loss.detach(), **dict(enumerate(torch.autograd.grad(loss, [x, w]), start=1))}
 
     whole = both(F.cross_entropy(x @ w.T, targets, ignore_index=NOT_SCORED))
-    chunks = both(linear_cross_entropy(x, w, targets))
+    chunks = both(*exit_losses([x], w, targets))
     what = f"loss in chunks and its gradients with whole logits, {rows} x {VOCABULARY}, float32"
     return what, norm_apart(chunks, whole), SINGLE
 

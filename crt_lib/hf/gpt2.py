@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
-from crt_lib.loss import linear_cross_entropy
+from crt_lib.loss import exit_losses
 
 
 class GPT2(nn.Module):
@@ -78,7 +78,7 @@ class GPT2(nn.Module):
         weight = self.transformer.wte.weight
         if targets is None:
             return {loop: F.linear(features, weight)}
-        return {loop: linear_cross_entropy(features, weight, targets, reduction)}
+        return {loop: exit_losses([features], weight, targets, reduction)[0]}
 
 
 class _Repeated(nn.Module):

@@ -130,7 +130,7 @@ KILLER = """
 MOMENTS = [
     ("PackedWindows", "batch", 4, False),  # in update 2: before any checkpoint
     ("crt_lib.checkpoint", "save_file", 3, True),  # while writing `best` or `last`
-    ("crt_lib.checkpoint", "_append", 5, False),  # between an update and its row
+    ('sys.modules["crt_lib.train"]', "append_row", 5, False),  # between an update and its row
     ("os", "replace", 4, False),  # a whole file, not yet in its place
     (
         'sys.modules["crt_lib.train"]._Run',
