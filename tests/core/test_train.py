@@ -106,7 +106,7 @@ KILLER = """
     torch.set_num_threads({threads})
     import crt_lib.checkpoint, crt_lib.checkpoint, crt_lib.train
     from crt_lib.data import PackedWindows
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     import test_train
     from pathlib import Path
 
@@ -147,7 +147,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(whole, tmp_path):
     for owner, name, nth, half in MOMENTS:
         moment = {"owner": owner, "name": name, "nth": nth, "half": half}
         threads = torch.get_num_threads()
-        code = KILLER.format(tests=str(ROOT / "tests"), threads=threads, **moment)
+        tests = [str(ROOT / "tests"), str(Path(__file__).parent)]
+        code = KILLER.format(tests=tests, threads=threads, **moment)
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
         process = subprocess.run(command, env=here(), capture_output=True, text=True)
         assert process.returncode == -signal.SIGKILL, process.stderr
