@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from crt_lib.files import InputError
 
 
+@dataclass(frozen=True)
 class Settings:
     """What the frozen settings share: JSON, changed copies, and checks of the fields' types."""
 

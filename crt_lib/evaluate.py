@@ -161,10 +161,12 @@ def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Ten
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
     if isinstance(getattr(model, "config", None), Settings):  # a model of ours
         return model(inputs, targets=targets, reduction="none")
-    flat = {"ignore_index": NOT_SCORED, "reduction": "none"}
     return {
         loop: F.cross_entropy(
-            at_least_float32(logits).flatten(0, 1), targets.flatten(), **flat
+            at_least_float32(logits).flatten(0, 1),
+            targets.flatten(),
+            ignore_index=NOT_SCORED,
+            reduction="none",
         ).view(targets.shape)
         for loop, logits in logits_of(model, inputs).items()
     }
@@ -226,16 +228,16 @@ def scored_losses(
 def _losses(model: Model, batches: Iterable[Batch]):
     """(losses by exit, targets) of each batch, the model in evaluation mode meanwhile."""
     device = device_of(model)
-    was_training = isinstance(model, nn.Module) and model.training
-    if was_training:
-        model.eval()
+    trained = model if isinstance(model, nn.Module) and model.training else None
+    if trained is not None:
+        trained.eval()
     try:
         for batch in batches:
             targets = batch.targets.to(device)
             yield token_losses(model, batch.inputs.to(device), targets), targets
     finally:
-        if was_training:
-            model.train()
+        if trained is not None:
+            trained.train()
 
 
 def exp(nats: float) -> float:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from crt_lib.checkpoint import (
     RunFolder,
@@ -29,7 +28,7 @@ from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, RunError, locked, stop_signals
-from crt_lib.model import make_model, total_loss
+from crt_lib.model import LanguageModel, make_model, total_loss
 from crt_lib.optim import exits_of_update, learning_rate, make_optimizers, random_seed
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class TrainResult:
     `is_main` is false in the processes that write nothing.
     """
 
-    model: nn.Module
+    model: LanguageModel
     out: Path
     metrics: list[dict[str, Any]]
     finished: bool
@@ -150,7 +149,7 @@ class _Run:
         self.model = make_model(model_config).to(self.accelerator.device)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = make_optimizers(self.model, config)
-        self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
+        self.state: dict[str, Any] = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
         self.writer = _tensorboard(out) if tensorboard and self.is_main else None
         if self.is_main:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from crt_lib.bench.trial import run_trial, with_vocabulary
-from crt_lib.config import ModelConfig, TrainConfig, load_profile
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, load_profile
 from crt_lib.runs.machine import measured_on
 
 BASE = {"batch": 8, "length": 256, "loops": 4, "d": 256}  # `crt2` at small
@@ -47,7 +47,9 @@ def bench_cost(seconds: float, echo: Callable[[str], None] | None = None) -> lis
     return rows
 
 
-def settings(batch: int, length: int, loops: int, d: int) -> tuple[ModelConfig, TrainConfig]:
+def settings(
+    batch: int, length: int, loops: int, d: int
+) -> tuple[ModelConfig | GPT2Config, TrainConfig]:
     """`crt2` at small in another size: heads of 32 features, an exit after every loop."""
     profile = with_vocabulary(load_profile("small"))
     model = profile.model.replace(
