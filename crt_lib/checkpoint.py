@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crt_lib.config import GPT2Config, ModelConfig, config_from_dict, make_model
+from crt_lib.config import GPT2Config, LanguageModel, ModelConfig, config_from_dict, make_model
 from crt_lib.files import InputError, atomic_path, check_sum, write_json
 
 
 def save_checkpoint(
     path: str | Path,
-    model: nn.Module,
+    model: LanguageModel,
     state: dict[str, Any],
     optimizers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
@@ -46,7 +46,7 @@ def save_checkpoint(
             raise OSError(str(error)) from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """The model of a checkpoint, in evaluation mode.
 
     Raises InputError for a file that is missing, truncated, not ours, or holds NaN or infinity.
@@ -63,7 +63,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 
 def restore(
-    path: str | Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    path: str | Path, model: LanguageModel, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Load weights and moments in place and return the saved state.
 
@@ -100,9 +100,9 @@ def differences(old: Any, new: Any) -> str:
     )
 
 
-def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
     """The names of the optimizer's parameters, in its order."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
 
 

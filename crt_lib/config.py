@@ -6,14 +6,28 @@ import math
 from dataclasses import dataclass
 from importlib import import_module
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Self,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from crt_lib.files import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from crt_lib.hf.gpt2 import GPT2
+    from crt_lib.model import CRT
+
+LanguageModel: TypeAlias = "CRT | GPT2"  # what a configuration names and a training trains
 
 
+@dataclass(frozen=True)
 class Settings:
     """What the frozen settings share: JSON, changed copies, and checks of the fields' types."""
 
@@ -217,7 +231,11 @@ def config_from_dict(values: dict[str, Any]) -> ModelConfig | GPT2Config:
     return kind.from_dict(values)
 
 
-def make_model(config: ModelConfig | GPT2Config) -> "nn.Module":
+@overload
+def make_model(config: ModelConfig) -> "CRT": ...
+@overload
+def make_model(config: GPT2Config) -> "GPT2": ...
+def make_model(config: ModelConfig | GPT2Config) -> LanguageModel:
     """The model that a configuration names, freshly initialised: a `CRT`, or a baseline that takes
     the same ids and gives the same outputs.
     """

@@ -60,7 +60,8 @@ def bf16_speed(kind: str) -> float:
     Measured once a process, in less than a fifth of a second: a CPU without such instructions
     emulates them, a hundred times slower, and its name does not tell.
     """
-    device, best = torch.device(kind), {}
+    device = torch.device(kind)
+    best: dict[torch.dtype, float] = {}
     for _ in range(4):
         for dtype in (torch.float32, torch.bfloat16):
             size = 2048 if kind == "cuda" else 256

@@ -113,10 +113,12 @@ def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Ten
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
     if isinstance(getattr(model, "config", None), Settings):  # a model of ours
         return model(inputs, targets=targets, reduction="none")
-    flat = {"ignore_index": NOT_SCORED, "reduction": "none"}
     return {
         loop: F.cross_entropy(
-            at_least_float32(logits).flatten(0, 1), targets.flatten(), **flat
+            at_least_float32(logits).flatten(0, 1),
+            targets.flatten(),
+            ignore_index=NOT_SCORED,
+            reduction="none",
         ).view(targets.shape)
         for loop, logits in logits_of(model, inputs).items()
     }
@@ -166,16 +168,16 @@ def sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float]
 def losses_of(model: Model, batches: Iterable[Batch]) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
     """Of each batch the losses (B, T) by exit, and the targets; the model evaluates meanwhile."""
     device = device_of(model)
-    was_training = isinstance(model, nn.Module) and model.training
-    if was_training:
-        model.eval()
+    trained = model if isinstance(model, nn.Module) and model.training else None
+    if trained is not None:
+        trained.eval()
     try:
         for batch in batches:
             targets = batch.targets.to(device)
             yield token_losses(model, batch.inputs.to(device), targets), targets
     finally:
-        if was_training:
-            model.train()
+        if trained is not None:
+            trained.train()
 
 
 def exp(nats: float) -> float:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -129,9 +130,9 @@ def stop_signals() -> Iterator[threading.Event]:
     signals = (signal.SIGTERM, signal.SIGINT) if heard else ()
     before = {number: signal.getsignal(number) for number in signals}
 
-    def stop(number: int, _) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         stopped.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     try:
         for number in signals:

@@ -107,6 +107,7 @@ class Recomputing(nn.Module):
     """
 
     recomputes = False
+    compute: Callable[..., Tensor]
 
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
         if self.recomputes and torch.is_grad_enabled():

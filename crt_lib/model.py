@@ -4,7 +4,7 @@ Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positi
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -206,10 +206,10 @@ class CRT(nn.Module):
         for loop, z in states:
             features, weight = self.readout(loop, z)
             by_matrix.setdefault(weight, {})[loop] = features
-        losses = {}
-        for weight, features in by_matrix.items():
-            values = exit_losses(list(features.values()), weight, targets, reduction)
-            losses |= dict(zip(features, values, strict=True))
+        losses: dict[int, Tensor] = {}
+        for weight, by_loop in by_matrix.items():
+            values = exit_losses(list(by_loop.values()), weight, targets, reduction)
+            losses |= dict(zip(by_loop, values, strict=True))
         return dict(sorted(losses.items()))
 
     def hidden_states(self, ids: Tensor, n_loops: int) -> Iterator[tuple[int, Tensor]]:
@@ -259,9 +259,9 @@ class CRT(nn.Module):
             z = self.exit_norms[str(loop)](z)
         if sharing == "tied":  # as wide as the embedding
             return self.heads[str(loop)](z), self.embed.tokens.weight
-        if sharing == "separate":
-            return z, self.heads[str(loop)].weight  # (B, T, d), (V, d)
-        return z, self.heads["final" if loop == self.config.n_loops else "aux"].weight
+        shared = "final" if loop == self.config.n_loops else "aux"
+        head = self.heads[str(loop) if sharing == "separate" else shared]
+        return z, cast(nn.Linear, head).weight  # (B, T, d), (V, d)
 
     def compile_block(self) -> None:
         """Compile the block in place with torch.compile; parameter names do not change."""
@@ -295,7 +295,7 @@ def scale_initialisation(model: CRT) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             adds = name.endswith((".out", ".down"))
             nn.init.normal_(module.weight, std=0.02 / additions**0.5 if adds else 0.02)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv1d) and module.groups == 1:
             nn.init.normal_(module.weight, std=0.02)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from crt_lib.checkpoint import (
     RunFolder,
@@ -25,7 +24,14 @@ from crt_lib.checkpoint import (
     restore,
     save_checkpoint,
 )
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict, make_model
+from crt_lib.config import (
+    GPT2Config,
+    LanguageModel,
+    ModelConfig,
+    TrainConfig,
+    config_from_dict,
+    make_model,
+)
 from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
@@ -48,7 +54,7 @@ class TrainResult:
     `is_main` is false in the processes that write nothing.
     """
 
-    model: nn.Module
+    model: LanguageModel
     out: Path
     metrics: list[dict[str, Any]]
     finished: bool
@@ -115,7 +121,7 @@ class _Run:
         self.model = make_model(model_config).to(self.accelerator.device)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = make_optimizers(self.model, config)
-        self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
+        self.state: dict[str, Any] = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
         self.writer = _tensorboard(out) if tensorboard and self.is_main else None
         if self.is_main:

@@ -8,13 +8,15 @@ from crt_lib.config import GPT2Config, ModelConfig, make_model
 
 def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:
     """Parameters of each part; they sum to the model's. Built without allocating any weight."""
+    if isinstance(config, GPT2Config):
+        with torch.device("meta"):
+            gpt2 = make_model(config)
+        embeddings = gpt2.transformer.wte.weight.numel()
+        rest = count_parameters(gpt2) - embeddings
+        return {"token embedding": embeddings, "positions and blocks": rest}
     with torch.device("meta"):
         model = make_model(config)
-    if isinstance(config, GPT2Config):
-        embeddings = model.transformer.wte.weight.numel()
-        rest = count_parameters(model) - embeddings
-        return {"token embedding": embeddings, "positions and blocks": rest}
-    parts = {
+    parts: dict[str, list[nn.Module]] = {
         "token embedding": [model.embed.tokens],
         "embedding projection": [model.embed.proj],
         "embedding TRM": [model.embed.cycles],

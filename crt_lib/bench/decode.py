@@ -15,6 +15,7 @@ from crt_lib.bench.ways import (
     FULL,
     UNCACHED,
     Never,
+    Prompts,
     Reading,
     Way,
     asking,
@@ -29,8 +30,10 @@ from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.runs.machine import measured_on
 
-COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl")
-COLUMNS += ("decoded_loops", "decoded_heads", "decoded_asks", "accepted")
+COLUMNS = (
+    *("tau", "mean_loops", "multiply_adds", "token_ppl"),
+    *("decoded_loops", "decoded_heads", "decoded_asks", "accepted"),
+)
 WARM_UP = 8  # tokens
 READINGS = 16  # of the weights, after each way in each round
 READING = "reading the weights"  # the row of the bound itself
@@ -218,7 +221,7 @@ class _Bench:
         self,
         ways: dict[str, Way],
         reading: Reading,
-        batches: list[list[list[int]]],
+        batches: Sequence[Prompts],
         new_tokens: int,
         rounds: int,
         echo: Callable[[str], None] | None,
@@ -317,7 +320,7 @@ class _Bench:
                 speed = self.times[threads, FULL].speed
                 self.echo(f"  round {round_ + 1} of {self.rounds}: full depth {speed:.0f} tokens/s")
 
-    def _time(self, threads: int, name: str, batches: list[list[list[int]]]) -> None:
+    def _time(self, threads: int, name: str, batches: Sequence[Prompts]) -> None:
         own = self.times.setdefault((threads, name), Timing())
         made, before = [], len(own.waits)
         for batch in batches:

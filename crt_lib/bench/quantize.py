@@ -60,12 +60,13 @@ def _losses(
     found: dict[int, list[np.ndarray]] = {loop: [] for loop in model.config.head_loops}
     held = 0
     for batch in evaluation_windows(ids, seq_len, rows, eot_id):
-        memory = Memory(model.config, *batch.inputs.shape, model.loop_encoding)
+        count, length = batch.inputs.shape
+        memory = Memory(model.config, count, length, model.loop_encoding)
         step = Step(model, memory, quantize)
         held = sum(step.layout.sizes)
         scored = (batch.targets != NOT_SCORED).numpy()
         losses = torch.empty(len(found), *batch.targets.shape)
-        for at in range(batch.inputs.shape[1]):
+        for at in range(length):
             for index, logits in enumerate(_every_exit(step, batch.inputs[:, at])):
                 losses[index, :, at] = F.cross_entropy(
                     logits, batch.targets[:, at], reduction="none", ignore_index=NOT_SCORED

@@ -152,7 +152,9 @@ def keep_others(found: Rows, new: Rows) -> Rows:
     return sorted(kept + new, key=lambda row: [str(row.get(key)) for key in CASE])
 
 
-def _alternate(sides: dict[str, tuple], steps: int, device: str) -> dict[str, dict[str, Any]]:
+def _alternate(
+    sides: dict[str, tuple[Any, ...]], steps: int, device: str
+) -> dict[str, dict[str, Any]]:
     """What each side measured: `seconds` and `parts` of each step, and `_worker`'s last words.
 
     One unmeasured step goes first.
@@ -187,7 +189,7 @@ def _alternate(sides: dict[str, tuple], steps: int, device: str) -> dict[str, di
     return found
 
 
-def _worker(pipe: Connection, device: str, make_step: Callable, *arguments: Any) -> None:
+def _worker(pipe: Connection, device: str, make_step: Callable[..., Any], *arguments: Any) -> None:
     """A step for each number that comes; then the peak memory, and the device's peaks beside it."""
     config, precision, batches = arguments
     step = make_step(device, config, precision)
@@ -198,7 +200,7 @@ def _worker(pipe: Connection, device: str, make_step: Callable, *arguments: Any)
             parts = step(batch.inputs.to(device), batch.targets.to(device))
             wait(device)
             pipe.send((time.perf_counter() - started, parts))
-        last = {"memory": peak_memory()}
+        last: dict[str, float] = {"memory": peak_memory()}
         last["peak"] = matmul_peak(torch.device(device), DTYPES[precision])
         pipe.send(last | {"bandwidth": memory_bandwidth(torch.device(device))})
 

@@ -358,7 +358,8 @@ class _Candidates:
         self.vocabulary = vocabulary
         self.first = len(vocabulary) if shortlist is None else min(shortlist, len(vocabulary))
         self.tokens = torch.arange(self.first, device=vocabulary.device)
-        self.weight, self.rare = vocabulary[: self.first], set()
+        self.weight = vocabulary[: self.first]
+        self.rare: set[int] = set()
 
     def add(self, tokens: Sequence[int]) -> None:
         """Also those of `tokens`."""

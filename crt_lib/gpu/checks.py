@@ -53,6 +53,7 @@ class Bench:
         """A small model of the recipe, its dropout 0."""
         d, heads, vocabulary = (32, 2, 100) if self.toy else (128, 4, 1000)
         model = load_profile("smoke", recipe).model
+        assert isinstance(model, ModelConfig)  # no check is of a baseline
         width = {"embed_dim": d} if recipe == "crt2" else {}
         return model.replace(d_model=d, n_heads=heads, vocab_size=vocabulary, dropout=0.0, **width)
 
@@ -63,7 +64,7 @@ class Bench:
         model = CRT(self.config(recipe))
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         return model.to(self.device, dtype).eval()
 
     def ids(self, rows: int = 3, length: int | None = None) -> Tensor:
@@ -275,10 +276,11 @@ def _cache(bench: Bench) -> Found:
 @torch.no_grad()
 def _exits(bench: Bench) -> Found:
     worst, ids = 0.0, bench.ids()
+    rows, length = ids.shape
     model = bench.model("crt2")
     for policy in _policies(model, ids):
         whole = run_with_exits(model, ids, policy)
-        memory = Memory(model.config, *ids.shape, model.loop_encoding)
+        memory = Memory(model.config, rows, length, model.loop_encoding)
         steps = [run_with_exits(model, column, policy, memory) for column in ids.split(1, 1)]
         worst = max(worst, apart({0: torch.cat([s.logits for s in steps], 1)}, {0: whole.logits}))
         worst += int((torch.cat([s.loops for s in steps], 1) != whole.loops).sum())
@@ -292,7 +294,7 @@ def _exits(bench: Bench) -> Found:
 def _decode_half(bench: Bench) -> Found:
     model, ids = bench.model("crt2", torch.bfloat16), bench.ids()
     whole = model(ids, (model.config.n_loops,))[model.config.n_loops]
-    memory = Memory(model.config, *ids.shape, model.loop_encoding)
+    memory = Memory(model.config, len(ids), ids.shape[1], model.loop_encoding)
     steps = [run_with_exits(model, column, Policy(), memory).logits for column in ids.split(1, 1)]
     what = "bfloat16 logits of crt2 token by token with those of a forward pass, by norm"
     return what, norm_apart({0: torch.cat(steps, 1)}, {0: whole}), HALF
@@ -316,8 +318,8 @@ def _speculation(bench: Bench) -> Found:
 
 def _sampling(bench: Bench) -> Found:
     model, prompts = bench.model("crt2", torch.float32), bench.ids(2, 5).tolist()
-    how = {"sampling": Sampling(1.0, top_p=0.9), "seed": 4}
-    once, again = (generate(model, prompts, 12, **how) for _ in range(2))
+    sampling = Sampling(1.0, top_p=0.9)
+    once, again = (generate(model, prompts, 12, sampling=sampling, seed=4) for _ in range(2))
     return "sampled tokens of one seed, twice", _differing(once, again), 0
 
 

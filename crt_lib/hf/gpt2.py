@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ class GPT2(nn.Module):
         self.transformer = GPT2Model(theirs)
         self._checkpointing = False
         if config.kind == "shared":
-            self.transformer.h = _Repeated(self.transformer.h[0], config.n_layers)
+            repeated = _Repeated(self.transformer.h[0], config.n_layers)
+            self.transformer.h = cast(nn.ModuleList, repeated)  # it is only iterated over
 
     @property
     def gradient_checkpointing(self) -> bool:

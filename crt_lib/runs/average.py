@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from crt_lib.checkpoint import RunFolder, load_model, read_state, save_checkpoint
+from crt_lib.config import LanguageModel
 from crt_lib.files import InputError
 
 
-def average_models(paths: Sequence[str | Path]) -> nn.Module:
+def average_models(paths: Sequence[str | Path]) -> LanguageModel:
     """The model whose weights are the means of those of several checkpoints, in evaluation mode.
 
     Averages of a training's path often score better than its end (Polyak and Juditsky 1992;

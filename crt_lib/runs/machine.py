@@ -100,10 +100,11 @@ def utilisation(
 def end_with_parent() -> None:
     """In a worker: end it as soon as the process that started it is gone, however that ended."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
         parent.join()
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

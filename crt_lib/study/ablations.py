@@ -71,7 +71,8 @@ def searched_table_3(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Variants without rows of all three recipes are left out.
     """
-    rows, table = list(rows), []
+    rows = list(rows)
+    table = []
     for variant, paper in {**PAPER_TABLE_3, "depthwise_mlp": None}.items():
         of = {name: _of_arm(rows, name, f"{name}, TRM {variant}") for name in RATES}
         if not all(of.values()):
@@ -117,7 +118,7 @@ def worth(
     freedom = sum(len(losses) - 1 for losses in several)
     variance = sum(np.var(losses, ddof=1) * (len(losses) - 1) for losses in several) / freedom
     t = _quantile(freedom)
-    table = []
+    table: list[dict[str, Any]] = []
     for arm in (base, *changes):
         mine = _of_arm(rows, recipe, arm)
         if not mine:

@@ -166,8 +166,9 @@ def _hub_wikitext(name: str) -> Corpus:
     folder = cache_root() / variant
     files = {split: folder / f"{split}.txt" for split in SPLITS}
     marks = {split: folder / f"{split}.sha256" for split in SPLITS}
-    texts = {split: _read_verified(files[split], marks[split]) for split in SPLITS}
-    if None in texts.values():
+    kept = {split: _read_verified(files[split], marks[split]) for split in SPLITS}
+    texts = {split: text for split, text in kept.items() if text is not None}
+    if len(texts) < len(SPLITS):
         wanted = f"corpus {name!r} ({repository}, {variant})"
         advice = (
             "set CRT_DATA_ROOT to a folder that holds "

@@ -80,7 +80,10 @@ class ByteLevelBPE(Tokenizer):
         self.name, self._backend = name, backend
         backend.encode_special_tokens = True
         self.vocab_size = backend.get_vocab_size()
-        self.eot_id = backend.token_to_id(END_OF_TEXT)
+        end = backend.token_to_id(END_OF_TEXT)
+        if end is None:
+            raise InputError(f"tokenizer {name!r} has no token {END_OF_TEXT}")
+        self.eot_id = end
         self.fingerprint = sha256(backend.to_str().encode())
 
     def encode_lines(self, lines: Sequence[str]) -> list[np.ndarray]:
@@ -90,7 +93,7 @@ class ByteLevelBPE(Tokenizer):
     def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
         """UTF-8 bytes that each id stands for: a byte-level token has one character for each."""
         tokens = (self._backend.id_to_token(i) for i in range(self.vocab_size))
-        return np.array([len(token) for token in tokens])[ids]
+        return np.array([len(token or "") for token in tokens])[ids]  # an id may be nobody's
 
     def save(self, path: str | Path) -> None:
         """Write it to a file of the `tokenizers` library, atomically; `read_bpe` reads it."""
