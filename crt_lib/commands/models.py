@@ -2,8 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,10 +41,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, with exits or with lossless speculation if asked for."""
-    from crt_lib.exits.decode import Sampling, Speculation
+    from crt_lib.exits.decode import Generated, Sampling, Speculation
     from crt_lib.exits.decode import generate as run
     from crt_lib.exits.policy import Policy
-    from crt_lib.runs.run import load_trained_model
+    from crt_lib.runs.run import as_crt, load_trained_model
 
     sampling = Sampling(temperature, top_k, top_p)
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
@@ -52,13 +53,16 @@ def generate(
     if draft_loop is not None and quantize is not None:
         raise InputError("--draft-loop keeps the text of float32; leave out --quantize")
     model, tokenizer, _ = load_trained_model(checkpoint)
+    model = as_crt(model, checkpoint)
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
         draft = Speculation(model, draft_loop)
-        made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
+        made: Sequence[Generated] = [
+            draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids
+        ]
     else:
-        how = {"policy": policy, "sampling": sampling, "seed": seed, "quantize": quantize}
-        made = run(model, ids, new_tokens, **how)
+        how: dict[str, Any] = {"policy": policy, "sampling": sampling, "seed": seed}
+        made = run(model, ids, new_tokens, quantize=quantize, **how)
     for prompt, one in zip(prompts, made, strict=True):
         text = tokenizer.decode(one.tokens)
         mean = sum(one.loops) / max(len(one.loops), 1)
@@ -93,7 +97,7 @@ def lm_task(
     """Write a corpus as a task for lm_eval, which then scores any model on it."""
     from crt_lib.hf.lmtask import write_task
 
-    name = write_task(out, corpus, split)
+    name = write_task(out, corpus or "wikitext-2", split)
     typer.echo(
         "lm_eval --model hf --model_args "
         "'pretrained=<folder>,trust_remote_code=True,max_length=<length of training>' "

@@ -1,7 +1,7 @@
 """The commands that run the notebooks: `crt reproduce`, `sweep`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +25,12 @@ def reproduce(
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
     given = dict(key_value(text) for text in parameters or [])
-    how = {"only": only or (), "parameters": given, "fresh": fresh, "notebooks_dir": notebooks}
+    how: dict[str, Any] = {
+        "only": only or (),
+        "parameters": given,
+        "fresh": fresh,
+        "notebooks_dir": notebooks,
+    }
     if jobs == 1:
         from crt_lib.book.pipeline import reproduce as run_notebooks
 
@@ -58,6 +63,11 @@ def sweep(
 
     from crt_lib.book.batch import sweep as run_sweep
 
-    how = {"profile": profile, "notebooks_dir": folder, "jobs": jobs, "scheduler": scheduler}
+    how: dict[str, Any] = {
+        "profile": profile,
+        "notebooks_dir": folder,
+        "jobs": jobs,
+        "scheduler": scheduler,
+    }
     rows = run_sweep(notebooks, values, out, **how)
     typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")

@@ -1,7 +1,7 @@
 """The commands that make results and pages: `crt search`, `gpu`, `claims`, `report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,7 +43,12 @@ def search(
     from crt_lib.study.search import search as run_search
 
     chosen, seeds = choose_arms(arms), seeds or [0]
-    how = {"jobs": jobs, "threads": threads, "documents": documents, "echo": typer.echo}
+    how: dict[str, Any] = {
+        "jobs": jobs,
+        "threads": threads,
+        "documents": documents,
+        "echo": typer.echo,
+    }
     if tuned:
         tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
