@@ -31,10 +31,11 @@ reproduce: setup ## run every notebook with the quick profile, print the results
 smoke: setup ## the same with the smoke profile: does it all run? (a minute or two)
 	$(BIN)/crt reproduce --profile smoke
 
-test: .venv/notebooks,test.installed ## ruff, the house plan, then pytest and the committed notebooks (nbval)
+test: .venv/notebooks,test.installed ## ruff, the house plan, types, then pytest and the committed notebooks (nbval)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks
@@ -104,6 +105,6 @@ lock: python ## pin the newest versions anew in requirements.lock
 	@rm -r .venv-lock
 
 clean: ## remove results/quick, results/smoke and the tree's caches (.venv and other results stay)
-	rm -rf results/quick results/smoke .pytest_cache .ruff_cache .hypothesis
+	rm -rf results/quick results/smoke .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o \
 		\( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crt_lib.audit.causality import causality_report
-    from crt_lib.config import ModelConfig, Profile, TrainConfig, load_profile
+    from crt_lib.config import ModelConfig, TrainConfig
     from crt_lib.evaluate import evaluate
     from crt_lib.exits.decode import generate
     from crt_lib.files import InputError
     from crt_lib.model import CRT
+    from crt_lib.runs.profiles import Profile, load_profile
     from crt_lib.runs.run import load
     from crt_lib.text.corpus import load_corpus
     from crt_lib.text.tokenizer import load_tokenizer, tokenize
@@ -43,14 +44,14 @@ _MODULES = {
     "CRT": "model",
     "InputError": "files",
     "ModelConfig": "config",
-    "Profile": "config",
+    "Profile": "runs.profiles",
     "TrainConfig": "config",
     "causality_report": "audit.causality",
     "evaluate": "evaluate",
     "generate": "exits.decode",
     "load": "runs.run",
     "load_corpus": "text.corpus",
-    "load_profile": "config",
+    "load_profile": "runs.profiles",
     "load_tokenizer": "text.tokenizer",
     "tokenize": "text.tokenizer",
     "train": "train",

@@ -17,14 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crt_lib.config import GPT2Config, ModelConfig, config_from_dict
+from crt_lib.config import AnyModelConfig, LanguageModel, config_from_dict, make_model
 from crt_lib.files import InputError, atomic_path, check_sum, write_json
-from crt_lib.model import make_model
 
 
 def save_checkpoint(
     path: str | Path,
-    model: nn.Module,
+    model: LanguageModel,
     state: dict[str, Any],
     optimizers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
@@ -47,7 +46,7 @@ def save_checkpoint(
             raise OSError(str(error)) from error
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> LanguageModel:
     """The model of a checkpoint, in evaluation mode.
 
     Raises InputError for a file that is missing, truncated, not ours, or holds NaN or infinity.
@@ -58,34 +57,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> nn.Modul
     return model.to(device).eval()
 
 
-def average_models(paths: Sequence[str | Path]) -> nn.Module:
-    """The model whose weights are the means of those of several checkpoints, in evaluation mode.
-
-    Averages of a training's path often score better than its end (Polyak and Juditsky 1992;
-    Izmailov et al. 2018, arXiv:1803.05407). Raises InputError as `load_model`, for no checkpoint
-    and for checkpoints of different models.
-    """
-    if not paths:
-        raise InputError("there is no checkpoint to average; keep some with train.keep_every")
-    mean = load_model(paths[0])
-    sums = {name: value.double() for name, value in mean.state_dict().items()}
-    for path in paths[1:]:
-        model = load_model(path)
-        if model.config != mean.config:
-            raise InputError(f"{path} is of another model than {paths[0]}")
-        for name, value in model.state_dict().items():
-            sums[name] += value
-    mean.load_state_dict({name: value / len(paths) for name, value in sums.items()})
-    return mean
-
-
 def read_state(path: str | Path) -> dict[str, Any]:
     """The `state` that was saved with a checkpoint; raises InputError as `load_model` does."""
     return _open(Path(path))[2]
 
 
 def restore(
-    path: str | Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    path: str | Path, model: LanguageModel, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Load weights and moments in place and return the saved state.
 
@@ -96,21 +74,19 @@ def restore(
     if config != model.config:
         raise InputError(f"{path} is of another model: {differences(config, model.config)}")
     _load_weights(model, tensors, path)
-    if not any(key.startswith("optimizer.") for key in tensors):
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, rest = key.partition(".")
+        if part == "optimizer":
+            name, _, moment = rest.rpartition(".")
+            moments.setdefault(name, {})[moment] = value
+    if not moments:
         raise InputError(f"{path} has no optimizer state; it can be evaluated, not resumed")
-    for optimizer in optimizers:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(_names(model, optimizer).values()):
-            prefix = f"optimizer.{name}."
-            own = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-            }
-            if own:  # a head that no update has used yet has none
-                moments[index] = own
+    for optimizer in optimizers:  # a head that no update has used yet has no moments
+        names = enumerate(_names(model, optimizer).values())
+        own = {index: moments[name] for index, name in names if name in moments}
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        optimizer.load_state_dict({"state": own, "param_groups": groups})
     return state
 
 
@@ -124,13 +100,13 @@ def differences(old: Any, new: Any) -> str:
     )
 
 
-def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
     """The names of the optimizer's parameters, in its order."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
 
 
-def _open(path: Path) -> tuple[Any, ModelConfig | GPT2Config, dict[str, Any]]:
+def _open(path: Path) -> tuple[Any, AnyModelConfig, dict[str, Any]]:
     if not path.is_file():
         raise InputError(
             f"there is no checkpoint {path}; train one with `crt train --out <another folder>` "
@@ -153,7 +129,7 @@ def _open(path: Path) -> tuple[Any, ModelConfig | GPT2Config, dict[str, Any]]:
         ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | GPT2Config, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], AnyModelConfig, dict[str, Any]]:
     file, config, state = _open(path)
     check_sum(path)
     return {name: file.get_tensor(name) for name in file.keys()}, config, state  # noqa: SIM118
@@ -171,14 +147,8 @@ def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path
                 f"{path}: {name} holds NaN or infinite weights; use an earlier checkpoint, or "
                 "start over with --fresh"
             )
-    expected = model.state_dict()
-    wrong = sorted(
-        name
-        for name in {*expected, *weights}
-        if name not in weights
-        or name not in expected
-        or weights[name].shape != expected[name].shape
-    )
+    found, expected = ({n: v.shape for n, v in s.items()} for s in (weights, model.state_dict()))
+    wrong = sorted({name for name, _ in found.items() ^ expected.items()})
     if wrong:
         raise InputError(f"{path} does not fit its own configuration: {', '.join(wrong[:3])}")
     model.load_state_dict(weights)
@@ -190,15 +160,11 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
-        self.timing = self.path / "timing.jsonl"
+        self.timing = self.path / "timing.jsonl"  # wall-clock times, which differ from run to run
 
     def checkpoint(self, name: str) -> Path:
         """The file of the checkpoint `name`: last, best or update-<number>."""
         return self.path / "checkpoints" / f"{name}.safetensors"
-
-    def kept(self) -> list[Path]:
-        """The checkpoints kept for good, oldest first."""
-        return sorted(self.checkpoint("last").parent.glob("update-*.safetensors"))
 
     def prepare(self, record: dict[str, Any], updates_done: int, metrics_bytes: int) -> float:
         """Make the folder hold exactly what a run has written after `updates_done` updates.
@@ -228,14 +194,6 @@ class RunFolder:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return rows[-1]["seconds"] if rows else 0.0
 
-    def append_metrics(self, row: dict[str, Any]) -> int:
-        """Append a row; returns the file's length in bytes."""
-        return _append(self.metrics, row)
-
-    def append_timing(self, row: dict[str, Any]) -> None:
-        """Append a row of wall-clock measurements, which differ from run to run."""
-        _append(self.timing, row)
-
     def sync(self) -> None:
         """Return when the metrics are on the disk: a checkpoint must not outlive its rows."""
         with self.metrics.open("rb") as file:
@@ -262,7 +220,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a cut last line: not yet
 
 
-def _append(path: Path, row: dict[str, Any]) -> int:
+def append_row(path: Path, row: dict[str, Any]) -> int:
+    """Append a row to a file of JSON lines; returns the file's length in bytes."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()

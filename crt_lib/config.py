@@ -1,22 +1,31 @@
-"""The settings of a model and of a training, validated when made, and the profiles."""
+"""The settings of a model and of a training, validated when made."""
 
 import dataclasses
 import json
 import math
+import typing
 from dataclasses import dataclass
+from importlib import import_module
 from types import UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, get_origin
 
 from crt_lib.files import InputError
 
+if TYPE_CHECKING:
+    from crt_lib.hf.gpt2 import GPT2
+    from crt_lib.model import CRT
 
+AnyModelConfig: TypeAlias = "ModelConfig | GPT2Config"
+LanguageModel: TypeAlias = "CRT | GPT2"  # what a configuration names and a training trains
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the frozen settings share: JSON, changed copies, and checks of the fields' types."""
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with `changes`; raises InputError for an unknown field."""
-        self._known(changes)
-        return dataclasses.replace(self, **{k: _tuple(v) for k, v in changes.items()})
+        return self.from_dict(vars(self) | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `from_dict` takes them."""
@@ -25,18 +34,14 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from `to_dict`; raises InputError for unknown fields and bad values."""
-        cls._known(values)
-        return cls(**{k: _tuple(v) for k, v in values.items()})
-
-    @classmethod
-    def _known(cls, values: dict[str, Any]) -> None:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in names:
                 raise InputError(f"{cls.__name__} has no field {name!r}; it has {', '.join(names)}")
+        return cls(**{k: _tuple(v) for k, v in values.items()})
 
     def _check_types(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
+        for name, kind in typing.get_type_hints(type(self)).items():
             value = getattr(self, name)
             if get_origin(kind) is Literal:
                 if value not in get_args(kind):
@@ -48,13 +53,15 @@ class Settings:
 
     def _check_at_least(self, least: float, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(f"{name} is {value}; it must be at least {least}")
 
     def _check_fraction(self, *names: str) -> None:
         for name in names:
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise InputError(f"{name} is {value}; it must be in [0, 1)")
 
 
 def _tuple(value: Any) -> Any:
@@ -74,6 +81,14 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def _check_heads(config: AnyModelConfig) -> None:
+    if config.d_model % config.n_heads:
+        raise InputError(
+            f"d_model {config.d_model} is not divisible by n_heads {config.n_heads}; "
+            "choose a divisor of d_model"
+        )
+
+
 @dataclass(frozen=True)
 class ModelConfig(Settings):
     """The architecture. Defaults are Table 1 of the paper, made causal (92,053,760 parameters).
@@ -82,7 +97,7 @@ class ModelConfig(Settings):
     project's. Each can be changed alone.
     """
 
-    maker = "crt_lib.model:CRT"  # what `crt_lib.model.make_model` calls
+    maker = "crt_lib.model:CRT"  # what `make_model` calls
 
     vocab_size: int = 50_257  # GPT-2 BPE
     d_model: int = 512
@@ -126,21 +141,12 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._check_at_least(
-            1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio", "max_seq_len"
-        )
+        self._check_at_least(1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio")
+        self._check_at_least(1, "max_seq_len", "embed_dim")
         self._check_at_least(0, "n_embed_cycles", "n_prelude")
         self._check_at_least(2, "d_model")
-        self._check_fraction("dropout", "embed_dropout")
-        if self.attention_dropout is not None:
-            self._check_fraction("attention_dropout")
-        if self.embed_dim is not None:
-            self._check_at_least(1, "embed_dim")
-        if self.d_model % self.n_heads:
-            raise InputError(
-                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
-                "choose a divisor of d_model"
-            )
+        self._check_fraction("dropout", "embed_dropout", "attention_dropout")
+        _check_heads(self)
         if self.d_model % 2:
             raise InputError(f"d_model is {self.d_model}; it must be even: embeddings are d/2 wide")
         if self.positions == "rotary" and (self.d_model // self.n_heads) % 2:
@@ -193,11 +199,7 @@ class GPT2Config(Settings):
         self._check_types()
         self._check_at_least(1, "vocab_size", "d_model", "n_heads", "n_layers", "max_seq_len")
         self._check_fraction("dropout")
-        if self.d_model % self.n_heads:
-            raise InputError(
-                f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; "
-                "choose a divisor of d_model"
-            )
+        _check_heads(self)
 
     @property
     def n_loops(self) -> int:
@@ -210,10 +212,22 @@ class GPT2Config(Settings):
         return (self.n_layers,)
 
 
-def config_from_dict(values: dict[str, Any]) -> ModelConfig | GPT2Config:
+def config_from_dict(values: dict[str, Any]) -> AnyModelConfig:
     """The model's configuration that `to_dict` wrote, of either kind."""
     kind = GPT2Config if "kind" in values else ModelConfig
     return kind.from_dict(values)
+
+
+@typing.overload
+def make_model(config: ModelConfig) -> "CRT": ...
+@typing.overload
+def make_model(config: GPT2Config) -> "GPT2": ...
+def make_model(config: AnyModelConfig) -> LanguageModel:
+    """The model that a configuration names, freshly initialised: a `CRT`, or a baseline that takes
+    the same ids and gives the same outputs.
+    """
+    module, name = config.maker.split(":")
+    return getattr(import_module(module), name)(config)
 
 
 @dataclass(frozen=True)
@@ -253,177 +267,14 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         self._check_types()
         self._check_at_least(2, "seq_len")
-        self._check_at_least(1, "batch_size", "grad_accum", "checkpoint_every")
+        self._check_at_least(1, "batch_size", "grad_accum", "updates")
+        self._check_at_least(1, "checkpoint_every", "eval_tokens")
         self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
-        self._check_at_least(1, "eval_tokens")
         self._check_fraction("warmup")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas are {self.betas}; give two numbers in [0, 1)")
-        if self.updates is not None:
-            self._check_at_least(1, "updates")
         for name in ("epochs", "max_lr", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be positive, finite")
         if not 0 <= self.aux_weight <= 1:
             raise InputError(f"aux_weight is {self.aux_weight}; it must be in [0, 1]")
-
-
-RECIPES = {
-    "released": "the paper's architecture as its code was released: it sees the future",
-    "paper": "Table 1, made causal",
-    "crt2": "the corrected recipe",
-    "gpt2": "a GPT-2 as large as crt2, trained as it is; at the size paper, GPT-2 Small",
-}
-
-
-@dataclass(frozen=True)
-class Profile(Settings):
-    """A scale at which the whole project runs: what is trained, on what, for how long."""
-
-    name: str
-    corpus: str  # a name `load_corpus` takes
-    tokenizer: str  # a name `load_tokenizer` takes: "gpt2", "bpe:<vocabulary>" or "word"
-    model: ModelConfig | GPT2Config  # vocab_size is replaced by the tokenizer's
-    train: TrainConfig
-    recipe: Literal["released", "paper", "crt2", "gpt2"] = "paper"
-    released_lines: int | None = None  # of valid and test that the released protocol scores; all
-
-
-def load_profile(name: str, recipe: str | None = None) -> Profile:
-    """The profile `name` (smoke, quick, small or paper) in a recipe of RECIPES.
-
-    Without `recipe`: `crt2`, and for the profile `paper` the paper's own. Raises InputError for
-    other names.
-    """
-    profiles = {profile.name: profile for profile in _paper_profiles()}
-    if name not in profiles:
-        raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
-    recipe = recipe or ("paper" if name == "paper" else "crt2")
-    if recipe not in RECIPES:
-        raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
-    profile = profiles[name].replace(recipe=recipe)
-    match recipe:
-        case "released":
-            return _released(profile)
-        case "crt2":
-            return _crt2(profile)
-        case "gpt2":
-            return _gpt2(profile)
-    return profile
-
-
-def _released(profile: Profile) -> Profile:
-    """As the released script trains: symmetric convolutions, a padded line a row, padding scored.
-
-    The text of `smoke` has no line that the script would keep, so there windows stay packed.
-    """
-    model = profile.model.replace(causal=False, head_sharing="separate")
-    train = profile.train
-    if profile.name != "smoke":
-        train = train.replace(batching="padded")
-    if profile.name == "small":
-        train = train.replace(seq_len=384, batch_size=4)
-    return profile.replace(model=model, train=train)
-
-
-def _crt2(profile: Profile) -> Profile:
-    """The corrected recipe in the size of `profile`; `crt search` measures its parts.
-
-    Chosen at d = 128 and 256; at the size `paper` it is an extrapolation that nothing has tested.
-    """
-    model = profile.model.replace(
-        residual="pre",
-        exit_norm=True,
-        init="scaled",
-        conv_after_norm=True,
-        pointwise=False,
-        positions="rotary",
-        injection=True,
-        head_sharing="tied",
-        embed_dim=profile.model.d_model,
-    )
-    train = profile.train.replace(optimizer="muon", exits_trained="one", max_lr=1.6e-2)
-    if profile.name in ("quick", "small"):
-        model = model.replace(n_loops=4, n_cycles=2, exit_loops=(1, 2, 3))
-    if profile.name == "small":  # worse with 3 loops, and with dropout: results/small/tried
-        model = model.replace(dropout=0.0)
-        train = train.replace(updates=4500, max_lr=1e-2, eval_every=500)
-    return profile.replace(model=model, train=train)
-
-
-def _gpt2(profile: Profile) -> Profile:
-    """The baseline: what `crt2` has of parameters, two layers of the same width come nearest to."""
-    if profile.name == "paper":
-        return profile.replace(model=GPT2Config())
-    size = profile.model
-    model = GPT2Config(
-        d_model=size.d_model,
-        n_heads=size.n_heads,
-        n_layers=2,
-        max_seq_len=size.max_seq_len,
-        dropout=0.0,
-    )
-    rate = 4e-3 if profile.name == "small" else 8e-3  # the best of four: results/small/tried
-    return profile.replace(model=model, train=_crt2(profile).train.replace(max_lr=rate))
-
-
-def _paper_profiles() -> list[Profile]:
-    """The paper's architecture in every size."""
-    smoke = ModelConfig(
-        d_model=32,
-        n_heads=2,
-        n_loops=4,
-        n_cycles=2,
-        n_embed_cycles=1,
-        max_seq_len=128,
-        exit_loops=(1, 2, 3),
-        head_sharing="tied",
-    )
-    quick = smoke.replace(
-        d_model=128, n_heads=4, n_loops=8, max_seq_len=256, exit_loops=(2, 4, 6), dropout=0.0
-    )
-    small = quick.replace(
-        d_model=256,
-        n_heads=8,
-        n_loops=4,
-        n_cycles=4,
-        exit_loops=(1, 2, 3),
-        max_seq_len=512,
-        dropout=0.1,
-    )
-    short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=1e-3)
-    return [
-        Profile(
-            name="smoke",
-            corpus="grammar",
-            tokenizer="word",
-            model=smoke,
-            train=short.replace(
-                updates=30, max_lr=3e-3, eval_every=10, eval_tokens=2048, checkpoint_every=10
-            ),
-        ),
-        Profile(
-            name="quick",
-            corpus="docstrings",
-            tokenizer="bpe:2048",
-            released_lines=200,
-            model=quick,
-            train=short.replace(
-                updates=300, seq_len=256, eval_every=50, eval_tokens=16_384, checkpoint_every=50
-            ),
-        ),
-        Profile(
-            name="small",
-            corpus="wikitext-2",
-            tokenizer="bpe:8192",
-            model=small,
-            train=short.replace(seq_len=256, updates=1600, eval_every=100, checkpoint_every=50),
-        ),
-        Profile(
-            name="paper",
-            corpus="wikitext-103",
-            tokenizer="gpt2",
-            model=ModelConfig(),
-            train=TrainConfig(gradient_checkpointing=True),
-        ),
-    ]

@@ -4,15 +4,16 @@ A batch is a pure function of (seed, epoch, step), so that resuming needs only t
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from crt_lib.config import TrainConfig
+from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.files import InputError
 
 if TYPE_CHECKING:
@@ -26,11 +27,32 @@ MIN_LINE = 50  # characters; a line must be longer to be kept by the released pr
 class Batch:
     """Token ids and, position by position, the token that follows."""
 
-    inputs: torch.Tensor  # (B, T) int64
-    targets: torch.Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
+    inputs: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
 
 
-class PackedWindows:
+class _Epochs:
+    """What training batches share: the rows of an epoch in a random order, a batch at a time."""
+
+    steps_per_epoch: int
+    _draw: Callable[[int], np.ndarray]  # what to take in an epoch, in which order
+    _rows: Callable[[np.ndarray], Batch]
+
+    def __init__(self, seq_len: int, batch_size: int, seed: int):
+        _check(seq_len, batch_size)
+        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        self._order = lru_cache(maxsize=1)(self._draw)
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Batch `step` of `epoch`, (batch_size, seq_len)."""
+        if not 0 <= step < self.steps_per_epoch:
+            last = self.steps_per_epoch - 1
+            raise InputError(f"step {step} is outside 0..{last}, the steps of an epoch")
+        order = self._order(epoch)
+        return self._rows(order[step * self.batch_size : (step + 1) * self.batch_size])
+
+
+class PackedWindows(_Epochs):
     """Training batches of the honest protocol: windows cut from one stream, no padding.
 
     The stream is `eot_id` followed by `ids`. In an epoch the windows tile it from a random offset
@@ -40,8 +62,7 @@ class PackedWindows:
     """
 
     def __init__(self, ids: np.ndarray, seq_len: int, batch_size: int, seed: int, eot_id: int):
-        _check(seq_len, batch_size)
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        super().__init__(seq_len, batch_size, seed)
         self._stream = np.concatenate([[eot_id], ids]).astype(np.int32)
         # from the largest offset, so that every epoch has the same number of steps
         self.steps_per_epoch = (len(ids) - (seq_len - 1)) // seq_len // batch_size
@@ -51,24 +72,18 @@ class PackedWindows:
                 f"the corpus has {len(ids):,} tokens, too few for one batch of {batch_size} x "
                 f"{seq_len}; it needs {needed:,}: give more text, or a smaller batch or window"
             )
-        self._order = lru_cache(maxsize=1)(self._draw)
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """Batch `step` of `epoch`, (batch_size, seq_len)."""
-        _check_step(step, self.steps_per_epoch)
-        offset, order = self._order(epoch)
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        starts = offset + chosen * self.seq_len
-        rows = self._stream[starts[:, None] + np.arange(self.seq_len + 1)]
-        return _shifted(rows)
-
-    def _draw(self, epoch: int) -> tuple[int, np.ndarray]:
+    def _draw(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
         offset = int(rng.integers(self.seq_len))
-        return offset, rng.permutation((len(self._stream) - 1 - offset) // self.seq_len)
+        windows = (len(self._stream) - 1 - offset) // self.seq_len
+        return offset + rng.permutation(windows) * self.seq_len
+
+    def _rows(self, starts: np.ndarray) -> Batch:
+        return _shifted(self._stream[starts[:, None] + np.arange(self.seq_len + 1)])
 
 
-class PaddedLines:
+class PaddedLines(_Epochs):
     """Training batches of the released protocol: a line a row, cut or padded to `seq_len`.
 
     Inputs are the whole row; targets are the row shifted left, the last one not scored. Padding is
@@ -85,8 +100,7 @@ class PaddedLines:
         eot_id: int,
         score_padding: bool = True,
     ):
-        _check(seq_len, batch_size)
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        super().__init__(seq_len, batch_size, seed)
         self.eot_id, self.score_padding = eot_id, score_padding
         self._lines = lines
         self.steps_per_epoch = len(lines) // batch_size
@@ -95,7 +109,6 @@ class PaddedLines:
                 f"the corpus has {len(lines)} lines longer than {MIN_LINE} characters, too few for "
                 f"one batch of {batch_size}; give more text or a smaller batch"
             )
-        self._order = lru_cache(maxsize=1)(self._draw)
 
     @property
     def padding_share(self) -> float:
@@ -103,15 +116,12 @@ class PaddedLines:
         real = sum(min(len(line), self.seq_len) for line in self._lines)
         return 1 - real / (len(self._lines) * self.seq_len)
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """Batch `step` of `epoch`, (batch_size, seq_len)."""
-        _check_step(step, self.steps_per_epoch)
-        chosen = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        lines = [self._lines[i] for i in chosen]
-        return _padded(lines, self.seq_len, self.eot_id, self.score_padding)
-
     def _draw(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self._lines))
+
+    def _rows(self, chosen: np.ndarray) -> Batch:
+        lines = [self._lines[i] for i in chosen]
+        return _padded(lines, self.seq_len, self.eot_id, self.score_padding)
 
 
 def evaluation_windows(
@@ -157,17 +167,6 @@ def evaluation_lines(
         yield _padded(lines[first : first + batch_size], seq_len, eot_id, score_padding)
 
 
-def released_lines(text: str) -> list[str]:
-    """The lines longer than 50 characters, line end included: the rows the hub's dataset holds."""
-    return [line for line in _lines(text) if len(line) > MIN_LINE]
-
-
-def _lines(text: str) -> list[str]:
-    lines = [line + "\n" for line in text.split("\n")]
-    lines[-1] = lines[-1][:-1]  # what follows the last line end has none
-    return lines
-
-
 def _shifted(rows: np.ndarray) -> Batch:
     tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T + 1)
     return Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone())  # a row of one would be a view
@@ -185,14 +184,43 @@ def _padded(lines: Sequence[np.ndarray], seq_len: int, eot_id: int, score_paddin
 
 
 def _check(seq_len: int, batch_size: int) -> None:
-    for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+    if min(seq_len, batch_size) < 1:
+        raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}; give 1 or more of each")
 
 
-def _check_step(step: int, steps: int) -> None:
-    if not 0 <= step < steps:
-        raise InputError(f"step {step} is outside 0..{steps - 1}, the steps of an epoch")
+def check_ids(ids: Tensor, config: ModelConfig) -> None:
+    """Raise InputError unless `ids` are integers (B, T) that a model of `config` can read."""
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"token ids are {ids.dtype} of shape {tuple(ids.shape)}; give integers (B, T)"
+        )
+    if ids.shape[1] > config.max_seq_len:
+        raise InputError(
+            f"the sequence has {ids.shape[1]} tokens, max_seq_len is "
+            f"{config.max_seq_len}; shorten it or build a model with more positions"
+        )
+    _check_range(ids, "token id", config)
+
+
+def check_targets(targets: Tensor, ids: Tensor, config: ModelConfig) -> None:
+    """Raise InputError unless `targets` are of the ids' shape (B, T), and in the vocabulary."""
+    if targets.dtype != torch.int64 or targets.shape != ids.shape:
+        raise InputError(
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)}; "
+            f"give torch.int64 of the ids' shape {tuple(ids.shape)}"
+        )
+    _check_range(targets.masked_fill(targets == NOT_SCORED, 0), "target", config)
+
+
+def _check_range(ids: Tensor, what: str, config: ModelConfig) -> None:
+    # on a GPU this check would wait for the device; its kernels assert instead
+    if ids.numel() and ids.device.type == "cpu":
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= config.vocab_size:
+            raise InputError(
+                f"{what} {low if low < 0 else high} is outside the vocabulary "
+                f"0..{config.vocab_size - 1}; use the tokenizer the model was made for"
+            )
 
 
 def make_batches(config: TrainConfig, data: "TokenizedCorpus") -> PackedWindows | PaddedLines:

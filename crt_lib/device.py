@@ -1,4 +1,4 @@
-"""What the device can do: the precision it is fast at, its peak, and a limit on its memory."""
+"""The precision that the device at hand is fast at."""
 
 import functools
 import time
@@ -9,7 +9,6 @@ import torch
 from crt_lib.files import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
 FAST = 1.2  # times float32's speed from which bf16 is worth its casts
 WIDE = 320  # width times bf16's speed from which a CPU gains more by the products than casts cost
 
@@ -61,53 +60,18 @@ def bf16_speed(kind: str) -> float:
     Measured once a process, in less than a fifth of a second: a CPU without such instructions
     emulates them, a hundred times slower, and its name does not tell.
     """
-    device, best = torch.device(kind), {}
+    device = torch.device(kind)
+    best: dict[torch.dtype, float] = {}
+    wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
     for _ in range(4):
         for dtype in (torch.float32, torch.bfloat16):
             size = 2048 if kind == "cuda" else 256
             a = torch.ones(size, size, device=device, dtype=dtype)
             a @ a
-            wait(kind)
+            wait()
             started = time.perf_counter()
             a @ a
-            wait(kind)
+            wait()
             seconds = time.perf_counter() - started
             best[dtype] = min(best.get(dtype, seconds), seconds)
     return best[torch.float32] / best[torch.bfloat16]
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU.
-
-    Of fewer where they take seconds, as bf16 does on a CPU that emulates it.
-    """
-    size = GPU_PRODUCT if device.type == "cuda" else size
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, began = float("inf"), time.perf_counter()
-    for _ in range(6):
-        started = time.perf_counter()
-        a @ b
-        wait(device.type)
-        best = min(best, time.perf_counter() - started)
-        if time.perf_counter() - began > 3:
-            break
-    return 2 * size**3 / best
-
-
-def wait(device: str) -> None:
-    """Until a GPU has done what it was asked."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def limit_memory(gigabytes: float) -> None:
-    """Let this process have no more of the GPU: what needs more fails as on a smaller card.
-
-    Raises InputError without a GPU, and for a limit that is not positive or above what it has.
-    """
-    if not torch.cuda.is_available():
-        raise InputError("a limit on the GPU's memory needs a GPU")
-    total = torch.cuda.get_device_properties(0).total_memory
-    if not 0 < gigabytes * 1e9 <= total:
-        raise InputError(f"a limit of {gigabytes} GB is not within the GPU's {total / 1e9:.1f} GB")
-    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)

@@ -2,11 +2,11 @@
 
 honest: packed windows; every token of the text is scored exactly once, padding never; sums over
 tokens, then one division. released: lines over 50 characters, cut or padded, padding scored, mean
-of batch means. Deployable: each token predicted with nothing after it in the input.
+of batch means.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,7 +97,7 @@ def evaluate(
         raise InputError(f"protocol is {protocol!r}; choose 'honest' or 'released'")
     ids = split.ids if max_tokens is None else split.ids[:max_tokens]
     windows = evaluation_windows(ids, seq_len, batch_size, eot_id, stride)
-    total, tokens = _sum_losses(model, windows)
+    total, tokens = sum_losses(model, windows)
     whole = len(ids) == len(split.ids)
     return Evaluation(
         protocol="honest",
@@ -108,66 +108,17 @@ def evaluate(
     )
 
 
-def evaluate_lines(
-    model: Model,
-    lines: Sequence[np.ndarray],
-    eot_id: int,
-    *,
-    score_padding: bool,
-    seq_len: int = RELEASED_SEQ_LEN,
-    batch_size: int = 8,
-) -> Evaluation:
-    """Score padded lines by sums over tokens, with or without the padding.
-
-    The second column of the 2 x 2 table (symmetric or causal x padding scored or not).
-    """
-    rows = evaluation_lines(lines, seq_len, batch_size, eot_id, score_padding)
-    total, tokens = _sum_losses(model, rows)
-    return Evaluation("lines", {loop: nll / tokens for loop, nll in total.items()}, tokens)
-
-
-def evaluate_deployable(
-    model: Model,
-    ids: np.ndarray,
-    eot_id: int,
-    *,
-    seq_len: int = 64,
-    windows: int = 8,
-    seed: int = 0,
-) -> Evaluation:
-    """Score sampled windows a token at a time, each with nothing after it in the input.
-
-    Position t of a window is predicted from a row that ends at t, so a model that looks ahead finds
-    nothing there. A causal model gets the loss it has on the whole window. Costs about
-    windows * seq_len**2 / 2 positions. Raises InputError when `ids` is shorter than a window.
-    """
-    if len(ids) <= seq_len:
-        raise InputError(f"{len(ids)} tokens are fewer than a window of {seq_len} and its target")
-    starts = np.random.default_rng(seed).integers(0, len(ids) - seq_len, windows)
-    rows = torch.from_numpy(np.stack([ids[s : s + seq_len + 1] for s in starts]).astype(np.int64))
-
-    def prefixes() -> Iterable[Batch]:
-        for t in range(1, seq_len + 1):
-            targets = torch.full((windows, t), NOT_SCORED)
-            targets[:, -1] = rows[:, t]
-            yield Batch(rows[:, :t], targets)
-
-    total, tokens = _sum_losses(model, prefixes())
-    return Evaluation("deployable", {loop: nll / tokens for loop, nll in total.items()}, tokens)
-
-
 @torch.inference_mode()
 def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Tensor]:
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
     if isinstance(getattr(model, "config", None), Settings):  # a model of ours
         return model(inputs, targets=targets, reduction="none")
-    flat = {"ignore_index": NOT_SCORED, "reduction": "none"}
-    return {
-        loop: F.cross_entropy(
-            at_least_float32(logits).flatten(0, 1), targets.flatten(), **flat
-        ).view(targets.shape)
-        for loop, logits in logits_of(model, inputs).items()
-    }
+    losses = {}
+    for loop, logits in logits_of(model, inputs).items():
+        flat = at_least_float32(logits).flatten(0, 1)
+        loss = F.cross_entropy(flat, targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
+        losses[loop] = loss.view(targets.shape)
+    return losses
 
 
 def logits_of(model: Model, ids: Tensor, **labels: Tensor) -> dict[int, Tensor]:
@@ -191,22 +142,18 @@ def device_of(model: Model) -> torch.device:
 
 
 def _evaluate_released(model: Model, rows: Iterable[Batch]) -> Evaluation:
-    means: dict[int, list[float]] = {}
-    tokens = 0
-    for losses, targets in _losses(model, rows):
-        scored = int((targets != NOT_SCORED).sum())
-        tokens += scored
-        for loop, loss in losses.items():
-            means.setdefault(loop, []).append(loss.double().sum().item() / scored)
-    if not means:
+    parts = [sum_losses(model, [batch]) for batch in rows]
+    if not parts:
         raise InputError("the released protocol scores lines over 50 characters; there is none")
-    return Evaluation("released", {loop: float(np.mean(m)) for loop, m in means.items()}, tokens)
+    means = {k: float(np.mean([total[k] / n for total, n in parts])) for k in parts[0][0]}
+    return Evaluation("released", means, sum(n for _, n in parts))
 
 
-def _sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
+def sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
+    """The summed losses by exit, in nats, and how many targets they are of; InputError for none."""
     total: dict[int, float] = {}
     tokens = 0
-    for losses, targets in _losses(model, batches):
+    for losses, targets in losses_of(model, batches):
         tokens += int((targets != NOT_SCORED).sum())
         for loop, loss in losses.items():
             total[loop] = total.get(loop, 0.0) + loss.double().sum().item()
@@ -215,27 +162,19 @@ def _sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float
     return total, tokens
 
 
-def scored_losses(
-    model: Model, batches: Iterable[Batch]
-) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
-    """Of each batch the losses (B, T) by exit, and which of them count, in order of the text."""
-    for losses, targets in _losses(model, batches):
-        yield losses, targets != NOT_SCORED
-
-
-def _losses(model: Model, batches: Iterable[Batch]):
-    """(losses by exit, targets) of each batch, the model in evaluation mode meanwhile."""
+def losses_of(model: Model, batches: Iterable[Batch]) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
+    """Of each batch the losses (B, T) by exit, and the targets; the model evaluates meanwhile."""
     device = device_of(model)
-    was_training = isinstance(model, nn.Module) and model.training
-    if was_training:
-        model.eval()
+    trained = model if isinstance(model, nn.Module) and model.training else None
+    if trained is not None:
+        trained.eval()
     try:
         for batch in batches:
             targets = batch.targets.to(device)
             yield token_losses(model, batch.inputs.to(device), targets), targets
     finally:
-        if was_training:
-            model.train()
+        if trained is not None:
+            trained.train()
 
 
 def exp(nats: float) -> float:

@@ -4,13 +4,13 @@ import contextlib
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -126,35 +126,21 @@ def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set while inside; a second signal acts as usual."""
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
+    heard = threading.current_thread() is threading.main_thread()  # no other may ask for signals
+    signals = (signal.SIGTERM, signal.SIGINT) if heard else ()
     before = {number: signal.getsignal(number) for number in signals}
 
-    def stop(number: int, _) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         stopped.set()
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
-    for number in signals:
-        signal.signal(number, stop)
     try:
+        for number in signals:
+            signal.signal(number, stop)
         yield stopped
     finally:
-        for number in signals:
-            signal.signal(number, before[number])
-
-
-def end_with_parent() -> None:
-    """In a worker: end it as soon as the process that started it is gone, however that ended."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

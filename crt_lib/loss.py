@@ -1,4 +1,4 @@
-"""Cross-entropy of a vocabulary projection without the full logits."""
+"""The loss: cross-entropy of a vocabulary projection without the full logits, and eq. 5."""
 
 from collections.abc import Sequence
 
@@ -17,22 +17,24 @@ FUSED_ROWS = 256  # positions a chunk in training on a CPU: 8 MiB of logits for 
 SUMMED_WEIGHTS = 1 << 22  # above this size, exits with one matrix sum their gradients by it
 
 
-def linear_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, reduction: str = "mean"
-) -> Tensor:
-    """-log softmax(features @ weight.T)[target] in nats (eq. 4), a chunk of positions at a time.
-
-    features (..., d), weight (V, d), targets (...) with NOT_SCORED where nothing is scored.
-    `reduction`: "mean" over the scored positions, or "none" for the shape of `targets`, zero where
-    ignored. Equals cross_entropy(linear(features, weight), targets).
-    """
-    return exit_losses([features], weight, targets, reduction)[0]
+def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:
+    """Eq. 5: (1 - lambda) L_final + lambda mean(L_i), i over the intermediate exits, if any."""
+    *intermediate, final = (losses[loop] for loop in sorted(losses))
+    if not intermediate:
+        return final
+    return (1 - aux_weight) * final + aux_weight * torch.stack(intermediate).mean()
 
 
 def exit_losses(
     exits: Sequence[Tensor], weight: Tensor, targets: Tensor, reduction: str = "mean"
 ) -> list[Tensor]:
-    """`linear_cross_entropy` of several exits that share the matrix `weight`."""
+    """-log softmax(features @ weight.T)[target] in nats (eq. 4) of exits that share a matrix.
+
+    features (..., d) of each exit, weight (V, d), targets (...), NOT_SCORED where nothing is
+    scored. `reduction`: "mean" over the scored positions, or "none" for the shape of `targets`,
+    zero where ignored. Equals cross_entropy(linear(features, weight), targets), of which only a
+    chunk of positions is held at a time.
+    """
     shape = targets.shape
     targets = targets.reshape(-1)
     exits = [features.reshape(-1, features.shape[-1]) for features in exits]

@@ -4,19 +4,21 @@ Equations and sections are those of the CRT-Deep paper. Shapes: B rows, T positi
 """
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.caches import ConvMemory, LayerMemory, Memory
-from crt_lib.config import GPT2Config, ModelConfig
-from crt_lib.data import NOT_SCORED
+from crt_lib.config import ModelConfig
+from crt_lib.data import check_ids, check_targets
 from crt_lib.files import InputError
-from crt_lib.layers import Attention, DilatedConv, Dropout, Recomputing, make_norm, recomputed
+from crt_lib.kernels import Dropout, Recomputing, recomputed
+from crt_lib.layers import Attention, DilatedConv, make_norm
 from crt_lib.loss import exit_losses
+
+if TYPE_CHECKING:
+    from crt_lib.cached.memory import ConvMemory, LayerMemory, Memory
 
 
 class Cycle(Recomputing):
@@ -44,7 +46,7 @@ class Cycle(Recomputing):
             self.down = nn.Linear(width, d)
         self.dropout = Dropout(config.dropout)
 
-    def compute(self, h: Tensor, dilation: int, memory: ConvMemory | None = None) -> Tensor:
+    def compute(self, h: Tensor, dilation: int, memory: "ConvMemory | None" = None) -> Tensor:
         """(B, T, d) to (B, T, d); with `memory`, after the positions that it holds."""
         x = h
         if self.conv_after_norm:
@@ -73,7 +75,7 @@ class TRM(nn.Module):
         self.cycles = nn.ModuleList(Cycle(config) for _ in range(own))
         self.dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
 
-    def forward(self, h: Tensor, memory: LayerMemory | None = None) -> Tensor:  # (B, T, d)
+    def forward(self, h: Tensor, memory: "LayerMemory | None" = None) -> Tensor:  # (B, T, d)
         convolutions = memory.convolutions if memory is not None else ()
         for i, dilation in enumerate(self.dilations):
             own = convolutions[i] if convolutions else None
@@ -98,7 +100,7 @@ class Block(nn.Module):
             self.norm2 = make_norm(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, memory: LayerMemory | None = None) -> Tensor:  # (B, T, d)
+    def forward(self, x: Tensor, memory: "LayerMemory | None" = None) -> Tensor:  # (B, T, d)
         if self.pre:
             x = self.trm(x + self.dropout(self.attention(self.norm1(x), memory)), memory)
         else:
@@ -127,7 +129,7 @@ class TRMEmbedding(nn.Module):
             # as an output matrix, N(0, 1) rows would start the logits with a deviation near 9
             nn.init.normal_(self.tokens.weight, std=width**-0.5)
 
-    def forward(self, ids: Tensor, memory: LayerMemory | None = None) -> Tensor:
+    def forward(self, ids: Tensor, memory: "LayerMemory | None" = None) -> Tensor:
         """Ids (B, T), or rows of the table for them (B, T, width), to (B, T, d)."""
         rows = ids if ids.is_floating_point() else self.tokens(ids)
         z = self._refine(self.proj(rows), memory)
@@ -194,9 +196,9 @@ class CRT(nn.Module):
         Raises InputError for ids outside the vocabulary, T above max_seq_len, loops without a head.
         """
         exits = self._check_exits(exits)
-        self.check_ids(ids)
+        check_ids(ids, self.config)
         if targets is not None:
-            self._check_targets(targets, ids)
+            check_targets(targets, ids, self.config)
         states = (pair for pair in self.hidden_states(ids, max(exits)) if pair[0] in exits)
         if targets is None:
             return {loop: F.linear(*self.readout(loop, z)) for loop, z in states}
@@ -204,10 +206,10 @@ class CRT(nn.Module):
         for loop, z in states:
             features, weight = self.readout(loop, z)
             by_matrix.setdefault(weight, {})[loop] = features
-        losses = {}
-        for weight, features in by_matrix.items():
-            values = exit_losses(list(features.values()), weight, targets, reduction)
-            losses |= dict(zip(features, values, strict=True))
+        losses: dict[int, Tensor] = {}
+        for weight, by_loop in by_matrix.items():
+            values = exit_losses(list(by_loop.values()), weight, targets, reduction)
+            losses |= dict(zip(by_loop, values, strict=True))
         return dict(sorted(losses.items()))
 
     def hidden_states(self, ids: Tensor, n_loops: int) -> Iterator[tuple[int, Tensor]]:
@@ -217,7 +219,7 @@ class CRT(nn.Module):
             z = self.apply_loop(loop, z, embedded)
             yield loop, z
 
-    def begin(self, ids: Tensor, memory: Memory | None = None) -> tuple[Tensor, Tensor]:
+    def begin(self, ids: Tensor, memory: "Memory | None" = None) -> tuple[Tensor, Tensor]:
         """The state that enters loop 1 and the embedding it came from, both (B, T, d).
 
         With `memory`, those of positions after the ones that it holds.
@@ -236,7 +238,7 @@ class CRT(nn.Module):
         return z, embedded
 
     def apply_loop(
-        self, loop: int, z: Tensor, embedded: Tensor, memory: LayerMemory | None = None
+        self, loop: int, z: Tensor, embedded: Tensor, memory: "LayerMemory | None" = None
     ) -> Tensor:
         """The state after `loop` (B, T, d), from that before it; `embedded` as `begin` gave it."""
         z = z + self.loop_encoding[loop - 1]
@@ -244,7 +246,7 @@ class CRT(nn.Module):
             z = z + self.injection * embedded
         return self._run(self.block, z, memory)
 
-    def _run(self, module: nn.Module, x: Tensor, memory: LayerMemory | None) -> Tensor:
+    def _run(self, module: nn.Module, x: Tensor, memory: "LayerMemory | None") -> Tensor:
         whole = self._checkpointing and self._compiled
         if whole and memory is None and torch.is_grad_enabled():
             return recomputed(module, module, x)
@@ -257,9 +259,9 @@ class CRT(nn.Module):
             z = self.exit_norms[str(loop)](z)
         if sharing == "tied":  # as wide as the embedding
             return self.heads[str(loop)](z), self.embed.tokens.weight
-        if sharing == "separate":
-            return z, self.heads[str(loop)].weight  # (B, T, d), (V, d)
-        return z, self.heads["final" if loop == self.config.n_loops else "aux"].weight
+        shared = "final" if loop == self.config.n_loops else "aux"
+        head = self.heads[str(loop) if sharing == "separate" else shared]
+        return z, cast(nn.Linear, head).weight  # (B, T, d), (V, d)
 
     def compile_block(self) -> None:
         """Compile the block in place with torch.compile; parameter names do not change."""
@@ -277,53 +279,6 @@ class CRT(nn.Module):
             raise InputError(f"no exit loop was asked for; loops with a head are {allowed}")
         return exits
 
-    def check_ids(self, ids: Tensor) -> None:
-        """Raise InputError unless `ids` are integers (B, T) that this model can read."""
-        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-            raise InputError(
-                f"token ids are {ids.dtype} of shape {tuple(ids.shape)}; give integers (B, T)"
-            )
-        if ids.shape[1] > self.config.max_seq_len:
-            raise InputError(
-                f"the sequence has {ids.shape[1]} tokens, max_seq_len is "
-                f"{self.config.max_seq_len}; shorten it or build a model with more positions"
-            )
-        self._check_range(ids, "token id")
-
-    def _check_targets(self, targets: Tensor, ids: Tensor) -> None:
-        if targets.dtype != torch.int64 or targets.shape != ids.shape:
-            raise InputError(
-                f"targets are {targets.dtype} of shape {tuple(targets.shape)}; "
-                f"give torch.int64 of the ids' shape {tuple(ids.shape)}"
-            )
-        self._check_range(targets.masked_fill(targets == NOT_SCORED, 0), "target")
-
-    def _check_range(self, ids: Tensor, what: str) -> None:
-        # on a GPU this check would wait for the device; its kernels assert instead
-        if ids.numel() and ids.device.type == "cpu":
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.config.vocab_size:
-                raise InputError(
-                    f"{what} {low if low < 0 else high} is outside the vocabulary "
-                    f"0..{self.config.vocab_size - 1}; use the tokenizer the model was made for"
-                )
-
-
-def make_model(config: ModelConfig | GPT2Config) -> nn.Module:
-    """The model that a configuration names, freshly initialised: a `CRT`, or a baseline that takes
-    the same ids and gives the same outputs.
-    """
-    module, name = config.maker.split(":")
-    return getattr(import_module(module), name)(config)
-
-
-def total_loss(losses: dict[int, Tensor], aux_weight: float) -> Tensor:
-    """Eq. 5: (1 - lambda) L_final + lambda mean(L_i), i over the intermediate exits, if any."""
-    *intermediate, final = (losses[loop] for loop in sorted(losses))
-    if not intermediate:
-        return final
-    return (1 - aux_weight) * final + aux_weight * torch.stack(intermediate).mean()
-
 
 @torch.no_grad()
 def scale_initialisation(model: CRT) -> None:
@@ -340,30 +295,22 @@ def scale_initialisation(model: CRT) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             adds = name.endswith((".out", ".down"))
             nn.init.normal_(module.weight, std=0.02 / additions**0.5 if adds else 0.02)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv1d) and module.groups == 1:
             nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, nn.Conv1d):
             nn.init.zeros_(module.weight)
-            k = module.kernel_size[0]
-            module.weight[:, :, k - 1 if config.causal else k // 2] = 1.0
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each counted once however often it is used."""
-    return sum(p.numel() for p in model.parameters())
+            module.weight[:, :, -1 if config.causal else config.kernel_size // 2] = 1.0
 
 
 def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:
-    d, V = config.d_model, config.vocab_size
-    match config.head_sharing:
-        case "tied":
-            width = config.embedding_width
-            if width == d:
-                return {str(i): nn.Identity() for i in config.head_loops}
-            return {str(i): nn.Linear(d, width, bias=False) for i in config.head_loops}
-        case "separate":
-            return {str(i): nn.Linear(d, V, bias=False) for i in config.head_loops}
-    shared = ("aux", "final") if config.exit_loops else ("final",)
-    return {name: nn.Linear(d, V, bias=False) for name in shared}
+    d, width = config.d_model, config.vocab_size
+    names = [str(loop) for loop in config.head_loops]
+    if config.head_sharing == "shared_aux":
+        names = ["aux", "final"] if config.exit_loops else ["final"]
+    elif config.head_sharing == "tied":  # to the width of the embedding, whose matrix follows
+        width = config.embedding_width
+        if width == d:
+            return {name: nn.Identity() for name in names}
+    return {name: nn.Linear(d, width, bias=False) for name in names}

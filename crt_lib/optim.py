@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from crt_lib.config import TrainConfig
 from crt_lib.device import bf16_is_fast
+
+if TYPE_CHECKING:
+    from crt_lib.config import LanguageModel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Jordan et al. 2024
 ITERATIONS = 5
@@ -41,12 +44,9 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
             same: dict[tuple, list[Tensor]] = {}
             for p in group["params"]:
@@ -65,11 +65,12 @@ class Muon(torch.optim.Optimizer):
         dtype = self.dtype or (torch.bfloat16 if bf16_is_fast(device) else torch.float32)
         steps = torch.empty(len(parameters), m, n, dtype=dtype, device=device)
         for p, step in zip(parameters, steps, strict=True):
-            state = self.state[p]
+            state, gradient = self.state[p], p.grad
+            assert gradient is not None  # `step` leaves out those without
             if not state:
-                state["momentum_buffer"] = torch.zeros_like(p.grad)
-            buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-            step.copy_(p.grad.lerp(buffer, momentum))  # Nesterov
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            step.copy_(gradient.lerp(buffer, momentum))  # Nesterov
         for p, step in zip(parameters, orthogonalise(steps), strict=True):
             p.mul_(1 - lr * group["weight_decay"])
             p.add_(step, alpha=-lr * 0.2 * math.sqrt(max(m, n)))
@@ -92,14 +93,21 @@ def orthogonalise(x: Tensor) -> Tensor:
             factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             x = torch.baddbmm(x, *((factor, x) if m <= n else (x, factor)), beta=a)
         return x
-    gram, product = _gram(x), None
-    for i in range(ITERATIONS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
-        if i < ITERATIONS - 1:
-            gram = factor @ gram @ factor
+    gram = _gram(x)
+    product = factor = _factor(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     return product @ x if m <= n else x @ product
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """a + b A + c A^2."""
+    a, b, c = COEFFICIENTS
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -107,7 +115,7 @@ def _gram(x: Tensor) -> Tensor:
     return x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
 
 
-def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: "LanguageModel", config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices inside the model and AdamW for the rest.
 
     Muon makes a matrix's update orthogonal; embeddings, vocabulary heads, gains, biases and
@@ -124,10 +132,12 @@ def make_optimizers(model: torch.nn.Module, config: TrainConfig) -> list[torch.o
             if p not in embeddings and p.shape[0] != vocabulary
         ]
     rest = [p for p in model.parameters() if p not in set(inner)]
-    options = {"lr": config.max_lr, "weight_decay": config.weight_decay}
-    optimizers = [torch.optim.AdamW(rest, betas=config.betas, fused=True, **options)]
+    rate, decay = config.max_lr, config.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
+    ]
     if inner:
-        optimizers.append(Muon(inner, **options))
+        optimizers.append(Muon(inner, lr=rate, weight_decay=decay))
     return optimizers
 
 

@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from crt_lib.checkpoint import (
     RunFolder,
+    append_row,
     differences,
     read_metrics,
     read_state,
     restore,
     save_checkpoint,
 )
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
+from crt_lib.config import AnyModelConfig, LanguageModel, TrainConfig, config_from_dict, make_model
 from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, RunError, locked, stop_signals
-from crt_lib.model import make_model, total_loss
+from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, learning_rate, make_optimizers, random_seed
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class TrainResult:
     `is_main` is false in the processes that write nothing.
     """
 
-    model: nn.Module
+    model: LanguageModel
     out: Path
     metrics: list[dict[str, Any]]
     finished: bool
@@ -57,7 +57,7 @@ class TrainResult:
 
 
 def train(
-    model_config: ModelConfig | GPT2Config,
+    model_config: AnyModelConfig,
     train_config: TrainConfig,
     data: "TokenizedCorpus",
     out: str | Path,
@@ -97,52 +97,16 @@ def train(
 
 class _Run:
     def __init__(self, model_config, config, data, out, resume, tensorboard, on_start, held):
-        if model_config.vocab_size != data.tokenizer.vocab_size:
-            raise InputError(
-                f"the model's vocabulary is {model_config.vocab_size}, the tokenizer's "
-                f"{data.tokenizer.vocab_size}; set vocab_size to the tokenizer's"
-            )
-        if config.seq_len > model_config.max_seq_len:
-            raise InputError(
-                f"seq_len {config.seq_len} is longer than max_seq_len "
-                f"{model_config.max_seq_len}; lower train.seq_len or raise model.max_seq_len"
-            )
+        _check_lengths(model_config, config, data)
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
-
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-            from accelerate.state import AcceleratorState
-        except ImportError as error:
-            raise InputError(f"training needs {error.name}; pip install {error.name}") from error
-        _check_launch()
         self._earlier = self._read_earlier() if resume else None
-        device = PartialState(cpu=_on_cpu()).device
-        self.precision = choose_precision(
-            config.precision, device, model_config.d_model, config.optimizer
-        )
-        if self._earlier and config.precision == "auto":
-            self.precision = Precision(self._earlier["precision"], "as the run began")
-        precision = self.precision.name
-        mixed = {"fp32": "no"}.get(precision, precision)
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another one
-        some_unused = config.exits_trained == "one" or config.loop_sampling != "none"
-        unused = DistributedDataParallelKwargs(find_unused_parameters=some_unused)
-        self.accelerator = Accelerator(
-            mixed_precision=mixed, cpu=_on_cpu(), kwargs_handlers=[unused]
-        )
-        processes = self.accelerator.num_processes
-        if config.grad_accum % processes:
-            raise InputError(
-                f"grad_accum {config.grad_accum} micro-batches cannot be shared by {processes} "
-                f"processes; choose a multiple of {processes}"
-            )
-
+        self._start_processes(model_config)
         self.record = {
             "model": model_config.to_dict(),
             "train": config.to_dict(),
-            "precision": precision,
+            "precision": self.precision.name,
             "updates": self.updates,
             "data": data.record(),
         }
@@ -150,7 +114,7 @@ class _Run:
         self.model = make_model(model_config).to(self.accelerator.device)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = make_optimizers(self.model, config)
-        self.state = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
+        self.state: dict[str, Any] = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
         self.writer = _tensorboard(out) if tensorboard and self.is_main else None
         if self.is_main:
@@ -158,26 +122,46 @@ class _Run:
         self._restore_or_begin(on_start)
         if config.compile:
             self.model.compile_block()
-        self.prepared, *self.prepared_optimizers = self.accelerator.prepare(
-            self.model, *self.optimizers
-        )
+        prepared = self.accelerator.prepare(self.model, *self.optimizers)
+        self.prepared, *self.prepared_optimizers = prepared
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
 
-    @property
-    def is_main(self) -> bool:
-        return self.accelerator.is_main_process
+    def _start_processes(self, model_config: AnyModelConfig) -> None:
+        """Choose the precision, and begin to work with the other processes, if there are any."""
+        try:
+            from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+            from accelerate.state import AcceleratorState
+        except ImportError as error:
+            raise InputError(f"training needs {error.name}; pip install {error.name}") from error
+        _check_launch()
+        config = self.config
+        cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.precision = choose_precision(
+            config.precision, PartialState(cpu=cpu).device, model_config.d_model, config.optimizer
+        )
+        if self._earlier and config.precision == "auto":
+            self.precision = Precision(self._earlier["precision"], "as the run began")
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another one
+        some_unused = config.exits_trained == "one" or config.loop_sampling != "none"
+        self.accelerator = Accelerator(
+            mixed_precision=self.precision.name.replace("fp32", "no"),
+            cpu=cpu,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
+        )
+        self.is_main = self.accelerator.is_main_process
+        processes = self.accelerator.num_processes
+        if config.grad_accum % processes:
+            raise InputError(
+                f"grad_accum {config.grad_accum} micro-batches cannot be shared by {processes} "
+                f"processes; choose a multiple of {processes}"
+            )
 
     def loop(self, stopped: threading.Event, progress: bool) -> bool:
         from tqdm import tqdm
 
-        bar = tqdm(
-            total=self.updates,
-            initial=self.state["update"],
-            disable=not (progress and self.is_main),
-            unit="update",
-        )
-        with bar:
+        done, quiet = self.state["update"], not (progress and self.is_main)
+        with tqdm(total=self.updates, initial=done, disable=quiet, unit="update") as bar:
             while self.state["update"] < self.updates:
                 row, useful, seconds = self._update()
                 self._log(row, self._elapsed + seconds, useful / seconds)
@@ -189,7 +173,8 @@ class _Run:
                 last = update == self.updates
                 if last or (every and update % every == 0):
                     self._validate()
-                stop = self._any(stopped.is_set())
+                stopping = torch.tensor(int(stopped.is_set()), device=self.accelerator.device)
+                stop = bool(self.accelerator.reduce(stopping, "sum") > 0)  # any process is told to
                 if self.config.keep_every and update % self.config.keep_every == 0:
                     self._save(f"update-{update:06d}")
                 if last or stop or update % self.config.checkpoint_every == 0:
@@ -201,8 +186,7 @@ class _Run:
     def _update(self) -> tuple[dict[str, Any], int, float]:
         """One optimizer update; returns its metrics row, the text tokens seen, and seconds."""
         started = time.perf_counter()
-        config, update = self.config, self.state["update"]
-        accelerator = self.accelerator
+        config, update, accelerator = self.config, self.state["update"], self.accelerator
         share = config.grad_accum // accelerator.num_processes
         rate = learning_rate(update, self.updates, config)
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
@@ -212,7 +196,8 @@ class _Run:
         losses, useful = [], 0
         for i in range(share):
             micro = i * accelerator.num_processes + accelerator.process_index
-            batch = self._batch(update * config.grad_accum + micro)
+            step = update * config.grad_accum + micro
+            batch = self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
             useful += self._text_tokens(batch)
             torch.manual_seed(random_seed(config.seed, update, micro))
             last = i == share - 1
@@ -248,10 +233,6 @@ class _Run:
             "grad_norm": float(norm),
         }
         return row, useful, time.perf_counter() - started
-
-    def _batch(self, step: int) -> Batch:
-        epoch, within = divmod(step, self.batches.steps_per_epoch)
-        return self.batches.batch(epoch, within)
 
     def _text_tokens(self, batch: Batch) -> int:
         text = batch.targets != NOT_SCORED
@@ -296,11 +277,10 @@ class _Run:
     def _log(self, row: dict[str, Any], elapsed: float = 0.0, rate: float = 0.0) -> None:
         if not self.is_main:
             return
-        self.state["metrics_bytes"] = self.folder.append_metrics(row)
+        self.state["metrics_bytes"] = append_row(self.folder.metrics, row)
         if elapsed:
-            self.folder.append_timing(
-                {"update": row["update"], "seconds": elapsed, "tokens_per_second": rate}
-            )
+            timing = {"update": row["update"], "seconds": elapsed, "tokens_per_second": rate}
+            append_row(self.folder.timing, timing)
         if self.writer is not None:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, row["update"])
@@ -317,12 +297,6 @@ class _Run:
             optimizers = self.optimizers if resumable else []
             save_checkpoint(self.folder.checkpoint(name), self.model, state, optimizers)
         self.accelerator.wait_for_everyone()
-
-    def _any(self, flag: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return flag
-        flags = torch.tensor(int(flag), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flags, "sum") > 0)
 
     def _read_earlier(self) -> dict[str, Any] | None:
         """The record of the run in `out`, None without one."""
@@ -366,8 +340,18 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
 
-def _on_cpu() -> bool:
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+def _check_lengths(model: AnyModelConfig, config: TrainConfig, data: "TokenizedCorpus") -> None:
+    """Raise InputError unless the model has the tokenizer's words and positions for a window."""
+    if model.vocab_size != data.tokenizer.vocab_size:
+        raise InputError(
+            f"the model's vocabulary is {model.vocab_size}, the tokenizer's "
+            f"{data.tokenizer.vocab_size}; set vocab_size to the tokenizer's"
+        )
+    if config.seq_len > model.max_seq_len:
+        raise InputError(
+            f"seq_len {config.seq_len} is longer than max_seq_len "
+            f"{model.max_seq_len}; lower train.seq_len or raise model.max_seq_len"
+        )
 
 
 def _check_launch() -> None:

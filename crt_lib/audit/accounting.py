@@ -1,20 +1,22 @@
 """Parameters and multiply-adds of a model, by part, from its configuration alone."""
 
 import torch
+from torch import nn
 
-from crt_lib.config import GPT2Config, ModelConfig
-from crt_lib.model import count_parameters, make_model
+from crt_lib.config import GPT2Config, ModelConfig, make_model
 
 
 def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:
     """Parameters of each part; they sum to the model's. Built without allocating any weight."""
+    if isinstance(config, GPT2Config):
+        with torch.device("meta"):
+            gpt2 = make_model(config)
+        embeddings = gpt2.transformer.wte.weight.numel()
+        rest = count_parameters(gpt2) - embeddings
+        return {"token embedding": embeddings, "positions and blocks": rest}
     with torch.device("meta"):
         model = make_model(config)
-    if isinstance(config, GPT2Config):
-        embeddings = model.transformer.wte.weight.numel()
-        rest = count_parameters(model) - embeddings
-        return {"token embedding": embeddings, "positions and blocks": rest}
-    parts = {
+    parts: dict[str, list[nn.Module]] = {
         "token embedding": [model.embed.tokens],
         "embedding projection": [model.embed.proj],
         "embedding TRM": [model.embed.cycles],
@@ -78,3 +80,8 @@ def cycle_multiply_adds(config: ModelConfig) -> dict[str, int]:
         width = config.mlp_ratio * d
         mlp = 3 * (2 * width // 3) * d if config.activation == "swiglu" else 2 * width * d
     return {"depthwise": k * d if depthwise else 0, "convolution": products, "MLP": mlp}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, each counted once however often it is used."""
+    return sum(p.numel() for p in model.parameters())

@@ -4,6 +4,7 @@ Every report takes a `CRT`, a causal language model of transformers, or (that of
 any callable from token ids (B, T) to logits (B, T, V), and prints as one table.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.causality import CausalityReport, causality_report
 from crt_lib.audit.compare import score_documents
 from crt_lib.audit.probes import Finding
-from crt_lib.config import ModelConfig, Settings
-from crt_lib.evaluate import Model, device_of, evaluate_lines, exp, logits_of
+from crt_lib.audit.protocols import evaluate_lines
+from crt_lib.config import GPT2Config, ModelConfig
+from crt_lib.evaluate import Model, device_of, exp, logits_of
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.text import grammar
@@ -72,16 +74,15 @@ def padding_report(
     Lines are cut or padded to `seq_len` with `eot_id`, the next token scored at each position.
     Raises InputError when there is nothing to score.
     """
-    rows = {"seq_len": seq_len}
-    scored = evaluate_lines(model, lines, eot_id, score_padding=True, **rows)
-    ignored = evaluate_lines(model, lines, eot_id, score_padding=False, **rows)
+    scored = evaluate_lines(model, lines, eot_id, score_padding=True, seq_len=seq_len)
+    ignored = evaluate_lines(model, lines, eot_id, score_padding=False, seq_len=seq_len)
     nll: dict[int, float] = {}
     tokens = 0
     for line in lines:
-        if min(len(line), seq_len) < 2:  # no token has one before it
+        length = min(len(line), seq_len)
+        if length < 2:  # no token has one before it
             continue
-        alone = {"score_padding": False, "seq_len": min(len(line), seq_len)}
-        own = evaluate_lines(model, [line], eot_id, **alone)
+        own = evaluate_lines(model, [line], eot_id, score_padding=False, seq_len=length)
         tokens += own.tokens
         for loop, loss in own.loss.items():
             nll[loop] = nll.get(loop, 0.0) + loss * own.tokens
@@ -140,12 +141,13 @@ def speed_report(
     ids = ids.to(device_of(model))
     passes: dict[int, Any] = {0: lambda: logits_of(model, ids)}
     config = getattr(model, "config", None)
-    config = config if isinstance(config, Settings) else None
     if isinstance(model, CRT):
-        passes = {loop: (lambda k=loop: model(ids, exits=(k,))) for loop in config.head_loops}
-    was_training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
+        exits = model.config.head_loops
+        passes = {loop: functools.partial(model, ids, exits=(loop,)) for loop in exits}
+    module = model if isinstance(model, nn.Module) else None
+    was_training = module is not None and module.training
+    if module is not None:
+        module.eval()
     try:
         counted = {}
         for loop, run in passes.items():
@@ -162,8 +164,8 @@ def speed_report(
                     torch.cuda.synchronize()
                 seconds[loop].append(time.perf_counter() - started)
     finally:
-        if was_training:
-            model.train()
+        if module is not None:
+            module.train(was_training)
     rows = []
     for loop in passes:
         row: dict[str, Any] = dict.fromkeys(("loops", "claimed", "multiply_adds", "with_heads"))
@@ -172,7 +174,7 @@ def speed_report(
             row["loops"], row["claimed"] = loop, config.n_loops / loop
             row["multiply_adds"] = sum(multiply_adds(config, seq_len, (loop,)).values())
             row["with_heads"] = sum(multiply_adds(config, seq_len, before).values())
-        elif config is not None:
+        elif isinstance(config, GPT2Config):
             row["multiply_adds"] = sum(multiply_adds(config, seq_len).values())
         timed = {"counted": counted[loop], "seconds": float(np.median(seconds[loop]))}
         rows.append({"exit": loop, **row, **timed})

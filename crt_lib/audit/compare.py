@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from crt_lib.data import evaluation_lines, evaluation_windows, released_lines
-from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, scored_losses
+from crt_lib.config import LanguageModel
+from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows
+from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, losses_of
 from crt_lib.files import InputError
+from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
 
 
@@ -67,10 +69,12 @@ def score_documents(
     else:
         owner, sizes = document_of_tokens(data, split)
         batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
-    count, begin, nll = len(sizes), 0, {}
+    count, begin = len(sizes), 0
+    nll: dict[int, np.ndarray] = {}
     tokens = np.zeros(count, np.int64)
     # summed batch by batch: what is kept of each lies between the next ones' logits on the heap
-    for by_exit, scored in scored_losses(model, batches):
+    for by_exit, targets in losses_of(model, batches):
+        scored = targets != NOT_SCORED
         of = owner[begin : begin + int(scored.sum())]
         begin += len(of)
         tokens += np.bincount(of, minlength=count)
@@ -144,7 +148,7 @@ def resampled(
 
 
 def exit_table(
-    model: nn.Module,
+    model: LanguageModel,
     data: TokenizedCorpus,
     seq_len: int,
     max_lines: int | None = None,
@@ -156,7 +160,10 @@ def exit_table(
     bytes. Without lines over 50 characters there are no rows of the released protocol.
     `max_lines`: as for `score_documents`.
     """
-    eot, rows = data.tokenizer.eot_id, []
+    eot = data.tokenizer.eot_id
+    rows: list[dict[str, Any]] = []
+    own: Mapping[int, Sequence[float | None]]
+    more: Mapping[int, Sequence[float | None]]
     lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
     for protocol, length in lengths.items():
         if protocol == "released" and not data.valid.lines:
@@ -166,18 +173,19 @@ def exit_table(
         except InputError:
             losses = evaluate(model, data.valid, eot, seq_len=length).loss
             last = losses[max(losses)]
-            own = {loop: Interval(loss, None, None) for loop, loss in losses.items()}
-            further = {loop: Interval(loss - last, None, None) for loop, loss in losses.items()}
+            own = {loop: (loss, None, None) for loop, loss in losses.items()}
+            more = {loop: (loss - last, None, None) for loop, loss in losses.items()}
         else:
             sums = np.stack(list(found.nll.values()), axis=1)
-            own = dict(zip(found.nll, resampled(sums, found.tokens), strict=True))
-            apart = resampled(sums - sums[:, -1:], found.tokens)
-            further = dict(zip(found.nll, apart, strict=True))
-        for loop, loss in own.items():
-            row = {"protocol": protocol, "exit": loop, "seq_len": length}
-            row |= {"loss": loss.mean, "low": loss.low, "high": loss.high}
-            more = further[loop]
-            row |= {"minus_last": more.mean, "minus_low": more.low, "minus_high": more.high}
+            apart = sums - sums[:, -1:]
+            own, more = (
+                dict(zip(found.nll, map(astuple, resampled(part, found.tokens)), strict=True))
+                for part in (sums, apart)
+            )
+        for loop in own:
+            row: dict[str, Any] = {"protocol": protocol, "exit": loop, "seq_len": length}
+            row |= zip(("loss", "low", "high"), own[loop], strict=True)
+            row |= zip(("minus_last", "minus_low", "minus_high"), more[loop], strict=True)
             rows.append(row)
     return rows
 
@@ -210,10 +218,14 @@ def compare_arms(
             found.setdefault(arm, []).append(np.array([row["nll"] for row in of_seed]))
     if ours not in found:
         raise InputError(f"no documents of {ours} for {budget}; `crt search --documents`")
-    table = []
+    table: list[dict[str, Any]] = []
     for arm, losses in found.items():
         bits = np.stack(losses).sum(1) / sizes.sum() / math.log(2)
-        row = {"arm": arm, "seeds": len(losses), "bits_per_byte": float(bits.mean())}
+        row: dict[str, Any] = {
+            "arm": arm,
+            "seeds": len(losses),
+            "bits_per_byte": float(bits.mean()),
+        }
         if arm != ours:
             row["ours_minus"] = table[0]["bits_per_byte"] - row["bits_per_byte"]
         if arm != ours and min(len(losses), len(found[ours])) > 1:

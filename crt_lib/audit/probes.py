@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
 from crt_lib.evaluate import Model, device_of, logits_of
 from crt_lib.files import InputError
 from crt_lib.model import CRT
@@ -132,7 +133,7 @@ def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
         raise NotAsked("a function has no embedding to take gradients to")
     seen: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if seen or not args or not torch.is_tensor(args[0]) or not torch.equal(args[0], ids):
             return None
         seen.append(output.detach().clone().requires_grad_())

@@ -5,6 +5,7 @@ it reads a state dict by name and computes, so that the two can only agree by bo
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -193,12 +194,14 @@ class _Plain:
     def depthwise_conv(self, name: str, dilation: int, h: Tensor) -> Tensor:
         """A filter of its own for each feature; weight (d, 1, kernel)."""
         weight = self.weight(name)
-        return sum(weight[:, 0, j] * tap for j, tap in enumerate(self.taps(dilation, h)))
+        taps = enumerate(self.taps(dilation, h))
+        return cast(Tensor, sum(weight[:, 0, j] * tap for j, tap in taps))
 
     def full_conv(self, name: str, dilation: int, h: Tensor) -> Tensor:
         """Every feature reads every feature; weight (d out, d in, kernel)."""
         weight = self.weight(name)
-        return sum(F.linear(tap, weight[:, :, j]) for j, tap in enumerate(self.taps(dilation, h)))
+        taps = enumerate(self.taps(dilation, h))
+        return cast(Tensor, sum(F.linear(tap, weight[:, :, j]) for j, tap in taps))
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """The norm of the configuration over (B, T, d)."""

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from crt_lib.bench.trial import run_trial, with_vocabulary
-from crt_lib.config import ModelConfig, TrainConfig, load_profile
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.runs.machine import measured_on
+from crt_lib.runs.profiles import load_profile
 
 BASE = {"batch": 8, "length": 256, "loops": 4, "d": 256}  # `crt2` at small
 AXES = {
@@ -47,7 +48,9 @@ def bench_cost(seconds: float, echo: Callable[[str], None] | None = None) -> lis
     return rows
 
 
-def settings(batch: int, length: int, loops: int, d: int) -> tuple[ModelConfig, TrainConfig]:
+def settings(
+    batch: int, length: int, loops: int, d: int
+) -> tuple[ModelConfig | GPT2Config, TrainConfig]:
     """`crt2` at small in another size: heads of 32 features, an exit after every loop."""
     profile = with_vocabulary(load_profile("small"))
     model = profile.model.replace(

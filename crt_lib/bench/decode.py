@@ -15,22 +15,24 @@ from crt_lib.bench.ways import (
     FULL,
     UNCACHED,
     Never,
+    Prompts,
     Reading,
     Way,
     asking,
     asks_of,
     ways_of,
 )
-from crt_lib.device import wait
 from crt_lib.exits.decode import Generated, Speculated
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
 from crt_lib.files import InputError
 from crt_lib.model import CRT
-from crt_lib.runs.machine import measured_on
+from crt_lib.runs.machine import measured_on, wait
 
-COLUMNS = ("tau", "mean_loops", "multiply_adds", "token_ppl")
-COLUMNS += ("decoded_loops", "decoded_heads", "decoded_asks", "accepted")
+COLUMNS = (
+    *("tau", "mean_loops", "multiply_adds", "token_ppl"),
+    *("decoded_loops", "decoded_heads", "decoded_asks", "accepted"),
+)
 WARM_UP = 8  # tokens
 READINGS = 16  # of the weights, after each way in each round
 READING = "reading the weights"  # the row of the bound itself
@@ -218,7 +220,7 @@ class _Bench:
         self,
         ways: dict[str, Way],
         reading: Reading,
-        batches: list[list[list[int]]],
+        batches: Sequence[Prompts],
         new_tokens: int,
         rounds: int,
         echo: Callable[[str], None] | None,
@@ -317,7 +319,7 @@ class _Bench:
                 speed = self.times[threads, FULL].speed
                 self.echo(f"  round {round_ + 1} of {self.rounds}: full depth {speed:.0f} tokens/s")
 
-    def _time(self, threads: int, name: str, batches: list[list[list[int]]]) -> None:
+    def _time(self, threads: int, name: str, batches: Sequence[Prompts]) -> None:
         own = self.times.setdefault((threads, name), Timing())
         made, before = [], len(own.waits)
         for batch in batches:

@@ -5,12 +5,13 @@ from statistics import mean
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.bench.trial import Trial, run_rehearsal
-from crt_lib.config import Profile
-from crt_lib.data import make_batches, released_lines, updates_planned
+from crt_lib.data import make_batches, updates_planned
 from crt_lib.evaluate import RELEASED_SEQ_LEN
 from crt_lib.files import InputError
 from crt_lib.optim import exits_of_update
 from crt_lib.runs.machine import machine_memory
+from crt_lib.runs.profiles import Profile
+from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
 
 MEASURED_SECONDS = 4.0  # of updates, or two if they take longer

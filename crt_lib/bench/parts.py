@@ -7,7 +7,7 @@ sum to the step's.
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from crt_lib import model as model_module
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
 from crt_lib.config import ModelConfig
-from crt_lib.device import wait
-from crt_lib.layers import Recomputing
+from crt_lib.kernels import Recomputing
 from crt_lib.model import CRT
+from crt_lib.runs.machine import wait
 
 OTHER, RECOMPUTED = "other", "recomputation"
 PARTS = ("embedding", "attention", "convolution", "MLP", "heads", RECOMPUTED, "optimiser", OTHER)
@@ -31,7 +31,8 @@ class Clock:
     """Charges every moment to one part."""
 
     def __init__(self, device: str):
-        self.device, self.seconds, self.part = device, Counter(), OTHER
+        self.device, self.part = device, OTHER
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._held = self._backward = False
         self._since = time.perf_counter()
 
@@ -84,11 +85,11 @@ class Clock:
                 hook.remove()
 
     def _hooks(self, module: nn.Module, part: str, of: str) -> list[Any]:
-        def enter(_, inputs):
+        def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             x, *rest = inputs
             return self._pass(x, of, part), *rest
 
-        def leave(_, __, output):
+        def leave(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             return self._pass(output, part, of)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
@@ -124,13 +125,13 @@ class Clock:
 
 class _Mark(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, clock, before, after):
+    def forward(ctx: Any, x: Tensor, clock: Clock, before: str, after: str) -> Tensor:
         ctx.clock, ctx.before = clock, before
         clock.switch(after)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.clock.switch(ctx.before)
         return gradient, None, None, None
 

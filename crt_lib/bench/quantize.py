@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.products import QUANTIZE
+from crt_lib.cached.step import Step
 from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.products import QUANTIZE
-from crt_lib.exits.step import Step
 from crt_lib.model import CRT
 from crt_lib.runs.machine import measured_on
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -60,12 +60,13 @@ def _losses(
     found: dict[int, list[np.ndarray]] = {loop: [] for loop in model.config.head_loops}
     held = 0
     for batch in evaluation_windows(ids, seq_len, rows, eot_id):
-        memory = Memory(model.config, *batch.inputs.shape, model.loop_encoding)
+        count, length = batch.inputs.shape
+        memory = Memory(model.config, count, length, model.loop_encoding)
         step = Step(model, memory, quantize)
         held = sum(step.layout.sizes)
         scored = (batch.targets != NOT_SCORED).numpy()
         losses = torch.empty(len(found), *batch.targets.shape)
-        for at in range(batch.inputs.shape[1]):
+        for at in range(length):
             for index, logits in enumerate(_every_exit(step, batch.inputs[:, at])):
                 losses[index, :, at] = F.cross_entropy(
                     logits, batch.targets[:, at], reduction="none", ignore_index=NOT_SCORED

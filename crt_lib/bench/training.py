@@ -21,9 +21,10 @@ from crt_lib.audit.reference import reference_loss
 from crt_lib.bench.parts import OTHER, PARTS, Clock, part_bounds
 from crt_lib.config import ModelConfig
 from crt_lib.data import PackedWindows, PaddedLines
-from crt_lib.device import DTYPES, choose_precision, matmul_peak, wait
-from crt_lib.model import CRT, total_loss
-from crt_lib.runs.machine import measured_on, memory_bandwidth
+from crt_lib.device import DTYPES, choose_precision
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
+from crt_lib.runs.machine import matmul_peak, measured_on, memory_bandwidth, wait
 from crt_lib.runs.manifest import peak_memory
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import load_tokenizer, tokenize
@@ -151,7 +152,9 @@ def keep_others(found: Rows, new: Rows) -> Rows:
     return sorted(kept + new, key=lambda row: [str(row.get(key)) for key in CASE])
 
 
-def _alternate(sides: dict[str, tuple], steps: int, device: str) -> dict[str, dict[str, Any]]:
+def _alternate(
+    sides: dict[str, tuple[Any, ...]], steps: int, device: str
+) -> dict[str, dict[str, Any]]:
     """What each side measured: `seconds` and `parts` of each step, and `_worker`'s last words.
 
     One unmeasured step goes first.
@@ -186,7 +189,7 @@ def _alternate(sides: dict[str, tuple], steps: int, device: str) -> dict[str, di
     return found
 
 
-def _worker(pipe: Connection, device: str, make_step: Callable, *arguments: Any) -> None:
+def _worker(pipe: Connection, device: str, make_step: Callable[..., Any], *arguments: Any) -> None:
     """A step for each number that comes; then the peak memory, and the device's peaks beside it."""
     config, precision, batches = arguments
     step = make_step(device, config, precision)
@@ -197,7 +200,7 @@ def _worker(pipe: Connection, device: str, make_step: Callable, *arguments: Any)
             parts = step(batch.inputs.to(device), batch.targets.to(device))
             wait(device)
             pipe.send((time.perf_counter() - started, parts))
-        last = {"memory": peak_memory()}
+        last: dict[str, float] = {"memory": peak_memory()}
         last["peak"] = matmul_peak(torch.device(device), DTYPES[precision])
         pipe.send(last | {"bandwidth": memory_bandwidth(torch.device(device))})
 

@@ -1,6 +1,7 @@
 """Some updates of a training in a process of its own: their seconds, and its peak memory."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import multiprocessing
@@ -15,14 +16,15 @@ from typing import Any
 
 import torch
 
-from crt_lib.config import GPT2Config, ModelConfig, Profile, TrainConfig
+from crt_lib.config import GPT2Config, LanguageModel, ModelConfig, TrainConfig, make_model
 from crt_lib.data import Batch, make_batches
-from crt_lib.device import DTYPES, choose_precision, wait
+from crt_lib.device import DTYPES, choose_precision
 from crt_lib.files import InputError
-from crt_lib.model import make_model, total_loss
+from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, make_optimizers
-from crt_lib.runs.machine import machine_memory
+from crt_lib.runs.machine import machine_memory, wait
 from crt_lib.runs.manifest import peak_memory
+from crt_lib.runs.profiles import Profile
 
 LONGEST = 60  # updates of a trial, however fast
 
@@ -102,7 +104,7 @@ def run_rehearsal(profile: Profile, seconds: float) -> Trial:
 
 def measure_updates(
     model_config: ModelConfig | GPT2Config, config: TrainConfig, batches: Any, seconds: float
-) -> tuple[Trial, torch.nn.Module, list[torch.optim.Optimizer]]:
+) -> tuple[Trial, LanguageModel, list[torch.optim.Optimizer]]:
     """Updates of one micro-batch each for about `seconds`, at least one after one unmeasured.
 
     Also the model and the optimizers as they are after them.
@@ -117,7 +119,8 @@ def measure_updates(
     optimizers = make_optimizers(model, config)
     if config.compile:
         model.compile_block()
-    drawn, times = [], []
+    drawn: list[tuple[int, ...]] = []
+    times: list[list[float]] = []
     began = time.perf_counter()
     while len(times) < 2 or (len(times) < LONGEST and time.perf_counter() - began < seconds):
         step = len(times)
@@ -139,8 +142,9 @@ def measure_updates(
         drawn.append(exits)
         if step == 0:
             began = time.perf_counter()
-    medians = (median(column) for column in zip(*times[1:], strict=True))
-    return Trial(precision, *medians, exits=tuple(drawn[1:])), model, optimizers
+    micro_batch, clipping, stepping = map(median, zip(*times[1:], strict=True))
+    trial = Trial(precision, micro_batch, clipping, stepping, tuple(drawn[1:]))
+    return trial, model, optimizers
 
 
 def _mark(marks: list[float], device: torch.device) -> None:
@@ -166,13 +170,19 @@ def _rehearse(profile: Profile, seconds: float) -> Trial:
     )
     rows = max(8, config.batch_size)
     scored = min(rows * config.seq_len, config.eval_tokens, len(data.valid.ids))
-    how = {"seq_len": config.seq_len, "batch_size": rows, "max_tokens": scored}
     started = time.perf_counter()
-    evaluate(model, data.valid, data.tokenizer.eot_id, **how)
+    evaluate(
+        model,
+        data.valid,
+        data.tokenizer.eot_id,
+        seq_len=config.seq_len,
+        batch_size=rows,
+        max_tokens=scored,
+    )
     evaluation = (time.perf_counter() - started) / scored
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "last", model, {}, optimizers)
-    return Trial(**{**vars(trial), "evaluation": evaluation})
+    return dataclasses.replace(trial, evaluation=evaluation)
 
 
 def _apart(measure: Callable[[], Trial], threads: int | None) -> Trial:
@@ -201,8 +211,7 @@ def _worker(pipe: Connection, measure: Callable[[], Trial], threads: int | None)
     if threads:
         torch.set_num_threads(threads)
     try:
-        found = measure()
-        pipe.send(Trial(**{**vars(found), "peak_memory": peak_memory()}))
+        pipe.send(dataclasses.replace(measure(), peak_memory=peak_memory()))
     except InputError as error:
         pipe.send(InputError(str(error)))
     except (MemoryError, RuntimeError) as error:

@@ -6,20 +6,20 @@ A way continues prompts of one length greedily and calls `each` whenever tokens 
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.config import GPT2Config
+from crt_lib.cached.products import Layout, check_quantize
+from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import Each, Speculation, generate
 from crt_lib.exits.policy import CRITERIA, Policy, exits_of
-from crt_lib.exits.products import Layout, check_quantize
 from crt_lib.files import InputError
 from crt_lib.hf.gpt2 import GPT2
-from crt_lib.model import CRT, make_model
+from crt_lib.model import CRT, Block, TRMEmbedding
 
 Prompts = Sequence[Sequence[int]]
 Way = Callable[[Prompts, int, Each], Any]  # prompts, new tokens, each
@@ -34,27 +34,28 @@ NEVER = {"similarity": "full depth, similarity asked", "gate": "full depth, gate
 def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:
     """The ways by name, full depth first."""
     ways: dict[str, Way] = {
-        name: lambda prompts, n, each, policy=policy: generate(
-            model, prompts, n, policy=policy, each=each
-        )
+        name: _generating(model, policy=policy)
         for name, policy in {FULL: policies[FULL], **policies, **asking(model)}.items()
     }
     if can_quantize(model):
-        ways[INT8] = lambda prompts, n, each: generate(
-            model, prompts, n, quantize="int8", each=each
-        )
+        ways[INT8] = _generating(model, quantize="int8")
     for loop in model.config.exit_loops if batch_size == 1 else ():
-        draft = Speculation(model, loop)
-        ways[f"speculation from {loop}"] = lambda prompts, n, each, draft=draft: [
-            draft.generate(prompts[0], n, each=each)
-        ]
+        ways[f"speculation from {loop}"] = _speculating(Speculation(model, loop))
     ways[UNCACHED[0]] = lambda *given: generate_as_released(model, *given)
-    ways[UNCACHED[1]] = lambda prompts, n, each: generate(model, prompts, n, cache=False, each=each)
+    ways[UNCACHED[1]] = _generating(model, cache=False)
     gpt2 = matched_gpt2(model)
     name = f"GPT-2 {gpt2.config.d_model} x {gpt2.config.n_layers}"
     ways[name] = lambda *given: gpt2_generate(gpt2, *given)
     ways[name + COMPILED] = CompiledGPT2(gpt2)
     return ways
+
+
+def _generating(model: CRT, **options: Any) -> Way:
+    return lambda prompts, n, each: generate(model, prompts, n, each=each, **options)
+
+
+def _speculating(draft: Speculation) -> Way:
+    return lambda prompts, n, each: [draft.generate(prompts[0], n, each=each)]
 
 
 class Never(Policy):
@@ -98,10 +99,17 @@ def matched_gpt2(model: CRT) -> GPT2:
     multiply-adds a token to full depth and one head.
     """
     config, like = model.config, model.loop_encoding
-    shape = {"vocab_size": config.vocab_size, "d_model": config.d_model}
-    shape |= {"n_heads": config.n_heads, "max_seq_len": config.max_seq_len}
     wanted = _a_token(config)
-    settings = [GPT2Config(**shape, n_layers=layers) for layers in range(1, 65)]
+    settings = [
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            n_heads=config.n_heads,
+            n_layers=layers,
+            max_seq_len=config.max_seq_len,
+        )
+        for layers in range(1, 65)
+    ]
     best = min(settings, key=lambda settings: abs(_a_token(settings) - wanted))
     return make_model(best).to(like).eval()
 
@@ -177,7 +185,7 @@ class Reading:
         self.loops, self.layout = config.n_loops, Layout(rows)
         first = [self._of(w) for w in _weights(model.embed)]
         for block in model.prelude:
-            first += [self._of(w) for w in _weights(block)]
+            first += [self._of(w) for w in _weights(cast(Block, block))]
         self.embedding, self.block = first, [self._of(w) for w in _weights(model.block)]
         self.head = [self._of(w) for w in _head_weights(model)]
         like, heads = model.loop_encoding, rows * config.n_heads
@@ -204,8 +212,11 @@ class Reading:
 
     def _of(self, weight: Tensor) -> Planned:
         x = torch.randn(self.layout.rows, weight.shape[1]).to(weight)
-        own, laid_out = lambda x: F.linear(x, weight), self.layout.of(weight, None)
-        return min((own, laid_out), key=lambda product: _fastest(product, x)), x
+        products: tuple[Callable[[Tensor], Tensor], ...] = (
+            lambda x: F.linear(x, weight),
+            self.layout.of(weight, None),
+        )
+        return min(products, key=lambda product: _fastest(product, x)), x
 
 
 def _run(products: Sequence[Planned]) -> None:
@@ -222,9 +233,9 @@ def _fastest(product: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return best
 
 
-def _weights(module: nn.Module) -> list[Tensor]:
+def _weights(module: Block | TRMEmbedding) -> list[Tensor]:
     """The matrices (out, in) that a token meets in a block or embedding, repeated cycles too."""
-    trm = getattr(module, "trm", module)
+    trm = module.trm if isinstance(module, Block) else module
     named = [pair for pair in module.named_parameters() if "cycles." not in pair[0]]
     for i in range(len(trm.dilations)):
         named += trm.cycles[i % len(trm.cycles)].named_parameters()

@@ -160,8 +160,10 @@ def run_jobs(
     environment = dict(os.environ)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    waiting, done, failed = list(work), set(), []
+    waiting = list(work)
     running: list[_Running] = []
+    done: set[str] = set()
+    failed: list[str] = []
     line, due = LiveLine(echo), 0.0
     with _all_stopped_with_this(running, line, echo):
         while running or (waiting and not failed):

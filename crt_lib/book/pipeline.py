@@ -22,9 +22,9 @@ from crt_lib.book.progress import (
     source_cells,
     where,
 )
-from crt_lib.config import load_profile
 from crt_lib.files import InputError, RunError, atomic_path, locked, write_text
 from crt_lib.runs.manifest import Manifest, checkout_root, library_sha256, now, run_environment
+from crt_lib.runs.profiles import load_profile
 
 SET_BY_PIPELINE = ("profile", "results", "fresh")
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result

@@ -1,1 +1,1 @@
-"""The command line's larger parts."""
+"""The commands of `crt`, in groups."""

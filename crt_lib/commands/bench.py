@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from crt_lib.commands.options import PLAIN_HELP, ProfileName, Recipe, key_value, parse_value, short
-from crt_lib.config import ModelConfig, load_profile
+from crt_lib.config import ModelConfig
+from crt_lib.runs.profiles import load_profile
 
 bench_app = typer.Typer(
     help="Measure speed and memory on this machine.",
@@ -98,9 +99,10 @@ def bench_quantize_command(
 ) -> None:
     """What 8-bit weights lose, by exit, against float32, and the memory they take."""
     from crt_lib.bench.quantize import bench_quantize
-    from crt_lib.runs.run import load_trained
+    from crt_lib.runs.run import as_crt, load_trained
 
-    model, data, trained = load_trained(checkpoint)
+    loaded, data, trained = load_trained(checkpoint)
+    model = as_crt(loaded, checkpoint)
     seq_len = trained["train"]["seq_len"]
     found = []
     for rows in batch_sizes or [1, 8]:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from crt_lib.config import Profile
 from crt_lib.files import InputError
+from crt_lib.runs.profiles import Profile
 
 # With a value for `--help` where it is not given, typer converts nothing and imports no pydantic.
 PLAIN_HELP = {"default_map": {"help": False}, "max_content_width": 100}

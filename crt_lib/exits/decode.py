@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.products import check_quantize
+from crt_lib.cached.step import Step
 from crt_lib.exits.leaving import step_with_exits
 from crt_lib.exits.policy import Policy, run_with_exits
-from crt_lib.exits.products import check_quantize
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
@@ -358,7 +358,8 @@ class _Candidates:
         self.vocabulary = vocabulary
         self.first = len(vocabulary) if shortlist is None else min(shortlist, len(vocabulary))
         self.tokens = torch.arange(self.first, device=vocabulary.device)
-        self.weight, self.rare = vocabulary[: self.first], set()
+        self.weight = vocabulary[: self.first]
+        self.rare: set[int] = set()
 
     def add(self, tokens: Sequence[int]) -> None:
         """Also those of `tokens`."""

@@ -4,6 +4,7 @@ It is asked without a vocabulary head: d multiply-adds a token. Fitted by ridge 
 sqrt(KL(full depth || exit)) on the normalised state, in closed form; the model stays as it is.
 """
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -45,10 +46,10 @@ class Gate:
 
         def distances(loop: int, z: Tensor) -> list[float]:
             if len(z) == 1 and z.device.type == "cpu" and z.dtype != torch.bfloat16:
-                (w, bias), x = arrays[loop], z.numpy()[0]  # numpy: half the time of torch's calls
+                (w, b), x = arrays[loop], z.numpy()[0]  # numpy: half the time of torch's calls
                 mean = float(x @ ones) / len(x)
                 deviation = math.sqrt(float(x @ x) / len(x) - mean**2 + 1e-5)
-                return [max((float(x @ w) - mean * float(w @ ones)) / deviation + bias, 0.0)]
+                return [max((float(x @ w) - mean * float(w @ ones)) / deviation + b, 0.0)]
             weight, bias = held[loop]
             z = torch.layer_norm(at_least_float32(z), weight.shape, None, None, 1e-5, False)
             return [max(d, 0.0) for d in torch.addmv(bias.to(z), z, weight.to(z)).tolist()]
@@ -91,9 +92,9 @@ def fit_gate(
     """
     exits, d = model.config.exit_loops, model.config.d_model
     device = model.loop_encoding.device
-    shape = {"device": device, "dtype": torch.float64}
-    squares = {loop: torch.zeros(d + 1, d + 1, **shape) for loop in exits}
-    moments = {loop: torch.zeros(d + 1, **shape) for loop in exits}
+    double = functools.partial(torch.zeros, device=device, dtype=torch.float64)
+    squares = {loop: double(d + 1, d + 1) for loop in exits}
+    moments = {loop: double(d + 1) for loop in exits}
     was_training = model.training
     model.eval()
     try:
@@ -110,7 +111,7 @@ def fit_gate(
                 moments[loop] += x.T @ kl.double().sqrt()
     finally:
         model.train(was_training)
-    penalty = ridge * torch.eye(d + 1, **shape)
+    penalty = ridge * torch.eye(d + 1, device=device, dtype=torch.float64)
     penalty[-1, -1] = 0.0
     fitted = {loop: torch.linalg.solve(squares[loop] + penalty, moments[loop]) for loop in exits}
     return Gate({loop: weight.float() for loop, weight in fitted.items()})

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt_lib.cached.step import Step
 from crt_lib.exits.policy import Loop, Policy, exits_of
-from crt_lib.exits.step import Step
 
 Ask = Callable[[int, Tensor, Tensor], list[float]]
 Left = tuple[list[bool], Tensor, Callable[[Tensor], Tensor]]  # rows, features, what makes logits
@@ -19,7 +19,7 @@ def step_with_exits(step: Step, ids: Tensor, policy: Policy) -> tuple[Tensor, li
     """As `run_with_exits`, of one token a row: ids (B,) to logits (B, V), and the loops of exit."""
     model, rows = step.model, step.rows
     allowed, final = exits_of(policy, model.config)
-    ask = _quick(step, policy.criterion) if allowed else None
+    ask = _quick(step, policy.criterion) if allowed and policy.criterion else None
     z = step.begin(ids, final)
     active, loops = [True] * rows, [final] * rows
     seen: Loop | None = None
@@ -32,9 +32,9 @@ def step_with_exits(step: Step, ids: Tensor, policy: Policy) -> tuple[Tensor, li
                 here = seen = Loop(model, number, z, before, seen, step)
             if number not in allowed:
                 continue
-            if ask is None:
+            if here is not None:
                 passes = policy.passes(here).tolist()
-            else:
+            elif ask is not None:
                 tau = policy.threshold(number)
                 passes = [score >= tau for score in ask(number, before, z)]
             leaving = [a and p for a, p in zip(active, passes, strict=True)]
@@ -86,6 +86,7 @@ def _own_logits(left: list[Left]) -> Tensor:
             leaving = [a or b for a, b in zip(leaving, later, strict=True)]
         own = make(features)
         logits = own if logits is None else torch.where(_column(leaving, own), own, logits)
+    assert logits is not None  # every row leaves, at the last loop if not before
     return logits
 
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
@@ -167,6 +167,7 @@ class Policy:
 
     def passes(self, loop: Loop) -> Tensor:
         """Which tokens (B, n) may leave after this exit loop; the policy has a criterion."""
+        assert self.criterion is not None
         return CRITERIA[self.criterion].score(loop) >= self.threshold(loop.number)
 
 
@@ -196,9 +197,12 @@ def run_with_exits(
 
     A token that leaves after loop k gets the logits of its head, and all deeper loops find there
     what loop k left. One function of the input: however the tokens are split over calls, the
-    logits are the same. `last`: only the logits of the last token, (B, 1, V).
+    logits are the same. `last`: only the logits of the last token, (B, 1, V). Raises InputError
+    for no tokens at all.
     """
     rows, n = ids.shape[:2]
+    if not rows * n:
+        raise InputError(f"ids of shape {tuple(ids.shape)} are no tokens; give at least one")
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
     allowed, final = exits_of(policy, model.config)
@@ -243,6 +247,7 @@ def run_with_exits(
         staying -= count
         if staying:
             active = active & ~leaving
+    assert logits is not None  # every token leaves, at the last loop if not before
     return Exited(logits, loops)
 
 

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from crt_lib.audit.causality import causality_report
 from crt_lib.audit.reference import reference_logits, reference_loss
-from crt_lib.caches import Memory
-from crt_lib.config import ModelConfig, load_profile
+from crt_lib.cached.memory import Memory
+from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED
 from crt_lib.exits.decode import Generated, Sampling, Speculation, generate
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, linear_cross_entropy
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, exit_losses, total_loss
+from crt_lib.model import CRT
+from crt_lib.runs.profiles import load_profile
 from crt_lib.runs.run import load_data
 from crt_lib.train import train
 
@@ -52,6 +53,7 @@ class Bench:
         """A small model of the recipe, its dropout 0."""
         d, heads, vocabulary = (32, 2, 100) if self.toy else (128, 4, 1000)
         model = load_profile("smoke", recipe).model
+        assert isinstance(model, ModelConfig)  # no check is of a baseline
         width = {"embed_dim": d} if recipe == "crt2" else {}
         return model.replace(d_model=d, n_heads=heads, vocab_size=vocabulary, dropout=0.0, **width)
 
@@ -62,7 +64,7 @@ class Bench:
         model = CRT(self.config(recipe))
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
         return model.to(self.device, dtype).eval()
 
     def ids(self, rows: int = 3, length: int | None = None) -> Tensor:
@@ -177,7 +179,7 @@ def _loss_in_chunks(bench: Bench) -> Found:
         return {0: loss.detach(), **dict(enumerate(torch.autograd.grad(loss, [x, w]), start=1))}
 
     whole = both(F.cross_entropy(x @ w.T, targets, ignore_index=NOT_SCORED))
-    chunks = both(linear_cross_entropy(x, w, targets))
+    chunks = both(*exit_losses([x], w, targets))
     what = f"loss in chunks and its gradients with whole logits, {rows} x {VOCABULARY}, float32"
     return what, norm_apart(chunks, whole), SINGLE
 
@@ -274,10 +276,11 @@ def _cache(bench: Bench) -> Found:
 @torch.no_grad()
 def _exits(bench: Bench) -> Found:
     worst, ids = 0.0, bench.ids()
+    rows, length = ids.shape
     model = bench.model("crt2")
     for policy in _policies(model, ids):
         whole = run_with_exits(model, ids, policy)
-        memory = Memory(model.config, *ids.shape, model.loop_encoding)
+        memory = Memory(model.config, rows, length, model.loop_encoding)
         steps = [run_with_exits(model, column, policy, memory) for column in ids.split(1, 1)]
         worst = max(worst, apart({0: torch.cat([s.logits for s in steps], 1)}, {0: whole.logits}))
         worst += int((torch.cat([s.loops for s in steps], 1) != whole.loops).sum())
@@ -291,7 +294,7 @@ def _exits(bench: Bench) -> Found:
 def _decode_half(bench: Bench) -> Found:
     model, ids = bench.model("crt2", torch.bfloat16), bench.ids()
     whole = model(ids, (model.config.n_loops,))[model.config.n_loops]
-    memory = Memory(model.config, *ids.shape, model.loop_encoding)
+    memory = Memory(model.config, len(ids), ids.shape[1], model.loop_encoding)
     steps = [run_with_exits(model, column, Policy(), memory).logits for column in ids.split(1, 1)]
     what = "bfloat16 logits of crt2 token by token with those of a forward pass, by norm"
     return what, norm_apart({0: torch.cat(steps, 1)}, {0: whole}), HALF
@@ -315,8 +318,8 @@ def _speculation(bench: Bench) -> Found:
 
 def _sampling(bench: Bench) -> Found:
     model, prompts = bench.model("crt2", torch.float32), bench.ids(2, 5).tolist()
-    how = {"sampling": Sampling(1.0, top_p=0.9), "seed": 4}
-    once, again = (generate(model, prompts, 12, **how) for _ in range(2))
+    sampling = Sampling(1.0, top_p=0.9)
+    once, again = (generate(model, prompts, 12, sampling=sampling, seed=4) for _ in range(2))
     return "sampled tokens of one seed, twice", _differing(once, again), 0
 
 

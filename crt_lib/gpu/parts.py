@@ -22,13 +22,13 @@ import torch
 
 from crt_lib.files import (
     InputError,
-    end_with_parent,
     locked,
     read_rows,
     stop_signals,
     write_json,
     write_rows,
 )
+from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.manifest import library_sha256, now, run_environment
 
 TO_BEGIN = 5  # seconds that must be left to begin a part

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.config import ModelConfig, TrainConfig, load_profile
-from crt_lib.device import DTYPES, limit_memory, matmul_peak, wait
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, make_model
+from crt_lib.device import DTYPES
 from crt_lib.files import InputError
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
 from crt_lib.optim import make_optimizers
-from crt_lib.runs.machine import utilisation
+from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation, wait
 from crt_lib.runs.manifest import peak_memory, run_environment
+from crt_lib.runs.profiles import load_profile
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import load_tokenizer, tokenize
 
@@ -86,9 +87,9 @@ def _measure(job: Job, shapes: Sequence[Shape], limit: str) -> list[Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     table = Table(job.out / "steps.csv", "shape", "memory_limit")
     missing = [shape for shape in shapes if not table.find(shape.name, limit)]
-    model = load_profile("smoke", "paper").model.replace(vocab_size=500)
-    model = model if job.toy else ModelConfig()
-    ids, text = _text(model.vocab_size, job.toy) if missing else (None, "")
+    toy = load_profile("smoke", "paper").model.replace(vocab_size=500)
+    model = toy if job.toy else ModelConfig()
+    ids, text = _text(model.vocab_size, job.toy) if missing else (np.empty(0, np.int64), "")
     peaks: dict[str, float] = {}
     compiling, late = 0.0, []
     for shape in missing:
@@ -138,7 +139,7 @@ def _forget(device: torch.device) -> None:
 
 def _time(
     job: Job,
-    model: ModelConfig,
+    model: ModelConfig | GPT2Config,
     shape: Shape,
     train: TrainConfig,
     ids: np.ndarray,
@@ -169,14 +170,14 @@ def _time(
 
 
 def _step(
-    model_config: ModelConfig,
+    model_config: ModelConfig | GPT2Config,
     shape: Shape,
     train: TrainConfig,
     ids: np.ndarray,
     device: torch.device,
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = CRT(model_config).to(device).train()
+    model = make_model(model_config).to(device).train()
     model.gradient_checkpointing = shape.recomputed
     if shape.compiled:
         model.compile_block()

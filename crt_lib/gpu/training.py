@@ -22,13 +22,14 @@ import torch
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.checkpoint import RunFolder, load_model, read_timing
-from crt_lib.config import GPT2Config, ModelConfig, Profile, TrainConfig, load_profile
-from crt_lib.device import DTYPES, matmul_peak
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.device import DTYPES
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, read_rows, stop_signals, write_json
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
-from crt_lib.runs.machine import utilisation
+from crt_lib.runs.machine import matmul_peak, utilisation
 from crt_lib.runs.manifest import checkout_root, peak_memory, run_environment
+from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.runs.run import load_data
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train
@@ -47,21 +48,29 @@ def arms(toy: bool) -> dict[str, Profile]:
     """`crt2` of 24M parameters, and the GPT-2 of its width that has the nearest multiply-adds."""
     crt2, gpt2 = (load_profile("smoke" if toy else "small", name) for name in ("crt2", "gpt2"))
     if not toy:
-        size = {"d_model": 512, "max_seq_len": 256, "dropout": DROPOUT}
         settings = crt2.train.replace(
             batch_size=32, weight_decay=WEIGHT_DECAY, precision="bf16", eval_tokens=65_536
         )
         rates = {p.recipe: p.train.max_lr / 2 for p in (crt2, gpt2)}
         crt2 = crt2.replace(
             tokenizer="word",
-            model=crt2.model.replace(**size, embed_dim=512, embed_dropout=DROPOUT),
+            model=crt2.model.replace(
+                d_model=512,
+                max_seq_len=256,
+                dropout=DROPOUT,
+                embed_dim=512,
+                embed_dropout=DROPOUT,
+            ),
             train=settings.replace(max_lr=rates["crt2"]),
         )
         gpt2 = crt2.replace(
             recipe="gpt2",
-            model=GPT2Config(**size, n_heads=crt2.model.n_heads),
+            model=GPT2Config(
+                d_model=512, n_heads=crt2.model.n_heads, max_seq_len=256, dropout=DROPOUT
+            ),
             train=settings.replace(max_lr=rates["gpt2"]),
         )
+    assert isinstance(gpt2.model, GPT2Config)
     return {"crt2": crt2, "gpt2": gpt2.replace(model=equal_cost(gpt2.model, crt2))}
 
 
@@ -222,11 +231,18 @@ def _about(
 def _scored(common: Row, data: TokenizedCorpus, out: Path, seq_len: int) -> list[Row]:
     """A row for each split, stride and exit of the best checkpoint in `out`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    best, rows = load_model(RunFolder(out).checkpoint("best"), device), []
+    best = load_model(RunFolder(out).checkpoint("best"), device)
+    rows: list[Row] = []
     for split in ("valid", "test"):
         for stride in (seq_len, min(STRIDE, seq_len // 2)):
-            how = {"seq_len": seq_len, "stride": stride, "batch_size": 64}
-            found = evaluate(best, data.split(split), data.tokenizer.eot_id, **how)
+            found = evaluate(
+                best,
+                data.split(split),
+                data.tokenizer.eot_id,
+                seq_len=seq_len,
+                stride=stride,
+                batch_size=64,
+            )
             rows += [common | row for row in found.rows(split=split, stride=stride)]
     return rows
 

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
 
 class CRTCache(Cache):
-    """`crt_lib.caches.Memory` where transformers expects a cache; it doubles when it is full."""
+    """`crt_lib.cached.memory.Memory` where transformers expects a cache; it doubles when full."""
 
     is_compileable = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(layers=[])
         self.memory: Memory | None = None
         self._step: Step | None = None
@@ -24,7 +24,7 @@ class CRTCache(Cache):
     def step(self, model: CRT, inputs: Tensor) -> Step | None:
         """The fast way for one more token a row; None where it is none, as for embeddings."""
         memory = self.memory
-        if inputs.shape[1:] != (1,) or model.training:
+        if memory is None or inputs.shape[1:] != (1,) or model.training:
             return None
         if memory.starts is not None and int(memory.starts.max()) > memory.length:
             return None  # padding is no token
@@ -50,13 +50,15 @@ class CRTCache(Cache):
 
         A row of nothing but padding so far may have more.
         """
-        before = self.memory.starts
+        memory = self.memory
+        assert memory is not None  # asked of a cache that holds positions
+        before = memory.starts
         held = torch.zeros_like(starts) if before is None else before
-        empty = held >= self.memory.length
+        empty = held >= memory.length
         if not bool(((starts == held) | (empty & (starts > held))).all()):
             raise InputError("attention_mask pads other positions than those the cache holds")
         if before is not None:
-            self.memory.starts = starts
+            memory.starts = starts
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions that it holds."""

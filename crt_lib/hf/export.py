@@ -79,10 +79,10 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
         for end in ends:
             setattr(part, f"{end}_token_id", tokenizer.eot_id)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / TOKENIZER_FILE
-        tokenizer.save(file)
+        saved = Path(folder) / TOKENIZER_FILE
+        tokenizer.save(saved)
         wrapped = PreTrainedTokenizerFast(
-            tokenizer_file=str(file),
+            tokenizer_file=str(saved),
             **{f"{end}_token": END_OF_TEXT for end in ends},
             model_max_length=model.config.max_seq_len,
             padding_side="left",

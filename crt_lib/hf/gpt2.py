@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
-from crt_lib.loss import linear_cross_entropy
+from crt_lib.loss import exit_losses
 
 
 class GPT2(nn.Module):
@@ -45,7 +46,8 @@ class GPT2(nn.Module):
         self.transformer = GPT2Model(theirs)
         self._checkpointing = False
         if config.kind == "shared":
-            self.transformer.h = _Repeated(self.transformer.h[0], config.n_layers)
+            repeated = _Repeated(self.transformer.h[0], config.n_layers)
+            self.transformer.h = cast(nn.ModuleList, repeated)  # it is only iterated over
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -78,7 +80,7 @@ class GPT2(nn.Module):
         weight = self.transformer.wte.weight
         if targets is None:
             return {loop: F.linear(features, weight)}
-        return {loop: linear_cross_entropy(features, weight, targets, reduction)}
+        return {loop: exit_losses([features], weight, targets, reduction)[0]}
 
 
 class _Repeated(nn.Module):

@@ -8,27 +8,30 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
-from crt_lib.data import NOT_SCORED
+from crt_lib.data import NOT_SCORED, check_ids
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.leaving import step_with_exits
 from crt_lib.exits.policy import Policy, run_with_exits
-from crt_lib.exits.step import Step
 from crt_lib.files import InputError, write_text
 from crt_lib.hf.cache import CRTCache
 from crt_lib.hf.padding import padding_of, rotate_rows
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 
 MAIN = "modeling_crt"  # this module's name in a saved folder
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
@@ -97,12 +100,13 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     read weights past the hooks by which accelerate would offload them.
     """
 
+    config: CRTConfig
     config_class = CRTConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("Block", "TRMEmbedding")
+    _no_split_modules = ["Block", "TRMEmbedding"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "model.embed.tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: CRTConfig):
@@ -126,7 +130,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         """A model with the settings and a copy of the weights of `model`."""
         has_gate = model.gate is not None
         config = CRTConfig(aux_weight, has_gate, **model.config.to_dict())
-        made = cls(config).to(model.loop_encoding)
+        # torch's own `to`, which transformers wraps without its types
+        made = cls(config).to(model.loop_encoding)  # type: ignore[arg-type]
         made.model.load_state_dict(model.state_dict())
         for loop in model.config.exit_loops if has_gate else ():
             getattr(made, f"gate_{loop}").copy_(model.gate.weights[loop])
@@ -144,8 +149,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed.tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.embed.tokens = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed.tokens = cast(nn.Embedding, value)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The vocabulary matrix of the last exit."""
@@ -188,7 +193,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CRTOutput | tuple:
+    ) -> CRTOutput | tuple[Any, ...]:
         """Ids (B, T), or token embeddings, to logits; with `labels` (B, T) also the loss.
 
         `attention_mask` (B, T), or (B, past + T) with a cache: zeros to the left or right of each
@@ -197,9 +202,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         `logits_to_keep`: of the last so many positions, or of those given; 0: of all. With a cache
         there are no gradients. Attention's weights are never made.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give input_ids or inputs_embeds, one of the two")
         inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is None or (input_ids is not None and inputs_embeds is not None):
+            raise InputError("give input_ids or inputs_embeds, one of the two")
         self._check(inputs, past_key_values)
         if exit_policy is not None and (labels is not None or output_hidden_states or output_exits):
             raise InputError("an exit policy gives each token's own logits: no loss, no states")
@@ -218,10 +223,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if exit_policy is not None:
             output = self._exit(inputs, starts, cache, exit_policy, logits_to_keep)
         else:
-            output = self._full(
-                inputs, starts, cache, labels, output_hidden_states, output_exits, logits_to_keep
-            )
-            if labels is not None:
+            states = bool(output_hidden_states)
+            output = self._full(inputs, starts, cache, labels, states, output_exits, logits_to_keep)
+            if labels is not None and output.exit_logits is not None:
                 output.loss = self._loss(output.exit_logits, labels, **kwargs)
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -230,7 +234,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def _check(self, inputs: Tensor, cache: CRTCache | None) -> None:
         longest = self.model.config.max_seq_len
         if not inputs.is_floating_point():
-            self.model.check_ids(inputs)
+            check_ids(inputs, self.model.config)
         elif inputs.shape[1] > longest:
             raise InputError(f"{inputs.shape[1]} positions are more than max_seq_len, {longest}")
         if cache is not None and not isinstance(cache, CRTCache):
@@ -253,9 +257,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         step = held.step(self.model, inputs)
         if step is not None:
             with torch.no_grad():
-                own, loops = step_with_exits(step, inputs[:, 0], policy)
+                own, left = step_with_exits(step, inputs[:, 0], policy)
             logits = own[:, None][:, _kept(logits_to_keep)]
-            loops = torch.tensor(loops, device=own.device)[:, None]
+            loops = torch.tensor(left, device=own.device)[:, None]
             return CRTOutput(logits=logits, exit_loops=loops, past_key_values=cache)
         last = isinstance(logits_to_keep, int) and logits_to_keep == 1
         exited = run_with_exits(self.model, inputs, policy, memory, last=last)
@@ -305,8 +309,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         z, embedded = self.model.begin(inputs, memory)
         states = [z]
         for loop in range(1, self.model.config.n_loops + 1):
-            layer = memory.loops[loop - 1] if memory is not None else None
-            if layer is not None and loop > 1:
+            layer = None if memory is None else memory.loops[loop - 1]
+            if memory is not None and layer is not None and loop > 1:
                 layer.catch_up(memory.loops[loop - 2], start)  # tokens that left before it
                 layer.follow(memory.loops[loop - 2], None)
             z = self.model.apply_loop(loop, z, embedded, layer)
@@ -315,7 +319,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _memory(self, cache: CRTCache, inputs: Tensor, starts: Tensor | None) -> Memory:
         like = self.model.loop_encoding.detach()
-        return cache.room_for(self.model.config, *inputs.shape[:2], like, starts)
+        rows, n = inputs.shape[:2]
+        return cache.room_for(self.model.config, rows, n, like, starts)
 
     def _loss(self, exit_logits: tuple[Tensor, ...], labels: Tensor, **kwargs: Any) -> Tensor:
         vocabulary = self.model.config.vocab_size
@@ -327,7 +332,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         }
         return total_loss(losses, self.config.aux_weight)
 
-    def _prepare_cache_for_generation(
+    # transformers' annotation says bool; nothing is returned, and nothing reads it
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
         made = model_kwargs.get("past_key_values")
@@ -338,9 +344,10 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
-        past_key_values: CRTCache | None = None,
+        past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = None,
         use_cache: bool | None = None,
         exit_policy: Policy | str | int | None = None,
         logits_to_keep: int | Tensor | None = None,
@@ -367,7 +374,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         whole = 0 < new < input_ids.shape[1]  # else only the new ones were given
         return given | {"input_ids": input_ids[:, -new:] if whole else input_ids}
 
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
         """As transformers has it, and the code beside the weights; InputError for push_to_hub."""
         if kwargs.get("push_to_hub"):
             raise InputError("save to a folder, then `hf upload` it: the code must go with it")
@@ -386,11 +395,12 @@ def _stepped(step: Step, inputs: Tensor) -> list[Tensor]:
     return [state[:, None] for state in states]
 
 
-class _GateWeights(Mapping):
+class _GateWeights(Mapping[int, Tensor]):
     """Those of a model whose gate is among its buffers, by exit loop."""
 
     def __init__(self, model: CRTForCausalLM):
-        self._buffers, self._loops = model._buffers, model.config.exit_loops
+        self._buffers = cast(dict[str, Tensor], model._buffers)
+        self._loops = model.config.exit_loops
 
     def __getitem__(self, loop: int) -> Tensor:
         return self._buffers[f"gate_{loop}"]

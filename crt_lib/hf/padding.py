@@ -32,7 +32,7 @@ def padding_of(mask: Tensor | None, inputs: Tensor, cache: CRTCache | None) -> T
             "attention_mask has zeros between a row's tokens; pad on the left or right"
         )
     starts = torch.where(lengths > 0, starts, mask.shape[1])
-    if done:
+    if cache is not None and done:
         cache.check_starts(starts)
     return starts if bool(starts.any()) else None
 

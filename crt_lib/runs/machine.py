@@ -1,7 +1,9 @@
-"""What a measurement says of the machine, and how much of it a training used."""
+"""The machine: its peak, its memory and limits, its processes, and what a training used of it."""
 
 import contextlib
+import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,34 @@ import torch
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
-from crt_lib.device import wait
+from crt_lib.files import InputError
 from crt_lib.runs.manifest import run_environment
+
+GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU.
+
+    Of fewer where they take seconds, as bf16 does on a CPU that emulates it.
+    """
+    size = GPU_PRODUCT if device.type == "cuda" else size
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, began = float("inf"), time.perf_counter()
+    for _ in range(6):
+        started = time.perf_counter()
+        a @ b
+        wait(device.type)
+        best = min(best, time.perf_counter() - started)
+        if time.perf_counter() - began > 3:
+            break
+    return 2 * size**3 / best
+
+
+def wait(device: str) -> None:
+    """Until a GPU has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def memory_bandwidth(device: torch.device) -> float:
@@ -33,6 +61,19 @@ def machine_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return total
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let this process have no more of the GPU: what needs more fails as on a smaller card.
+
+    Raises InputError without a GPU, and for a limit that is not positive or above what it has.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("a limit on the GPU's memory needs a GPU")
+    total = torch.cuda.get_device_properties(0).total_memory
+    if not 0 < gigabytes * 1e9 <= total:
+        raise InputError(f"a limit of {gigabytes} GB is not within the GPU's {total / 1e9:.1f} GB")
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
 
 
 def measured_on(threads: int | None = None) -> dict[str, Any]:
@@ -59,3 +100,16 @@ def utilisation(
     positions = train.seq_len * train.batch_size * train.grad_accum
     update = float(np.median(np.diff(seconds, prepend=0.0)))
     return a_position * positions / update / peak
+
+
+def end_with_parent() -> None:
+    """In a worker: end it as soon as the process that started it is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -11,23 +11,23 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.audit.compare import exit_table
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import (
     RunFolder,
-    average_models,
     load_model,
     read_metrics,
     read_state,
     read_timing,
-    save_checkpoint,
 )
-from crt_lib.config import Profile, TrainConfig, config_from_dict
-from crt_lib.device import DTYPES, matmul_peak
-from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate, evaluate_deployable
+from crt_lib.config import LanguageModel, TrainConfig, config_from_dict
+from crt_lib.device import DTYPES
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, evaluate
 from crt_lib.exits.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.files import InputError, read_rows, sha256, write_rows
 from crt_lib.model import CRT
-from crt_lib.runs.machine import utilisation
+from crt_lib.runs.machine import matmul_peak, utilisation
 from crt_lib.runs.manifest import peak_memory, read_training, record_training, run_environment
+from crt_lib.runs.profiles import Profile
 from crt_lib.text.corpus import SPLITS, load_corpus
 from crt_lib.text.tokenizer import (
     ByteLevelBPE,
@@ -62,7 +62,7 @@ class Run:
             and self.manifest["data"] == data
         )
 
-    def load_model(self) -> CRT:
+    def load_model(self) -> LanguageModel:
         """The best checkpoint by validation loss; raises InputError when it is not kept here."""
         return load_model(RunFolder(self.out).checkpoint("best"))
 
@@ -97,7 +97,7 @@ def run_profile(
                 f"split {name} of {profile.corpus} has {len(data.split(name).ids)} tokens, too few "
                 f"to score; give more than {DEPLOYABLE_SEQ_LEN}"
             )
-    manifest = {
+    manifest: dict[str, Any] = {
         "profile": profile.name,
         "recipe": profile.recipe,
         "corpus": profile.corpus,
@@ -145,7 +145,7 @@ def run_profile(
 
 
 def evaluate_run(
-    model: CRT, profile: Profile, data: TokenizedCorpus, progress: bool = False
+    model: LanguageModel, profile: Profile, data: TokenizedCorpus, progress: bool = False
 ) -> list[dict[str, Any]]:
     """Rows of results: valid and test, both protocols, every exit; deployable PPL on valid.
 
@@ -161,8 +161,15 @@ def evaluate_run(
         honest = partial(evaluate, model, split, eot, seq_len=seq_len)
         jobs.append((name, seq_len, honest))
         if split.lines:
-            lines = {"seq_len": line_len, "max_lines": profile.released_lines}
-            released = partial(evaluate, model, split, eot, protocol="released", **lines)
+            released = partial(
+                evaluate,
+                model,
+                split,
+                eot,
+                protocol="released",
+                seq_len=line_len,
+                max_lines=profile.released_lines,
+            )
             jobs.append((name, line_len, released))
     sample = min(DEPLOYABLE_SEQ_LEN, seq_len)
     deployable = partial(evaluate_deployable, model, data.valid.ids, eot, seq_len=sample)
@@ -212,11 +219,11 @@ def evaluate_checkpoint(
         length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
         result = evaluate(model, part, eot, protocol="released", seq_len=length)
     else:
-        result = evaluate(model, part, eot, protocol=protocol, seq_len=length, stride=stride)
+        result = evaluate(model, part, eot, seq_len=length, stride=stride)
     return result.rows(corpus=data.corpus.name, split=split, seq_len=length)
 
 
-def load(path: str | Path) -> tuple[CRT, Tokenizer]:
+def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
     """The model of a run's folder, or of a checkpoint, in evaluation mode, and its tokenizer.
 
     Raises InputError as `load_trained_model`.
@@ -225,7 +232,7 @@ def load(path: str | Path) -> tuple[CRT, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def load_trained_model(path: str | Path) -> tuple[CRT, Tokenizer, dict[str, Any]]:
+def load_trained_model(path: str | Path) -> tuple[LanguageModel, Tokenizer, dict[str, Any]]:
     """The model of a checkpoint on the best device, its tokenizer, its training's record.
 
     The tokenizer is the file beside the checkpoint, else it is made from the corpus again. Raises
@@ -239,7 +246,7 @@ def load_trained_model(path: str | Path) -> tuple[CRT, Tokenizer, dict[str, Any]
 
 def load_trained(
     path: str | Path, corpus: str | None = None, tokenizer: str | None = None
-) -> tuple[CRT, TokenizedCorpus, dict[str, Any]]:
+) -> tuple[LanguageModel, TokenizedCorpus, dict[str, Any]]:
     """The model of a checkpoint on the best device, a tokenized corpus, its training's record.
 
     The corpus is the one it was trained on, or another one. Raises InputError as
@@ -257,6 +264,13 @@ def load_trained(
     return _model(path), tokenize(source, chosen), trained
 
 
+def as_crt(model: LanguageModel, path: str | Path) -> CRT:
+    """`model`, which `path` holds; raises InputError for a baseline, which has no exits."""
+    if not isinstance(model, CRT):
+        raise InputError(f"{path} holds a {type(model).__name__}; give the run of a CRT")
+    return model
+
+
 def _record(path: Path) -> dict[str, Any]:
     trained = read_state(path).get("run")
     if trained is None:
@@ -264,11 +278,11 @@ def _record(path: Path) -> dict[str, Any]:
     return trained
 
 
-def _model(path: Path) -> CRT:
+def _model(path: Path) -> LanguageModel:
     """With the gate beside it, if one was fitted to this checkpoint."""
     model = load_model(path, "cuda" if torch.cuda.is_available() else "cpu")
     file = path.with_name(GATE_FILE)
-    if file.is_file():
+    if file.is_file() and isinstance(model, CRT):
         model.gate = Gate.load(file, sha256(path.read_bytes()))
     return model
 
@@ -276,34 +290,16 @@ def _model(path: Path) -> CRT:
 def gate_run(path: str | Path, tokens: int = 50_000) -> CRT:
     """Fit an exit gate to a run's checkpoint, on its training text, and keep it beside it.
 
-    Returns the model with its gate. Raises InputError as `load_trained`.
+    Returns the model with its gate. Raises InputError as `load_trained` and `as_crt`.
     """
     path = find_checkpoint(path)
-    model, data, trained = load_trained(path)
+    loaded, data, trained = load_trained(path)
+    model = as_crt(loaded, path)
     seq_len = trained["train"]["seq_len"]
     ids = data.train.ids[:tokens]
-    model.gate = fit_gate(model, ids, data.tokenizer.eot_id, seq_len=seq_len)
-    model.gate.save(path.with_name(GATE_FILE), sha256(path.read_bytes()))
+    gate = model.gate = fit_gate(model, ids, data.tokenizer.eot_id, seq_len=seq_len)
+    gate.save(path.with_name(GATE_FILE), sha256(path.read_bytes()))
     return model
-
-
-def average_run(out: str | Path, last: int = 5) -> Path:
-    """Write the average of a run's last kept checkpoints beside them; the file's path.
-
-    Raises InputError when fewer than `last` were kept.
-    """
-    folder = RunFolder(out)
-    kept = folder.kept()
-    if len(kept) < last:
-        raise InputError(
-            f"{folder.path} kept {len(kept)} checkpoints, fewer than {last}; "
-            "train with --set train.keep_every=<updates>, or average fewer"
-        )
-    chosen = kept[-last:]
-    path = folder.checkpoint("average")
-    state = read_state(chosen[-1]) | {"averaged": [p.name for p in chosen]}
-    save_checkpoint(path, average_models(chosen), state)
-    return path
 
 
 def _own_tokenizer(path: Path, trained: dict[str, Any]) -> Tokenizer:

@@ -41,7 +41,7 @@ class View:
             ("mean loops", f"{loops:.2f} of {most:.0f}"),
             ("multiply-adds a token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
         ]
-        if self.tokens_per_second is not None:
+        if self.tokens_per_second is not None and self.full_tokens_per_second is not None:
             speed = self.tokens_per_second
             ratio = speed / self.full_tokens_per_second
             lines.append(("tokens/s, from measured", f"{speed:.0f} ({ratio:.2f}x full depth)"))
@@ -52,12 +52,11 @@ def look(trace: Trace, policy: Policy | None, pace: Pace | None = None) -> View:
     """What `policy` does on `trace`; None is the oracle."""
     outcome = oracle(trace) if policy is None else apply_policy(trace, policy)
     full = apply_policy(trace, Policy())
-    known = pace is not None
     return View(
         outcome=outcome,
         full=full,
-        tokens_per_second=pace.tokens_per_second(outcome) if known and policy else None,
-        full_tokens_per_second=pace.tokens_per_second(full) if known else None,
+        tokens_per_second=pace.tokens_per_second(outcome) if pace and policy else None,
+        full_tokens_per_second=pace.tokens_per_second(full) if pace else None,
     )
 
 
@@ -118,7 +117,7 @@ def numbers_html(view: View) -> str:
     return f'<table class="crt-numbers">{cells}</table>'
 
 
-def curves_of(trace: Trace) -> dict[str, list[Mapping[str, float]]]:
+def curves_of(trace: Trace) -> dict[str, list[dict[str, float]]]:
     """The frontier of every criterion: what does not change while a slider moves."""
     return {name: frontier(trace, name) for name in trace.scores}
 

@@ -37,10 +37,14 @@ def render(text: str, results: Path, blocks: Sequence[str]) -> str:
     for name in blocks:
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         block = BLOCKS[name](results) + "\n"
-        text, found = re.subn(pattern, lambda m, b=block: m[1] + b + m[2], text, flags=re.DOTALL)
+        text, found = re.subn(pattern, _between(block), text, flags=re.DOTALL)
         if found != 1:
             raise InputError(f"the page has {found} blocks <!-- begin {name} -->; one is needed")
     return text
+
+
+def _between(block: str) -> Callable[[re.Match[str]], str]:
+    return lambda marks: marks[1] + block + marks[2]
 
 
 def recipe_comparison(results: Path) -> str:
@@ -48,7 +52,8 @@ def recipe_comparison(results: Path) -> str:
     path = results / "small" / "search.csv"
     rows, documents = read_rows(path), read_rows(documents_file(path))
     baselines = [*arms()["baselines"], "1 loop"]  # the last: are loops worth their time?
-    head, body, budgets = ["arm", "parameters"], {}, []
+    head, budgets = ["arm", "parameters"], []
+    body: dict[str, list[str]] = {}
     for title, budget in (("equal tokens", EQUAL_TOKENS), ("equal time", EQUAL_TIME)):
         if all(row["budget"] != budget for row in documents):
             continue
@@ -130,7 +135,7 @@ def _case(row: dict[str, Any]) -> list[str]:
 
 def _parts(results: Path) -> str:
     """A row a case of train_parts.csv, a column a part: its share of the step, and of its bound."""
-    cases: dict[tuple, dict[str, dict[str, Any]]] = {}
+    cases: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in read_rows(results / "bench" / "train_parts.csv"):
         cases.setdefault(tuple(_case(row)), {})[row["part"]] = row
     body = []
@@ -164,7 +169,7 @@ def cost_against_size(results: Path) -> str:
 def _cost_table(rows: list[dict[str, Any]]) -> str:
     threads = list(dict.fromkeys(row["threads"] for row in rows))
     axes = ("batch", "length", "loops", "d")
-    sizes: dict[tuple, list[str]] = {}
+    sizes: dict[tuple[Any, ...], list[str]] = {}
     for row in rows:
         line = sizes.setdefault(tuple(row[axis] for axis in axes), [])
         line += [f"{row['tokens_per_second']:.0f}", f"{row['peak_memory_bytes'] / 1e9:.2f}"]
@@ -221,7 +226,7 @@ def decoding(results: Path) -> str:
         line = [way, f"{row['mean_loops']:.2f}" if row["mean_loops"] else "", cost]
         line.append(f"{row['token_ppl']:.2f}" if row["token_ppl"] else "")
         for batch in batches:
-            (own,) = [r for r in rows if (r["way"], r["batch"]) == (way, batch)] or [None]
+            own = next((r for r in rows if (r["way"], r["batch"]) == (way, batch)), None)
             said = f"{own['tokens_per_second']:.0f}" if own else ""
             line.append(f"{said} ({own['speedup']:.2f}x)" if own and own.get("speedup") else said)
         body.append(line)

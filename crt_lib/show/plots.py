@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -23,6 +23,9 @@ from crt_lib.audit.causality import CausalityReport
 from crt_lib.data import MIN_LINE
 from crt_lib.files import InputError, atomic_path
 from crt_lib.runs.manifest import checkout_root
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,7 +48,7 @@ _PARTS = {  # the parts of `crt_lib.audit.accounting`
 }
 
 
-def style() -> dict[str, Any]:
+def style() -> dict["RcKeyType", Any]:
     """The matplotlib settings of every figure."""
     return {
         "figure.dpi": 110,
@@ -226,12 +229,11 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
             rows = [row for row in metrics if f"{prefix}{loop}" in row]  # not every update has all
             tokens = np.array([row["tokens"] for row in rows]) / unit
             losses = np.array([row[f"{prefix}{loop}"] for row in rows])
-            options = {"color": loop_color(loop), "label": f"exit {loop}"}
+            marker = _MARKERS[(loop - 1) % len(_MARKERS)]
             if prefix == "loss_":
-                losses = _running_mean(losses, len(losses) // 50)
-            else:
-                options["marker"] = _MARKERS[(loop - 1) % len(_MARKERS)]
-            ax.plot(tokens, losses, **options)
+                losses, marker = _running_mean(losses, len(losses) // 50), "None"
+            label = f"exit {loop}"
+            ax.plot(tokens, losses, color=loop_color(loop), label=label, marker=marker)
         if floor is not None:
             ax.axhline(floor, color=BLACK, linestyle="--", label="entropy rate")
         ax.set(xlabel=f"tokens seen ({word})", title=title)

@@ -1,4 +1,4 @@
-"""The tables of the runs at `small`: each exit of `crt2`, what it is held against, its words."""
+"""The tables of the runs at `small`, each exit of `crt2`, what it is held against, its words."""
 
 import itertools
 import statistics

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.config import Profile
-from crt_lib.evaluate import evaluate_deployable
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.files import InputError
+from crt_lib.runs.profiles import Profile
 from crt_lib.study.search import exit_losses
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train
@@ -72,7 +72,8 @@ def searched_table_3(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Each arm is at the rate where it has the lowest loss with seed 0, of those that were tried
     (`rates`: how many, by recipe). Variants without rows of all three recipes are left out.
     """
-    rows, table = list(rows), []
+    rows = list(rows)
+    table = []
     for variant, paper in {**PAPER_TABLE_3, "depthwise_mlp": None}.items():
         of = {name: _at_best_rate(rows, f"{name}, TRM {variant}") for name in RATES}
         if not all(of.values()):

@@ -27,7 +27,7 @@ from crt_lib.exits.trace import (
 )
 from crt_lib.files import read_rows, sha256, write_rows
 from crt_lib.model import CRT
-from crt_lib.runs.run import find_checkpoint, gate_run, load_trained, load_trained_model
+from crt_lib.runs.run import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
 THRESHOLDS = ("tau0", "tau_min", "decay")
@@ -116,10 +116,11 @@ def judge_run(folder: str | Path, *, fresh: bool = False, tokens: int | None = N
     traces = {} if fresh else _kept(files, checkpoint, tokens)
     tokens = tokens or (traces["valid"].about["max_tokens"] if traces else TRACED_TOKENS)
     if traces and table.is_file():
-        model, tokenizer, trained = load_trained_model(folder)
-        kept = read_rows(table)
+        loaded, tokenizer, trained = load_trained_model(folder)
+        model, kept = as_crt(loaded, folder), read_rows(table)
         return Judged(folder, model, tokenizer, trained, traces, kept, None, tokens)
-    model, data, trained = load_trained(folder)
+    loaded, data, trained = load_trained(folder)
+    model = as_crt(loaded, folder)
     if model.gate is None:
         model.gate = gate_run(folder, tokens).gate
     model.eval()
@@ -146,7 +147,7 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = Non
     folder, model, trained = judged.folder, judged.model, judged.trained
     seq_len, checkpoint = trained["train"]["seq_len"], checkpoint_digest(folder)
     data = judged.data
-    rows: dict[str, Any] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for name in ("exits", "depth", "decode"):
         path = folder / f"{name}.csv"
         # exits.csv is of the run itself; a long measurement of speed is not lost with a trace
@@ -162,9 +163,16 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = Non
             data = data or load_trained(folder)[1]
             rows[name] = _TABLES[name](model, data, seq_len, judged.tokens)
         write_rows(path, rows[name])
-    passage = passage_of(model, judged.tokenizer, trained)
     return Analysis(
-        model, judged.tokenizer, **judged.traces, **rows, policies=judged.policies, passage=passage
+        model=model,
+        tokenizer=judged.tokenizer,
+        valid=judged.traces["valid"],
+        test=judged.traces["test"],
+        exits=rows["exits"],
+        depth=rows["depth"],
+        policies=judged.policies,
+        decode=rows["decode"],
+        passage=passage_of(model, judged.tokenizer, trained),
     )
 
 

@@ -131,4 +131,5 @@ def memory(results: Results) -> Judged:
 
 
 def _total(sharing: str, **changes: Any) -> int:
-    return sum(parameters_by_part(ModelConfig(head_sharing=sharing, **changes)).values())
+    config = ModelConfig().replace(head_sharing=sharing, **changes)
+    return sum(parameters_by_part(config).values())

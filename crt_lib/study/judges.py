@@ -28,6 +28,8 @@ ABLATIONS = (
     f"{SEARCH} paper-ablations --updates 150 --lr 1e-3; "
     f"{SEARCH} crt2-ablations --updates 150 --lr 1.6e-2"
 )
+UNSCORED = "these runs have no such exit or protocol"
+UNSEARCHED = "the ablations have not been searched"
 Rule = Callable[[Results, RunRows, RunRows], Judged]
 
 
@@ -36,6 +38,12 @@ def _three_way(paper: float, released: float, honest: float) -> str:
     if honest <= paper * (1 + NEAR):
         return HOLDS
     return LEAK if released <= paper * (1 + NEAR) else FAILS
+
+
+def _known(*losses: float | None) -> list[float] | None:
+    """`losses`; None if one of them was not scored."""
+    found = [loss for loss in losses if loss is not None]
+    return found if len(found) == len(losses) else None
 
 
 def _of_the_pair(rule: Rule) -> Callable[[Results], Judged]:
@@ -62,9 +70,9 @@ def perplexity(split: str, place: int, paper: float) -> Callable[[Results], Judg
 
     @_of_the_pair
     def judge(results: Results, released: RunRows, honest: RunRows) -> Judged:
-        ours = released.loss(split, "released", place), honest.loss(split, "honest", place)
-        if None in ours:
-            return Judged(UNTESTED, "these runs have no such exit or protocol")
+        ours = _known(released.loss(split, "released", place), honest.loss(split, "honest", place))
+        if ours is None:
+            return Judged(UNTESTED, UNSCORED)
         ppl = [math.exp(loss) for loss in ours]
         alone = released.loss("valid", "deployable", place)
         whole = released.loss(split, "honest", place)
@@ -76,7 +84,7 @@ def perplexity(split: str, place: int, paper: float) -> Callable[[Results], Judg
                 f"{math.exp(alone):,.0f} (a sample of valid)"
             )
         return Judged(
-            _three_way(paper, *ppl),
+            _three_way(paper, ppl[0], ppl[1]),
             f"{'the last exit' if place < 0 else f'exit {place + 1}'} of the released block, "
             "padding scored, against the causal block's, every token scored once" + deployed,
             released=f"PPL {ppl[0]:.3f}" + _interval(released, split, "released", place, ".3f"),
@@ -97,23 +105,27 @@ def _interval(run: RunRows, split: str, protocol: str, place: int, form: str) ->
 @_of_the_pair
 def last_exit_is_worse(results: Results, released: RunRows, honest: RunRows) -> Judged:
     """That the exit before the last has the lower PPL, by 2.2 %."""
-    gains = [
-        (run.loss("valid", protocol, -1) - run.loss("valid", protocol, -2))
-        for run, protocol in ((released, "released"), (honest, "honest"))
-    ]
+    ends = [_known(*_last_two(released, "released")), _known(*_last_two(honest, "honest"))]
+    gains = [last - before for last, before in filter(None, ends)]
+    if len(gains) < len(ends):
+        return Judged(UNTESTED, UNSCORED)
     claimed = math.log(1.022) * (1 - NEAR)
     verdict = HOLDS if gains[1] >= claimed else LEAK if gains[0] >= claimed else FAILS
     why = "the exit before the last against the last, in PPL, the paper's block"
     corrected = results.run(released.profile, "crt2")
-    if corrected:
-        own = corrected.loss("valid", "honest", -1) - corrected.loss("valid", "honest", -2)
-        why += f"; crt2: {_better(own)}{_of_difference(corrected, 'honest')}"
+    own = _known(*_last_two(corrected, "honest")) if corrected else None
+    if corrected and own:
+        why += f"; crt2: {_better(own[0] - own[1])}{_of_difference(corrected, 'honest')}"
     return Judged(
         verdict,
         why,
         _better(gains[0]) + _of_difference(released, "released"),
         _better(gains[1]) + _of_difference(honest, "honest"),
     )
+
+
+def _last_two(run: RunRows, protocol: str) -> tuple[float | None, float | None]:
+    return run.loss("valid", protocol, -1), run.loss("valid", protocol, -2)
 
 
 def _of_difference(run: RunRows, protocol: str) -> str:
@@ -134,10 +146,14 @@ def _better(gain: float) -> str:
 @_of_the_pair
 def gap(results: Results, released: RunRows, honest: RunRows) -> Judged:
     """How much more is lost on test than on valid."""
-    ends = [
-        [run.loss(split, protocol, -1) for split in ("valid", "test")]
-        for run, protocol in ((released, "released"), (honest, "honest"))
+    sides = ((released, "released"), (honest, "honest"))
+    scored = [
+        _known(*(run.loss(split, protocol, -1) for split in ("valid", "test")))
+        for run, protocol in sides
     ]
+    ends = list(filter(None, scored))
+    if len(ends) < len(sides):
+        return Judged(UNTESTED, UNSCORED)
     gaps = [test / valid - 1 for valid, test in ends]
     near = [abs(gap - 0.242) <= NEAR for gap in gaps]
     nats = " and ".join(f"{test - valid:+.3f}" for valid, test in ends)
@@ -145,7 +161,8 @@ def gap(results: Results, released: RunRows, honest: RunRows) -> Judged:
         HOLDS if near[1] else LEAK if near[0] else FAILS,
         "how much larger the last exit's loss is on test than on valid; the paper calls a "
         f"difference below 0.15 nats excellent, here they are {nats}",
-        *(f"{gap:+.1%}" for gap in gaps),
+        released=f"{gaps[0]:+.1%}",
+        honest=f"{gaps[1]:+.1%}",
     )
 
 
@@ -155,8 +172,8 @@ def ratio_to_linear(variant: str, claimed: float) -> Callable[[Results], Judged]
     def judge(results: Results) -> Judged:
         found = results.table("search.csv")
         rows = {row["variant"]: row for row in searched_table_3(found[1])} if found else {}
-        if not {"linear", variant} <= set(rows):
-            return Judged(UNTESTED, "the ablations have not been searched")
+        if found is None or not {"linear", variant} <= set(rows):
+            return Judged(UNTESTED, UNSEARCHED)
         kinds = ("symmetric", "causal", "crt2")
         pairs = [[rows[name][kind] for name in ("linear", variant)] for kind in kinds]
         ratios = [linear / own for linear, own in pairs]
@@ -188,14 +205,16 @@ def best_as_it_is(base: str, changes: Sequence[str]) -> Callable[[Results], Judg
 
     def judge(results: Results) -> Judged:
         found = results.table("search.csv")
+        if found is None:
+            return Judged(UNTESTED, UNSEARCHED)
         tables = {}
-        for recipe in ("paper", "crt2") if found else ():
+        for recipe in ("paper", "crt2"):
             names = [f"{recipe}, {name}" for name in changes]
             start = f"{recipe}, {base}" if base else recipe
             with contextlib.suppress(InputError):
                 tables[recipe] = worth(found[1], recipe, start, names)
         if any(len(table) <= len(changes) for table in tables.values()) or len(tables) < 2:
-            return Judged(UNTESTED, "the ablations have not been searched")
+            return Judged(UNTESTED, UNSEARCHED)
         against = {name: "; ".join(map(in_words, table[1:])) for name, table in tables.items()}
         if any(row["low"] is None and math.isfinite(row["loss"]) for row in tables["paper"][1:]):
             return Judged(UNTESTED, "an ablation has one seed, which is no evidence")
@@ -219,12 +238,14 @@ def against_gpt2(results: Results) -> Judged:
     """The PPL against that of a GPT-2, both trained here."""
     found = results.table("search_documents.csv")
     profile, rows = found or ("", [])
-    ratios = {}
+    ratios: dict[tuple[str, str], Interval] = {}
     for ours in ("paper, d = 160", "crt2"):
         for theirs in ("GPT-2 112 x 4", "GPT-2 112 x 4, muon"):
             with contextlib.suppress(InputError):
-                ratios[ours, theirs] = _ppl_ratio(rows, ours, theirs)
-    if len(ratios) < 4 or None in ratios.values():
+                ratio = _ppl_ratio(rows, ours, theirs)
+                if ratio is not None:
+                    ratios[ours, theirs] = ratio
+    if len(ratios) < 4:
         return Judged(UNTESTED, "the baselines have not been searched")
     (paper, with_muon), (crt2, crt2_muon) = (
         [ratios[ours, theirs] for theirs in ("GPT-2 112 x 4", "GPT-2 112 x 4, muon")]

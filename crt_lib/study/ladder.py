@@ -6,10 +6,11 @@ size. `crt search` runs them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from crt_lib.config import GPT2Config, Profile, load_profile
+from crt_lib.config import GPT2Config
 from crt_lib.files import InputError
+from crt_lib.runs.profiles import Profile, load_profile
 
 EQUAL_TOKENS, EQUAL_TIME = "300 updates", "2 min"  # the budgets at which baselines are compared
 RUNG_TOKENS, RUNG_TIME = "150 updates", "1 min"  # those of the ladder
@@ -137,7 +138,9 @@ def arms() -> dict[str, dict[str, Profile]]:
         ladder[f"+ {change.name}"] = profile
     crt2 = ladder["crt2"] = ladder.pop(f"+ {LADDER[-1].name}")
 
-    def gpt2(d: int, layers: int, optimizer: str = "adamw", kind: str = "gpt2") -> Profile:
+    def gpt2(
+        d: int, layers: int, optimizer: str = "adamw", kind: Literal["gpt2", "shared"] = "gpt2"
+    ) -> Profile:
         model = GPT2Config(
             d_model=d, n_heads=d // 16, n_layers=layers, max_seq_len=256, dropout=0.0, kind=kind
         )
@@ -174,7 +177,7 @@ def choose_arms(names: Sequence[str]) -> dict[str, Profile]:
     """The arms of these names or groups, in order; raises InputError for an unknown one."""
     groups = arms()
     every = {name: profile for group in groups.values() for name, profile in group.items()}
-    chosen = {}
+    chosen: dict[str, Profile] = {}
     for name in names:
         if name not in groups and name not in every:
             known = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())

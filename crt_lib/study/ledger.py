@@ -13,8 +13,10 @@ UNDERIVED, UNTESTED = "not derivable", "not tested"
 LARGEST_FIRST = ("paper", "small")  # the smaller ones are made anew wherever the notebooks run
 NEAR = 0.1  # of the paper's value: what counts as the same
 
-COLUMNS = ("id", "claim", "paper", "place", "released", "honest", "verdict", "why", "rule")
-COLUMNS += ("profile", "seeds", "command")
+COLUMNS = (
+    *("id", "claim", "paper", "place", "released", "honest", "verdict", "why", "rule"),
+    *("profile", "seeds", "command"),
+)
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,20 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from crt_lib.audit.accounting import count_parameters
 from crt_lib.audit.compare import document_of_tokens, score_documents
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import read_timing
-from crt_lib.config import Profile
-from crt_lib.evaluate import evaluate_deployable
-from crt_lib.files import InputError, end_with_parent, locked, read_rows, sha256, write_rows
-from crt_lib.model import count_parameters
+from crt_lib.files import InputError, locked, read_rows, sha256, write_rows
+from crt_lib.runs.machine import end_with_parent
+from crt_lib.runs.profiles import Profile
 from crt_lib.runs.run import load_data
 from crt_lib.train import TrainingError, TrainResult, train
 
@@ -56,8 +57,8 @@ class Trial:
         Not of the precision, which is the machine's: the stored rows were trained in bf16.
         """
         train = self.profile.train.replace(precision="bf16")
-        settings = [self.profile.model.to_dict(), train.to_dict()]
-        settings += [self.profile.corpus, self.profile.tokenizer]
+        of = self.profile
+        settings = [of.model.to_dict(), train.to_dict(), of.corpus, of.tokenizer]
         return "s" + sha256(json.dumps(settings, sort_keys=True).encode())[:11]  # never a number
 
     def is_in(self, rows: Iterable[Row]) -> bool:
@@ -326,7 +327,7 @@ def steps(summary: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def exit_losses(row: Row) -> dict[int, float]:
+def exit_losses(row: Mapping[str, Any]) -> dict[int, float]:
     """The loss of every exit of a row of `search`."""
     pairs = (text.split(":") for text in str(row["exit_losses"] or "").split())
     return {int(loop): float(loss) for loop, loss in pairs}

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from crt_lib.data import MIN_LINE
 from crt_lib.files import InputError, cache_root, sha256, write_text
 from crt_lib.text import docstrings, grammar
 
@@ -165,8 +166,9 @@ def _hub_wikitext(name: str) -> Corpus:
     folder = cache_root() / variant
     files = {split: folder / f"{split}.txt" for split in SPLITS}
     marks = {split: folder / f"{split}.sha256" for split in SPLITS}
-    texts = {split: _read_verified(files[split], marks[split]) for split in SPLITS}
-    if None in texts.values():
+    kept = {split: _read_verified(files[split], marks[split]) for split in SPLITS}
+    texts = {split: text for split, text in kept.items() if text is not None}
+    if len(texts) < len(SPLITS):
         wanted = f"corpus {name!r} ({repository}, {variant})"
         advice = (
             "set CRT_DATA_ROOT to a folder that holds "
@@ -219,3 +221,14 @@ def check_hub(wanted: str, advice: str) -> None:
             f"cannot fetch {wanted}: {endpoint.hostname} cannot be reached ({error}). "
             f"Connect to the network, or {advice}"
         ) from error
+
+
+def released_lines(text: str) -> list[str]:
+    """The lines longer than 50 characters, line end included: the rows the hub's dataset holds."""
+    return [line for line in _lines(text) if len(line) > MIN_LINE]
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]  # what follows the last line end has none
+    return lines

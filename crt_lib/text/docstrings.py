@@ -161,7 +161,7 @@ def _docstrings_of(node: ast.AST) -> Iterator[str]:
 
 
 def _name(function: ast.expr) -> str:
-    return getattr(function, "id", None) or getattr(function, "attr", "")
+    return getattr(function, "id", "") or getattr(function, "attr", "")
 
 
 def _blocks(text: str) -> Iterator[list[str]]:

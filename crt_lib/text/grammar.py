@@ -102,7 +102,8 @@ def sample(n_sentences: int, seed: int) -> str:
     ]
     lines = []
     for _ in range(n_sentences):
-        line, state = [], 0
+        line: list[str] = []
+        state = 0
         while not line or state:
             choices, cumulative = followers[state]
             state = rng.choices(choices, cum_weights=cumulative)[0]

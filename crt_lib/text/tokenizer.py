@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from crt_lib.data import released_lines
 from crt_lib.files import InputError, atomic_path, cache_root, sha256, write_json, write_text
-from crt_lib.text.corpus import SPLITS, Corpus, Split, check_hub
+from crt_lib.text.corpus import SPLITS, Corpus, Split, check_hub, released_lines
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_LINE = "<eos>"
@@ -81,7 +80,10 @@ class ByteLevelBPE(Tokenizer):
         self.name, self._backend = name, backend
         backend.encode_special_tokens = True
         self.vocab_size = backend.get_vocab_size()
-        self.eot_id = backend.token_to_id(END_OF_TEXT)
+        end = backend.token_to_id(END_OF_TEXT)
+        if end is None:
+            raise InputError(f"tokenizer {name!r} has no token {END_OF_TEXT}")
+        self.eot_id = end
         self.fingerprint = sha256(backend.to_str().encode())
 
     def encode_lines(self, lines: Sequence[str]) -> list[np.ndarray]:
@@ -91,7 +93,7 @@ class ByteLevelBPE(Tokenizer):
     def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
         """UTF-8 bytes that each id stands for: a byte-level token has one character for each."""
         tokens = (self._backend.id_to_token(i) for i in range(self.vocab_size))
-        return np.array([len(token) for token in tokens])[ids]
+        return np.array([len(token or "") for token in tokens])[ids]  # an id may be nobody's
 
     def save(self, path: str | Path) -> None:
         """Write it to a file of the `tokenizers` library, atomically; `read_bpe` reads it."""

@@ -5,9 +5,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from crt_lib.audit.accounting import multiply_adds, parameters_by_part
-from crt_lib.config import GPT2Config, ModelConfig
-from crt_lib.model import CRT, count_parameters, make_model
+from crt_lib.audit.accounting import count_parameters, multiply_adds, parameters_by_part
+from crt_lib.config import GPT2Config, ModelConfig, make_model
+from crt_lib.model import CRT
 
 TINY = ModelConfig(
     vocab_size=53, d_model=24, n_heads=3, n_loops=4, n_cycles=3, exit_loops=(1, 3), max_seq_len=40

@@ -10,11 +10,11 @@ from closeness import SAME, same
 from tiny_models import exact_model, random_model
 
 from crt_lib import InputError, load_corpus, load_tokenizer, tokenize
-from crt_lib.audit.accounting import multiply_adds
+from crt_lib.audit.accounting import count_parameters, multiply_adds
 from crt_lib.audit.checks import entropy_floor, padding_report, parameter_report, speed_report
 from crt_lib.config import ModelConfig
 from crt_lib.hf.targets import load_target
-from crt_lib.model import CRT, count_parameters
+from crt_lib.model import CRT
 
 VOCAB = 37
 LINES = [np.random.default_rng(i).integers(1, VOCAB, 5 + 3 * i) for i in range(8)]

@@ -7,9 +7,8 @@ from torch import nn
 
 from crt_lib import CRT, causality_report, load_profile
 from crt_lib.audit.probes import PROBES
-from crt_lib.config import GPT2Config
+from crt_lib.config import GPT2Config, make_model
 from crt_lib.files import InputError
-from crt_lib.model import make_model
 
 VOCAB = 31
 PAPER = load_profile("smoke", "paper").model.replace(vocab_size=VOCAB)

@@ -20,12 +20,11 @@ from crt_lib.bench.ways import (
     gpt2_generate,
     matched_gpt2,
 )
-from crt_lib.config import GPT2Config
+from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import generate
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy, calibrate, make_trace
-from crt_lib.model import make_model
 
 SEQ_LEN = 32
 
@@ -182,8 +181,8 @@ def test_gpt2_with_a_cache_says_what_it_says_without():
 @pytest.mark.parametrize("rows", [1, 2])
 def test_text_in_8_bits(rows, monkeypatch):
     """All products in 8 bits: the logits stay near, and what cannot be is refused."""
-    monkeypatch.setattr("crt_lib.exits.products.LARGE", 0)
-    monkeypatch.setattr("crt_lib.exits.products.LARGE_FOR_ROWS", 0)
+    monkeypatch.setattr("crt_lib.cached.products.LARGE", 0)
+    monkeypatch.setattr("crt_lib.cached.products.LARGE_FOR_ROWS", 0)
     model = random_model(**ALL_OPTIONS)
     weights = torch.randn(2, model.config.d_model + 1)
     model.gate = Gate(dict(zip((1, 3), 0.2 * weights, strict=True)))

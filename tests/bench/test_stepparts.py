@@ -13,7 +13,8 @@ from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, paramet
 from crt_lib.bench.parts import OTHER, PARTS, RECOMPUTED, Clock, part_bounds
 from crt_lib.bench.training import keep_others, part_rows
 from crt_lib.layers import Attention
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 
 
 def gradients(config, checkpointing, watched):

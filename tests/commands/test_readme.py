@@ -49,8 +49,8 @@ def arguments(command: str) -> list[str] | None:
     words = shlex.split(command)
     if words[0] == "crt":
         return words[1:]
-    if "crt_lib" in words:
-        return words[words.index("crt_lib") + 1 :]
+    if "crt_lib.cli" in words:
+        return words[words.index("crt_lib.cli") + 1 :]
     return None
 
 

@@ -19,9 +19,10 @@ from tiny_models import (
     random_model,
 )
 
+from crt_lib.audit.accounting import count_parameters
 from crt_lib.config import ModelConfig
-from crt_lib.layers import rotate, turns
-from crt_lib.model import CRT, count_parameters
+from crt_lib.kernels import rotate, turns
+from crt_lib.model import CRT
 
 CASES = OPTIONS | {"all": ALL_OPTIONS}
 WIDE = ModelConfig(

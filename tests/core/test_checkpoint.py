@@ -10,10 +10,11 @@ from closeness import near
 from safetensors.torch import load_file, save_file
 
 from crt_lib import InputError
-from crt_lib.checkpoint import average_models, load_model, read_state, restore, save_checkpoint
-from crt_lib.config import load_profile
+from crt_lib.checkpoint import load_model, read_state, restore, save_checkpoint
 from crt_lib.files import write_json
 from crt_lib.model import CRT
+from crt_lib.runs.average import average_models
+from crt_lib.runs.profiles import load_profile
 
 CONFIG = load_profile("smoke").model.replace(vocab_size=61)
 

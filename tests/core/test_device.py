@@ -7,8 +7,8 @@ import torch
 
 from crt_lib import InputError, device, load_profile
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.device import WIDE, choose_precision, limit_memory, matmul_peak
-from crt_lib.runs.machine import utilisation
+from crt_lib.device import WIDE, choose_precision
+from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation
 
 
 def test_utilisation_by_hand():

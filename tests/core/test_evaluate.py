@@ -10,10 +10,11 @@ from closeness import EXACT, SAME, same
 from torch import nn
 
 from crt_lib import InputError, evaluate
-from crt_lib.config import load_profile
+from crt_lib.audit.protocols import evaluate_deployable, evaluate_lines
 from crt_lib.data import evaluation_lines, evaluation_windows
-from crt_lib.evaluate import evaluate_deployable, evaluate_lines, token_losses
+from crt_lib.evaluate import token_losses
 from crt_lib.model import CRT
+from crt_lib.runs.profiles import load_profile
 from crt_lib.text import grammar
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import load_tokenizer, tokenize

@@ -7,7 +7,7 @@ from closeness import same
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crt_lib.layers import Dropout, _ShiftedSum
+from crt_lib.kernels import Dropout, ShiftedSum
 
 
 @given(
@@ -24,7 +24,7 @@ def test_shifted_sum_is_a_depthwise_convolution(T, k, dilation, left):
     after = (k - 1) * dilation - before
     padded = F.pad(h, (0, 0, before, after)).transpose(1, 2)
     plain = F.conv1d(padded, kernels.T[:, None], dilation=dilation, groups=4).transpose(1, 2)
-    ours = _ShiftedSum.apply(h, kernels, [i * dilation - before for i in range(k)])
+    ours = ShiftedSum.apply(h, kernels, [i * dilation - before for i in range(k)])
     same(ours, plain)
     gradient = torch.randn_like(plain)
     same(*(torch.autograd.grad(y, (h, kernels), gradient) for y in (ours, plain)))

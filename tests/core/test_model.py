@@ -29,7 +29,8 @@ from crt_lib import loss
 from crt_lib.audit.reference import reference_logits, reference_loss
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 
 
 def check_logits(model: CRT) -> None:

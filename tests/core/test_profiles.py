@@ -4,7 +4,7 @@ import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, load_profile
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
-from crt_lib.config import RECIPES, Profile
+from crt_lib.runs.profiles import RECIPES, Profile
 from crt_lib.study.ladder import LADDER, arms, choose_arms
 
 

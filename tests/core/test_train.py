@@ -106,7 +106,7 @@ KILLER = """
     torch.set_num_threads({threads})
     import crt_lib.checkpoint, crt_lib.checkpoint, crt_lib.train
     from crt_lib.data import PackedWindows
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = {tests!r}
     import test_train
     from pathlib import Path
 
@@ -130,7 +130,7 @@ KILLER = """
 MOMENTS = [
     ("PackedWindows", "batch", 4, False),  # in update 2: before any checkpoint
     ("crt_lib.checkpoint", "save_file", 3, True),  # while writing `best` or `last`
-    ("crt_lib.checkpoint", "_append", 5, False),  # between an update and its row
+    ('sys.modules["crt_lib.train"]', "append_row", 5, False),  # between an update and its row
     ("os", "replace", 4, False),  # a whole file, not yet in its place
     (
         'sys.modules["crt_lib.train"]._Run',
@@ -147,7 +147,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(whole, tmp_path):
     for owner, name, nth, half in MOMENTS:
         moment = {"owner": owner, "name": name, "nth": nth, "half": half}
         threads = torch.get_num_threads()
-        code = KILLER.format(tests=str(ROOT / "tests"), threads=threads, **moment)
+        tests = [str(ROOT / "tests"), str(Path(__file__).parent)]
+        code = KILLER.format(tests=tests, threads=threads, **moment)
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
         process = subprocess.run(command, env=here(), capture_output=True, text=True)
         assert process.returncode == -signal.SIGKILL, process.stderr

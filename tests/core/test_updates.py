@@ -10,7 +10,8 @@ from closeness import same
 from tiny_models import ALL_OPTIONS, SHARINGS, TINY, VARIANTS, random_ids, random_model
 
 from crt_lib.config import TrainConfig
-from crt_lib.model import CRT, total_loss
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
 from crt_lib.optim import Muon, exits_of_update, make_optimizers
 
 LOOPS = (2, 4, 6, 8)

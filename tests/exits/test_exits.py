@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from crt_lib import InputError
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
 from crt_lib.exits.policy import CRITERIA, Loop, Policy, run_with_exits
 from crt_lib.layers import Attention, DilatedConv
 

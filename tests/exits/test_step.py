@@ -10,12 +10,12 @@ from test_exits import CASES, Pattern, causal
 from tiny_models import ALL_OPTIONS, OPTIONS, TINY, exact_model, random_ids, random_model
 from torch import nn
 
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
+from crt_lib.cached.step import Step
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.leaving import step_with_exits
 from crt_lib.exits.policy import Policy, run_with_exits
-from crt_lib.exits.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
-from crt_lib.exits.step import Step
 
 KNOWN = 6  # tokens that the model itself has read
 NEW = 7

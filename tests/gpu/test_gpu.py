@@ -17,7 +17,7 @@ from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError, cli
 from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.exits.step import Step
+from crt_lib.cached.step import Step
 from crt_lib.files import read_rows
 from crt_lib.gpu import checks as gpuchecks
 from crt_lib.gpu import training as gputraining

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from closeness import OF_A_MODEL, roundings, same
 
 from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
-from crt_lib.audit.accounting import multiply_adds
+from crt_lib.audit.accounting import count_parameters, multiply_adds
 from crt_lib.checkpoint import load_model
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict
-from crt_lib.model import count_parameters, make_model
+from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict, make_model
 
 TINY = GPT2Config(vocab_size=53, d_model=24, n_heads=3, n_layers=2, max_seq_len=32, dropout=0.0)
 

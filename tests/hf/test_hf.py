@@ -24,7 +24,7 @@ from tiny_models import ALL_OPTIONS, SHARINGS, random_ids
 from crt_lib import InputError
 from crt_lib.exits.decode import generate
 from crt_lib.hf.model import CRTConfig, CRTForCausalLM
-from crt_lib.model import total_loss
+from crt_lib.loss import total_loss
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)

@@ -8,7 +8,7 @@ from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
 from tiny_models import ALL_OPTIONS
 
 from crt_lib import InputError
-from crt_lib.caches import Memory
+from crt_lib.cached.memory import Memory
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.hf.cache import CRTCache

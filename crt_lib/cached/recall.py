@@ -4,11 +4,13 @@ The parts of `step` that touch the memory. Where all layers write and what they 
 found once a token (`begin`), not once a loop; B rows, H heads of D features.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from crt_lib.caches import Memory
-from crt_lib.layers import turns
+from crt_lib.cached.memory import Memory
+from crt_lib.kernels import turns
 from crt_lib.model import CRT
 
 
@@ -36,7 +38,7 @@ class Convolutions:
             kernels = kernels[:, :, None]  # (sites, k, 1, d)
             self.now = kernels[:, -1].unbind(0)
             self.before = [kernels.narrow(0, at, n).unbind(1) for at, n, _ in self.groups]
-        self.held: Tensor | None = None
+        self.held = torch.empty(0)  # `memory.inputs` when it was last looked at
 
     def begin(self, at: int) -> None:
         memory = self.memory
@@ -44,8 +46,8 @@ class Convolutions:
             self.held = memory.inputs
             self.of_group = [self.held.narrow(0, first, count) for first, count, _ in self.groups]
         self.at = at = memory.reach + at
-        self.inputs: list[Tensor] = [None] * len(memory.convolutions)
-        self.past: list = []  # what earlier inputs bring: (B, d) a site, or k - 1 of them
+        self.inputs = [self.held] * len(memory.convolutions)  # each is put in before it is read
+        self.past: list[Any] = []  # what earlier inputs bring: (B, d) a site, or k - 1 of them
         for index, (held, (_, _, reach)) in enumerate(zip(self.of_group, self.groups, strict=True)):
             step = reach // max(len(self.taps), 1)
             taps = [held.select(2, at - reach + tap * step) for tap in self.taps]  # (n, B, d)
@@ -89,7 +91,8 @@ class Heads:
     def __init__(self, model: CRT, memory: Memory):
         config, like = model.config, model.loop_encoding.detach()
         B, H, D = memory.rows, config.n_heads, config.d_model // config.n_heads
-        self.memory, self.kv = memory, None
+        self.memory = memory
+        self.kv = torch.empty(0)  # `memory.kv` when it was last looked at
         self.given = like.new_empty(B, 3 * config.d_model)  # for queries, keys and values
         self.heads = like.new_empty(3, B, H, 1, D)  # the same, turned
         self.query, self.pair = self.heads[0].flatten(0, 1), self.heads[1:, :, :, 0]
@@ -117,10 +120,10 @@ class Heads:
         if starts is not None:
             before = torch.arange(at + 1, device=kv.device) < starts[:, None]  # padding
             self.mask = before.repeat_interleave(self.heads.shape[2], 0)[:, None]
-        if self.rotary and starts is None:
-            self.turn = self.cos.select(0, at), self.sin.select(0, at)
+            if self.rotary:
+                self.turn = self.cos[at - starts], self.sin[at - starts]
         elif self.rotary:
-            self.turn = self.cos[at - starts], self.sin[at - starts]
+            self.turn = self.cos.select(0, at), self.sin.select(0, at)
 
     def __call__(self, layer: int, active: Tensor | None) -> Tensor:
         """What the heads of `layer` read (B, d) for what is in `given`, with scaled queries.

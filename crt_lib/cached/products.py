@@ -204,14 +204,16 @@ def _mlp(first: Product, second: Product, gated: bool) -> Branch:
 
 def _row_mlp(first: Transposed, second: Transposed) -> Branch:
     """Three operations: the second bias is one more row of its weight, of a feature that is 1."""
+    weight, bias = first.weight, first.bias
+    assert bias is not None and second.bias is not None  # a cycle's layers have them
     back = torch.cat([second.weight, second.bias[None]])
     hidden, middle = back.new_empty(1, len(back) - 1), back.new_ones(1, len(back))
     # as transposes: torch then leaves gelu to its own kernel; a call of oneDNN's takes longer
     into, out_of = (x.view(2, -1).t() for x in (middle[:, :-1], hidden))
 
     def apply(h: Tensor, x: Tensor) -> Tensor:
-        torch.addmm(first.bias, x, first.weight, out=hidden)
-        F.gelu(out_of, out=into)
+        torch.addmm(bias, x, weight, out=hidden)
+        F.gelu(out_of, out=into)  # type: ignore[call-arg]  # torch's annotation forgets `out`
         return torch.addmm(h, middle, back)
 
     return apply

@@ -47,7 +47,7 @@ class LayerMemory:
 
     def __init__(self, memory: "Memory", index: int, config: ModelConfig, n_cycles: int):
         self.memory, self.index, self.length = memory, index, 0
-        self.previous: LayerMemory | None = None
+        self.previous: LayerMemory  # there whenever `active` is
         self.active: Tensor | None = None
         dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
         self.convolutions = [

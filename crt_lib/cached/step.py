@@ -8,16 +8,17 @@ few; an operation costs as much as a small product.
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.caches import Memory
-from crt_lib.exits.products import Layout, Product
-from crt_lib.exits.recall import Convolutions, Heads
-from crt_lib.layers import DilatedConv, TimeBatchNorm
+from crt_lib.cached.memory import Memory
+from crt_lib.cached.products import Layout, Product
+from crt_lib.cached.recall import Convolutions, Heads
+from crt_lib.kernels import TimeBatchNorm
+from crt_lib.layers import DilatedConv
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
 
 Function = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ class Step:
     """`model` in evaluation mode on one token a row, after what `memory` holds.
 
     The weights are read when it is made: a model that is trained further needs another. `quantize`:
-    None or "int8" (`crt_lib.exits.products.Layout`).
+    None or "int8" (`crt_lib.cached.products.Layout`).
     """
 
     def __init__(self, model: CRT, memory: Memory, quantize: str | None = None):
@@ -38,7 +39,7 @@ class Step:
         self.project = _linear(model.embed.proj, self.layout)
         self.embed_trm = _TRM(model.embed, self)
         self.learned = model.positions.detach() if config.positions == "learned" else None
-        self.prelude = [_Block(block, self) for block in model.prelude]
+        self.prelude = [_Block(cast(Block, block), self) for block in model.prelude]
         self.block = _Block(model.block, self)
         self.encodings = model.loop_encoding.detach()[:, None]  # (n_loops, 1, d)
         self.injection = model.injection.detach() if config.injection else None
@@ -48,7 +49,8 @@ class Step:
     def begin(self, ids: Tensor, final: int) -> Tensor:
         """The state (B, d) that enters loop 1, of tokens `ids` (B,); loops to `final` may run."""
         memory = self.memory
-        self.final, self.active, self.at = final, None, memory.length
+        self.final, self.at = final, memory.length
+        self.active: Tensor | None = None
         self._catch_up()
         self.attention.begin(self.at)
         self.convolutions.begin(self.at)
@@ -108,7 +110,7 @@ class _Block:
         weight[:d] *= (d // attention.n_heads) ** -0.5  # the scale of the scores
         self.qkv, self.out = layout.of(weight, None), layout.layer(attention.out)
         self.norm1, self.trm = _norm(block.norm1), _TRM(block.trm, step)
-        self.norm2 = None if self.pre else _norm(block.norm2)
+        self.norm2 = _same if self.pre else _norm(block.norm2)
 
     def __call__(self, x: Tensor, layer: int, active: Tensor | None) -> Tensor:
         self.qkv.into(self.attention.given, self.norm1(x) if self.pre else x)
@@ -123,7 +125,7 @@ class _TRM:
     """As `crt_lib.model.TRM`."""
 
     def __init__(self, trm: TRM | TRMEmbedding, step: Step):
-        own = [_Cycle(cycle, step) for cycle in trm.cycles]
+        own = [_Cycle(cast(Cycle, cycle), step) for cycle in trm.cycles]
         self.cycles = [own[i % len(own)] for i in range(len(trm.dilations))]
 
     def __call__(self, h: Tensor, layer: int, active: Tensor | None) -> Tensor:
@@ -164,15 +166,18 @@ def _mixing(conv: DilatedConv, layout: Layout) -> Function | None:
 
 def _norm(norm: nn.Module) -> Function:
     if isinstance(norm, TimeBatchNorm):
+        assert norm.running_mean is not None and norm.running_var is not None  # it tracks them
         scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias.detach() - norm.running_mean * scale
         return lambda x: torch.addcmul(shift, x, scale)
     if isinstance(norm, nn.Identity):
         return _same
-    shape, weight, eps = norm.normalized_shape, norm.weight.detach(), norm.eps
+    assert isinstance(norm, nn.RMSNorm | nn.LayerNorm)  # `make_norm` makes no other
+    shape, weight = norm.normalized_shape, norm.weight.detach()
     if isinstance(norm, nn.RMSNorm):
-        return lambda x: torch.rms_norm(x, shape, weight, eps)
-    bias = norm.bias.detach()
+        least = norm.eps
+        return lambda x: torch.rms_norm(x, shape, weight, least)
+    bias, eps = norm.bias.detach(), norm.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
 
 
@@ -187,14 +192,16 @@ def _heads(
     if config.head_sharing == "tied":
         vocabulary = layout.of(table, None, vocabulary=True)
         return {n: (norms[n], _linear(heads[str(n)], layout), vocabulary) for n in norms}
-    vocabularies = {name: layout.layer(head, vocabulary=True) for name, head in heads.items()}
+    vocabularies = {
+        name: layout.layer(cast(nn.Linear, head), vocabulary=True) for name, head in heads.items()
+    }
     shared = {n: "final" if n == config.n_loops else "aux" for n in norms}
     names = {n: str(n) for n in norms} if config.head_sharing == "separate" else shared
     return {n: (norms[n], _same, vocabularies[names[n]]) for n in norms}
 
 
 def _linear(layer: nn.Module, layout: Layout) -> Function:
-    return _same if isinstance(layer, nn.Identity) else layout.layer(layer)
+    return layout.layer(layer) if isinstance(layer, nn.Linear) else _same
 
 
 def _same(x: Tensor) -> Tensor:

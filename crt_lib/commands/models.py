@@ -1,0 +1,159 @@
+"""The commands on a trained model: `crt generate`, `export`, `lm-task`, `gate`, `audit`."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crt_lib.commands.options import Corpus
+from crt_lib.files import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=0)] = 64,
+    criterion: Annotated[
+        str | None, typer.Option(help="Exit criterion; none runs every loop.")
+    ] = None,
+    tau0: Annotated[float, typer.Option(help="Threshold at the first loop (eq. 6).")] = 0.92,
+    tau_min: Annotated[float, typer.Option(help="The lowest threshold.")] = 0.8,
+    decay: Annotated[float, typer.Option(help="Of the threshold, by loop.")] = 0.98,
+    exit_loop: Annotated[
+        int | None, typer.Option(help="Every token leaves after it, or before by the criterion.")
+    ] = None,
+    draft_loop: Annotated[
+        int | None, typer.Option(help="Lossless speculation, drafts by this exit.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0: the most probable token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: large weights are read in 8 bits.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
+) -> None:
+    """Continue texts, with exits or with lossless speculation if asked for."""
+    from crt_lib.exits.decode import Generated, Sampling, Speculation
+    from crt_lib.exits.decode import generate as run
+    from crt_lib.exits.policy import Policy
+    from crt_lib.runs.run import as_crt, load_trained_model
+
+    sampling = Sampling(temperature, top_k, top_p)
+    policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
+    if draft_loop is not None and policy.leaves:
+        raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
+    if draft_loop is not None and quantize is not None:
+        raise InputError("--draft-loop keeps the text of float32; leave out --quantize")
+    model, tokenizer, _ = load_trained_model(checkpoint)
+    model = as_crt(model, checkpoint)
+    ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    if draft_loop is not None:
+        draft = Speculation(model, draft_loop)
+        made: Sequence[Generated] = [
+            draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids
+        ]
+    else:
+        how: dict[str, Any] = {"policy": policy, "sampling": sampling, "seed": seed}
+        made = run(model, ids, new_tokens, quantize=quantize, **how)
+    for prompt, one in zip(prompts, made, strict=True):
+        text = tokenizer.decode(one.tokens)
+        mean = sum(one.loops) / max(len(one.loops), 1)
+        if as_json:
+            typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
+        else:
+            typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    out: Annotated[
+        Path, typer.Argument(help="A folder for transformers, or a file ending in .pt2.")
+    ],
+    exit_loop: Annotated[
+        int | None, typer.Option(help="Exit of the .pt2 program; the last by default.")
+    ] = None,
+) -> None:
+    """Write a model as a folder that transformers loads, or as a torch.export program."""
+    from crt_lib.hf.export import export_run
+
+    typer.echo(f"exported: {export_run(checkpoint, out, exit_loop)}")
+
+
+@app.command()
+def lm_task(
+    out: Annotated[Path, typer.Argument(help="Folder for the task; it will hold the text.")],
+    corpus: Corpus = "wikitext-2",
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+) -> None:
+    """Write a corpus as a task for lm_eval, which then scores any model on it."""
+    from crt_lib.hf.lmtask import write_task
+
+    name = write_task(out, corpus or "wikitext-2", split)
+    typer.echo(
+        "lm_eval --model hf --model_args "
+        "'pretrained=<folder>,trust_remote_code=True,max_length=<length of training>' "
+        f"--include_path {shlex.quote(str(out))} --tasks {name} --device cpu --batch_size 8"
+    )
+
+
+@app.command()
+def gate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    tokens: Annotated[int, typer.Option(help="Of the training text.", min=1)] = 50_000,
+) -> None:
+    """Fit an exit gate beside a checkpoint, for the criterion gate; the model stays as it is."""
+    from crt_lib.exits.gate import GATE_FILE
+    from crt_lib.runs.run import find_checkpoint, gate_run
+
+    gate_run(checkpoint, tokens)
+    typer.echo(f"gate: {find_checkpoint(checkpoint).with_name(GATE_FILE)}")
+
+
+@app.command()
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(help="A run's folder, a checkpoint, hf:<folder> or <module>:<name>."),
+    ],
+    length: Annotated[int, typer.Option(help="Tokens in the probe.", min=2)] = 24,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Where the model does not say it.", min=2)
+    ] = None,
+    only_causality: Annotated[
+        bool, typer.Option("--only-causality", help="Neither parameters nor speed.")
+    ] = False,
+) -> None:
+    """Does a model see the tokens it is asked to predict? Exit code 1 if it does, 2 for an error.
+
+    Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters and speed.
+    """
+    from torch import nn
+
+    from crt_lib.audit.checks import causality_report, parameter_report, speed_report
+    from crt_lib.audit.probes import positions_of
+    from crt_lib.hf.targets import load_target
+
+    try:
+        target = load_target(model, vocab_size)
+    except OSError as error:
+        raise InputError(str(error)) from error  # 1 is for leaks
+    length = min(length, positions_of(target.model) or length)
+    report = causality_report(target.model, target.vocab_size, length=length)
+    typer.echo(str(report))
+    if not only_causality:
+        if isinstance(target.model, nn.Module):
+            typer.echo(f"\n{parameter_report(target.model)}")
+        try:
+            typer.echo(f"\n{speed_report(target.model, target.vocab_size, seq_len=length)}")
+        except Exception as error:  # anybody's model: the verdict stands
+            typer.echo(f"\nspeed: not measured: {type(error).__name__}: {error}", err=True)
+    raise typer.Exit(int(report.leaks))

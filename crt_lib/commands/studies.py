@@ -1,0 +1,108 @@
+"""The commands that make results and pages: `crt search`, `gpu`, `claims`, `report`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crt_lib.commands.options import Results
+
+app = typer.Typer()
+
+
+@app.command()
+def search(
+    arms: Annotated[
+        list[str],
+        typer.Argument(help="Names or groups, as ladder, variants, baselines, paper-ablations."),
+    ],
+    out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")],
+    rates: Annotated[list[float], typer.Option("--lr", help="Learning rate (repeatable).")],
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
+    updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Equal time: minutes of one processor for each.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
+    documents: Annotated[
+        bool, typer.Option(help="Also score the documents of test, for intervals.")
+    ] = False,
+    tuned: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Halve or double each arm's rate with the first seed until its best has a worse "
+            "one on either side; then train the other seeds at the best.",
+        ),
+    ] = False,
+) -> None:
+    """Train named configurations for equal tokens or equal time, and compare them on valid."""
+    from crt_lib.study.ladder import choose_arms
+    from crt_lib.study.search import grid, tune
+    from crt_lib.study.search import search as run_search
+
+    chosen, seeds = choose_arms(arms), seeds or [0]
+    how: dict[str, Any] = {
+        "jobs": jobs,
+        "threads": threads,
+        "documents": documents,
+        "echo": typer.echo,
+    }
+    if tuned:
+        tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
+    else:
+        run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder; a second call goes on with what it lacks.")],
+    minutes: Annotated[float, typer.Option(help="Of this call, in all.")] = 9.0,
+    rehearse: Annotated[bool, typer.Option(help="All of it at toy size on the CPU.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only checks, memory, steps, decode or training (repeatable)."),
+    ] = None,
+) -> None:
+    """Measure all that needs a GPU: checks, training steps, 6 GB, decoding, a training.
+
+    Without typer: python -m crt_lib.gpu.
+    """
+    from crt_lib.gpu.run import run_gpu
+
+    raise typer.Exit(run_gpu(out, minutes=minutes, rehearse=rehearse, only=only or ()))
+
+
+@app.command()
+def claims(
+    results: Results = Path("results"),
+) -> None:
+    """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
+    from crt_lib.study.claims import write_claims
+    from crt_lib.study.ledger import summary
+
+    rows = write_claims(results)
+    for row in rows:
+        values = " | ".join(row[name] for name in ("paper", "released", "honest"))
+        typer.echo(f"{row['id']} {row['verdict']:<24} {row['claim']}: {values}")
+    typer.echo(summary(rows))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Option(help="Where the pages are.", exists=True)] = Path("."),
+    results: Results = Path("results"),
+    times: Annotated[
+        Path | None,
+        typer.Option(help="First take the notebooks' times from this run of `crt reproduce`."),
+    ] = None,
+) -> None:
+    """Rewrite the tables of the pages from the files under results/."""
+    from crt_lib.show.pages import PAGES, record_times, update_page
+
+    if times is not None:
+        record_times(times, results)
+    for name, blocks in PAGES.items():
+        changed = update_page(folder / name, results, blocks)
+        typer.echo(f"{folder / name}: {'updated' if changed else 'up to date'}")
