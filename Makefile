@@ -18,7 +18,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-avx2 test-colab smoke lab lock clean python
+.PHONY: help setup reproduce test test-avx2 test-colab smoke lab front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 
 lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks
+
+front: setup ## write the address of pyproject.toml into the notebooks and CITATION.cff
+	$(BIN)/python -m crt_lib.book.front
 
 # `make reproduce` installs the extra notebooks, `make test` also test: .venv/EXTRAS.installed.
 # An unfinished installation starts again from an empty .venv: nothing half-written stays.
