@@ -18,7 +18,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-avx2 test-colab smoke lab lock clean python
+.PHONY: help setup reproduce test test-avx2 test-colab smoke lab docs front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 
 lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks
+
+docs: .venv/notebooks,docs.installed ## the API, the pages and the notebooks as HTML in site/, links checked
+	$(BIN)/python -m crt_lib.book.site site
+
+front: setup ## write the address of pyproject.toml into the notebooks and CITATION.cff
+	$(BIN)/python -m crt_lib.book.front
 
 # `make reproduce` installs the extra notebooks, `make test` also test: .venv/EXTRAS.installed.
 # An unfinished installation starts again from an empty .venv: nothing half-written stays.
@@ -104,7 +110,7 @@ lock: python ## pin the newest versions anew in requirements.lock
 	@mv $(LOCK).new $(LOCK)
 	@rm -r .venv-lock
 
-clean: ## remove results/quick, results/smoke and the tree's caches (.venv and other results stay)
-	rm -rf results/quick results/smoke .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove site/, results/quick, results/smoke and the tree's caches (.venv and other results stay)
+	rm -rf site results/quick results/smoke .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o \
 		\( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

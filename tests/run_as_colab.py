@@ -5,6 +5,7 @@ cell.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,41 +25,62 @@ PRETEND = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('go
 
 
 def set_up() -> None:
-    """Run the set-up cell where Colab would, the repository being a clone of this one."""
+    """Run the set-up cell where Colab would: beside a wheel, then fetching this repository."""
     content = Path("/content")
     if content.exists() or not os.access("/", os.W_OK):
         print("the set-up cell was not tried: /content cannot be made here")
         return
     before = {name: metadata.version(name) for name in PINNED}
     source = nbformat.read(ROOT / "notebooks" / "01_data.ipynb", as_version=4)
-    (cell,) = (cell for cell in source.cells if "CRT_VERSION = " in cell.source)
-    tag = cell.source.split('CRT_VERSION = "')[1].split('"')[0]
-    check = "print(crt_lib.__file__, os.getcwd(), os.path.isdir('results/small'))"
-    texts = [PRETEND, cell.source, cell.source, check]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in texts])
+    (cell,) = (cell for cell in source.cells if "crt_lib.book.start" in cell.source)
+    (url,) = re.findall(r"https\S+", cell.source)
+    (name,) = re.findall(r'sys.path.append\("(.+?)"\)', cell.source)
+    (wheel,) = (ROOT / "dist").glob("*.whl")
+    assert f'"{wheel.name}"' in cell.source, wheel.name
     content.mkdir()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            clone = ["git", "clone", "--quiet", str(ROOT), f"{folder}/crt.git"]
-            subprocess.run(clone, check=True)
-            subprocess.run(["git", "-C", f"{folder}/crt.git", "tag", "--force", tag], check=True)
-            os.environ |= {
-                "GIT_CONFIG_COUNT": "1",
-                "GIT_CONFIG_KEY_0": f"url.{folder}/crt.git.insteadOf",
-                "GIT_CONFIG_VALUE_0": "https://github.com/crt-lm/crt.git",
-            }
-            where = {"metadata": {"path": str(content)}}
-            NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
-        said = notebook.cells[-1].outputs[0].text.split()
-        assert said[1:] == ["/content/crt", "True"], said
+            _answer(url, name, Path(folder))
+            shutil.copy(wheel, content)
+            said = _run(content, [cell.source])
+            assert "site-packages" in said[0] and said[1:] == ["/content", "False"], said
+            (content / wheel.name).unlink()
+            uninstall = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "crt-lm"]
+            subprocess.run(uninstall, check=True)
+
+            said = _run(content, [cell.source, cell.source])
+            assert said[1:] == [f"/content/{name}", "True"], said
     finally:
         shutil.rmtree(content)
     after = {name: metadata.version(name) for name in PINNED}
     assert before == after, (before, after)
     assert metadata.version("crt-lm"), "crt_lib was not installed"
     print(
-        "the set-up cell, twice: installed from the tag, torch, numpy and ipywidgets as they were"
+        "the set-up cell: installed from a wheel, and, run twice, from the tag; torch, numpy and "
+        "ipywidgets as they were"
     )
+
+
+def _answer(url: str, name: str, folder: Path) -> None:
+    """Put a curl on the path that gives what is committed here at `url`, and nothing elsewhere."""
+    archive = ["git", "archive", f"--prefix={name}/", "--format=tar.gz"]
+    subprocess.run([*archive, f"--output={folder}/archive", "HEAD"], cwd=ROOT, check=True)
+    curl = folder / "curl"
+    curl.write_text(f'#!/bin/sh\ntest "$2" = "{url}" && cat "{folder}/archive"\n')
+    curl.chmod(0o755)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def _run(folder: Path, sources: list[str]) -> list[str]:
+    """Run cells in `folder`; where crt_lib then is, the working folder, are results in it?"""
+    check = (
+        "import crt_lib, os\nprint(crt_lib.__file__, os.getcwd(), os.path.isdir('results/small'))"
+    )
+    cells = [nbformat.v4.new_code_cell(text) for text in (PRETEND, *sources, check)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    return notebook.cells[-1].outputs[0].text.split()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from crt_lib.audit.compare import compare_arms
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.files import InputError, read_rows, write_rows, write_text
 from crt_lib.runs.manifest import Manifest
+from crt_lib.show.address import Address
 from crt_lib.show.smallreport import markdown_table, model_card, small_results, words
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
@@ -326,7 +327,7 @@ def ways_in(results: Path) -> str:
     bench = read_rows(results / "bench" / "train.csv")[1]
     step = f"{bench['rows']} x {bench['seq_len']} tokens"
     laptop = f"{minutes:.0f} minutes on {took[0]['cpu_count']} cores, and a few of installation"
-    colab = "[01_data](https://colab.research.google.com/github/crt-lm/crt/blob/main/notebooks/01_data.ipynb)"
+    colab = f"[01_data]({Address.read(results.parent).colab('01_data')})"
     gpu = "`crt train --profile paper --corpus wikitext-2 --vram-limit 6`"
     body = [
         ["Colab", f"open {colab}, run all; the next is linked at its end", "as below", "as below"],

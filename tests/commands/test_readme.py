@@ -66,7 +66,7 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     left_out = shutil.ignore_patterns("quick", "smoke", "traces", "last.safetensors", "update-*")
     shutil.copytree(ROOT / "results", folder / "results", ignore=left_out)
-    for name in PAGES:
+    for name in (*PAGES, "pyproject.toml"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder

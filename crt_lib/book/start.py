@@ -1,0 +1,75 @@
+"""The set-up cell of every notebook, once `crt_lib` can be imported: install, say where all is."""
+
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import crt_lib
+
+KEPT = ("torch", "numpy", "ipywidgets")  # a kernel has loaded them, or its page is made for them
+
+
+def start() -> None:
+    """Install a `crt_lib` that is only at hand, and say in one line what is used.
+
+    A wheel beside the notebook and what the cell fetched are installed by pip, with torch, numpy
+    and ipywidgets as they are; the fetched folder, NAME-VERSION, becomes the working folder, for
+    its stored results. An installed `crt_lib` and that of a checkout are used as they are. Raises
+    CalledProcessError where pip fails.
+    """
+    home = Path(crt_lib.__file__).resolve().parents[1]
+    found = [folder.parent for folder in Path.cwd().glob(f"*-{crt_lib.__version__}/crt_lib")]
+    sys.path[:] = [path for path in sys.path if not path or os.path.isabs(path)]
+    if home in found or home.suffix == ".whl":
+        _install(home)
+        said = f"installed from {home.name}"
+    elif (home / "pyproject.toml").is_file():
+        _keep_importable(home)
+        said = f"checkout at {os.path.relpath(home)}"
+    else:
+        said = "installed"
+    if found:
+        os.chdir(found[0])
+    print(f"crt_lib {crt_lib.__version__} ({said}), {_versions()}; {_stored()}")
+
+
+def _install(source: Path) -> None:
+    kept = [f"{name}=={known}" for name in KEPT if (known := _version(name))]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, str(source), *kept], check=True)
+    # What was imported from `source` is forgotten: the notebook imports what is installed.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "crt_lib"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _keep_importable(home: Path) -> None:
+    """From other working folders, and in processes that the notebook starts."""
+    if str(home) not in sys.path:
+        sys.path.append(str(home))
+        paths = [path for path in (os.environ.get("PYTHONPATH"), str(home)) if path]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _versions() -> str:
+    return f"torch {_version('torch')}, Python {platform.python_version()}"
+
+
+def _stored() -> str:
+    from crt_lib.runs.manifest import checkout_root
+
+    results = checkout_root() / "results"
+    if not results.is_dir():
+        return "no stored results here"
+    return f"stored results in {os.path.relpath(results)}"
