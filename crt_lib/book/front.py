@@ -30,7 +30,7 @@ import sys
 
 sys.path += ["..", "{wheel}"]  # a checkout, a wheel
 if not importlib.util.find_spec("crt_lib"):
-    !curl -fsSL {archive} | tar xz
+    !curl -fsSL {archive} | tar xzf -
     sys.path.append("{folder}")
 importlib.import_module("crt_lib.book.start").start()  # nbval-ignore-output: versions"""
 
