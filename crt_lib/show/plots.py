@@ -241,6 +241,28 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
 
 
 @styled
+def same_updates(page: Rows, trained: Rows) -> Figure:
+    """Losses by exit and update: those of `page` as points over the lines of `trained`.
+
+    Rows with `update` and `loss_<exit>`; an exit is drawn where an update trained it.
+    """
+    figure, (ax,) = _axes(6.5, 3.2)
+    names = {key for row in trained for key in row if re.fullmatch(r"loss_\d+", key)}
+    for loop in sorted(int(name.removeprefix("loss_")) for name in names):
+        color, key = loop_color(loop), f"loss_{loop}"
+        for rows, options in (
+            (trained, {"label": f"exit {loop}", "linewidth": 1.2}),
+            (page, {"linestyle": "none", "marker": "o", "markerfacecolor": "none"}),
+        ):
+            points = [(row["update"], row[key]) for row in rows if key in row]
+            ax.plot(*zip(*points, strict=True), color=color, **options)
+    ax.set(xlabel="update", ylabel="training loss (nats per token)")
+    ax.set_title("lines: train(); circles: the loop on the page")
+    ax.legend()
+    return figure
+
+
+@styled
 def below_the_floor(runs: Mapping[str, Rows], floor: float) -> Figure:
     """The last exit's loss on training batches, a line a run, and the entropy of the text.
 
