@@ -235,7 +235,7 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
         if floor is not None:
             ax.axhline(floor, color=BLACK, linestyle="--", label="entropy rate")
         ax.set(xlabel=f"tokens seen ({word})", title=title)
-    axes[0].set_ylabel("loss (nats a token)")
+    axes[0].set_ylabel("loss (nats per token)")
     axes[1].legend()
     return figure
 
@@ -275,7 +275,7 @@ def below_the_floor(runs: Mapping[str, Rows], floor: float) -> Figure:
         losses = _running_mean(np.array([row[f"loss_{last}"] for row in rows]), len(rows) // 50)
         ax.plot([row["tokens"] / 1e3 for row in rows], losses, color=color, label=name)
     ax.axhline(floor, color=BLACK, linestyle="--", label="entropy of the text")
-    ax.set(xlabel="tokens seen (thousand)", ylabel="training loss (nats a token)", ylim=(0, None))
+    ax.set(xlabel="tokens seen (thousand)", ylabel="training loss (nats per token)", ylim=(0, None))
     ax.legend()
     return figure
 
@@ -305,7 +305,7 @@ def loss_by_exit(results: Rows) -> Figure:
             )
         ax.set(xlabel="exit after loop", xticks=loops, title=f"{split}, honest protocol")
         ax.margins(x=0.12, y=0.25)
-    axes[0].set_ylabel("loss (nats a token)")
+    axes[0].set_ylabel("loss (nats per token)")
     return figure
 
 
