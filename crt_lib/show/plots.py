@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from crt_lib.audit.causality import CausalityReport
 from crt_lib.data import MIN_LINE
@@ -258,6 +258,7 @@ def same_updates(page: Rows, trained: Rows) -> Figure:
             ax.plot(*zip(*points, strict=True), color=color, **options)
     ax.set(xlabel="update", ylabel="training loss (nats per token)")
     ax.set_title("lines: train(); circles: the loop on the page")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return figure
 
