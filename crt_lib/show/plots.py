@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from crt_lib.audit.causality import CausalityReport
 from crt_lib.data import MIN_LINE
@@ -237,8 +237,31 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
         if floor is not None:
             ax.axhline(floor, color=BLACK, linestyle="--", label="entropy rate")
         ax.set(xlabel=f"tokens seen ({word})", title=title)
-    axes[0].set_ylabel("loss (nats a token)")
+    axes[0].set_ylabel("loss (nats per token)")
     axes[1].legend()
+    return figure
+
+
+@styled
+def same_updates(page: Rows, trained: Rows) -> Figure:
+    """Losses by exit and update: those of `page` as points over the lines of `trained`.
+
+    Rows with `update` and `loss_<exit>`; an exit is drawn where an update trained it.
+    """
+    figure, (ax,) = _axes(6.5, 3.2)
+    names = {key for row in trained for key in row if re.fullmatch(r"loss_\d+", key)}
+    for loop in sorted(int(name.removeprefix("loss_")) for name in names):
+        color, key = loop_color(loop), f"loss_{loop}"
+        for rows, options in (
+            (trained, {"label": f"exit {loop}", "linewidth": 1.2}),
+            (page, {"linestyle": "none", "marker": "o", "markerfacecolor": "none"}),
+        ):
+            points = [(row["update"], row[key]) for row in rows if key in row]
+            ax.plot(*zip(*points, strict=True), color=color, **options)
+    ax.set(xlabel="update", ylabel="training loss (nats per token)")
+    ax.set_title("lines: train(); circles: the loop on the page")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
     return figure
 
 
@@ -255,7 +278,7 @@ def below_the_floor(runs: Mapping[str, Rows], floor: float) -> Figure:
         losses = _running_mean(np.array([row[f"loss_{last}"] for row in rows]), len(rows) // 50)
         ax.plot([row["tokens"] / 1e3 for row in rows], losses, color=color, label=name)
     ax.axhline(floor, color=BLACK, linestyle="--", label="entropy of the text")
-    ax.set(xlabel="tokens seen (thousand)", ylabel="training loss (nats a token)", ylim=(0, None))
+    ax.set(xlabel="tokens seen (thousand)", ylabel="training loss (nats per token)", ylim=(0, None))
     ax.legend()
     return figure
 
@@ -285,7 +308,7 @@ def loss_by_exit(results: Rows) -> Figure:
             )
         ax.set(xlabel="exit after loop", xticks=loops, title=f"{split}, honest protocol")
         ax.margins(x=0.12, y=0.25)
-    axes[0].set_ylabel("loss (nats a token)")
+    axes[0].set_ylabel("loss (nats per token)")
     return figure
 
 

@@ -88,6 +88,17 @@ def test_curves_draw_every_exit_and_tolerate_one_row():
     plots.schedule_and_speed(rows, [{"update": 1, "seconds": 1.0, "tokens_per_second": 10.0}])
 
 
+def test_the_page_is_drawn_over_the_training_of_the_same_updates():
+    trained = [
+        {"update": 1, "loss": 3.0, "loss_1": 3.5, "loss_2": 2.5},
+        {"update": 2, "loss": 2.0, "loss_2": 1.5},  # this update trained one exit
+    ]
+    page = [row | {key: row[key] + 1 for key in row if "_" in key} for row in trained]
+    (axes,) = plots.same_updates(page, trained).axes
+    drawn = [line.get_xydata().tolist() for line in axes.lines]
+    assert drawn == [[[1, 3.5]], [[1, 4.5]], [[1, 2.5], [2, 1.5]], [[1, 3.5], [2, 2.5]]]
+
+
 def test_statistics_count_every_line_and_the_padding_of_the_released_rows(grammar):
     lengths = np.array([len(line) for line in grammar.train.lines])
     rows = datastats.line_length_rows(grammar)
