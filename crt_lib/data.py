@@ -4,6 +4,7 @@ A batch is a pure function of (seed, epoch, step), so that resuming needs only t
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +32,7 @@ class Batch:
     targets: Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
 
 
-class _Epochs:
+class _Epochs(ABC):
     """What training batches share: the rows of an epoch in a random order, a batch at a time."""
 
     steps_per_epoch: int
@@ -48,6 +49,14 @@ class _Epochs:
             raise InputError(f"step {step} is outside 0..{last}, the steps of an epoch")
         order = self._order(epoch)
         return self._rows(order[step * self.batch_size : (step + 1) * self.batch_size])
+
+    @abstractmethod
+    def _draw(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch, in order."""
+
+    @abstractmethod
+    def _rows(self, rows: np.ndarray, /) -> Batch:
+        """The batch of these rows."""
 
 
 class PackedWindows(_Epochs):

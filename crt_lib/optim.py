@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crt_lib.config import TrainConfig
+from crt_lib.config import LanguageModel, TrainConfig
 from crt_lib.device import bf16_is_fast
-
-if TYPE_CHECKING:
-    from crt_lib.config import LanguageModel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Jordan et al. 2024
 ITERATIONS = 5
@@ -55,7 +52,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            same: dict[tuple, list[Tensor]] = {}
+            same: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     same.setdefault((p.shape, p.device), []).append(p)
@@ -122,7 +119,7 @@ def _gram(x: Tensor) -> Tensor:
     return x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
 
 
-def make_optimizers(model: "LanguageModel", config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices inside the model and AdamW for the rest.
 
     Muon makes a matrix's update orthogonal; embeddings, vocabulary heads, gains, biases and

@@ -2,12 +2,13 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crt_lib.commands.options import Corpus
+from crt_lib.commands.options import CORPUS
 from crt_lib.files import InputError
 
 app = typer.Typer()
@@ -40,10 +41,10 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, with exits or with lossless speculation if asked for."""
-    from crt_lib.exits.decode import Sampling, Speculation
+    from crt_lib.exits.decode import Generated, Sampling, Speculation
     from crt_lib.exits.decode import generate as run
     from crt_lib.exits.policy import Policy
-    from crt_lib.runs.run import load_trained_model
+    from crt_lib.runs.run import as_crt, load_trained_model
 
     sampling = Sampling(temperature, top_k, top_p)
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
@@ -51,14 +52,17 @@ def generate(
         raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
     if draft_loop is not None and quantize is not None:
         raise InputError("--draft-loop keeps the text of float32; leave out --quantize")
-    model, tokenizer, _ = load_trained_model(checkpoint)
+    loaded, tokenizer, _ = load_trained_model(checkpoint)
+    model = as_crt(loaded, checkpoint)
+    made: Sequence[Generated]
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
         draft = Speculation(model, draft_loop)
         made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
     else:
-        how = {"policy": policy, "sampling": sampling, "seed": seed, "quantize": quantize}
-        made = run(model, ids, new_tokens, **how)
+        made = run(
+            model, ids, new_tokens, policy=policy, sampling=sampling, seed=seed, quantize=quantize
+        )
     for prompt, one in zip(prompts, made, strict=True):
         text = tokenizer.decode(one.tokens)
         mean = sum(one.loops) / max(len(one.loops), 1)
@@ -87,7 +91,7 @@ def export(
 @app.command()
 def lm_task(
     out: Annotated[Path, typer.Argument(help="Folder for the task; it will hold the text.")],
-    corpus: Corpus = "wikitext-2",
+    corpus: Annotated[str, CORPUS] = "wikitext-2",
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
 ) -> None:
     """Write a corpus as a task for lm_eval, which then scores any model on it."""

@@ -25,15 +25,29 @@ def reproduce(
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
     given = dict(key_value(text) for text in parameters or [])
-    how = {"only": only or (), "parameters": given, "fresh": fresh, "notebooks_dir": notebooks}
     if jobs == 1:
         from crt_lib.book.pipeline import reproduce as run_notebooks
 
-        run_notebooks(profile, out=out, **how)
+        run_notebooks(
+            profile,
+            out=out,
+            only=only or (),
+            parameters=given,
+            fresh=fresh,
+            notebooks_dir=notebooks,
+        )
     else:
         from crt_lib.book.batch import reproduce_parallel
 
-        reproduce_parallel(profile, jobs, out=out, **how)
+        reproduce_parallel(
+            profile,
+            jobs,
+            out=out,
+            only=only or (),
+            parameters=given,
+            fresh=fresh,
+            notebooks_dir=notebooks,
+        )
 
 
 @app.command()
@@ -58,6 +72,13 @@ def sweep(
 
     from crt_lib.book.batch import sweep as run_sweep
 
-    how = {"profile": profile, "notebooks_dir": folder, "jobs": jobs, "scheduler": scheduler}
-    rows = run_sweep(notebooks, values, out, **how)
+    rows = run_sweep(
+        notebooks,
+        values,
+        out,
+        profile=profile,
+        notebooks_dir=folder,
+        jobs=jobs,
+        scheduler=scheduler,
+    )
     typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")
