@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crt_lib.config import GPT2Config, LanguageModel, ModelConfig, config_from_dict, make_model
+from crt_lib.config import AnyModelConfig, LanguageModel, config_from_dict, make_model
 from crt_lib.files import InputError, atomic_path, check_sum, write_json
 
 
@@ -106,7 +106,7 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, s
     return {p: names[p] for group in optimizer.param_groups for p in group["params"]}
 
 
-def _open(path: Path) -> tuple[Any, ModelConfig | GPT2Config, dict[str, Any]]:
+def _open(path: Path) -> tuple[Any, AnyModelConfig, dict[str, Any]]:
     if not path.is_file():
         raise InputError(
             f"there is no checkpoint {path}; train one with `crt train --out <another folder>` "
@@ -129,7 +129,7 @@ def _open(path: Path) -> tuple[Any, ModelConfig | GPT2Config, dict[str, Any]]:
         ) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], ModelConfig | GPT2Config, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], AnyModelConfig, dict[str, Any]]:
     file, config, state = _open(path)
     check_sum(path)
     return {name: file.get_tensor(name) for name in file.keys()}, config, state  # noqa: SIM118

@@ -3,20 +3,11 @@
 import dataclasses
 import json
 import math
+import typing
 from dataclasses import dataclass
 from importlib import import_module
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    Self,
-    TypeAlias,
-    get_args,
-    get_origin,
-    get_type_hints,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, get_origin
 
 from crt_lib.files import InputError
 
@@ -24,6 +15,7 @@ if TYPE_CHECKING:
     from crt_lib.hf.gpt2 import GPT2
     from crt_lib.model import CRT
 
+AnyModelConfig: TypeAlias = "ModelConfig | GPT2Config"
 LanguageModel: TypeAlias = "CRT | GPT2"  # what a configuration names and a training trains
 
 
@@ -33,8 +25,7 @@ class Settings:
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with `changes`; raises InputError for an unknown field."""
-        self._known(changes)
-        return dataclasses.replace(self, **{k: _tuple(v) for k, v in changes.items()})
+        return self.from_dict(vars(self) | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as `from_dict` takes them."""
@@ -43,18 +34,14 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from `to_dict`; raises InputError for unknown fields and bad values."""
-        cls._known(values)
-        return cls(**{k: _tuple(v) for k, v in values.items()})
-
-    @classmethod
-    def _known(cls, values: dict[str, Any]) -> None:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in names:
                 raise InputError(f"{cls.__name__} has no field {name!r}; it has {', '.join(names)}")
+        return cls(**{k: _tuple(v) for k, v in values.items()})
 
     def _check_types(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
+        for name, kind in typing.get_type_hints(type(self)).items():
             value = getattr(self, name)
             if get_origin(kind) is Literal:
                 if value not in get_args(kind):
@@ -94,7 +81,7 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _check_heads(config: "ModelConfig | GPT2Config") -> None:
+def _check_heads(config: AnyModelConfig) -> None:
     if config.d_model % config.n_heads:
         raise InputError(
             f"d_model {config.d_model} is not divisible by n_heads {config.n_heads}; "
@@ -225,17 +212,17 @@ class GPT2Config(Settings):
         return (self.n_layers,)
 
 
-def config_from_dict(values: dict[str, Any]) -> ModelConfig | GPT2Config:
+def config_from_dict(values: dict[str, Any]) -> AnyModelConfig:
     """The model's configuration that `to_dict` wrote, of either kind."""
     kind = GPT2Config if "kind" in values else ModelConfig
     return kind.from_dict(values)
 
 
-@overload
+@typing.overload
 def make_model(config: ModelConfig) -> "CRT": ...
-@overload
+@typing.overload
 def make_model(config: GPT2Config) -> "GPT2": ...
-def make_model(config: ModelConfig | GPT2Config) -> LanguageModel:
+def make_model(config: AnyModelConfig) -> LanguageModel:
     """The model that a configuration names, freshly initialised: a `CRT`, or a baseline that takes
     the same ids and gives the same outputs.
     """

@@ -4,8 +4,7 @@ A batch is a pure function of (seed, epoch, step), so that resuming needs only t
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -32,10 +31,12 @@ class Batch:
     targets: Tensor  # (B, T) int64, NOT_SCORED where nothing is scored
 
 
-class _Epochs(ABC):
+class _Epochs:
     """What training batches share: the rows of an epoch in a random order, a batch at a time."""
 
     steps_per_epoch: int
+    _draw: Callable[[int], np.ndarray]  # what to take in an epoch, in which order
+    _rows: Callable[[np.ndarray], Batch]
 
     def __init__(self, seq_len: int, batch_size: int, seed: int):
         _check(seq_len, batch_size)
@@ -49,14 +50,6 @@ class _Epochs(ABC):
             raise InputError(f"step {step} is outside 0..{last}, the steps of an epoch")
         order = self._order(epoch)
         return self._rows(order[step * self.batch_size : (step + 1) * self.batch_size])
-
-    @abstractmethod
-    def _draw(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch, in order."""
-
-    @abstractmethod
-    def _rows(self, rows: np.ndarray, /) -> Batch:
-        """The batch of these rows."""
 
 
 class PackedWindows(_Epochs):
@@ -191,9 +184,8 @@ def _padded(lines: Sequence[np.ndarray], seq_len: int, eot_id: int, score_paddin
 
 
 def _check(seq_len: int, batch_size: int) -> None:
-    for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+    if min(seq_len, batch_size) < 1:
+        raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}; give 1 or more of each")
 
 
 def check_ids(ids: Tensor, config: ModelConfig) -> None:

@@ -62,21 +62,16 @@ def bf16_speed(kind: str) -> float:
     """
     device = torch.device(kind)
     best: dict[torch.dtype, float] = {}
+    wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
     for _ in range(4):
         for dtype in (torch.float32, torch.bfloat16):
             size = 2048 if kind == "cuda" else 256
             a = torch.ones(size, size, device=device, dtype=dtype)
             a @ a
-            wait(kind)
+            wait()
             started = time.perf_counter()
             a @ a
-            wait(kind)
+            wait()
             seconds = time.perf_counter() - started
             best[dtype] = min(best.get(dtype, seconds), seconds)
     return best[torch.float32] / best[torch.bfloat16]
-
-
-def wait(device: str) -> None:
-    """Until a GPU has done what it was asked."""
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -2,7 +2,7 @@
 
 honest: packed windows; every token of the text is scored exactly once, padding never; sums over
 tokens, then one division. released: lines over 50 characters, cut or padded, padding scored, mean
-of batch means. Deployable: each token predicted with nothing after it in the input.
+of batch means.
 """
 
 import math
@@ -113,15 +113,12 @@ def token_losses(model: Model, inputs: Tensor, targets: Tensor) -> dict[int, Ten
     """The loss in nats of every target (B, T) at every exit, zero where the target is -100."""
     if isinstance(getattr(model, "config", None), Settings):  # a model of ours
         return model(inputs, targets=targets, reduction="none")
-    return {
-        loop: F.cross_entropy(
-            at_least_float32(logits).flatten(0, 1),
-            targets.flatten(),
-            ignore_index=NOT_SCORED,
-            reduction="none",
-        ).view(targets.shape)
-        for loop, logits in logits_of(model, inputs).items()
-    }
+    losses = {}
+    for loop, logits in logits_of(model, inputs).items():
+        flat = at_least_float32(logits).flatten(0, 1)
+        loss = F.cross_entropy(flat, targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
+        losses[loop] = loss.view(targets.shape)
+    return losses
 
 
 def logits_of(model: Model, ids: Tensor, **labels: Tensor) -> dict[int, Tensor]:

@@ -23,9 +23,8 @@ class ShiftedSum(torch.autograd.Function):
         ctx.save_for_backward(h, kernels)
         ctx.offsets = offsets
         out = torch.zeros_like(h)
-        for kernel, (to, fro) in zip(
-            kernels.to(h.dtype), _shifts(offsets, h.shape[1]), strict=True
-        ):
+        shifts = _shifts(offsets, h.shape[1])
+        for kernel, (to, fro) in zip(kernels.to(h.dtype), shifts, strict=True):
             out[:, to].addcmul_(h[:, fro], kernel)
         return out
 

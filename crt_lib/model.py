@@ -301,8 +301,7 @@ def scale_initialisation(model: CRT) -> None:
             nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, nn.Conv1d):
             nn.init.zeros_(module.weight)
-            k = module.kernel_size[0]
-            module.weight[:, :, k - 1 if config.causal else k // 2] = 1.0
+            module.weight[:, :, -1 if config.causal else config.kernel_size // 2] = 1.0
 
 
 def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crt_lib.config import LanguageModel, TrainConfig
+from crt_lib.config import TrainConfig
 from crt_lib.device import bf16_is_fast
+
+if TYPE_CHECKING:
+    from crt_lib.config import LanguageModel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic of Jordan et al. 2024
 ITERATIONS = 5
@@ -40,17 +43,10 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon is for matrices; leave other parameters to AdamW")
         self.dtype = dtype
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
             same: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}
             for p in group["params"]:
@@ -119,7 +115,7 @@ def _gram(x: Tensor) -> Tensor:
     return x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
 
 
-def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: "LanguageModel", config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices inside the model and AdamW for the rest.
 
     Muon makes a matrix's update orthogonal; embeddings, vocabulary heads, gains, biases and

@@ -24,14 +24,7 @@ from crt_lib.checkpoint import (
     restore,
     save_checkpoint,
 )
-from crt_lib.config import (
-    GPT2Config,
-    LanguageModel,
-    ModelConfig,
-    TrainConfig,
-    config_from_dict,
-    make_model,
-)
+from crt_lib.config import AnyModelConfig, LanguageModel, TrainConfig, config_from_dict, make_model
 from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
 from crt_lib.device import Precision, choose_precision
 from crt_lib.evaluate import evaluate
@@ -66,7 +59,7 @@ class TrainResult:
 
 
 def train(
-    model_config: ModelConfig | GPT2Config,
+    model_config: AnyModelConfig,
     train_config: TrainConfig,
     data: "TokenizedCorpus",
     out: str | Path,
@@ -107,7 +100,7 @@ def train(
 class _Run:
     def __init__(
         self,
-        model_config: ModelConfig | GPT2Config,
+        model_config: AnyModelConfig,
         config: TrainConfig,
         data: "TokenizedCorpus",
         out: Path,
@@ -141,13 +134,12 @@ class _Run:
         self._restore_or_begin(on_start)
         if config.compile:
             self.model.compile_block()
-        self.prepared, *self.prepared_optimizers = self.accelerator.prepare(
-            self.model, *self.optimizers
-        )
+        prepared = self.accelerator.prepare(self.model, *self.optimizers)
+        self.prepared, *self.prepared_optimizers = prepared
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
 
-    def _start_processes(self, model_config: ModelConfig | GPT2Config) -> None:
+    def _start_processes(self, model_config: AnyModelConfig) -> None:
         """Choose the precision, and begin to work with the other processes, if there are any."""
         try:
             from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
@@ -180,13 +172,8 @@ class _Run:
     def loop(self, stopped: threading.Event, progress: bool) -> bool:
         from tqdm import tqdm
 
-        bar = tqdm(
-            total=self.updates,
-            initial=self.state["update"],
-            disable=not (progress and self.is_main),
-            unit="update",
-        )
-        with bar:
+        done, quiet = self.state["update"], not (progress and self.is_main)
+        with tqdm(total=self.updates, initial=done, disable=quiet, unit="update") as bar:
             while self.state["update"] < self.updates:
                 row, useful, seconds = self._update()
                 self._log(row, self._elapsed + seconds, useful / seconds)
@@ -198,7 +185,8 @@ class _Run:
                 last = update == self.updates
                 if last or (every and update % every == 0):
                     self._validate()
-                stop = self._any(stopped.is_set())
+                stopping = torch.tensor(int(stopped.is_set()), device=self.accelerator.device)
+                stop = bool(self.accelerator.reduce(stopping, "sum") > 0)  # any process is told to
                 if self.config.keep_every and update % self.config.keep_every == 0:
                     self._save(f"update-{update:06d}")
                 if last or stop or update % self.config.checkpoint_every == 0:
@@ -322,11 +310,6 @@ class _Run:
             save_checkpoint(self.folder.checkpoint(name), self.model, state, optimizers)
         self.accelerator.wait_for_everyone()
 
-    def _any(self, flag: bool) -> bool:
-        """Whether any process says so."""
-        flags = torch.tensor(int(flag), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flags, "sum") > 0)
-
     def _read_earlier(self) -> dict[str, Any] | None:
         """The record of the run in `out`, None without one."""
         last = self.folder.checkpoint("last")
@@ -369,9 +352,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
 
-def _check_lengths(
-    model: ModelConfig | GPT2Config, config: TrainConfig, data: "TokenizedCorpus"
-) -> None:
+def _check_lengths(model: AnyModelConfig, config: TrainConfig, data: "TokenizedCorpus") -> None:
     """Raise InputError unless the model has the tokenizer's words and positions for a window."""
     if model.vocab_size != data.tokenizer.vocab_size:
         raise InputError(

@@ -22,13 +22,12 @@ from crt_lib.bench.ways import (
     asks_of,
     ways_of,
 )
-from crt_lib.device import wait
 from crt_lib.exits.decode import Generated, Speculated
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
 from crt_lib.files import InputError
 from crt_lib.model import CRT
-from crt_lib.runs.machine import measured_on
+from crt_lib.runs.machine import measured_on, wait
 
 COLUMNS = (
     *("tau", "mean_loops", "multiply_adds", "token_ppl"),

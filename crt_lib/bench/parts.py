@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from crt_lib import model as model_module
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
 from crt_lib.config import ModelConfig
-from crt_lib.device import wait
 from crt_lib.kernels import Recomputing
 from crt_lib.model import CRT
+from crt_lib.runs.machine import wait
 
 OTHER, RECOMPUTED = "other", "recomputation"
 PARTS = ("embedding", "attention", "convolution", "MLP", "heads", RECOMPUTED, "optimiser", OTHER)

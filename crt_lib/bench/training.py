@@ -21,10 +21,10 @@ from crt_lib.audit.reference import reference_loss
 from crt_lib.bench.parts import OTHER, PARTS, Clock, part_bounds
 from crt_lib.config import ModelConfig
 from crt_lib.data import PackedWindows, PaddedLines
-from crt_lib.device import DTYPES, choose_precision, wait
+from crt_lib.device import DTYPES, choose_precision
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
-from crt_lib.runs.machine import matmul_peak, measured_on, memory_bandwidth
+from crt_lib.runs.machine import matmul_peak, measured_on, memory_bandwidth, wait
 from crt_lib.runs.manifest import peak_memory
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import load_tokenizer, tokenize

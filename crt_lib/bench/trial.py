@@ -18,11 +18,11 @@ import torch
 
 from crt_lib.config import GPT2Config, LanguageModel, ModelConfig, TrainConfig, make_model
 from crt_lib.data import Batch, make_batches
-from crt_lib.device import DTYPES, choose_precision, wait
+from crt_lib.device import DTYPES, choose_precision
 from crt_lib.files import InputError
 from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, make_optimizers
-from crt_lib.runs.machine import machine_memory
+from crt_lib.runs.machine import machine_memory, wait
 from crt_lib.runs.manifest import peak_memory
 from crt_lib.runs.profiles import Profile
 

@@ -15,12 +15,12 @@ import torch
 
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, make_model
-from crt_lib.device import DTYPES, wait
+from crt_lib.device import DTYPES
 from crt_lib.files import InputError
 from crt_lib.gpu.parts import Job, Row, Table, Unfinished
 from crt_lib.loss import total_loss
 from crt_lib.optim import make_optimizers
-from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation
+from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation, wait
 from crt_lib.runs.manifest import peak_memory, run_environment
 from crt_lib.runs.profiles import load_profile
 from crt_lib.text.corpus import load_corpus

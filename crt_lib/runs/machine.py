@@ -13,7 +13,6 @@ import torch
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
-from crt_lib.device import wait
 from crt_lib.files import InputError
 from crt_lib.runs.manifest import run_environment
 
@@ -36,6 +35,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
         if time.perf_counter() - began > 3:
             break
     return 2 * size**3 / best
+
+
+def wait(device: str) -> None:
+    """Until a GPU has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def memory_bandwidth(device: torch.device) -> float:

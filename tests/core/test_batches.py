@@ -13,9 +13,9 @@ from crt_lib.data import (
     PaddedLines,
     evaluation_lines,
     evaluation_windows,
-    released_lines,
 )
 from crt_lib.files import InputError
+from crt_lib.text.corpus import released_lines
 
 EOT = 10**6  # stands nowhere else: the ids of a test are their positions
 
