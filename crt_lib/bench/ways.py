@@ -81,13 +81,16 @@ def can_quantize(model: CRT) -> bool:
     return True
 
 
-def generate_as_released(model: CRT, prompts: Prompts, new_tokens: int, each: Each) -> Tensor:
+def generate_as_released(
+    model: CRT, prompts: Prompts, new_tokens: int, each: Each | None = None
+) -> Tensor:
     """Tokens (B, new_tokens) by the model's forward alone, every head of every position."""
     ids = torch.tensor(prompts, device=model.loop_encoding.device)
     for _ in range(new_tokens):
         logits = model(ids)[model.config.n_loops]
         ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-        each(ids[:, -1].tolist())
+        if each is not None:
+            each(ids[:, -1].tolist())
     return ids[:, -new_tokens:]
 
 

@@ -79,7 +79,7 @@ def worth(panels: Mapping[str, Summary]) -> Figure:
     """A panel a recipe: what each change adds to the loss, with its interval; left is better.
 
     `panels`: title -> rows of `ablations.worth`, the first of them the base. Changes whose
-    interval holds zero are grey; trainings that broke are left out.
+    interval holds zero are grey, hollow where there is one seed; trainings that broke are left out.
     """
     shown = {
         title: [row for row in rows[1:] if math.isfinite(row["loss"])]
@@ -90,10 +90,13 @@ def worth(panels: Mapping[str, Summary]) -> Figure:
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (title, rows) in zip(axes, shown.items(), strict=True):
         for place, row in enumerate(rows):
-            sure = not row["low"] <= 0 <= row["high"]
+            known = row["low"] is not None
+            sure = known and not row["low"] <= 0 <= row["high"]
             color = GREY if not sure else VERMILION if row["adds"] > 0 else BLUE
-            ax.plot([row["low"], row["high"]], [place, place], color=color)
-            ax.scatter([row["adds"]], [place], color=color, s=28, zorder=2)
+            if known:
+                ax.plot([row["low"], row["high"]], [place, place], color=color)
+            filled = color if known else "none"
+            ax.scatter([row["adds"]], [place], facecolor=filled, edgecolor=color, s=28, zorder=2)
             ax.annotate(
                 f"{row['adds']:+.3f}",
                 (row["adds"], place),

@@ -67,14 +67,15 @@ RATES = {"paper": 1e-3, "crt2": 1.6e-2, "released": 4e-3}  # tuned for these at 
 
 
 def searched_table_3(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`table_3` from rows of `crt_lib.study.search.search`: means over the seeds, and crt2 besides.
+    """`table_3` from rows of `search.search`: means over the seeds, and crt2 besides.
 
-    Variants without rows of all three recipes are left out.
+    Each arm is at the rate where it has the lowest loss with seed 0, of those that were tried
+    (`rates`: how many, by recipe). Variants without rows of all three recipes are left out.
     """
     rows = list(rows)
     table = []
     for variant, paper in {**PAPER_TABLE_3, "depthwise_mlp": None}.items():
-        of = {name: _of_arm(rows, name, f"{name}, TRM {variant}") for name in RATES}
+        of = {name: _at_best_rate(rows, f"{name}, TRM {variant}") for name in RATES}
         if not all(of.values()):
             continue
         causal, crt2, released = (of[name] for name in RATES)
@@ -88,6 +89,9 @@ def searched_table_3(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "causal": _mean(row["valid_loss"] for row in causal),
                 "crt2": _mean(row["valid_loss"] for row in crt2),
                 "seeds": min(len(mine) for mine in of.values()),
+                "rates": " ".join(
+                    f"{name}:{_rates(rows, f'{name}, TRM {variant}')}" for name in of
+                ),
             }
         )
     return table
@@ -98,39 +102,37 @@ def worth(
 ) -> list[dict[str, Any]]:
     """What each change of `recipe` adds to the loss of `base`, with its 95 % interval.
 
-    `rows`: of `search.search`; `changes` are arms, as is `base`. Means over seeds. The
-    interval is Student's t with the variance between seeds pooled over all arms of the recipe that
-    have two or more, so that an arm of one seed has an interval too. Changes without rows are left
-    out; raises InputError when `base` has none, or no arm has two seeds.
+    `rows`: of `search.search`; `changes` are arms, as is `base`. `adds` is the mean over the seeds
+    that both have, `seeds` of them; its interval is Student's t of the differences seed by seed, so
+    that no arm's spread counts for another. With one seed there is no interval: `low` and `high`
+    are None. Changes without rows are left out; raises InputError when `base` has none.
     """
     rows = list(rows)
-    trainings: dict[str, Mapping[str, Any]] = {}  # what two arms share counts once
-    for row in _of_arms(rows, recipe):
-        trainings.setdefault(row["settings"], row)
-    by_arm: dict[str, list[float]] = {}
-    for row in trainings.values():
-        by_arm.setdefault(row["arm"], []).append(row["valid_loss"])
-    several = [losses for _, losses in sorted(by_arm.items())]
-    several = [losses for losses in several if len(losses) > 1 and all(map(math.isfinite, losses))]
-    own = _of_arm(rows, recipe, base)
-    if not own or not several:
-        raise InputError(f"no rows of {base}, or no arm of {recipe} with two seeds; `crt search`")
-    freedom = sum(len(losses) - 1 for losses in several)
-    variance = sum(np.var(losses, ddof=1) * (len(losses) - 1) for losses in several) / freedom
-    t = _quantile(freedom)
+    own = _by_seed(rows, recipe, base)
+    if not own:
+        raise InputError(f"no rows of {base}; `crt search`")
     table: list[dict[str, Any]] = []
     for arm in (base, *changes):
-        mine = _of_arm(rows, recipe, arm)
-        if not mine:
+        mine = _by_seed(rows, recipe, arm)
+        shared = sorted(own.keys() & mine.keys())
+        if not shared:
             continue
-        loss = _mean(row["valid_loss"] for row in mine)
-        row = {"arm": arm, "parameters": mine[0]["parameters"], "seeds": len(mine), "loss": loss}
+        losses = [mine[seed]["valid_loss"] for seed in shared]
+        row = {"arm": arm, "parameters": mine[shared[0]]["parameters"], "seeds": len(shared)}
+        row["loss"] = _mean(losses)
         if arm != base:
-            adds = loss - table[0]["loss"]
-            spread = math.sqrt(variance * (1 / len(mine) + 1 / len(own)))
-            row |= {"adds": adds, "low": adds - t * spread, "high": adds + t * spread}
+            row |= _paired(losses, [own[seed]["valid_loss"] for seed in shared])
         table.append(row)
     return table
+
+
+def _paired(losses: Sequence[float], base: Sequence[float]) -> dict[str, float | None]:
+    added = np.array(losses) - np.array(base)
+    mean, low, high = float(added.mean()), None, None
+    if len(added) > 1 and np.isfinite(added).all():
+        spread = float(added.std(ddof=1)) / math.sqrt(len(added)) * _quantile(len(added) - 1)
+        low, high = mean - spread, mean + spread
+    return {"adds": mean, "low": low, "high": high}
 
 
 @cache
@@ -143,15 +145,37 @@ def in_words(row: Mapping[str, Any]) -> str:
     """A row of `worth` in words."""
     if not math.isfinite(row["loss"]):
         return f"{row['arm']}: the training broke"
+    if row["low"] is None:
+        return f"{row['arm']}: {row['adds']:+.3f}, one seed"
     if row["low"] <= 0 <= row["high"]:
         return f"{row['arm']}: {row['adds']:+.3f}, no larger than the noise"
     return f"{row['arm']}: {row['adds']:+.3f}, {'worse' if row['adds'] > 0 else 'better'}"
+
+
+def _by_seed(
+    rows: Sequence[Mapping[str, Any]], recipe: str, arm: str
+) -> dict[int, Mapping[str, Any]]:
+    return {row["seed"]: row for row in _of_arm(rows, recipe, arm)}
 
 
 def _of_arms(rows: Sequence[Mapping[str, Any]], recipe: str) -> list[Mapping[str, Any]]:
     """The rows of all arms of a recipe at its rate."""
     own = [row for row in rows if row["arm"].split(",")[0] == recipe]
     return [row for row in own if (row["budget"], row["max_lr"]) == (BUDGET, RATES[recipe])]
+
+
+def _at_best_rate(rows: Sequence[Mapping[str, Any]], arm: str) -> list[Mapping[str, Any]]:
+    own = [row for row in rows if (row["arm"], row["budget"]) == (arm, BUDGET)]
+    first = [row for row in own if row["seed"] == 0]
+    if not first:
+        return []
+    best = min(first, key=lambda row: row["valid_loss"])["max_lr"]
+    return [row for row in own if row["max_lr"] == best]
+
+
+def _rates(rows: Sequence[Mapping[str, Any]], arm: str) -> int:
+    tried = (row for row in rows if (row["arm"], row["budget"]) == (arm, BUDGET))
+    return len({row["max_lr"] for row in tried})
 
 
 def _of_arm(rows: Sequence[Mapping[str, Any]], recipe: str, arm: str) -> list[Mapping[str, Any]]:

@@ -191,7 +191,7 @@ def ratio_to_linear(variant: str, claimed: float) -> Callable[[Results], Judged]
             said[1],
             found[0],
             min(rows[name]["seeds"] for name in ("linear", variant)),
-            f"{ABLATIONS}; {SEARCH} leaking --updates 150 --lr 4e-3",
+            f"{ABLATIONS}; {SEARCH} leaking --updates 150 --lr 2e-3 --lr 4e-3 --tune",
         )
 
     return judge
@@ -216,7 +216,11 @@ def best_as_it_is(base: str, changes: Sequence[str]) -> Callable[[Results], Judg
         if any(len(table) <= len(changes) for table in tables.values()) or len(tables) < 2:
             return Judged(UNTESTED, UNSEARCHED)
         against = {name: "; ".join(map(in_words, table[1:])) for name, table in tables.items()}
-        worse = [row["low"] > 0 or not math.isfinite(row["loss"]) for row in tables["paper"][1:]]
+        if any(row["low"] is None and math.isfinite(row["loss"]) for row in tables["paper"][1:]):
+            return Judged(UNTESTED, "an ablation has one seed, which is no evidence")
+        worse = [
+            not math.isfinite(row["loss"]) or (row["low"] or 0) > 0 for row in tables["paper"][1:]
+        ]
         return Judged(
             HOLDS if all(worse) else FAILS,
             f"nats a token above `{tables['paper'][0]['arm']}`, d = 128, 150 updates. In crt2: "

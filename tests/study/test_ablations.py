@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from crt_lib import InputError, load_profile
@@ -62,24 +63,35 @@ def test_what_a_change_is_worth():
     changes = ["paper, better", "paper, alike", "paper, broke", "paper, not run"]
     base, better, alike, broke = worth(rows, "paper", "paper", changes)
     assert base["loss"] == pytest.approx(6.02) and "adds" not in base
-    # Student's t with 4 degrees of freedom, a pooled deviation of 0.02, three seeds of the base
-    t, sampled = 2.776, 5 * 0.012  # five standard errors of a quantile of a million draws
-    for row, seeds in ((better, 3), (alike, 1)):
-        spread = 0.02 * math.sqrt(1 / 3 + 1 / seeds)
-        assert row["seeds"] == seeds
-        for side in (row["adds"] - row["low"], row["high"] - row["adds"]):
-            assert side == pytest.approx(t * spread, abs=sampled * spread)
-    assert better["adds"] == pytest.approx(-0.5)
-    assert in_words(better).endswith("better") and in_words(alike).endswith(
-        "no larger than the noise"
-    )
-    assert in_words(broke).endswith("broke")
-    twice = rows + rows_of("paper, the same", [5.50, 5.52, 5.54], settings="paper, better")
-    assert worth(twice, "paper", "paper", changes)[1] == better  # its spread counts once
+    assert better["seeds"] == 3 and better["adds"] == pytest.approx(-0.5)
+    # Student's t with 2 degrees of freedom; five standard errors of a quantile of a million draws
+    t, off, sampled = 4.303, (0.01, -0.02, 0.01), 5 * 0.012
+    noisy = rows + rows_of("paper, noisy", [6.0 - o for o in off])
+    (_, row) = worth(noisy, "paper", "paper", ["paper, noisy"])
+    paired = [6.0 - o - b for o, b in zip(off, (6.00, 6.02, 6.04), strict=True)]
+    assert row["adds"] == pytest.approx(np.mean(paired))
+    spread = np.std(paired, ddof=1) / math.sqrt(3)
+    for side in (row["adds"] - row["low"], row["high"] - row["adds"]):
+        assert side == pytest.approx(t * spread, abs=sampled * spread)
+    assert (alike["seeds"], alike["low"]) == (1, None) and alike["adds"] == pytest.approx(0.01)
+    assert in_words(better).endswith("better") and in_words(alike).endswith("one seed")
+    assert in_words(broke).endswith("broke") and in_words(row).endswith("no larger than the noise")
+    wild = noisy + rows_of("paper, wild", [1.0, 9.0, 5.0])
+    assert (
+        worth(wild, "paper", "paper", ["paper, noisy"])[1] == row
+    )  # another arm's spread is its own
     with pytest.raises(InputError, match="no rows of crt2"):
         worth(rows, "crt2", "crt2", [])
-    with pytest.raises(InputError, match="two seeds"):
-        worth(rows_of("paper", [6.0]), "paper", "paper", [])
+
+
+def test_table_3_takes_each_arm_at_its_best_rate():
+    rows = []
+    for recipe, rates in (("released", (2e-3, 4e-3)), ("paper", (1e-3, 2e-3)), ("crt2", (1e-2,))):
+        for place, rate in enumerate(rates):
+            rows += rows_of(f"{recipe}, TRM conv", [5.0 - place, 5.2 - place], rate=rate)
+    (row,) = searched_table_3(rows)
+    assert row["causal"] == pytest.approx(4.1) and row["crt2"] == pytest.approx(5.1)
+    assert row["rates"] == "paper:2 crt2:1 released:2"
 
 
 def test_table_3_from_a_search():
