@@ -19,7 +19,7 @@ class ShiftedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h, kernels, offsets):
+    def forward(ctx: Any, h: Tensor, kernels: Tensor, offsets: list[int]) -> Tensor:
         ctx.save_for_backward(h, kernels)
         ctx.offsets = offsets
         out = torch.zeros_like(h)
@@ -30,7 +30,7 @@ class ShiftedSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         h, kernels = ctx.saved_tensors
         by_h, by_kernels = torch.zeros_like(h), []
         shifts = _shifts(ctx.offsets, h.shape[1])
@@ -63,13 +63,13 @@ class Dropout(nn.Dropout):
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, rate):
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
         ctx.rate, ctx.seed = rate, int(torch.randint(2**62, ()))
         return _dropped(x, rate, ctx.seed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _dropped(gradient, ctx.rate, ctx.seed), None
 
 

@@ -1,6 +1,7 @@
 """The loss: cross-entropy of a vocabulary projection without the full logits, and eq. 5."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,9 @@ class _FusedMean(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, weight, targets, dtype, *exits):
+    def forward(
+        ctx: Any, weight: Tensor, targets: Tensor, dtype: torch.dtype, *exits: Tensor
+    ) -> tuple[Tensor, ...]:
         matrix, by_weight = weight.to(dtype), torch.zeros_like(weight)
         passes = [_fused_pass(features, matrix, targets, by_weight) for features in exits]
         losses, ctx.by_features = zip(*passes, strict=True)
@@ -92,7 +95,7 @@ class _FusedMean(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, targets, *exits = ctx.saved_tensors
         if all(gradient == gradients[0] for gradient in gradients[1:]):
             by_weight = ctx.by_weight.mul_(gradients[0])

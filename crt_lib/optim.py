@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
-            same: dict[tuple, list[Tensor]] = {}
+            same: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     same.setdefault((p.shape, p.device), []).append(p)

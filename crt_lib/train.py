@@ -33,6 +33,8 @@ from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, learning_rate, make_optimizers, random_seed
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 
@@ -96,7 +98,17 @@ def train(
 
 
 class _Run:
-    def __init__(self, model_config, config, data, out, resume, tensorboard, on_start, held):
+    def __init__(
+        self,
+        model_config: AnyModelConfig,
+        config: TrainConfig,
+        data: "TokenizedCorpus",
+        out: Path,
+        resume: bool,
+        tensorboard: bool,
+        on_start: Callable[[], None] | None,
+        held: contextlib.ExitStack,
+    ) -> None:
         _check_lengths(model_config, config, data)
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
@@ -364,7 +376,7 @@ def _check_launch() -> None:
         )
 
 
-def _tensorboard(out: Path):
+def _tensorboard(out: Path) -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

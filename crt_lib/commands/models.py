@@ -4,11 +4,11 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from crt_lib.commands.options import Corpus
+from crt_lib.commands.options import CORPUS
 from crt_lib.files import InputError
 
 app = typer.Typer()
@@ -52,17 +52,17 @@ def generate(
         raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
     if draft_loop is not None and quantize is not None:
         raise InputError("--draft-loop keeps the text of float32; leave out --quantize")
-    model, tokenizer, _ = load_trained_model(checkpoint)
-    model = as_crt(model, checkpoint)
+    loaded, tokenizer, _ = load_trained_model(checkpoint)
+    model = as_crt(loaded, checkpoint)
+    made: Sequence[Generated]
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
         draft = Speculation(model, draft_loop)
-        made: Sequence[Generated] = [
-            draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids
-        ]
+        made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
     else:
-        how: dict[str, Any] = {"policy": policy, "sampling": sampling, "seed": seed}
-        made = run(model, ids, new_tokens, quantize=quantize, **how)
+        made = run(
+            model, ids, new_tokens, policy=policy, sampling=sampling, seed=seed, quantize=quantize
+        )
     for prompt, one in zip(prompts, made, strict=True):
         text = tokenizer.decode(one.tokens)
         mean = sum(one.loops) / max(len(one.loops), 1)
@@ -91,13 +91,13 @@ def export(
 @app.command()
 def lm_task(
     out: Annotated[Path, typer.Argument(help="Folder for the task; it will hold the text.")],
-    corpus: Corpus = "wikitext-2",
+    corpus: Annotated[str, CORPUS] = "wikitext-2",
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
 ) -> None:
     """Write a corpus as a task for lm_eval, which then scores any model on it."""
     from crt_lib.hf.lmtask import write_task
 
-    name = write_task(out, corpus or "wikitext-2", split)
+    name = write_task(out, corpus, split)
     typer.echo(
         "lm_eval --model hf --model_args "
         "'pretrained=<folder>,trust_remote_code=True,max_length=<length of training>' "

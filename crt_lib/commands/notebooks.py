@@ -1,7 +1,7 @@
 """The commands that run the notebooks: `crt reproduce`, `sweep`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,20 +25,29 @@ def reproduce(
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
     given = dict(key_value(text) for text in parameters or [])
-    how: dict[str, Any] = {
-        "only": only or (),
-        "parameters": given,
-        "fresh": fresh,
-        "notebooks_dir": notebooks,
-    }
     if jobs == 1:
         from crt_lib.book.pipeline import reproduce as run_notebooks
 
-        run_notebooks(profile, out=out, **how)
+        run_notebooks(
+            profile,
+            out=out,
+            only=only or (),
+            parameters=given,
+            fresh=fresh,
+            notebooks_dir=notebooks,
+        )
     else:
         from crt_lib.book.batch import reproduce_parallel
 
-        reproduce_parallel(profile, jobs, out=out, **how)
+        reproduce_parallel(
+            profile,
+            jobs,
+            out=out,
+            only=only or (),
+            parameters=given,
+            fresh=fresh,
+            notebooks_dir=notebooks,
+        )
 
 
 @app.command()
@@ -63,11 +72,13 @@ def sweep(
 
     from crt_lib.book.batch import sweep as run_sweep
 
-    how: dict[str, Any] = {
-        "profile": profile,
-        "notebooks_dir": folder,
-        "jobs": jobs,
-        "scheduler": scheduler,
-    }
-    rows = run_sweep(notebooks, values, out, **how)
+    rows = run_sweep(
+        notebooks,
+        values,
+        out,
+        profile=profile,
+        notebooks_dir=folder,
+        jobs=jobs,
+        scheduler=scheduler,
+    )
     typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")

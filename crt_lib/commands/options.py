@@ -19,10 +19,8 @@ Recipe = Annotated[
         help="released, paper, crt2 or gpt2; by default crt2 (paper for the profile paper)."
     ),
 ]
-Corpus = Annotated[
-    str | None,
-    typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt."),
-]
+CORPUS = typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt.")
+Corpus = Annotated[str | None, CORPUS]
 Tokenizer = Annotated[str | None, typer.Option(help="gpt2, bpe:<vocabulary> or word.")]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Folder of the notebooks; default notebooks/.")

@@ -1,7 +1,7 @@
 """The commands that make results and pages: `crt search`, `gpu`, `claims`, `report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,16 +43,28 @@ def search(
     from crt_lib.study.search import search as run_search
 
     chosen, seeds = choose_arms(arms), seeds or [0]
-    how: dict[str, Any] = {
-        "jobs": jobs,
-        "threads": threads,
-        "documents": documents,
-        "echo": typer.echo,
-    }
     if tuned:
-        tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
+        tune(
+            chosen,
+            out,
+            rates,
+            seeds,
+            updates=updates,
+            minutes=minutes,
+            jobs=jobs,
+            threads=threads,
+            documents=documents,
+            echo=typer.echo,
+        )
     else:
-        run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
+        run_search(
+            grid(chosen, rates, seeds, updates, minutes),
+            out,
+            jobs=jobs,
+            threads=threads,
+            documents=documents,
+            echo=typer.echo,
+        )
 
 
 @app.command()

@@ -42,6 +42,12 @@ class Loop:
             return vocabulary(features)
         return F.linear(*self.model.readout(self.number, self.z))
 
+    def logits_of(self, positions: slice) -> Tensor:
+        """(B, k, V) of some positions; not computed again where a criterion has asked for all."""
+        if "logits" in self.__dict__:
+            return self.logits[:, positions]
+        return F.linear(*self.model.readout(self.number, self.z[:, positions]))
+
     @cached_property
     def log_probabilities(self) -> Tensor:
         """(B, n, V), in float32 or wider."""
@@ -215,8 +221,6 @@ def run_with_exits(
     seen: Loop | None = None
     staying = rows * n
     for number in range(1, final + 1):
-        if not staying:
-            break
         layer = memory.loops[number - 1]
         if number > 1:
             before = memory.loops[number - 2]
@@ -237,16 +241,14 @@ def run_with_exits(
         if not count:
             continue
         if count == rows * n or leaving[:, keep].any():
-            if "logits" in here.__dict__:
-                own = here.logits[:, keep]
-            else:
-                own = F.linear(*model.readout(number, after[:, keep]))
+            own = here.logits_of(keep)
             # tokens that stay get theirs later
             logits = own if logits is None else torch.where(leaving[:, keep, None], own, logits)
         loops = torch.where(leaving, number, loops)
         staying -= count
-        if staying:
-            active = active & ~leaving
+        if not staying:
+            break
+        active = active & ~leaving
     assert logits is not None  # every token leaves, at the last loop if not before
     return Exited(logits, loops)
 

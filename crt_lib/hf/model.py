@@ -227,9 +227,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             output = self._full(inputs, starts, cache, labels, states, output_exits, logits_to_keep)
             if labels is not None and output.exit_logits is not None:
                 output.loss = self._loss(output.exit_logits, labels, **kwargs)
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
 
     def _check(self, inputs: Tensor, cache: CRTCache | None) -> None:
         longest = self.model.config.max_seq_len
