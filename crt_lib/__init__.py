@@ -9,36 +9,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crt_lib.audit.causality import causality_report
-    from crt_lib.config import ModelConfig, TrainConfig
-    from crt_lib.evaluate import evaluate
-    from crt_lib.exits.decode import generate
-    from crt_lib.files import InputError
-    from crt_lib.model import CRT
-    from crt_lib.runs.profiles import Profile, load_profile
-    from crt_lib.runs.run import load
-    from crt_lib.text.corpus import load_corpus
-    from crt_lib.text.tokenizer import load_tokenizer, tokenize
-    from crt_lib.train import train
+    from crt_lib.audit.causality import causality_report as causality_report
+    from crt_lib.config import ModelConfig as ModelConfig, TrainConfig as TrainConfig
+    from crt_lib.evaluate import evaluate as evaluate
+    from crt_lib.exits.decode import generate as generate
+    from crt_lib.files import InputError as InputError
+    from crt_lib.model import CRT as CRT
+    from crt_lib.runs.profiles import Profile as Profile, load_profile as load_profile
+    from crt_lib.runs.run import load as load
+    from crt_lib.text.corpus import load_corpus as load_corpus
+    from crt_lib.text.tokenizer import load_tokenizer as load_tokenizer, tokenize as tokenize
+    from crt_lib.train import train as train
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "CRT",
-    "InputError",
-    "ModelConfig",
-    "Profile",
-    "TrainConfig",
-    "causality_report",
-    "evaluate",
-    "generate",
-    "load",
-    "load_corpus",
-    "load_profile",
-    "load_tokenizer",
-    "tokenize",
-    "train",
-]
 
 _MODULES = {
     "CRT": "model",
@@ -56,6 +39,8 @@ _MODULES = {
     "tokenize": "text.tokenizer",
     "train": "train",
 }
+
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,8 +41,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, with exits or with lossless speculation if asked for."""
-    from crt_lib.exits.decode import Generated, Sampling, Speculation
-    from crt_lib.exits.decode import generate as run
+    from crt_lib.exits.decode import Generated, Sampling, Speculation, generate as run
     from crt_lib.exits.policy import Policy
     from crt_lib.runs.run import as_crt, load_trained_model
 

@@ -39,8 +39,7 @@ def search(
 ) -> None:
     """Train named configurations for equal tokens or equal time, and compare them on valid."""
     from crt_lib.study.ladder import choose_arms
-    from crt_lib.study.search import grid, tune
-    from crt_lib.study.search import search as run_search
+    from crt_lib.study.search import grid, search as run_search, tune
 
     chosen, seeds = choose_arms(arms), seeds or [0]
     if tuned:

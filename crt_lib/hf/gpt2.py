@@ -24,8 +24,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         try:
-            from transformers import GPT2Config as TheirConfig
-            from transformers import GPT2Model
+            from transformers import GPT2Config as TheirConfig, GPT2Model
         except ImportError as error:
             raise InputError("the GPT-2 baseline needs transformers; pip install it") from error
         self.config = config

@@ -21,8 +21,7 @@ LINES = [np.random.default_rng(i).integers(1, VOCAB, 5 + 3 * i) for i in range(8
 
 
 def gpt2():
-    from transformers import GPT2Config as Config
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2Config as Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
     return GPT2LMHeadModel(

@@ -119,8 +119,7 @@ def gpt2():
 
 
 def gpt2_lm():
-    from transformers import GPT2Config as Config
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2Config as Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
         Config(vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=32, bos_token_id=0)

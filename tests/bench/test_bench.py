@@ -4,8 +4,7 @@ import pytest
 import torch
 from tiny_models import TINY
 
-from crt_lib.bench import cost as benchcost
-from crt_lib.bench import step as benchstep
+from crt_lib.bench import cost as benchcost, step as benchstep
 from crt_lib.bench.parts import PARTS
 from crt_lib.bench.training import bench_training
 from crt_lib.bench.trial import Trial

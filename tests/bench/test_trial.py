@@ -7,8 +7,7 @@ import torch
 
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.bench import dryrun as costs
-from crt_lib.bench import trial
+from crt_lib.bench import dryrun as costs, trial
 from crt_lib.bench.dryrun import least_memory, predict, scored_positions
 from crt_lib.bench.trial import RandomBatches, Trial, measure_updates, run_trial, with_vocabulary
 from crt_lib.config import TrainConfig

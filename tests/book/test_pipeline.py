@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_notebooks
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from waiting import wait_for
 
 from crt_lib.book.notebooks import Notebook, convert, find_notebooks

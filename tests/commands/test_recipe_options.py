@@ -6,8 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from closeness import EXACT, same
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_models import (
     ALL_OPTIONS,
     COMBINATIONS,

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny_models import ALL_OPTIONS, NORMS, SHARINGS, TINY, VARIANTS, random_ids
 
 from crt_lib.config import ModelConfig

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from closeness import same
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from crt_lib.kernels import Dropout, ShiftedSum
 

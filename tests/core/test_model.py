@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 from closeness import as_accurate, same
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny_models import (
     ALL_OPTIONS,
     COMBINATIONS,

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from closeness import same
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from crt_lib import optim
 from crt_lib.optim import COEFFICIENTS, EPS, ITERATIONS, Muon, orthogonalise

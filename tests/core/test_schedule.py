@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 
 from crt_lib.config import TrainConfig

@@ -5,8 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from closeness import near
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_models import ALL_OPTIONS, exact_model
 
 from crt_lib import InputError, load_profile

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from closeness import same
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, TINY, exact_model, random_ids
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from closeness import as_accurate, near, roundings, same
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_exits import CASES, Pattern, causal
 from tiny_models import ALL_OPTIONS, OPTIONS, TINY, exact_model, random_ids, random_model
 from torch import nn

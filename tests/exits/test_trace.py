@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from closeness import SAME, roundings
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from crt_lib import InputError, evaluate
 from crt_lib.audit.accounting import multiply_adds

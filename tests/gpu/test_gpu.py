@@ -19,8 +19,7 @@ from crt_lib import InputError, cli
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.cached.step import Step
 from crt_lib.files import read_rows
-from crt_lib.gpu import checks as gpuchecks
-from crt_lib.gpu import training as gputraining
+from crt_lib.gpu import checks as gpuchecks, training as gputraining
 from crt_lib.gpu.parts import Job, Part, Table, Unfinished, run_parts, time_for
 from crt_lib.gpu.run import PARTS, main, run_gpu
 from crt_lib.gpu.training import _cost, arms

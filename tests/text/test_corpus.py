@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from closeness import same
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from crt_lib.files import InputError, cache_root
 from crt_lib.text import docstrings, grammar
