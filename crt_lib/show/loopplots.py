@@ -147,7 +147,7 @@ def speeds(rows: Rows) -> Figure:
     rows = [row for row in rows if row.get("speedup")]  # not the reading alone
     batches = sorted({row["batch"] for row in rows})
     ways = list(dict.fromkeys(row["way"] for row in rows))
-    figure = Figure(figsize=(8, 0.9 + 0.25 * len(ways)), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.8 + 0.2 * len(ways)), layout="constrained")
     axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
     for ax, batch in zip(axes, batches, strict=True):
         mine = [row for row in rows if row["batch"] == batch]
