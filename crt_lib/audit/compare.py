@@ -147,6 +147,16 @@ def resampled(
     return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
 
 
+def by_document(document: np.ndarray, values: np.ndarray) -> list[Interval]:
+    """The mean over tokens of each column of `values` (N, K), documents resampled.
+
+    `document` (N,): the index of each token's.
+    """
+    count = int(document.max()) + 1
+    sums = np.stack([np.bincount(document, column, count) for column in values.T], axis=1)
+    return resampled(sums, np.bincount(document, minlength=count))
+
+
 def exit_table(
     model: LanguageModel,
     data: TokenizedCorpus,

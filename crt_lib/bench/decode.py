@@ -14,7 +14,6 @@ from crt_lib.bench.ways import (
     COMPILED,
     FULL,
     UNCACHED,
-    Never,
     Prompts,
     Reading,
     Way,
@@ -22,7 +21,7 @@ from crt_lib.bench.ways import (
     asks_of,
     ways_of,
 )
-from crt_lib.exits.decode import Generated, Speculated
+from crt_lib.exits.decode import Speculated
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
 from crt_lib.files import InputError
@@ -140,49 +139,40 @@ def bench_decode(
     if new_tokens < 3 or rounds < 1:  # a first verification gives two
         raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    first: dict[Policy, str] = {}
-    for name, policy in policies.items():
-        first.setdefault(policy, name)
-    same = {name: first[policy] for name, policy in policies.items() if first[policy] != name}
     left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
     ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
+    same = _same(policies)
     timed = {name: way for name, way in ways.items() if same.get(name) not in ways}
-    bench = _Bench(
-        timed,
-        Reading(model, batch_size, len(prompts[0]) + new_tokens // 2),
-        batches,
-        new_tokens,
-        rounds,
-        echo,
-    )
+    reading = Reading(model, batch_size, len(prompts[0]) + new_tokens // 2)
+    bench = _Bench(timed, reading, batches, new_tokens, rounds, echo)
     with torch.inference_mode():
         bench.run()
     shape = {"batch": batch_size, "texts": len(prompts)}
     shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
     where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
-    known = {**policies, **asking(model), "no cache": policies[FULL]}
     rows = []
     for name in ways:
         key = name if name in bench.made else same.get(name)
         if key not in bench.made:
             continue  # what could not be compiled
-        row: dict[str, Any] = {"way": name} | shape | dict.fromkeys(COLUMNS)
+        cost = _cost(model, name, policies, losses, bench.made[key], test)
+        by_token = batch_size > 1 and cost["decoded_asks"]  # then a row runs loops for others
         products = None
-        if name in known:
-            policy = known[name]
-            row |= _cost(model, policy, bench.made[key], test)
-            row["token_ppl"] = math.exp(losses[name if name in policies else FULL])
-            row["tau"] = policy.tau0 if policy.criterion and name in policies else None
-            if name not in UNCACHED and (batch_size == 1 or policy.criterion is None):
-                products = row["decoded_loops"], row["decoded_heads"]
-        if isinstance(bench.made[key][0], Speculated):
-            drafted = sum(one.drafted for one in bench.made[key])
-            row["accepted"] = sum(one.accepted for one in bench.made[key]) / max(drafted, 1)
-        rows.append(row | bench.columns(key, products) | where)
+        if cost["decoded_loops"] and name not in UNCACHED and not by_token:
+            products = cost["decoded_loops"], cost["decoded_heads"]
+        rows.append({"way": name} | shape | cost | bench.columns(key, products) | where)
     for name in (READING, READING_ALL):
         columns = bench.reading_columns(name, model.config.n_loops)
         rows.append({"way": name} | shape | dict.fromkeys(COLUMNS) | columns | where)
     return rows
+
+
+def _same(policies: Mapping[str, Policy]) -> dict[str, str]:
+    """Of each policy that is equal to an earlier one, the earlier one's name."""
+    first: dict[Policy, str] = {}
+    for name, policy in policies.items():
+        first.setdefault(policy, name)
+    return {name: first[policy] for name, policy in policies.items() if first[policy] != name}
 
 
 def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) -> dict[str, Way]:
@@ -199,14 +189,29 @@ def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) 
 
 
 def _cost(
-    model: CRT, policy: Policy, made: Sequence[Generated], test: Trace
-) -> dict[str, float | None]:
+    model: CRT,
+    name: str,
+    policies: Mapping[str, Policy],
+    losses: Mapping[str, float],
+    made: Sequence[Any],
+    test: Trace,
+) -> dict[str, Any]:
+    """COLUMNS of a way: of what it made, and for a policy what `test` and `losses` say of it."""
+    cost: dict[str, Any] = dict.fromkeys(COLUMNS)
+    if isinstance(made[0], Speculated):
+        cost["accepted"] = sum(one.accepted for one in made) / max(sum(o.drafted for o in made), 1)
+    policy = {**policies, **asking(model), "no cache": policies[FULL]}.get(name)
+    if policy is None:
+        return cost
+    known = name if name in policies else FULL  # what a text is worth, asked or not, cached or not
+    outcome = apply_policy(test, policies[known])
     loops = [loop for one in made for loop in one.loops]
     heads, asks = asks_of(model, policy, loops)
-    outcome = apply_policy(test, Policy() if isinstance(policy, Never) else policy)
-    return {
+    return cost | {
+        "tau": policies[known].tau0 if policies[known].criterion else None,
         "mean_loops": outcome.mean_loops,
         "multiply_adds": outcome.multiply_adds,
+        "token_ppl": math.exp(losses[known]),
         "decoded_loops": float(np.mean(loops)),
         "decoded_heads": heads,
         "decoded_asks": asks,
@@ -228,6 +233,7 @@ class _Bench:
         self.ways, self.reading, self.batches = ways, reading, batches
         self.new_tokens, self.rounds, self.echo = new_tokens, rounds, echo or (lambda text: None)
         self.threads = list(dict.fromkeys((torch.get_num_threads(), 1)))
+        self.suffixes = dict(zip(self.threads, ("", "_1"), strict=False))  # of columns
         self.times: dict[tuple[int, str], Timing] = {}
         self.read: dict[tuple[int, str], list[dict[str, float]]] = {}
         self.made: dict[str, list[Any]] = {}
@@ -242,11 +248,8 @@ class _Bench:
     def columns(self, name: str, products: tuple[float, float] | None) -> dict[str, Any]:
         """Of a way; `products`: the loops and heads that its new tokens are multiplied with."""
         columns: dict[str, Any] = {}
-        for threads in self.threads:
-            own, suffix = (
-                self.times.get((threads, name)),
-                "" if threads == self.threads[0] else "_1",
-            )
+        for threads, suffix in self.suffixes.items():
+            own = self.times.get((threads, name))
             if own is None:
                 continue
             full = self.times[threads, FULL].rounds[: len(own.rounds)]
@@ -261,8 +264,7 @@ class _Bench:
     def reading_columns(self, name: str, n_loops: int) -> dict[str, Any]:
         """Of a reading at full depth: milliseconds a step, and the tokens/s that it allows."""
         columns: dict[str, Any] = {}
-        for threads in self.threads:
-            suffix = "" if threads == self.threads[0] else "_1"
+        for threads, suffix in self.suffixes.items():
             seconds = self._least(threads, name, n_loops, 1)
             columns[f"tokens_per_second{suffix}"] = len(self.batches[0]) / seconds
             columns[f"ms{suffix}"] = seconds * 1e3
@@ -311,10 +313,8 @@ class _Bench:
             if round_ == 0:
                 for name in names:
                     own = self.times[threads, name]
-                    wait = own.columns()["ms"]
-                    self.echo(
-                        f"  {threads} threads, {name}: {own.speed:.0f} tokens/s, {wait:.2f} ms"
-                    )
+                    ms = own.columns()["ms"]
+                    self.echo(f"  {threads} threads, {name}: {own.speed:.0f} tokens/s, {ms:.2f} ms")
             else:
                 speed = self.times[threads, FULL].speed
                 self.echo(f"  round {round_ + 1} of {self.rounds}: full depth {speed:.0f} tokens/s")

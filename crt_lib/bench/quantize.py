@@ -1,5 +1,6 @@
 """`crt bench quantize`: what 8-bit weights lose, by exit, and the memory they take."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt_lib.audit.compare import by_document
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import QUANTIZE
 from crt_lib.cached.step import Step
 from crt_lib.data import NOT_SCORED, evaluation_windows
+from crt_lib.exits.trace import document_or_window
 from crt_lib.model import CRT
 from crt_lib.runs.machine import measured_on
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -24,8 +27,8 @@ def bench_quantize(
     """A row an exit: loss of the first `max_tokens` of test in float32 and in 8 bits, honestly.
 
     Each token is scored as decoding computes it, one position at a time, `rows` windows beside each
-    other. `word_ppl_ratio` is exp(what is lost a word); `low` and `high` its interval of 95 % over
-    tokens. `weight_mb`: of the weights as they lie. Raises InputError as `Layout`.
+    other. `word_ppl_ratio` is exp(what is lost a word); `low` and `high` its 95 % interval over
+    documents. `weight_mb`: of the weights as they lie. Raises InputError as `Layout`.
     """
     ids, was_training = data.test.ids[:max_tokens], model.training
     model.eval()
@@ -37,17 +40,17 @@ def bench_quantize(
     finally:
         model.train(was_training)
     a_word = len(data.test.ids) / data.test.n_words  # tokens
+    document = document_or_window(data, "test", seq_len)[0][: len(ids)]
     plain, held = ways[None]
     made = []
     for way in QUANTIZE:
         found, held_in_way = ways[way]
         for loop in model.config.head_loops:
-            more = found[loop] - plain[loop]
-            mean, error = more.mean(), more.std(ddof=1) / np.sqrt(len(more))
-            low, high = (float(np.exp((mean + z * error) * a_word)) for z in (-1.96, 1.96))
-            row: dict[str, Any] = {"quantize": way, "exit": loop, "rows": rows, "tokens": len(more)}
+            (more,) = by_document(document, (found[loop] - plain[loop])[:, None])
+            row: dict[str, Any] = {"quantize": way, "exit": loop, "rows": rows, "tokens": len(ids)}
             row |= {"loss": float(plain[loop].mean()), "quantized_loss": float(found[loop].mean())}
-            row |= {"word_ppl_ratio": float(np.exp(mean * a_word)), "low": low, "high": high}
+            ends = {"word_ppl_ratio": more.mean, "low": more.low, "high": more.high}
+            row |= {name: math.exp(a_word * nats) for name, nats in ends.items()}
             row |= {"weight_mb": held / 1e6, "quantized_weight_mb": held_in_way / 1e6}
             made.append(row | measured_on())
     return made

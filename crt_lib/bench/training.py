@@ -71,30 +71,35 @@ def bench_training(
     found = _alternate(sides, steps, device.type)
 
     case = {"rows": batch_size, "seq_len": seq_len, "case": precision, **measured_on()}
-    flops = 6 * sum(multiply_adds(config, seq_len).values()) * batch_size * seq_len
     useful = {"released": 1 - lines.padding_share, "ours": 1.0}
-    rows = []
-    for name, (_, _, side_precision, _) in sides.items():
-        seconds, side = median(found[name]["seconds"]), found[name]
-        rows.append(
-            {
-                **case,
-                "side": name,
-                "precision": side_precision,
-                "parameters": sum(parameters_by_part(config).values()),
-                "seconds_per_step": seconds,
-                "positions_per_second": batch_size * seq_len / seconds,
-                "useful_share": useful[name],
-                "useful_tokens_per_second": useful[name] * batch_size * seq_len / seconds,
-                "peak_memory_bytes": side["memory"],
-                "mfu": flops / seconds / side["peak"],
-                "matmul_peak": side["peak"],
-                "bandwidth": side["bandwidth"],
-            }
-        )
+    rows = [
+        case
+        | {"side": name, "precision": side_precision}
+        | _side(config, batch_size, seq_len, useful[name], found[name])
+        for name, (_, _, side_precision, _) in sides.items()
+    ]
     ours = found["ours"]
     bounds = part_bounds(config, batch_size, seq_len, ours["peak"], ours["bandwidth"])
     return rows, [case | row for row in part_rows(ours["parts"], bounds)]
+
+
+def _side(
+    config: ModelConfig, batch_size: int, seq_len: int, useful: float, found: dict[str, Any]
+) -> dict[str, Any]:
+    """What a side's row says of its speed; `useful`: the share of positions that are no padding."""
+    seconds, positions = median(found["seconds"]), batch_size * seq_len
+    flops = 6 * sum(multiply_adds(config, seq_len).values()) * positions
+    return {
+        "parameters": sum(parameters_by_part(config).values()),
+        "seconds_per_step": seconds,
+        "positions_per_second": positions / seconds,
+        "useful_share": useful,
+        "useful_tokens_per_second": useful * positions / seconds,
+        "peak_memory_bytes": found["memory"],
+        "mfu": flops / seconds / found["peak"],
+        "matmul_peak": found["peak"],
+        "bandwidth": found["bandwidth"],
+    }
 
 
 def part_rows(parts: list[dict[str, float]], bounds: dict[str, float]) -> Rows:

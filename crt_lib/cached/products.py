@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from crt_lib.files import InputError
 
 QUANTIZE = ("int8",)
-# Elements from which 8 bits are faster than 32, rounding what comes in included (measured 256 wide:
-# one row takes 0.3 times as long at 2^21, as long at 2^18; 8 rows 0.5 to 0.8 at 2^16 to 2^18).
+# Elements from which a product in 8 bits takes less time than in 32, the rounding of x included.
 LARGE, LARGE_FOR_ROWS = 1 << 19, 1 << 16
 Branch = Callable[[Tensor, Tensor], Tensor]  # (h, x) to h + what is made of x
 
@@ -149,14 +148,13 @@ class Layout:
         return made
 
     def _of(self, weight: Tensor, bias: Tensor | None, vocabulary: bool) -> Product:
-        on_cpu = weight.device.type == "cpu"
         if self.quantize is not None:
             check_quantize(self.quantize, weight)
             if weight.numel() >= (LARGE if self.rows == 1 else LARGE_FOR_ROWS):
                 if vocabulary:
                     return FinelyQuantized(weight, bias, self.rows)
                 return Quantized(weight, bias)
-        if not on_cpu or weight.dtype not in (torch.float32, torch.float64):
+        if not wide_on_cpu(weight):
             return Product(weight, bias)
         if self.rows == 1:
             return Transposed(weight, bias)
@@ -171,6 +169,11 @@ class Layout:
     def mlp(self, up: nn.Linear, down: nn.Linear, gated: bool) -> Branch:
         """(h, x) -> h + down(gelu(up(x))), or with silu(gate) * value in the middle; (B, d)."""
         return _mlp(self.layer(up), self.layer(down), gated)
+
+
+def wide_on_cpu(x: Tensor) -> bool:
+    """Whether x is in float32 or float64 on a CPU: where numpy and a layout of our own are used."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def check_quantize(quantize: str, weight: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.products import check_quantize
+from crt_lib.cached.products import check_quantize, wide_on_cpu
 from crt_lib.cached.step import Step
 from crt_lib.exits.leaving import step_with_exits
 from crt_lib.exits.policy import Policy, run_with_exits
@@ -64,7 +64,7 @@ class Sampling:
 
 def best(logits: Tensor) -> Tensor:
     """The token (B,) of the largest of each row of logits (B, V), the first of several."""
-    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
+    if wide_on_cpu(logits):
         return torch.from_numpy(logits.numpy().argmax(-1))  # several times as fast as torch's
     return logits.argmax(-1)
 
@@ -113,16 +113,11 @@ def generate(
         check_quantize(quantize, model.loop_encoding)
         if not cache:
             raise InputError("int8 weights are read with a cache; leave cache on")
-    longest = max(lengths)
-    device = model.loop_encoding.device
-    waiting = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
-    for row, prompt in zip(waiting, prompts, strict=True):
-        row[longest - len(prompt) :] = torch.as_tensor(prompt)
-    generator = torch.Generator(device).manual_seed(seed)
-    starts = longest - torch.tensor(lengths, device=device) if min(lengths) < longest else None
+    waiting, starts = _beside_each_other(prompts, lengths, model.loop_encoding.device)
+    generator = torch.Generator(waiting.device).manual_seed(seed)
 
     def fresh() -> Memory:
-        capacity = longest + new_tokens
+        capacity = max(lengths) + new_tokens
         return Memory(model.config, len(prompts), capacity, model.loop_encoding, starts)
 
     tokens: list[list[int]] = []
@@ -154,6 +149,18 @@ def generate(
         _until(stop, [token[row] for token in tokens], [loop[row] for loop in loops])
         for row in range(len(prompts))
     ]
+
+
+def _beside_each_other(
+    prompts: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The prompts (B, longest), padded on the left; where each starts (B,), if any is shorter."""
+    longest = max(lengths)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[longest - len(prompt) :] = torch.as_tensor(prompt)
+    shorter = min(lengths) < longest
+    return ids, longest - torch.tensor(lengths, device=device) if shorter else None
 
 
 def _until(stop: int | None, tokens: list[int], loops: list[int]) -> Generated:

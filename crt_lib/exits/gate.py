@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from crt_lib.cached.products import wide_on_cpu
 from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.files import InputError, atomic_path, check_sum
 from crt_lib.loss import at_least_float32
@@ -41,15 +42,15 @@ class Gate:
     def asker(self) -> Callable[[int, Tensor], list[float]]:
         """A function of an exit loop and states (B, d) to their distances, of few operations."""
         held = {loop: (weight[:-1], weight[-1:]) for loop, weight in self.weights.items()}
-        arrays = {loop: (w.cpu().numpy(), float(b)) for loop, (w, b) in held.items()}
+        plain = {loop: (w.cpu().numpy(), float(w.sum()), float(b)) for loop, (w, b) in held.items()}
         ones = np.ones(len(next(iter(held.values()))[0]), np.float32)
 
         def distances(loop: int, z: Tensor) -> list[float]:
-            if len(z) == 1 and z.device.type == "cpu" and z.dtype != torch.bfloat16:
-                (w, b), x = arrays[loop], z.numpy()[0]  # numpy: half the time of torch's calls
+            if len(z) == 1 and wide_on_cpu(z):
+                (w, total, b), x = plain[loop], z.numpy()[0]  # half the time of torch's calls
                 mean = float(x @ ones) / len(x)
                 deviation = math.sqrt(float(x @ x) / len(x) - mean**2 + 1e-5)
-                return [max((float(x @ w) - mean * float(w @ ones)) / deviation + b, 0.0)]
+                return [max((float(x @ w) - mean * total) / deviation + b, 0.0)]
             weight, bias = held[loop]
             z = torch.layer_norm(at_least_float32(z), weight.shape, None, None, 1e-5, False)
             return [max(d, 0.0) for d in torch.addmv(bias.to(z), z, weight.to(z)).tolist()]

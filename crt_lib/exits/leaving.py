@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt_lib.cached.products import wide_on_cpu
 from crt_lib.cached.step import Step
 from crt_lib.exits.policy import Loop, Policy, exits_of
 
@@ -68,7 +69,7 @@ def _quick(step: Step, criterion: str) -> Ask | None:
 
 
 def _similarities(loop: int, before: Tensor, z: Tensor) -> list[float]:
-    if z.device.type != "cpu" or z.dtype not in (torch.float32, torch.float64):
+    if not wide_on_cpu(z):
         return F.cosine_similarity(z.float(), before.float(), dim=-1).clamp(min=0).tolist()
     a, b = before.numpy(), z.numpy()  # a call of numpy's takes a third of torch's
     between, norms = np.vecdot(a, b), np.sqrt(np.vecdot(a, a) * np.vecdot(b, b))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.audit.compare import Interval, resampled
+from crt_lib.audit.compare import Interval, by_document
 from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
@@ -23,11 +23,11 @@ from crt_lib.text.tokenizer import Tokenizer
 
 
 def exit_losses(trace: Trace) -> list[dict[str, Any]]:
-    """A row an exit: its loss (nats a token), and what it takes off the exit before, each an
+    """A row an exit: its loss (nats a token), and by how much it is below the exit before, each an
     `Interval` over documents; the share of tokens that its best guess gets right.
     """
     steps = np.diff(trace.loss, axis=1, prepend=trace.loss[:, :1])
-    losses, gains = _by_document(trace, trace.loss), _by_document(trace, -steps)
+    losses, gains = by_document(trace.document, trace.loss), by_document(trace.document, -steps)
     return [
         {
             "exit": loop,
@@ -46,15 +46,8 @@ def loss_above_full(trace: Trace, outcome: Outcome) -> Interval:
 
 def above_full(trace: Trace, losses: np.ndarray) -> Interval:
     """As `loss_above_full`, for the losses (N,) of the trace's tokens however they came about."""
-    (interval,) = _by_document(trace, (losses - trace.loss[:, -1])[:, None])
+    (interval,) = by_document(trace.document, (losses - trace.loss[:, -1])[:, None])
     return interval
-
-
-def _by_document(trace: Trace, values: np.ndarray) -> list[Interval]:
-    """The mean over tokens of each column of `values` (N, K), documents resampled."""
-    count = int(trace.document.max()) + 1
-    sums = np.stack([np.bincount(trace.document, column, count) for column in values.T], axis=1)
-    return resampled(sums, np.bincount(trace.document, minlength=count))
 
 
 def changed_guesses(trace: Trace) -> list[dict[str, Any]]:

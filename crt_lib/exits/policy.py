@@ -1,4 +1,4 @@
-"""When a token may leave: criteria, the decaying threshold of eq. 6, and exits of a whole window.
+"""When a token may exit: criteria, the decaying threshold of eq. 6, and exits of a whole window.
 
 A criterion is a function of `Loop`, what is known after a loop, to a score in [0, 1] for each
 token; a token leaves after the first exit loop whose score reaches the threshold.
@@ -65,7 +65,7 @@ Score = Callable[[Loop], Tensor]
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named score (B, n) in [0, 1], high where a token may leave, and the heads it asks.
+    """A named score (B, n) in [0, 1], high where a token may exit, and the heads it asks.
 
     `heads`: vocabulary heads that must be computed for a token to ask once; the head of the exit
     it leaves by is computed anyway. `compares`: also the head of the exit before, if it was not
@@ -140,7 +140,7 @@ CRITERIA = {
 class Policy:
     """Which tokens leave where: a criterion and eq. 6, tau = max(tau_min, tau0 * decay**step).
 
-    `step` counts loops from 0. `exits`: the loops at which tokens may leave by the criterion; None:
+    `step` counts loops from 0. `exits`: the loops at which tokens may exit by the criterion; None:
     all that have a head. After the loop `fixed`, if given, every token that is left leaves.
     """
 
@@ -164,7 +164,7 @@ class Policy:
 
     @property
     def leaves(self) -> bool:
-        """Whether any token may leave before the last loop."""
+        """Whether any token may exit before the last loop."""
         return self.criterion is not None or self.fixed is not None
 
     def threshold(self, loop: int) -> float:
@@ -172,7 +172,7 @@ class Policy:
         return max(self.tau_min, self.tau0 * self.decay ** (loop - 1))
 
     def passes(self, loop: Loop) -> Tensor:
-        """Which tokens (B, n) may leave after this exit loop; the policy has a criterion."""
+        """Which tokens (B, n) may exit after this exit loop; the policy has a criterion."""
         assert self.criterion is not None
         return CRITERIA[self.criterion].score(loop) >= self.threshold(loop.number)
 

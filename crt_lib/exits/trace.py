@@ -32,7 +32,7 @@ ARRAYS = ("loss", "right", "changed", "document", "document_bytes")
 
 @dataclass(frozen=True)
 class Trace:
-    """Of N tokens and E exits; a score is of the exits before the last, at which a token may leave.
+    """Of N tokens and E exits; a score is of the exits before the last, at which a token may exit.
 
     Every exit is that of a full forward pass: the context of a token has run all loops, whatever
     the policy. When exits are taken while decoding, the context has left too; `run_with_exits`
@@ -94,7 +94,9 @@ class Trace:
             raise InputError(f"{path} is not a trace that can be read: {error!r}") from error
 
 
-def _documents(data: TokenizedCorpus, split: str, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def document_or_window(
+    data: TokenizedCorpus, split: str, seq_len: int
+) -> tuple[np.ndarray, np.ndarray]:
     """As `document_of_tokens`; windows of no bytes for a tokenizer that does not keep the text."""
     try:
         return document_of_tokens(data, split)
@@ -124,7 +126,7 @@ def make_trace(
     For a tokenizer that does not keep the text's bytes, windows stand for documents.
     """
     ids = data.split(split).ids[:max_tokens]
-    owner, sizes = _documents(data, split, seq_len)
+    owner, sizes = document_or_window(data, split, seq_len)
     owner = owner[: len(ids)]
     device, begin = model.loop_encoding.device, 0
     arrays: dict[str, np.ndarray] = {}

@@ -5,7 +5,6 @@ A saved folder has the code of this module beside the weights, so that it loads 
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -29,6 +28,7 @@ from crt_lib.exits.leaving import step_with_exits
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.files import InputError, write_text
 from crt_lib.hf.cache import CRTCache
+from crt_lib.hf.code import folder_code
 from crt_lib.hf.padding import padding_of, rotate_rows
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
@@ -380,7 +380,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if kwargs.get("push_to_hub"):
             raise InputError("save to a folder, then `hf upload` it: the code must go with it")
         super().save_pretrained(save_directory, *args, **kwargs)
-        for name, text in _code().items() if kwargs.get("is_main_process", True) else ():
+        if not kwargs.get("is_main_process", True):
+            return
+        for name, text in folder_code(MAIN, Path(__file__)).items():
             write_text(Path(save_directory) / f"{name}.py", text)
 
 
@@ -415,33 +417,6 @@ def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:
     if isinstance(logits_to_keep, int):
         return slice(-logits_to_keep, None) if logits_to_keep else slice(None)
     return logits_to_keep
-
-
-def _code() -> dict[str, str]:
-    """This module and those of the package it needs, as a folder's own, by name."""
-    here = Path(__file__)
-    pattern = re.compile(r"^(\s*from )(crt_lib)?\.([\w.]+)( import)", re.MULTILINE)
-
-    def flat(found: re.Match[str]) -> str:
-        return found[3].replace(".", "_")
-
-    texts: dict[str, str] = {}
-    waiting = [(MAIN, here)]
-    while waiting:
-        name, path = waiting.pop()
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r"\nif TYPE_CHECKING:\n(    .*\n)+", "", text)
-        for found in pattern.finditer(text):
-            needed = flat(found)
-            if needed in texts or needed == name:
-                continue
-            if found[2]:
-                where = here.parents[1] / f"{found[3].replace('.', '/')}.py"
-            else:  # this is such a folder
-                where = here.with_name(f"{needed}.py")
-            waiting.append((needed, where))
-        texts[name] = pattern.sub(lambda found: f"{found[1]}.{flat(found)}{found[4]}", text)
-    return texts
 
 
 AutoConfig.register(CRTConfig.model_type, CRTConfig, exist_ok=True)

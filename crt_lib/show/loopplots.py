@@ -35,7 +35,7 @@ CRITERION_COLORS = dict(
 
 @styled
 def losses_by_exit(rows: Rows) -> Figure:
-    """Loss of every exit with its interval, and what each takes off; rows of `exit_losses`."""
+    """Loss of every exit with its interval, and by how much each reduces it; rows of `exit_losses`."""
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _intervals(left, [row["exit"] for row in rows], [row["loss"] for row in rows])
@@ -43,7 +43,7 @@ def losses_by_exit(rows: Rows) -> Figure:
     later = rows[1:]
     _intervals(right, [row["exit"] for row in later], [row["takes_off"] for row in later])
     right.axhline(0, color=BLACK, linewidth=0.8)
-    right.set(xlabel="exit after loop", ylabel="taken off the exit before (nats)")
+    right.set(xlabel="exit after loop", ylabel="less than the exit before (nats)")
     return figure
 
 

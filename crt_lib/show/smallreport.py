@@ -114,7 +114,7 @@ def small_results(results: Path) -> str:
     caption = (
         f"{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
         f"{'; '.join(notes)}. Multiply-adds: a token's, up to that exit and with its head alone. "
-        f"Bits per byte that each further loop of `crt2` takes off: {gains}. At an exit its seeds "
+        f"Each further loop of `crt2` reduces bits per byte by: {gains}. At an exit its seeds "
         f"are at most {spread:.3f} bits apart. At full depth `crt2` minus {'; minus '.join(gaps)}. "
         "Last column: the same causal models scored as the paper scores, padding included."
     )

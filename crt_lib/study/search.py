@@ -320,7 +320,7 @@ def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row
 
 
 def steps(summary: Sequence[Row]) -> dict[str, float]:
-    """What each arm of a ladder takes off the loss of the one before it; rows of `summarise`."""
+    """By how much each arm of a ladder is below the loss of the one before it; rows of `summarise`."""
     return {
         after["arm"].removeprefix("+ "): before["loss"] - after["loss"]
         for before, after in itertools.pairwise(summary)

@@ -22,7 +22,6 @@ from crt_lib.bench.ways import (
 )
 from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import generate
-from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy, calibrate, make_trace
 
@@ -176,24 +175,3 @@ def test_gpt2_with_a_cache_says_what_it_says_without():
         assert static(prompts, 8, each.append).tolist() == ids[:, 3:].tolist()
     assert made.tolist() == ids[:, 3:].tolist()
     assert len(each) == 16 and [list(row) for row in zip(*each[:8], strict=True)] == made.tolist()
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_text_in_8_bits(rows, monkeypatch):
-    """All products in 8 bits: the logits stay near, and what cannot be is refused."""
-    monkeypatch.setattr("crt_lib.cached.products.LARGE", 0)
-    monkeypatch.setattr("crt_lib.cached.products.LARGE_FOR_ROWS", 0)
-    model = random_model(**ALL_OPTIONS)
-    weights = torch.randn(2, model.config.d_model + 1)
-    model.gate = Gate(dict(zip((1, 3), 0.2 * weights, strict=True)))
-    prompts = [[3, 1, 4], [1, 5, 9]][:rows]
-    (made, *_) = generate(model, prompts, 6, quantize="int8")
-    assert len(made.tokens) == 6
-    for how, said in (
-        ({"quantize": "int4"}, "quantize is 'int4'; it must be one of int8"),
-        ({"quantize": "int8", "cache": False}, "leave cache on"),
-    ):
-        with pytest.raises(InputError, match=said):
-            generate(model, prompts, 2, **how)
-    with pytest.raises(InputError, match="int8 needs float32 weights on a CPU; these are bfloat16"):
-        generate(model.bfloat16(), prompts, 2, quantize="int8")
