@@ -320,7 +320,7 @@ def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row
 
 
 def steps(summary: Sequence[Row]) -> dict[str, float]:
-    """By how much each arm of a ladder is below the loss of the one before it; rows of `summarise`."""
+    """How far each arm of a ladder is below the one before it; rows of `summarise`."""
     return {
         after["arm"].removeprefix("+ "): before["loss"] - after["loss"]
         for before, after in itertools.pairwise(summary)
