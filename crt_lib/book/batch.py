@@ -8,11 +8,9 @@ notebook in the same folder.
 import contextlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from crt_lib.book.notebooks import check_parameters, find_notebooks
 from crt_lib.book.pipeline import (
     NotebookError,
     check_run,
+    ended_by_sigterm,
     refuse_own,
     reproduce_words,
     summarise_run,
@@ -198,15 +197,13 @@ def run_jobs(
 def _all_stopped_with_this(
     running: list["_Running"], line: LiveLine, echo: Callable[[str], None]
 ) -> Iterator[None]:
-    """An interruption of the block, or SIGTERM, interrupts those running and waits for them."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    stopping = signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    before = signal.signal(*stopping) if in_main_thread else None
+    """An interruption of the block, or SIGTERM, ends those running and waits for them."""
     try:
-        yield
+        with ended_by_sigterm():
+            yield
     except BaseException:
         for one in running:
-            one.process.send_signal(signal.SIGINT)
+            one.process.terminate()
         for one in running:
             one.process.wait()
         line.clear()
@@ -214,8 +211,6 @@ def _all_stopped_with_this(
         raise
     finally:
         line.clear()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 class _Running:

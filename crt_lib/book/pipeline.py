@@ -5,6 +5,9 @@ import csv
 import logging
 import shlex
 import shutil
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,13 +155,13 @@ class _Run:
         begin = time.monotonic()
         error = None
         try:
-            with self._watched(notebook.name, running, label) as peak:
+            with ended_by_sigterm(), self._watched(notebook.name, running, label) as peak:
                 try:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     _papermill(notebook.path, running, values)
                 except (RuntimeError, OSError, _execution_error()) as caught:
                     error = caught
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self.echo(f"{label} interrupted; continue with: {self.continue_with}")
             raise
         seconds = round(time.monotonic() - begin, 2)
@@ -299,6 +302,22 @@ def refuse_own(given: Iterable[str]) -> None:
     """Raise InputError for a parameter that the pipeline itself sets."""
     for name in set(given).intersection(SET_BY_PIPELINE):
         raise InputError(f"parameter {name!r} is set by the pipeline; use its own option")
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside, as SIGINT raises KeyboardInterrupt where it is heard.
+
+    A command that a shell runs in the background ignores SIGINT, and so does all that it starts.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may ask for signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def reproduce_words(

@@ -72,7 +72,12 @@ def test_a_failure_is_told_and_what_needs_it_is_not_begun(tmp_path):
         run_jobs([Job("a", ("--help",), ("b",)), Job("b", ("--help",), ("a",))], 2)
 
 
-def test_an_interruption_reaches_the_running_notebooks(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "sigint"),
+    [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_IGN)],
+    ids=["interrupted", "ended in the background"],  # where a shell has SIGINT ignored
+)
+def test_an_interruption_reaches_the_running_notebooks(tmp_path, number, sigint):
     """They would sleep for longer than is waited."""
     folder, out = tmp_path / "notebooks", tmp_path / "out"
     for name in ("01_a", "02_b"):
@@ -88,11 +93,19 @@ def test_an_interruption_reaches_the_running_notebooks(tmp_path):
         "2",
     ]
     command += ["--notebooks", str(folder), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+    )
     wait_for(lambda: (out / "01_a").exists() and (out / "02_b").exists())
-    process.send_signal(signal.SIGINT)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
     said = process.communicate(timeout=PATIENCE)[0].decode()
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + number
+    assert len(started) >= 4  # a run and a kernel for each
+    assert not psutil.wait_procs(started, timeout=PATIENCE)[1]
     assert "the same command goes on" in said
     found = Manifest.load(out / "manifest.json", "smoke").notebooks
     assert {entry["status"] for entry in found.values()} == {"running"}
