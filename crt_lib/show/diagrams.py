@@ -210,34 +210,21 @@ def causality_matrices(reports: Mapping[str, CausalityReport], loop: int) -> Fig
 
 
 @styled
-def lens(seen: Lens, start: int = 0, length: int = 14) -> Figure:
-    """What each loop guesses after each token: its text on the probability it has."""
-    part = slice(start, start + length)
-    columns = seen.tokens[part]
-    figure = Figure(
-        figsize=(0.8 * len(columns) + 1, 0.42 * len(seen.guesses) + 1.2), layout="constrained"
-    )
-    ax = figure.subplots()
-    shown = seen.probabilities[:, part]
+def lens(seen: Lens, length: int = 14) -> Figure:
+    """What each loop guesses after each of the first tokens: its text on the probability it has."""
+    shown = seen.probabilities[:, :length]
+    loops, columns = shown.shape
+    figure, (ax,) = panels(0.8 * columns + 1, 0.42 * loops + 1.2)
     image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    following = [*seen.tokens[1:], ""][part]
-    for i, guesses in enumerate(seen.guesses):
-        for j, guess in enumerate(guesses[part]):
-            right = guess == following[j]
-            ax.text(
-                j,
-                i,
-                _shown(guess),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if shown[i, j] > 0.6 else BLACK,
-                fontweight="bold" if right else "normal",
-            )
-    ax.set_xticks(range(len(columns)), [_shown(token) for token in columns], rotation=45)
-    ax.set_yticks(range(len(seen.guesses)), [f"loop {i + 1}" for i in range(len(seen.guesses))])
+    for (i, j), share in np.ndenumerate(shown):
+        guess = seen.guesses[i][j]
+        look = {"color": "white" if share > 0.6 else BLACK, "fontsize": 7}
+        weight = "bold" if seen.tokens[j + 1 : j + 2] == [guess] else "normal"
+        ax.text(j, i, _shown(guess), ha="center", va="center", fontweight=weight, **look)
+    ax.set_xticks(range(columns), map(_shown, seen.tokens[:columns]), rotation=45)
+    ax.set_yticks(range(loops), [f"loop {loop}" for loop in range(1, loops + 1)])
     ax.set(xlabel="after the token (bold: the guess is what follows)")
-    ax.grid(False)
+    ax.grid(visible=False)
     figure.colorbar(image, ax=ax, label="its probability")
     return figure
 

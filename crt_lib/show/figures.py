@@ -136,7 +136,7 @@ def exit_shares(outcomes: Mapping[str, Outcome], loops: Sequence[int]) -> Figure
 def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figure:
     """Perplexity against multiply-adds: a line a criterion, and single policies as points.
 
-    The dashed line joins the fixed exits (`exit <loop>`, `full depth`): tokens left to chance.
+    The grey line joins the fixed exits (`exit <loop>`, `full depth`): tokens left to chance.
     """
     figure, (ax,) = plots.panels(6.5, 3.4)
     _draw_curves(ax, curves)
@@ -168,9 +168,7 @@ def exit_view(
     loops: Sequence[int], curves: Mapping[str, Rows], outcome: Outcome, criterion: str | None
 ) -> Figure:
     """The explorer's picture: the frontier with the current point, and where tokens leave."""
-    figure = Figure(figsize=(9.5, 3.0))
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.17, top=0.96, wspace=0.22)
+    figure, (left, right) = plots.panels(9.5, 3.0, ("", ""), width_ratios=(3, 2))
     _draw_curves(left, curves, criterion)
     left.scatter(
         outcome.multiply_adds / 1e6, outcome.token_ppl, c=plots.BLACK, marker="D", zorder=4

@@ -138,7 +138,7 @@ def by_exit(
         for loop, mean in zip(loops, means, strict=True):
             say(ax, f"{mean:.3f}", (loop, mean), right=ranged)
         if lows.min() < 0:
-            ax.axhline(0, color=BLACK, linewidth=0.8, zorder=0)
+            ax.axhline(0, color=BLACK, linewidth=0.8, zorder=1)
         if single is not None:
             ax.axhline(single[title], color=BLACK, linestyle="--", label="a model of one loop")
             ax.legend()
@@ -165,7 +165,7 @@ def dots(charts: Mapping[str, Mapping[str, Value]], xlabel: str, signed: bool = 
         for place, mean in zip(places, means, strict=True):
             say(ax, f"{mean:+.3f}" if signed else f"{mean:.3f}", (mean, place))
         if signed:
-            ax.axvline(0, color=BLACK, linewidth=0.8, zorder=0)
+            ax.axvline(0, color=BLACK, linewidth=0.8, zorder=1)
         ax.set_yticks(places, list(values))
         ax.set(xlabel=xlabel, ylim=(len(values) - 0.5, -0.8))
         ax.margins(x=0.2)
