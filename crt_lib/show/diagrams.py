@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -156,7 +157,7 @@ def _tower(ax: Axes, x: float, w: float, boxes: list[tuple[float, float, str, st
 def _arrow(ax: Axes, *points: tuple[float, float], width: float = 1.2) -> None:
     """A line through the points that ends in an arrow."""
     path = Path(points)
-    look = {"facecolor": BLACK, "edgecolor": BLACK, "linewidth": width}
+    look: dict[str, Any] = {"facecolor": BLACK, "edgecolor": BLACK, "linewidth": width}
     ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, **look))
 
 
@@ -218,7 +219,7 @@ def lens(seen: Lens, length: int = 14) -> Figure:
     image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (i, j), share in np.ndenumerate(shown):
         guess = seen.guesses[i][j]
-        look = {"color": "white" if share > 0.6 else BLACK, "fontsize": 7}
+        look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 7}
         weight = "bold" if seen.tokens[j + 1 : j + 2] == [guess] else "normal"
         ax.text(j, i, _shown(guess), ha="center", va="center", fontweight=weight, **look)
     ax.set_xticks(range(columns), map(_shown, seen.tokens[:columns]), rotation=45)

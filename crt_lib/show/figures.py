@@ -41,7 +41,7 @@ def parts_of_models(models: Mapping[str, Mapping[str, int]], unit: str) -> Figur
 def losses(rows: Rows, prefix: str, against: str) -> dict[int, pd.Series]:
     """exit -> the losses in the column that `prefix` begins, where a row has them."""
     columns = pd.DataFrame(rows).set_index(against).filter(regex=rf"^{prefix}\d+$")
-    found = {int(name.removeprefix(prefix)): columns[name].dropna() for name in columns}
+    found = {int(name.removeprefix(prefix)): columns[name].dropna() for name in map(str, columns)}
     return dict(sorted(found.items()))
 
 
@@ -55,7 +55,7 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
 
     `metrics`: rows of metrics.jsonl; `floor`: a loss no causal model can beat, where it is known.
     """
-    rows = [row | {"tokens": row["tokens"] / 1e6} for row in metrics]
+    rows = [{**row, "tokens": row["tokens"] / 1e6} for row in metrics]
     trained, valid = (losses(rows, prefix, "tokens") for prefix in ("loss_", "valid_loss_"))
     charts = {
         "Training batches (running mean)": {f"exit {n}": _smooth(c) for n, c in trained.items()},
@@ -110,7 +110,7 @@ def depth_past_training(rows: Rows) -> Figure:
     """Loss, and how far the state moves, against the number of loops; rows of `depth_sweep`."""
     figure, (left, right) = plots.panels(8, 2.8, ("", ""))
     swept = pd.DataFrame(rows).set_index("loops")
-    faces = [plots.loop_color(n) if trained else "white" for n, trained in swept["trained"].items()]
+    faces = [plots.loop_color(row["loops"]) if row["trained"] else "white" for row in rows]
     left.plot(swept["loss"], color=plots.GREY, linestyle="-", zorder=1)
     left.scatter(swept.index, swept["loss"], c=faces, edgecolors=plots.GREY, zorder=2)
     left.set(xlabel="loops run (filled: trained with a head)", ylabel="loss (nats a token)")
@@ -244,11 +244,10 @@ def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
     models = pd.DataFrame(rows, index=range(1, len(rows) + 1))
     faces = np.where(models["model"].str.contains("crt2"), "black", "white")
     for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):
-        places = models[[cost, "bits_per_byte"]] / [1e6, 1]
+        places = models[[cost, "bits_per_byte"]].div([1e6, 1]).round(2)  # some coincide
         ax.scatter(places[cost], places["bits_per_byte"], s=28, c=faces, edgecolors="black")
-        rounded = places.round(2).groupby([cost, "bits_per_byte"])
-        for place, same in rounded.groups.items():  # one label for points that coincide
-            plots.say(ax, ", ".join(map(str, same)), place)
+        for _, same in places.groupby([cost, "bits_per_byte"]):
+            plots.say(ax, ", ".join(map(str, same.index)), tuple(same.iloc[0]))
         ax.set(xlabel=f"{cost.replace('_', '-')} (millions)", ylabel="test bits per byte")
         ax.margins(0.15)
     for name, bits in exits.items():

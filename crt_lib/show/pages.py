@@ -86,24 +86,15 @@ def ways_in(results: Path) -> str:
     took = pd.read_csv(results / "notebooks.csv")
     ours = pd.read_csv(results / "bench" / "train.csv").iloc[1]
     colab = f"[01_data]({Address.read(results.parent).colab('01_data')})"
-    laptop = f"{took['seconds'].sum() / 60:.0f} minutes on {took['cpu_count'][0]} cores"
-    memory = f"{ours['peak_memory_bytes'] / 1e9:.1f} GB: {ours['rows']} x {ours['seq_len']} tokens"
-    body = [
-        ["Colab", f"open {colab}, run all; the next is linked at its end", "as below", "as below"],
-        [
-            "laptop",
-            "`make reproduce`",
-            f"{laptop}, and a few of installation",
-            f"{took['peak_memory_bytes'].max() / 1e9:.1f} GB",
-        ],
-        [
-            "GPU",
-            "`crt train --profile paper --corpus wikitext-2 --vram-limit 6`",
-            "not measured yet",
-            f"{memory}, on a CPU",
-        ],
-    ]
-    return table(pd.DataFrame(body, columns=["way", "do", "time", "memory"]))
+    minutes, cores = took["seconds"].sum() / 60, took["cpu_count"][0]
+    step = f"{ours['rows']} x {ours['seq_len']} tokens, on a CPU"
+    gpu = "`crt train --profile paper --corpus wikitext-2 --vram-limit 6`"
+    return f"""| way | do | time | memory |
+| --- | --- | --- | --- |
+| Colab | open {colab}, run all; the next is linked at its end | as below | as below |
+| laptop | `make reproduce` | {minutes:.0f} minutes on {cores} cores, and a few of installation | \
+{took["peak_memory_bytes"].max() / 1e9:.1f} GB |
+| GPU | {gpu} | not measured yet | {ours["peak_memory_bytes"] / 1e9:.1f} GB: {step} |"""
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

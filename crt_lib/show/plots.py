@@ -157,9 +157,7 @@ def dots(charts: Mapping[str, Mapping[str, Value]], xlabel: str, signed: bool = 
     figure, axes = panels(8, 0.9 + 0.29 * max(map(len, charts.values())), charts)
     for ax, values in zip(axes, charts.values(), strict=True):
         places, (means, lows, highs) = range(len(values)), ends_of(values.values())
-        sure = (lows < highs) & ((highs < 0) | (lows > 0))
-        colors = np.where(means < 0, BLUE, VERMILION) if signed else np.full(len(means), BLUE)
-        colors[signed & ~sure] = GREY
+        colors = [_sign(*ends) if signed else BLUE for ends in zip(means, lows, highs, strict=True)]
         ax.hlines(places, lows, highs, colors)
         ax.scatter(means, places, s=28, c=colors, zorder=2)
         for place, mean in zip(places, means, strict=True):
@@ -170,6 +168,13 @@ def dots(charts: Mapping[str, Mapping[str, Value]], xlabel: str, signed: bool = 
         ax.set(xlabel=xlabel, ylim=(len(values) - 0.5, -0.8))
         ax.margins(x=0.2)
     return figure
+
+
+def _sign(mean: float, low: float, high: float) -> str:
+    """The colour of a difference."""
+    if low == high or low <= 0 <= high:
+        return GREY
+    return BLUE if mean < 0 else VERMILION
 
 
 @styled
@@ -251,7 +256,7 @@ def lines(
     figure, axes = panels(8 if len(charts) > 1 else 6.5, 3.1, charts, sharey=sharey)
     for ax, curves in zip(axes, charts.values(), strict=True):
         for name, curve in curves.items():
-            look = {"color": colors[name], "linestyle": "-"} if colors else {}
+            look: dict[str, Any] = {"color": colors[name], "linestyle": "-"} if colors else {}
             ax.plot(curve, label=name, marker="o" if len(curve) < 25 else "None", **look)
         if floor is not None:
             ax.axhline(floor[1], color=BLACK, linestyle="--", label=floor[0])

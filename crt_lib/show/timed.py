@@ -120,7 +120,7 @@ def decoding(results: Path) -> str:
     for batch, own in rows.set_index("way").groupby("batch"):
         speeds = cells(own["tokens_per_second"], "{:.0f}") + cells(own["speedup"], " ({:.2f}x)")
         made[f"tokens/s, {batch} at a time"] = speeds
-    first = ways.loc["full depth"]
+    first = rows[rows["way"] == "full depth"].iloc[0]
     return (
         f"{table(made)}\n\n"
         f"{first['new_tokens']} new tokens, greedy, medians of {first['rounds']} rounds, "

@@ -59,9 +59,9 @@ def small_results(results: Path) -> str:
     means = scores.groupby(level=["name", "split", "protocol", "exit"]).mean(numeric_only=True)
     body = []
     for name, said in RUNS.items():
-        valid, test = means.loc[name, "valid", "honest"], means.loc[name, "test", "honest"]
+        valid, test = means.xs((name, "valid", "honest")), means.xs((name, "test", "honest"))
         costs = pd.DataFrame(measured_rows({said: small / name})).set_index(test.index)
-        released = means.loc[name, "test", "released"]
+        released = means.xs((name, "test", "released"))
         columns = {
             "exit": costs["model"],
             "parameters": cells(costs["parameters"] / 1e6, "{:.2f}M"),
@@ -75,7 +75,7 @@ def small_results(results: Path) -> str:
         shown = slice(None) if name == "crt2" else slice(-1, None)
         body.append(pd.DataFrame(columns)[shown])
     part = runs["crt2"].manifest
-    notes = "; ".join(_training(RUNS[name], run, scores.loc[name]) for name, run in runs.items())
+    notes = "; ".join(_training(name, run, scores) for name, run in runs.items())
     return (
         f"{table(pd.concat(body))}\n\n"
         f"{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
@@ -96,13 +96,13 @@ def _scores(small: Path, runs: dict[str, Run]) -> pd.DataFrame:
     return scores.set_index(["split", "protocol", "exit"], append=True).sort_index()
 
 
-def _training(said: str, run: Run, scores: pd.DataFrame) -> str:
-    """What a row's training saw and took; `scores`: of its seeds."""
-    seeds = list(scores.index.unique("seed"))
+def _training(name: str, run: Run, scores: pd.DataFrame) -> str:
+    """What a row's training saw and took."""
+    seeds = list(scores.xs(name).index.unique("seed"))
     threads = run.manifest["environment"]["torch_threads"]
     several = len(seeds) > 1
     return (
-        f"{said}: {run.metrics[-1]['tokens'] / 1e6:.1f}M tokens, "
+        f"{RUNS[name]}: {run.metrics[-1]['tokens'] / 1e6:.1f}M tokens, "
         f"{'mean of seeds' if several else 'seed'} {', '.join(seeds)}, "
         f"{run.manifest['seconds'] / 60:.0f} minutes on "
         f"{'one thread' if threads == 1 else f'{threads} threads'}"
@@ -152,7 +152,7 @@ def recipe_comparison(results: Path) -> str:
     path = results / "small" / "search.csv"
     rows, documents = read_rows(path), read_rows(documents_file(path))
     names = ["crt2", *arms()["baselines"], "1 loop"]  # the last: are loops worth their time?
-    tables, parameters = [], {}
+    tables, parameters = [], dict[str, int]()
     for title, budget in (("equal tokens", EQUAL_TOKENS), ("equal time", EQUAL_TIME)):
         parameters |= {row["arm"]: row["parameters"] for row in summarise(rows, names, budget)}
         head = [f"test bits/byte, {title}", "`crt2` minus it, 95 % interval"]
