@@ -97,14 +97,6 @@ def same_updates(page: Rows, trained: Rows) -> Figure:
     return figure
 
 
-def schedule_and_speed(metrics: Rows, timing: Rows) -> Figure:
-    """The learning rate and the measured tokens a second, against updates."""
-    rates = pd.DataFrame(metrics).set_index("update")["lr"].dropna()
-    speeds = pd.DataFrame(timing).set_index("update")["tokens_per_second"]
-    charts = {"Learning rate (1e-3)": {"": rates * 1e3}, "Tokens a second": {"": speeds}}
-    return plots.lines(charts, "update")
-
-
 @plots.styled
 def depth_past_training(rows: Rows) -> Figure:
     """Loss, and how far the state moves, against the number of loops; rows of `depth_sweep`."""

@@ -47,7 +47,6 @@ def test_curves_draw_every_exit_and_tolerate_one_row():
     for axes, last in zip(figure.axes, (1.5, 1.6), strict=True):
         drawn = {line.get_label(): line.get_ydata()[-1] for line in axes.lines}
         assert drawn == {"exit 1": last + 1, "exit 2": last, "entropy rate": 1.5}
-    figures.schedule_and_speed(rows, [{"update": 1, "seconds": 1.0, "tokens_per_second": 10.0}])
 
 
 def test_the_page_is_drawn_over_the_training_of_the_same_updates():
