@@ -61,7 +61,7 @@ def table_3(
     return rows
 
 
-def searched_table_3(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def searched_table_3(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """`table_3` from rows of `search.search`: means over the seeds, and crt2 besides.
 
     Each arm is at the rate tuned for it (`summarise`), of those that were tried (`rates`: how many,

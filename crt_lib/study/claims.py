@@ -1,7 +1,8 @@
 """The paper's claims, each held against the files under results/: `crt claims`.
 
-claims.csv, beside this file, has what the paper says and the rule. No verdict is typed: a claim's
-judge reads measured files and applies its rule. Where nothing was measured it says so and why.
+claims.csv, beside this file, has what the paper says, the rule, and the command that measures. No
+verdict is typed: a claim's judge reads measured files and applies its rule. Where nothing was
+measured it says so and why.
 """
 
 import csv
@@ -66,18 +67,17 @@ def judge_claims(results: str | Path) -> list[dict[str, Any]]:
         claims = list(csv.DictReader(file))
     rows = []
     for claim in claims:
-        row = claim | vars(_judge(JUDGES[claim["id"]], Path(results)))
+        judge = JUDGES[claim["id"]]
+        try:
+            judged = Judged(UNTESTED, judge) if isinstance(judge, str) else judge(Path(results))
+        except Untested as reason:
+            judged = Judged(UNTESTED, str(reason))
+        row = claim | vars(judged)
+        row["command"] = claim["command"].replace("{profile}", judged.profile)
+        if judged.verdict == UNTESTED:
+            row["command"] = ""
         rows.append({name: row[name] for name in COLUMNS})
     return rows
-
-
-def _judge(judge: Callable[[Path], Judged] | str, results: Path) -> Judged:
-    if isinstance(judge, str):
-        return Judged(UNTESTED, judge)
-    try:
-        return judge(results)
-    except Untested as reason:
-        return Judged(UNTESTED, str(reason))
 
 
 def write_claims(results: str | Path) -> list[dict[str, Any]]:

@@ -7,16 +7,6 @@ from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.study.ledger import HOLDS, UNDERIVED, Judged, reaches, table, verdict
 
-DECODE_PAPER = (
-    "crt train --profile quick --recipe paper; crt bench decode results/quick/paper --tokens 192 "
-    "--out results/bench/decode_paper.csv"
-)
-DECODE_CRT2 = "crt bench decode results/small/crt2 --out results/small/crt2/decode.csv"
-PARAMETERS = (
-    "python -c 'from crt_lib import ModelConfig, audit; "
-    'print(audit.parameter_report(ModelConfig(head_sharing="separate")))\''
-)
-
 
 def _ways(results: Path, name: str) -> dict[str, dict[str, Any]]:
     """The rows of a `crt bench decode`, one text at a time, by the way of decoding."""
@@ -34,7 +24,6 @@ def speedups(results: Path) -> Judged:
         honest=", ".join(f"{way} {ways[way]['speedup']:.2f}x" for way in claimed),
         profile="quick",
         seeds=1,
-        command=DECODE_PAPER,
     )
 
 
@@ -58,7 +47,6 @@ def thresholds(results: Path) -> Judged:
         honest=f"the paper's block {said[0]}; crt2 {said[1]}",
         profile="quick; small",
         seeds=1,
-        command=f"{DECODE_PAPER}; {DECODE_CRT2}",
     )
 
 
@@ -74,7 +62,6 @@ def parameters(_: Path) -> Judged:
         "the released heads are separate; with one projection for the three early heads it is 92M",
         released=f"{released:,}",
         honest=f"{shared:,} with shared early heads",
-        command=PARAMETERS,
     )
 
 
@@ -87,7 +74,6 @@ def fewer_than_gpt2(_: Path) -> Judged:
         "as C01",
         released=f"{released:+.0%}",
         honest=f"{shared:+.0%} with shared early heads",
-        command=PARAMETERS,
     )
 
 
@@ -99,7 +85,6 @@ def embedding(_: Path) -> Judged:
         f"tied heads, embeddings d/2 and d wide: {half / 1e6:.1f}M and {full / 1e6:.1f}M "
         "parameters; what has 61.1M the paper does not say, nor of what the 98.3 % is a share",
         honest=f"{1 - half / full:.1%} fewer",
-        command=PARAMETERS,
     )
 
 
@@ -117,5 +102,4 @@ def memory(results: Path) -> Judged:
         released=f"{released:.2f} GB, on a CPU",
         honest=f"{ours:.2f} GB, on a CPU",
         profile="paper",
-        command="crt bench train --out results/bench/train.csv",
     )

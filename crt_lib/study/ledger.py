@@ -6,6 +6,7 @@ from typing import Any
 
 from crt_lib.files import read_rows
 from crt_lib.runs.run import Run, load_run
+from crt_lib.study.sota import exits_of
 
 HOLDS, LEAK, FAILS = "holds", "holds only under the leak", "does not hold"
 UNDERIVED, UNTESTED = "not derivable", "not tested"
@@ -23,7 +24,6 @@ class Judged:
     honest: str = ""
     profile: str = ""
     seeds: int = 0
-    command: str = ""
 
 
 class Untested(Exception):
@@ -62,25 +62,24 @@ def scored_pair(results: Path) -> dict[str, Run]:
 
 def judged_pair(pair: dict[str, Run], held: list[bool], why: str, said: list[str]) -> Judged:
     """What was found of them: whether it holds of each, and their values."""
-    profile = pair["honest"].out.parent.name
-    runs = (f"crt train --profile {profile} --recipe {recipe}" for recipe in ("released", "paper"))
-    return Judged(verdict(*held), why, *said, profile, 1, "; ".join(runs))
+    released, honest = said
+    return Judged(verdict(*held), why, released, honest, pair["honest"].out.parent.name, 1)
 
 
 def loss_of(run: Run, split: str, protocol: str, place: int) -> float:
     """Of the `place`-th exit (-1: the last), nats a position; raises Untested without it."""
-    return _exit_row(run.results, place, split=split, protocol=protocol)["loss"]
+    return _exit_row(run.results, place, protocol, split=split)["loss"]
 
 
 def row_with_interval(run: Run, protocol: str, place: int) -> dict[str, Any] | None:
     """The row of an exit in the run's exits.csv, which is of valid; None where none was kept."""
     path = run.out / "exits.csv"
-    row = _exit_row(read_rows(path), place, protocol=protocol) if path.is_file() else None
+    row = _exit_row(read_rows(path), place, protocol) if path.is_file() else None
     return row if row and row["low"] is not None else None
 
 
-def _exit_row(rows: list[dict[str, Any]], place: int, **kind: str) -> dict[str, Any]:
-    own = sorted((row for row in rows if kind.items() <= row.items()), key=lambda row: row["exit"])
+def _exit_row(rows: list[dict[str, Any]], place: int, protocol: str, **kind: str) -> dict[str, Any]:
+    own = exits_of(rows, protocol, **kind)
     if not -len(own) <= place < len(own):
         raise Untested("these runs have no such exit or protocol")
     return own[place]

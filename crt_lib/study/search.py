@@ -151,24 +151,22 @@ def tune(
     An arm's rates are halved or doubled until its best has a worse one on either side. `how` goes
     to `search`. Returns the rows of `out`.
     """
-
-    def trials(name: str, at: Sequence[float], of: Sequence[int]) -> list[Trial]:
-        return grid({name: arms[name]}, at, of, updates, minutes)
-
-    tried = {name: trials(name, rates, seeds[:1]) for name in arms}
-    waiting = [trial for mine in tried.values() for trial in mine]
+    waiting = grid(arms, rates, seeds[:1], updates, minutes)
+    tried, best = list(waiting), {}
     while waiting:
         rows = search(waiting, out, **how)
-        waiting, best = [], {}
-        for name, mine in tried.items():
-            found = [row for trial in mine if (row := trial.row(rows))]
+        waiting = []
+        for name, profile in arms.items():
+            found = [row for trial in tried if trial.arm == name and (row := trial.row(rows))]
             losses = {row["max_lr"]: row["valid_loss"] for row in found}
             best[name] = rate = min(losses, key=losses.__getitem__)
             beyond = [rate / 2] * (rate == min(losses)) + [rate * 2] * (rate == max(losses))
-            more = trials(name, beyond, seeds[:1]) if beyond else []
-            mine += more
-            waiting += more
-    others = [trial for name, rate in best.items() for trial in trials(name, [rate], seeds[1:])]
+            if beyond:
+                waiting += grid({name: profile}, beyond, seeds[:1], updates, minutes)
+        tried += waiting
+    others = []
+    for name, rate in best.items():
+        others += grid({name: arms[name]}, [rate], seeds[1:], updates, minutes)
     return search(others, out, **how)
 
 

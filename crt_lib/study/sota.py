@@ -39,9 +39,10 @@ def finished_run(folder: str | Path) -> Run:
     return run
 
 
-def exits_of(rows: Rows, split: str, protocol: str = "honest") -> Rows:
-    """The rows of results.csv that are of these, a row an exit, the last exit last."""
-    own = [row for row in rows if (row["split"], row["protocol"]) == (split, protocol)]
+def exits_of(rows: Rows, protocol: str = "honest", **kind: str) -> Rows:
+    """The rows of a run that are of these, as `split`: a row an exit, the last exit last."""
+    kind["protocol"] = protocol
+    own = [row for row in rows if kind.items() <= row.items()]
     return sorted(own, key=lambda row: row["exit"])
 
 
@@ -55,7 +56,7 @@ def measured_rows(folders: Mapping[str, Path]) -> Rows:
     rows = []
     for name, run in ((name, finished_run(folder)) for name, folder in folders.items()):
         config = config_from_dict(run.manifest["model"])
-        for row in exits_of(run.results, "test"):
+        for row in exits_of(run.results, split="test"):
             counts = multiply_adds(config, run.manifest["train"]["seq_len"], (row["exit"],))
             single = len(config.head_loops) == 1
             rows.append(
@@ -84,7 +85,7 @@ def leak_rows(small: str | Path) -> Rows:
     for folder, protocol, name in SCORINGS:
         run = finished_run(Path(small) / folder)
         sees = not run.manifest["model"].get("causal", True) and protocol != "deployable"
-        last = exits_of(run.results, "valid", protocol)[-1]
+        last = exits_of(run.results, protocol, split="valid")[-1]
         rows.append({"name": name, "ppl": last["token_ppl"], "sees": sees})
     return rows
 
@@ -118,7 +119,7 @@ def attempt_rows(folder: str | Path) -> Rows:
         for prefix, way in WAYS.items():
             scored[way] = [row for p in path.glob(f"{prefix}_*.csv") for row in read_rows(p)]
         for way in (way for way, found in scored.items() if found):
-            exits = {split: exits_of(scored[way], split) for split in ("valid", "test")}
+            exits = {split: exits_of(scored[way], split=split) for split in ("valid", "test")}
             ppl = {split: own[-1]["word_ppl"] if own else None for split, own in exits.items()}
             rows.append(common | {"way": way} | ppl)
     return rows
