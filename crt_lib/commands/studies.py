@@ -90,7 +90,8 @@ def claims(
     results: Results = Path("results"),
 ) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
-    from crt_lib.study.claims import summary, write_claims
+    from crt_lib.study.claims import write_claims
+    from crt_lib.study.ledger import summary
 
     rows = write_claims(results)
     for row in rows:

@@ -12,8 +12,9 @@ from crt_lib.files import InputError, read_rows, write_rows, write_text
 from crt_lib.runs.manifest import Manifest
 from crt_lib.show.address import Address
 from crt_lib.show.smallreport import markdown_table, model_card, small_results, words
-from crt_lib.study.claims import judge_claims, summary
+from crt_lib.study.claims import judge_claims
 from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
+from crt_lib.study.ledger import summary
 from crt_lib.study.search import documents_file, steps, summarise
 
 HEADLINES = ("C01", "C06", "C08", "C12", "C20")  # what the title and the abstract rest on

@@ -13,7 +13,7 @@ from typing import Any
 
 from crt_lib.files import write_rows, write_text
 from crt_lib.study import costs, losses
-from crt_lib.study.ledger import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED, Judged, Untested
+from crt_lib.study.ledger import UNTESTED, Judged, Untested, summary
 
 COLUMNS = (
     *("id", "claim", "paper", "place", "released", "honest", "verdict", "why", "rule"),
@@ -102,11 +102,3 @@ def render_claims(rows: list[dict[str, Any]]) -> str:
         said += f" `{row['command']}`" if row["command"] else ""
         lines.append(said)
     return HEAD.format(summary=summary(rows)) + "\n".join(lines) + "\n"
-
-
-def summary(rows: list[dict[str, Any]]) -> str:
-    """How many claims have each verdict."""
-    found = [row["verdict"] for row in rows]
-    order = (HOLDS, LEAK, FAILS, UNDERIVED, UNTESTED)
-    said = ", ".join(f"{verdict}: {found.count(verdict)}" for verdict in order if verdict in found)
-    return f"Of the paper's {len(rows)} claims: {said}."

@@ -1,4 +1,4 @@
-"""What the paper's claims are judged by: measured files, the verdicts, and what counts as near."""
+"""The ledger of claims: its verdicts, and the measured files that they follow from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,3 +83,11 @@ def _exit_row(rows: list[dict[str, Any]], place: int, protocol: str, **kind: str
     if not -len(own) <= place < len(own):
         raise Untested("these runs have no such exit or protocol")
     return own[place]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """How many claims have each verdict."""
+    found = [row["verdict"] for row in rows]
+    order = (HOLDS, LEAK, FAILS, UNDERIVED, UNTESTED)
+    said = ", ".join(f"{kind}: {found.count(kind)}" for kind in order if kind in found)
+    return f"Of the paper's {len(rows)} claims: {said}."

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from crt_lib.cli import app
 from crt_lib.files import write_rows
 from crt_lib.study.ablations import RATES
-from crt_lib.study.claims import COLUMNS, JUDGES, judge_claims, render_claims, summary
+from crt_lib.study.claims import COLUMNS, JUDGES, judge_claims, render_claims
 from crt_lib.study.ladder import EQUAL_TOKENS
-from crt_lib.study.ledger import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED
+from crt_lib.study.ledger import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED, summary
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -41,8 +41,7 @@ def test_every_claim_has_a_row():
 
 
 def test_without_files_only_arithmetic_is_judged(tmp_path):
-    judged = {row["id"]: row["verdict"] for row in judge_claims(tmp_path)}
-    tested = {claim for claim, verdict in judged.items() if verdict != UNTESTED}
+    tested = {row["id"] for row in judge_claims(tmp_path) if row["verdict"] != UNTESTED}
     assert tested == {"C01", "C02", "C14", "C24"}
 
 
@@ -61,8 +60,12 @@ def put_run(results, recipe, losses, profile="small"):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def judged(results, claim):
+    return next(row for row in judge_claims(results) if row["id"] == claim)
+
+
 def verdict(results, claim):
-    return next(row["verdict"] for row in judge_claims(results) if row["id"] == claim)
+    return judged(results, claim)["verdict"]
 
 
 @pytest.mark.parametrize(
@@ -95,11 +98,10 @@ def test_intervals_where_the_run_has_them(tmp_path):
             for loop in (1, 2, 3, 4)
         ]
         write_rows(tmp_path / "small" / recipe / "exits.csv", rows)
-    judged = {row["id"]: row for row in judge_claims(tmp_path)}
-    assert judged["C03"]["released"] == "PPL 1.105 [1.094, 1.116]"
-    assert judged["C06"]["honest"] == "PPL 148.4 [146.9, 149.9]"
-    assert judged["C07"]["released"] == "0.0% worse, no larger than its interval"
-    assert judged["C09"]["released"] == "PPL 1.105"  # exits.csv is of valid
+    assert judged(tmp_path, "C03")["released"] == "PPL 1.105 [1.094, 1.116]"
+    assert judged(tmp_path, "C06")["honest"] == "PPL 148.4 [146.9, 149.9]"
+    assert judged(tmp_path, "C07")["released"] == "0.0% worse, no larger than its interval"
+    assert judged(tmp_path, "C09")["released"] == "PPL 1.105"  # exits.csv is of valid
 
 
 def test_speeds_are_those_measured(tmp_path):
@@ -138,7 +140,7 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (HOLDS, HOLDS)
     put(symmetric=5.0, causal=5.8)
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (FAILS, FAILS)
-    row = next(row for row in judge_claims(tmp_path) if row["id"] == "C12")
+    row = judged(tmp_path, "C12")
     assert (row["released"], row["seeds"]) == ("1.20x (6.00 -> 5.00)", 3)
 
 
@@ -146,16 +148,8 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
     ("ppl", "expected"), [((19,), HOLDS), ((19, 37), UNDERIVED), ((37,), FAILS)]
 )
 def test_somebody_elses_number(tmp_path, ppl, expected):
-    rows = [
-        {
-            "model": "GPT-2 Small",
-            "corpus": "wikitext-103",
-            "ppl": own,
-            "unit": "word",
-            "source": "a",
-        }
-        for own in ppl
-    ]
+    about = {"model": "GPT-2 Small", "corpus": "wikitext-103", "unit": "word", "source": "a"}
+    rows = [about | {"ppl": own} for own in ppl]
     write_rows(tmp_path / "published.csv", rows)
     assert verdict(tmp_path, "C21") == expected
 
@@ -172,7 +166,7 @@ def test_the_ratio_to_gpt2_has_an_interval_over_documents_and_seeds(tmp_path, ti
         for i in range(5)
     ]
     write_rows(tmp_path / "small" / "search_documents.csv", rows)
-    (row,) = (row for row in judge_claims(tmp_path) if row["id"] == "C23")
+    row = judged(tmp_path, "C23")
     assert row["verdict"] == expected and row["seeds"] == 2
     assert row["honest"].startswith(f"{times:.2f}x [")
 
