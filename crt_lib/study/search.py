@@ -101,13 +101,13 @@ def search(
     """Run the trials, `jobs` at a time, and add a row of each to `out`, a CSV file; its rows.
 
     A job has `threads` threads; None: an equal share of the processors, but one for a trial of
-    `minutes`: those are of processor time, which work elsewhere on the machine hardly changes. The
-    updates that fit into them are fixed before the run, from the arm's pace, so that the learning
-    rate ends where it should. A row has the parameters, tokens, seconds and, by exit, the loss in
+    `minutes`: those are of processor time, and the updates that fit into them are fixed before the
+    run, from the arm's pace. A row has the parameters, tokens, seconds and, by exit, the loss in
     nats on the first `eval_tokens` of valid (arms must share a tokenizer). `valid_loss` is the last
     exit's, for a model that sees the future its deployable loss, and infinite where the training
     broke. With `documents`, test is scored too, the last exit's nats by document going to
-    `documents_file(out)`. Trials whose rows are there are not run again.
+    `documents_file(out)`. Trials whose rows are there are not run again. Raises InputError for no
+    jobs.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
@@ -259,25 +259,13 @@ def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row
         rate = first["max_lr"]
         seeds = [row for row in mine if row["max_lr"] == rate]
         losses = [row["valid_loss"] for row in seeds]
-        by_exit = [exit_losses(row) for row in seeds]
+        exits = [found for found in map(exit_losses, seeds) if found] or [{}]
+        names = ("arm", "parameters", "updates", "max_lr", "cpu_seconds")
         summary.append(
-            {
-                "arm": arm,
-                "parameters": first["parameters"],
-                "updates": first["updates"],
-                "max_lr": rate,
-                "rates": len(tuned),
-                "edge": rate in (min(tuned), max(tuned)),
-                "seeds": len(losses),
-                "loss": statistics.fmean(losses),
-                "low": min(losses),
-                "high": max(losses),
-                "cpu_seconds": first["cpu_seconds"],
-                "exit_losses": {
-                    loop: statistics.fmean(exits[loop] for exits in by_exit if exits)
-                    for loop in exit_losses(first)
-                },
-            }
+            {name: first[name] for name in names}
+            | {"rates": len(tuned), "edge": rate in (min(tuned), max(tuned)), "seeds": len(losses)}
+            | {"loss": statistics.fmean(losses), "low": min(losses), "high": max(losses)}
+            | {"exit_losses": {loop: statistics.fmean(e[loop] for e in exits) for loop in exits[0]}}
         )
     return summary
 

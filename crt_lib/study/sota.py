@@ -54,7 +54,8 @@ def measured_rows(folders: Mapping[str, Path]) -> Rows:
     InputError for a folder without a finished run.
     """
     rows = []
-    for name, run in ((name, finished_run(folder)) for name, folder in folders.items()):
+    for name, folder in folders.items():
+        run = finished_run(folder)
         config = config_from_dict(run.manifest["model"])
         for row in exits_of(run.results, split="test"):
             counts = multiply_adds(config, run.manifest["train"]["seq_len"], (row["exit"],))
@@ -68,8 +69,6 @@ def measured_rows(folders: Mapping[str, Path]) -> Rows:
                     "tokens_seen": run.metrics[-1]["tokens"],
                     "word_ppl": row["word_ppl"],
                     "bits_per_byte": row["bits_per_byte"],
-                    "sees_the_future": not getattr(config, "causal", True),
-                    "source": "measured",
                 }
             )
     return rows
