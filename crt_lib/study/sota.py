@@ -69,6 +69,7 @@ def measured_rows(folders: Mapping[str, Path]) -> Rows:
                     "tokens_seen": run.metrics[-1]["tokens"],
                     "word_ppl": row["word_ppl"],
                     "bits_per_byte": row["bits_per_byte"],
+                    "source": "measured",
                 }
             )
     return rows
