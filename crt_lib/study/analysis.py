@@ -56,7 +56,10 @@ def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = Non
 
 
 class Analysis:
-    """A trained model and what was measured of its loops; its tables are made when asked for."""
+    """A trained model and what was measured of its loops; other tables are made when asked for.
+
+    `valid`, `test`: traces. `policies`: rows of `judge_policies`, in policies.csv.
+    """
 
     def __init__(self, folder: Path, fresh: bool, tokens: int | None):
         self.folder, self.fresh = folder, fresh
@@ -72,6 +75,10 @@ class Analysis:
                 (folder / table).unlink(missing_ok=True)
             traces = [self._trace(file, tokens or TRACED_TOKENS) for file in files]
         self.valid, self.test = traces
+        # now, before the model is asked in another precision
+        self.policies = self._table(
+            "policies", lambda: judge_policies(self.model, self._data(), *traces)
+        )
 
     def _kept(self, files: list[Path], tokens: int | None) -> list[Trace]:
         """The traces if both are there, of this checkpoint, as long as asked and as each other."""
@@ -102,12 +109,6 @@ class Analysis:
             return depth_sweep(self.model, ids, self.tokenizer.eot_id, seq_len=self.seq_len)
 
         return self._table("depth", make)
-
-    @cached_property
-    def policies(self) -> Rows:
-        """Rows of `judge_policies`, in policies.csv."""
-        traces = self.valid, self.test
-        return self._table("policies", lambda: judge_policies(self.model, self._data(), *traces))
 
     @cached_property
     def decode(self) -> Rows:
