@@ -8,7 +8,7 @@ import numpy as np
 
 from crt_lib.exits.perloop import above_full, loss_above_full
 from crt_lib.exits.policy import Policy, evaluate_with_exits
-from crt_lib.exits.trace import Trace, apply_policy, calibrate, chance, oracle
+from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
 
@@ -46,7 +46,7 @@ def judge_policies(
     return [*rows, _row("oracle", test, oracle(test))]
 
 
-def _row(name: str, trace: Trace, outcome: Any) -> dict[str, Any]:
+def _row(name: str, trace: Trace, outcome: Outcome) -> dict[str, Any]:
     above = loss_above_full(trace, outcome)
     shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
     return {
