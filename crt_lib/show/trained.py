@@ -176,7 +176,7 @@ def _largest_steps(rows: list[dict[str, Any]]) -> str:
     _, *ladder = arms()["ladder"]  # `released` is scored otherwise: what it sees is no step
     said = []
     for title, budget in (("equal tokens", RUNG_TOKENS), ("equal time", RUNG_TIME)):
-        taken = pd.Series(steps(summarise(rows, ladder, budget))).rename({"crt2": LADDER[-1].name})
+        taken = pd.Series(steps(summarise(rows, ladder, budget))).rename({"crt2": list(LADDER)[-1]})
         largest = ", ".join(f"{name} ({by:.2f})" for name, by in taken.nlargest(3).items())
         said.append(f"at {title} ({budget}): {largest}")
     return (
