@@ -12,7 +12,8 @@ import pandas as pd
 
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.files import InputError, read_rows
-from crt_lib.study.search import missing_trials, read_plan
+from crt_lib.study.ladder import choose_arms
+from crt_lib.study.search import Trial, documents_file, grid
 
 LIST = "made.csv"  # columns: path, minutes, of, columns, command
 
@@ -35,8 +36,7 @@ class Made:
         if path.is_dir():
             return _run_fault(path)
         if path.name == "search.csv":
-            missing = missing_trials(read_plan(path.with_name("search_plan.csv")), path)
-            return f"{len(missing)} of its trials are missing or changed" if missing else None
+            return _search_fault(path)
         if not self.columns:
             return None
         rows = read_rows(path)
@@ -60,6 +60,27 @@ def _run_fault(folder: Path) -> str | None:
     except (InputError, KeyError, ValueError) as error:
         return f"stale: {error}"
     return None
+
+
+def read_plan(path: Path) -> dict[bool, list[Trial]]:
+    """The trials of a table with arm, budget, max_lr, seeds and documents, by `documents`."""
+    trials: dict[bool, list[Trial]] = {False: [], True: []}
+    for row in pd.read_csv(path).itertuples():
+        amount, unit = row.budget.split()
+        budget = {"minutes": float(amount)} if unit == "min" else {"updates": int(amount)}
+        seeds = [int(seed) for seed in str(row.seeds).split()]
+        trials[row.documents] += grid(choose_arms([row.arm]), [row.max_lr], seeds, **budget)
+    return trials
+
+
+def _search_fault(path: Path) -> str | None:
+    missing, plan = 0, read_plan(path.with_name("search_plan.csv"))
+    for documents, trials in plan.items():
+        table = documents_file(path) if documents else path
+        rows = read_rows(table) if table.exists() else []
+        missing += sum(trial.row(rows) is None for trial in trials)
+    total = sum(map(len, plan.values()))
+    return f"missing: {missing} of {total} trainings, or changed" if missing else None
 
 
 def read_list(results: Path) -> list[Made]:

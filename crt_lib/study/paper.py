@@ -8,12 +8,11 @@ import pandas as pd
 
 from crt_lib.audit.checks import parameter_report
 from crt_lib.config import ModelConfig, config_from_dict
-from crt_lib.files import InputError, read_rows
+from crt_lib.files import read_rows
 from crt_lib.runs.profiles import load_profile
-from crt_lib.runs.run import Run, load_run
 from crt_lib.study.ablations import searched_table_3
 from crt_lib.study.analysis import PAPER_TABLE_2
-from crt_lib.study.sota import PAPER_TABLE_4
+from crt_lib.study.sota import PAPER_TABLE_4, exits_of, finished_run
 
 PAPER_TABLE_1 = {  # component -> value as printed, field of the configuration
     "recursive loops": ("8", "n_loops"),
@@ -39,7 +38,7 @@ def table_1(small: Path) -> pd.DataFrame:
     configs = {
         "released code": load_profile("paper", "released").model,
         "causal": load_profile("paper", "paper").model,
-        "crt2, small": config_from_dict(_run(small / "crt2").manifest["model"]),
+        "crt2, small": config_from_dict(finished_run(small / "crt2").manifest["model"]),
     }
     rows: dict[str, dict[str, Any]] = {}
     for component, (printed, field) in PAPER_TABLE_1.items():
@@ -59,10 +58,8 @@ def losses(small: Path, split: str = "valid") -> pd.DataFrame:
     """
     columns = {}
     for name, (folder, protocol) in RUNS.items():
-        rows = _run(small / folder).results
-        columns[name] = [
-            row["loss"] for row in rows if (row["split"], row["protocol"]) == (split, protocol)
-        ]
+        rows = exits_of(finished_run(small / folder).results, protocol, split=split)
+        columns[name] = [row["loss"] for row in rows]
     return pd.DataFrame(columns, index=pd.Index(PAPER_TABLE_2, name="exit"))
 
 
@@ -132,13 +129,6 @@ def table_4(small: Path) -> pd.DataFrame:
             row["published"] = ", ".join(known)
         rows[model] = row
     return pd.DataFrame(rows).T.fillna("")
-
-
-def _run(folder: Path) -> Run:
-    run = load_run(folder)
-    if run is None:
-        raise InputError(f"no finished run in {folder}; `crt train --profile small` makes it")
-    return run
 
 
 def _said(value: Any) -> str:
