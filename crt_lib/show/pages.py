@@ -14,6 +14,7 @@ from crt_lib.show.address import Address
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ledger import summary
+from crt_lib.study.made import read_list
 
 HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the title and the abstract rest on
 
@@ -46,6 +47,18 @@ def claims_summary(results: Path) -> str:
         f"The row of losses is of {shown['why']['C06']}.\n\n"
         f"{summary(rows)} All: [results/claims.md](results/claims.md)."
     )
+
+
+def files(results: Path) -> str:
+    """What stands under results/, and the command that makes it: results/made.csv as a table."""
+    made = pd.DataFrame(read_list(results))
+    paths = made.groupby("command", sort=False)["path"].agg(
+        lambda mine: ", ".join(f"`{path}`" for path in dict.fromkeys(mine))
+    )
+    minutes = made.groupby("command", sort=False)["minutes"].max()
+    commands = [f"`{command}`" for command in paths.index]
+    shown = {"file or run": paths, "command": commands, "minutes, about": cells(minutes, "{:g}")}
+    return table(pd.DataFrame(shown))
 
 
 def record_times(run: Path, results: Path) -> None:
@@ -98,6 +111,7 @@ def ways_in(results: Path) -> str:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "files": files,
     "claims": claims_summary,
     "small": trained.small_results,
     "recipe": trained.recipe_comparison,
@@ -112,6 +126,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 }
 PAGES = {  # page -> the names of its blocks
     "README.md": ("claims", "notebooks", "ways"),
-    "results/README.md": ("small", "recipe", "words", "bench", "step", "cost", "decode"),
+    "results/README.md": ("small", "recipe", "words", "bench", "step", "cost", "decode", "files"),
     "MODEL_CARD.md": ("card",),
 }

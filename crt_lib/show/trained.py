@@ -61,7 +61,6 @@ def small_results(results: Path) -> str:
     for name, said in RUNS.items():
         valid, test = means.xs((name, "valid", "honest")), means.xs((name, "test", "honest"))
         costs = pd.DataFrame(measured_rows({said: small / name})).set_index(test.index)
-        released = means.xs((name, "test", "released"))
         columns = {
             "exit": costs["model"],
             "parameters": cells(costs["parameters"] / 1e6, "{:.2f}M"),
@@ -70,7 +69,6 @@ def small_results(results: Path) -> str:
             "test word PPL": cells(test["word_ppl"], "{:.1f}"),
             "test token PPL": cells(test["token_ppl"], "{:.1f}"),
             "test bits/byte": cells(test["bits_per_byte"], "{:.3f}"),
-            "test PPL, released protocol": cells(released["token_ppl"], "{:.1f}"),
         }
         shown = slice(None) if name == "crt2" else slice(-1, None)
         body.append(pd.DataFrame(columns)[shown])
@@ -80,8 +78,7 @@ def small_results(results: Path) -> str:
         f"{table(pd.concat(body))}\n\n"
         f"{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
         f"{notes}. Multiply-adds: a token's, up to that exit and with its head alone. "
-        f"{_gains_and_gaps(scores)} "
-        "Last column: the same causal models scored as the paper scores, padding included."
+        f"{_gains_and_gaps(scores)}"
     )
 
 
