@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.files import InputError, atomic_path
+from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
 from crt_lib.runs.run import TOKENIZER_FILE, load_trained_model
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
@@ -67,12 +68,9 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
         raise InputError(
             f"tokenizer {tokenizer.name} has no counterpart in transformers; use a BPE"
         )
-    try:
-        from transformers import PreTrainedTokenizerFast
+    wrap = transformers().PreTrainedTokenizerFast
+    from crt_lib.hf.model import CRTForCausalLM
 
-        from crt_lib.hf.model import CRTForCausalLM
-    except ImportError as error:
-        raise InputError("this needs transformers; pip install 'crt-lm[notebooks]'") from error
     made = CRTForCausalLM.from_crt(model.cpu(), trained["train"]["aux_weight"])
     ends = ("bos", "eos", "pad")
     for part in (made.config, made.generation_config):
@@ -81,7 +79,7 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / TOKENIZER_FILE
         tokenizer.save(saved)
-        wrapped = PreTrainedTokenizerFast(
+        wrapped = wrap(
             tokenizer_file=str(saved),
             **{f"{end}_token": END_OF_TEXT for end in ends},
             model_max_length=model.config.max_seq_len,

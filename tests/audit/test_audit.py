@@ -136,10 +136,10 @@ def test_only_the_grammar_has_a_known_entropy(tmp_path):
 
 def test_models_by_name(tmp_path, monkeypatch):
     gpt2().save_pretrained(tmp_path / "theirs")
-    target = load_target(f"hf:{tmp_path / 'theirs'}")
-    assert target.vocab_size == VOCAB
+    model, size = load_target(f"hf:{tmp_path / 'theirs'}")
+    assert size == VOCAB
     ids = torch.arange(6)[None]
-    same(target.model.double()(ids).logits, gpt2().double()(ids).logits)
+    same(model.double()(ids).logits, gpt2().double()(ids).logits)
 
     (tmp_path / "somebodys.py").write_text(
         "import torch\n"
@@ -151,8 +151,8 @@ def test_models_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
         for name in ("logits", "build", "made"):
-            found = load_target(f"somebodys:{name}", vocab_size=9)
-            assert found.model(ids).shape == (1, 6, 9)
+            found, _ = load_target(f"somebodys:{name}", vocab_size=9)
+            assert found(ids).shape == (1, 6, 9)
         with pytest.raises(InputError, match="give --vocab-size"):
             load_target("somebodys:logits")
         with pytest.raises(InputError, match="neither a model nor a function"):
