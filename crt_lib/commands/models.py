@@ -137,7 +137,7 @@ def audit(
     """
     from torch import nn
 
-    from crt_lib.audit.checks import causality_report, parameter_report, speed_report
+    from crt_lib.audit import causality_report, parameter_report, speed_report
     from crt_lib.audit.probes import positions_of
     from crt_lib.hf.targets import load_target
 

@@ -1,6 +1,5 @@
 """A trained model for other programs: a folder of transformers, or a torch.export program."""
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from crt_lib.files import InputError, atomic_path
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
-from crt_lib.runs.run import TOKENIZER_FILE, load_trained_model
+from crt_lib.runs.run import TOKENIZER_FILE, as_crt, load_trained_model
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
 
 
@@ -55,9 +54,8 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
     `loop` with a folder (its `exit_policy` chooses), and as `load_trained_model`.
     """
     out = Path(out)
-    model, tokenizer, trained = load_trained_model(checkpoint)
-    if not isinstance(model, CRT):
-        raise InputError(f"{checkpoint} holds a {type(model).__name__}; only a CRT is exported")
+    loaded, tokenizer, trained = load_trained_model(checkpoint)
+    model = as_crt(loaded, checkpoint)
     if out.suffix == ".pt2":
         with atomic_path(out) as temporary, temporary.open("wb") as file:
             torch.export.save(export_program(model.cpu(), loop), file)
@@ -76,16 +74,15 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
     for part in (made.config, made.generation_config):
         for end in ends:
             setattr(part, f"{end}_token_id", tokenizer.eot_id)
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder) / TOKENIZER_FILE
-        tokenizer.save(saved)
-        wrapped = wrap(
-            tokenizer_file=str(saved),
-            **{f"{end}_token": END_OF_TEXT for end in ends},
-            model_max_length=model.config.max_seq_len,
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-        )
     made.save_pretrained(out)
+    file = out / TOKENIZER_FILE  # as transformers calls it, too
+    tokenizer.save(file)
+    wrapped = wrap(
+        tokenizer_file=str(file),
+        **{f"{end}_token": END_OF_TEXT for end in ends},
+        model_max_length=model.config.max_seq_len,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
     wrapped.save_pretrained(out)
     return out

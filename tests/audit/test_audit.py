@@ -10,8 +10,8 @@ from closeness import SAME, same
 from tiny_models import exact_model, random_model
 
 from crt_lib import InputError, load_corpus, load_tokenizer, tokenize
+from crt_lib.audit import entropy_floor, padding_report, parameter_report, speed_report
 from crt_lib.audit.accounting import count_parameters, multiply_adds
-from crt_lib.audit.checks import entropy_floor, padding_report, parameter_report, speed_report
 from crt_lib.config import ModelConfig
 from crt_lib.hf.targets import load_target
 from crt_lib.model import CRT
@@ -61,22 +61,26 @@ def test_speed_by_count_is_torchs_count():
     report = speed_report(model, VOCAB, seq_len=16, repeats=1)
     assert model.training
     assert [row["exit"] for row in report.rows] == list(config.head_loops)
+    whole = sum(multiply_adds(config, 16, (config.n_loops,)).values()) / 1e6
     for row in report.rows:
         loop = row["exit"]
-        assert row["claimed"] == config.n_loops / loop and row["seconds"] > 0
+        before = tuple(own for own in config.head_loops if own <= loop)
+        assert row["claimed"] == config.n_loops / loop and row["ms"] > 0
         taps = 3 * config.d_model * (loop * config.n_cycles + config.n_embed_cycles)
-        assert row["counted"] == pytest.approx(row["multiply_adds"] - taps)
-        assert row["with_heads"] >= row["multiply_adds"]
-    whole = sum(multiply_adds(config, 16, config.head_loops).values())
-    assert report.rows[-1]["with_heads"] == whole
+        assert row["by torch"] == pytest.approx(row["multiply-adds"] - taps / 1e6)
+        assert row["ratio"] == pytest.approx(whole / row["multiply-adds"])
+        asking = sum(multiply_adds(config, 16, before).values()) / 1e6
+        assert row["asking heads"] == pytest.approx(whole / asking)
     assert "claimed" in str(report)
 
 
 @pytest.mark.parametrize("make", [gpt2, lambda: uniform])
 def test_speed_of_a_model_without_exits(make):
-    (row,) = speed_report(make(), VOCAB, seq_len=8, repeats=1).rows
-    assert row["exit"] == 0 and row["multiply_adds"] is None and row["seconds"] > 0
-    assert (row["counted"] > 0) == (make is gpt2)
+    report = speed_report(make(), VOCAB, seq_len=8, repeats=1)
+    (row,) = report.rows
+    assert row["exit"] == 0 and np.isnan(row["multiply-adds"]) and row["ms"] > 0
+    assert (row["by torch"] > 0) == (make is gpt2)
+    assert str(report).splitlines()[1].split()[:4] == ["0", "-", "-", "-"]
 
 
 def test_the_papers_parameters():
