@@ -19,6 +19,23 @@ from crt_lib.config import GPT2Config, ModelConfig, make_model
 from crt_lib.evaluate import Model, logits_of
 from crt_lib.files import InputError
 
+# What a part's parameters are called, and how the part is called.
+_PARTS = {
+    "embed.tokens": "token embedding",
+    "embed.proj": "embedding projection",
+    "embed.cycles": "embedding TRM",
+    "prelude": "prelude",
+    "block.attention": "attention",
+    "block.trm": "block TRM",
+    "heads": "heads",
+    "exit_norms": "heads",
+    "positions": "positions and loop encodings",
+    "loop_encoding": "positions and loop encodings",
+    "injection": "positions and loop encodings",
+    "block.norm": "block norms",
+    "transformer.wte": "token embedding",
+    "transformer": "positions and blocks",
+}
 # The columns of a speed report: a row of it has them in these units.
 _SPEED = {
     "exit": "{}",
@@ -35,30 +52,13 @@ _SPEED = {
 
 def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:
     """Parameters of each part; they sum to the model's. Built without allocating any weight."""
-    if isinstance(config, GPT2Config):
-        with torch.device("meta"):
-            gpt2 = make_model(config)
-        embeddings = gpt2.transformer.wte.weight.numel()
-        rest = count_parameters(gpt2) - embeddings
-        return {"token embedding": embeddings, "positions and blocks": rest}
     with torch.device("meta"):
         model = make_model(config)
-    parts: dict[str, list[nn.Module]] = {
-        "token embedding": [model.embed.tokens],
-        "embedding projection": [model.embed.proj],
-        "embedding TRM": [model.embed.cycles],
-        "prelude": [model.prelude],
-        "attention": [model.block.attention],
-        "block TRM": [model.block.trm],
-        "heads": [model.heads, *([model.exit_norms] if config.exit_norm else [])],
-    }
-    counts = {name: sum(map(count_parameters, modules)) for name, modules in parts.items()}
-    if not config.n_prelude:
-        del counts["prelude"]
-    counts["positions and loop encodings"] = sum(p.numel() for p in model.parameters(recurse=False))
-    norms = (m for name, m in model.block.named_children() if name.startswith("norm"))
-    counts["block norms"] = sum(map(count_parameters, norms))
-    return counts
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = next(part for start, part in _PARTS.items() if name.startswith(start))
+        counts[part] += parameter.numel()
+    return {part: counts[part] for part in _PARTS.values() if part in counts}
 
 
 def multiply_adds(

@@ -6,11 +6,10 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from crt_lib.config import LanguageModel
 from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows
-from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, losses_of
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Model, evaluate, losses_of
 from crt_lib.files import InputError
 from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -38,7 +37,7 @@ class Interval:
 
 
 def score_documents(
-    model: nn.Module,
+    model: Model,
     data: TokenizedCorpus,
     split: str,
     seq_len: int,
@@ -154,10 +153,7 @@ def by_document(document: np.ndarray, values: np.ndarray) -> list[Interval]:
 
 
 def exit_table(
-    model: LanguageModel,
-    data: TokenizedCorpus,
-    seq_len: int,
-    max_lines: int | None = None,
+    model: LanguageModel, data: TokenizedCorpus, seq_len: int, max_lines: int | None = None
 ) -> list[dict[str, Any]]:
     """The paper's Table 2: a row a protocol and exit, nats a position on valid.
 
@@ -167,29 +163,26 @@ def exit_table(
     `max_lines`: as for `score_documents`.
     """
     rows: list[dict[str, Any]] = []
+    names = ("loss", "low", "high", "minus_last", "minus_low", "minus_high")
     lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
     for protocol, length in lengths.items():
         if protocol == "released" and not data.valid.lines:
             continue
-        found: list[tuple[float, float | None, float | None]]
+        found: list[tuple[float | None, ...]]
         try:
             scored = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
         except InputError:
             losses = evaluate(model, data.valid, data.tokenizer.eot_id, seq_len=length).loss
-            last = losses[max(losses)]
+            loops, last = [*losses], losses[max(losses)]
             found = [(loss, None, None) for loss in losses.values()]
             found += [(loss - last, None, None) for loss in losses.values()]
         else:
-            losses, sums = scored.nll, np.stack([*scored.nll.values()], axis=1)
+            loops, sums = [*scored.nll], np.stack([*scored.nll.values()], axis=1)
             both = np.hstack([sums, sums - sums[:, -1:]])
             found = [astuple(interval) for interval in resampled(both, scored.tokens)]
-        for i, loop in enumerate(losses):
+        for i, loop in enumerate(loops):
             row: dict[str, Any] = {"protocol": protocol, "exit": loop, "seq_len": length}
-            row |= zip(("loss", "low", "high"), found[i], strict=True)
-            row |= zip(
-                ("minus_last", "minus_low", "minus_high"), found[i + len(losses)], strict=True
-            )
-            rows.append(row)
+            rows.append(row | dict(zip(names, found[i] + found[i + len(loops)], strict=True)))
     return rows
 
 

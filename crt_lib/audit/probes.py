@@ -104,10 +104,8 @@ def _findings(
     """Findings above `noise` as a share of the largest finite size `of` each exit."""
     found = {}
     for loop, matrix in influence.items():
-        values = (of or influence)[loop]
-        sizes = values[values.isfinite()].abs()
-        largest = float(sizes.max()) if sizes.numel() else 0.0
-        found[loop] = Finding(matrix, noise * largest, ahead)
+        finite = (of or influence)[loop].nan_to_num(0.0, 0.0, 0.0)
+        found[loop] = Finding(matrix, noise * float(finite.abs().max()), ahead)
     return found
 
 

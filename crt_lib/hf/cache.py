@@ -75,7 +75,9 @@ class CRTCache(Cache):
         if self.memory is not None:
             self.memory.select(beam_idx)
 
-    batch_select_indices = reorder_cache
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        self.reorder_cache(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -n positions; a positive n, as earlier versions have it, keeps n."""

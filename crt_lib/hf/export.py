@@ -75,10 +75,10 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
         for end in ends:
             setattr(part, f"{end}_token_id", tokenizer.eot_id)
     made.save_pretrained(out)
-    file = out / TOKENIZER_FILE  # as transformers calls it, too
-    tokenizer.save(file)
+    saved = out / TOKENIZER_FILE  # as transformers calls it, too
+    tokenizer.save(saved)
     wrapped = wrap(
-        tokenizer_file=str(file),
+        tokenizer_file=str(saved),
         **{f"{end}_token": END_OF_TEXT for end in ends},
         model_max_length=model.config.max_seq_len,
         padding_side="left",

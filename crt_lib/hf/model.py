@@ -271,7 +271,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             loop: F.linear(*self.model.readout(loop, states[loop][:, kept]))
             for loop in (config.head_loops if every else (config.n_loops,))
         }
-        found = {"logits": logits[config.n_loops]}
+        found: dict[str, Any] = {"logits": logits[config.n_loops]}
         if every:
             found["exit_logits"] = tuple(logits.values())
         if labels is not None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from closeness import SAME, same
+from tiny_hf import gpt2
 from tiny_models import exact_model, random_model
 
 from crt_lib import InputError, load_corpus, load_tokenizer, tokenize
@@ -18,15 +19,6 @@ from crt_lib.model import CRT
 
 VOCAB = 37
 LINES = [np.random.default_rng(i).integers(1, VOCAB, 5 + 3 * i) for i in range(8)]
-
-
-def gpt2():
-    from transformers import GPT2Config as Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        Config(vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=64, bos_token_id=0)
-    ).eval()
 
 
 def uniform(ids):
@@ -139,11 +131,12 @@ def test_only_the_grammar_has_a_known_entropy(tmp_path):
 
 
 def test_models_by_name(tmp_path, monkeypatch):
-    gpt2().save_pretrained(tmp_path / "theirs")
+    theirs = gpt2()
+    theirs.save_pretrained(tmp_path / "theirs")
     model, size = load_target(f"hf:{tmp_path / 'theirs'}")
     assert size == VOCAB
     ids = torch.arange(6)[None]
-    same(model.double()(ids).logits, gpt2().double()(ids).logits)
+    same(model.double()(ids).logits, theirs.double()(ids).logits)
 
     (tmp_path / "somebodys.py").write_text(
         "import torch\n"

@@ -3,14 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_hf import gpt2
+from tiny_models import TINY
 from torch import nn
 
 from crt_lib import CRT, causality_report, load_profile
 from crt_lib.audit.probes import PROBES
-from crt_lib.config import GPT2Config, make_model
 from crt_lib.files import InputError
 
-VOCAB = 31
+VOCAB = TINY.vocab_size
 PAPER = load_profile("smoke", "paper").model.replace(vocab_size=VOCAB)
 CRT2 = load_profile("smoke", "crt2").model.replace(vocab_size=VOCAB)
 SEEDS = range(6)
@@ -113,19 +114,6 @@ class LogitsAndLoss(Mixed):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def gpt2():
-    config = GPT2Config(vocab_size=VOCAB, d_model=16, n_heads=2, n_layers=2, max_seq_len=32)
-    return make_model(config).transformer
-
-
-def gpt2_lm():
-    from transformers import GPT2Config as Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(
-        Config(vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=32, bos_token_id=0)
-    )
-
-
 PLANTED = {  # the model, and the nearest later token that it sees
     "symmetric convolution": (lambda: CRT(PAPER.replace(causal=False)), 1),
     "batch norm over time": (lambda: Mixed(BatchNormOverTime()), 1),
@@ -139,9 +127,9 @@ PLANTED = {  # the model, and the nearest later token that it sees
 SOUND = {
     "paper, causal": lambda: CRT(PAPER),
     "crt2": lambda: CRT(CRT2),
-    "GPT-2 of transformers": gpt2_lm,
+    "GPT-2 of transformers": gpt2,
     "spectral filter with room": lambda: Mixed(SpectralFilter(wraps=False)),
-    "GPT-2 in bf16": lambda: gpt2_lm().bfloat16(),
+    "GPT-2 in bf16": lambda: gpt2().bfloat16(),
     "logits and loss": LogitsAndLoss,
 }
 
@@ -211,7 +199,9 @@ def test_a_broken_cache_is_seen():
 
     torch.manual_seed(0)
     report = causality_report(Forgets(CRT2), VOCAB, length=LENGTH)
-    assert report.convicting == ["decode"] and "verdict: its cache gives other logits" in str(report)
+    assert report.convicting == ["decode"] and "verdict: its cache gives other logits" in str(
+        report
+    )
 
 
 def test_a_leak_further_away_than_the_row_is_long():
