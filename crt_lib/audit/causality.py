@@ -5,7 +5,7 @@ wrap-around shows in evaluation, a batch norm over time only in training, a mean
 only when the end is cut off. `causality_report` runs those that the model allows.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class CausalityReport:
     """
 
     findings: dict[str, dict[int, Finding]]
-    left_out: dict[str, str] = field(default_factory=dict)
-    length: int = 0
+    left_out: dict[str, str]
+    length: int
 
     @property
     def convicting(self) -> list[str]:

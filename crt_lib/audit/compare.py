@@ -198,10 +198,10 @@ def compare_arms(
     import pandas as pd
 
     columns = ["arm", "budget", "seed", "max_lr", "document", "bytes", "nll"]
-    frame = pd.DataFrame(rows, columns=columns).query("budget == @budget")
+    frame = pd.DataFrame(rows, columns=columns)
     table: list[dict[str, Any]] = []
     for arm in (ours, *arms):
-        own = frame[frame["arm"] == arm]
+        own = frame[(frame["arm"] == arm) & (frame["budget"] == budget)]
         if own["max_lr"].nunique() > 1:
             raise InputError(f"arm {arm} has documents at several learning rates; keep one")
         if own.empty and arm == ours:

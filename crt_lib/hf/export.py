@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crt_lib.exits.policy import Policy, exits_of
 from crt_lib.files import InputError, atomic_path
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
@@ -18,28 +19,21 @@ class FixedExit(nn.Module):
 
     def __init__(self, model: CRT, loop: int):
         super().__init__()
-        if loop not in model.config.head_loops:
-            raise InputError(
-                f"loop {loop} has no head; loops with one are {model.config.head_loops}"
-            )
         self.model, self.loop = model, loop
 
     def forward(self, ids: Tensor) -> Tensor:
-        z, embedded = self.model.begin(ids)
-        for loop in range(1, self.loop + 1):
-            z = self.model.apply_loop(loop, z, embedded)
-        return F.linear(*self.model.readout(self.loop, z))
+        states = dict(self.model.hidden_states(ids, self.loop))
+        return F.linear(*self.model.readout(self.loop, states[self.loop]))
 
 
-def export_program(
-    model: CRT, loop: int | None = None, *, tokens: int = 16
-) -> torch.export.ExportedProgram:
+def export_program(model: CRT, loop: int | None = None) -> torch.export.ExportedProgram:
     """torch.export of the forward pass up to exit `loop` (None: the last), any B and T.
 
     Raises InputError for a loop without a head.
     """
-    fixed = FixedExit(model, model.config.n_loops if loop is None else loop).eval()
-    tokens = min(tokens, model.config.max_seq_len)
+    _, last = exits_of(Policy(fixed=loop), model.config)
+    fixed = FixedExit(model, last).eval()
+    tokens = min(16, model.config.max_seq_len)
     ids = torch.zeros(2, tokens, dtype=torch.int64, device=model.loop_encoding.device)
     rows = torch.export.Dim("rows", min=1)
     positions = torch.export.Dim("positions", min=2, max=model.config.max_seq_len)
