@@ -197,14 +197,17 @@ def speed_report(
     the depthwise taps, written as products of tensors, are only in the formula.
     """
     ids = probe_ids(model, vocab_size, seq_len, seed=0)
-    config = getattr(model, "config", None)
-    exits = config.head_loops if isinstance(config, ModelConfig) else ()
-    passes = [partial(model, ids, exits=(loop,)) for loop in exits] or [
-        partial(logits_of, model, ids)
+    config: Any = getattr(model, "config", None)
+    ours = isinstance(config, ModelConfig)
+    exits = config.head_loops if ours else (0,)
+    passes = [
+        partial(model, ids, exits=(loop,)) if ours else partial(logits_of, model, ids)
+        for loop in exits
     ]
     with evaluating(model):
         counted = [_counted(run) / seq_len / 1e6 for run in passes]
-        seconds = np.median([[_timed(run, ids) for run in passes] for _ in range(repeats)], 0)
+        rounds = [[_timed(run, ids) for run in passes] for _ in range(repeats)]
+    seconds = np.median(rounds, axis=0).tolist()
 
     def formula(*exits: int) -> float:
         if not isinstance(config, ModelConfig | GPT2Config):
@@ -212,18 +215,17 @@ def speed_report(
         return sum(multiply_adds(config, seq_len, exits).values()) / 1e6
 
     rows = []
-    for loop, by_torch, own in zip(exits or (0,), counted, seconds, strict=True):
-        before = (exit for exit in exits if exit <= loop)
+    for i, loop in enumerate(exits):
         row = {
             "exit": loop,
-            "loops": loop or math.nan,
-            "claimed": exits[-1] / loop if exits else math.nan,
+            "loops": loop if ours else math.nan,
+            "claimed": exits[-1] / loop if ours else math.nan,
             "multiply-adds": formula(loop),
-            "by torch": by_torch,
-            "ratio": formula(*exits[-1:]) / formula(loop),
-            "asking heads": formula(*exits[-1:]) / formula(*before),
-            "ms": float(own) * 1e3,
-            "measured": float(seconds[-1] / own),
+            "by torch": counted[i],
+            "ratio": formula(exits[-1]) / formula(loop),
+            "asking heads": formula(exits[-1]) / formula(*exits[: i + 1]),
+            "ms": seconds[i] * 1e3,
+            "measured": seconds[-1] / seconds[i],
         }
         rows.append(row)
     return SpeedReport(seq_len, tuple(rows))
