@@ -75,21 +75,11 @@ class CRTCache(Cache):
         if self.memory is not None:
             self.memory.select(beam_idx)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
-        self.reorder_cache(indices)
-
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -n positions; a positive n, as earlier versions have it, keeps n."""
         n = int(tokens_to_remove)  # some callers give a tensor
         if self.memory is not None and n != 0:
             self.memory.truncate(n if n > 0 else self.memory.length + n)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times."""
-        if self.memory is not None:
-            rows = torch.arange(self.memory.rows, device=self.memory.kv.device)
-            self.memory.select(rows.repeat_interleave(repeats))
 
 
 def check_inputs(
