@@ -199,9 +199,8 @@ def test_a_broken_cache_is_seen():
 
     torch.manual_seed(0)
     report = causality_report(Forgets(CRT2), VOCAB, length=LENGTH)
-    assert report.convicting == ["decode"] and "verdict: its cache gives other logits" in str(
-        report
-    )
+    assert report.convicting == ["decode"]
+    assert "verdict: its cache gives other logits" in str(report)
 
 
 def test_a_leak_further_away_than_the_row_is_long():
