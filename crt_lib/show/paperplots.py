@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crt_lib.show.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, loop_color, styled
+from crt_lib.show.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, loop_color, panels, styled
 
 LOOKS = {  # of the paper's values and of the columns of `crt_lib.study.paper`
     "paper": (BLACK, "s"),
@@ -38,7 +38,7 @@ def figure_2(
             smooth = pd.Series([row[key] for row in rows]).rolling(50 if line == ":" else 1).mean()
             tokens = [row["tokens"] / 1e6 for row in rows]
             training.plot(tokens, smooth, line, color=LOOKS[name][0])
-        training.plot([], color=LOOKS[name][0], label=name)
+        training.plot([], "-", color=LOOKS[name][0], label=name)
     training.set(xlabel="tokens seen (millions)", ylabel="nats per token", ylim=(0, None))
     training.set_title("(a) Loss: training dotted, valid solid")
     training.legend()
@@ -84,11 +84,10 @@ def _by_exit(ax: Axes, values: pd.DataFrame) -> None:
 @styled
 def figure_3(losses: pd.DataFrame) -> Figure:
     """Loss and perplexity of valid by exit; a column of `losses` is a name of LOOKS."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(8, 3, ("Loss", "Perplexity"))
     _by_exit(left, losses)
     _by_exit(right, losses.map(math.exp))
-    left.set(yscale="log", ylabel="nats per token, valid", title="Loss")
-    right.set(yscale="log", ylabel="PPL, valid", title="Perplexity")
+    left.set(yscale="log", ylabel="nats per token, valid")
+    right.set(yscale="log", ylabel="PPL, valid")
     right.legend(loc="center", bbox_to_anchor=(0.5, 0.5))
     return figure

@@ -65,11 +65,13 @@ def _run_fault(folder: Path) -> str | None:
 def read_plan(path: Path) -> dict[bool, list[Trial]]:
     """The trials of a table with arm, budget, max_lr, seeds and documents, by `documents`."""
     trials: dict[bool, list[Trial]] = {False: [], True: []}
-    for row in pd.read_csv(path).itertuples():
+    plan = pd.read_csv(path)
+    arms = choose_arms(list(plan["arm"].unique()))
+    for row in plan.itertuples():
         amount, unit = row.budget.split()
         budget = {"minutes": float(amount)} if unit == "min" else {"updates": int(amount)}
         seeds = [int(seed) for seed in str(row.seeds).split()]
-        trials[row.documents] += grid(choose_arms([row.arm]), [row.max_lr], seeds, **budget)
+        trials[row.documents] += grid({row.arm: arms[row.arm]}, [row.max_lr], seeds, **budget)
     return trials
 
 

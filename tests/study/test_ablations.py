@@ -9,7 +9,7 @@ from tiny_rows import rows_of
 from crt_lib import InputError, load_profile
 from crt_lib.files import read_rows
 from crt_lib.runs.run import load_data
-from crt_lib.show import plots
+from crt_lib.show import figures, plots
 from crt_lib.study.ablations import (
     BUDGET,
     PAPER_TABLE_3,
@@ -34,7 +34,7 @@ def test_both_differ_in_nothing_else(tmp_path):
     assert symmetric.replace(causal=True) == causal
     again = train_both(SHORT, data, "pair", tmp_path)
     assert again["causal"].metrics == both["causal"].metrics
-    figure = plots.below_the_floor({name: made.metrics for name, made in both.items()}, 1.5)
+    figure = figures.training_losses({name: made.metrics for name, made in both.items()}, 1.5)
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert labels == ["symmetric", "causal", "entropy of the text"]
 
