@@ -1,7 +1,8 @@
-"""Tiny models in transformers, and their inputs: what the tests of `crt_lib.hf.model` share."""
+"""Tiny models in transformers, and their inputs: what the tests of `hf` and `audit` share."""
 
 import torch
-from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, exact_model, random_ids
+import transformers
+from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, TINY, exact_model, random_ids
 
 from crt_lib.hf.model import CRTForCausalLM
 
@@ -20,3 +21,10 @@ def wrapped(**changes):
 
 def given_ids(rows=3, length=10):
     return random_ids(rows, length).clamp(min=1)  # 0 is padding
+
+
+def gpt2():
+    """transformers' GPT-2 with the vocabulary of the tiny models."""
+    shape = {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 64, "bos_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=TINY.vocab_size, eos_token_id=0, **shape)
+    return transformers.GPT2LMHeadModel(config).eval()

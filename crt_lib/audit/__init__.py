@@ -1,1 +1,11 @@
 """What a model costs and what its predictions depend on, for any model."""
+
+from crt_lib.audit.accounting import (
+    parameter_report as parameter_report,
+    speed_report as speed_report,
+)
+from crt_lib.audit.causality import causality_report as causality_report
+from crt_lib.audit.protocols import (
+    entropy_floor as entropy_floor,
+    padding_report as padding_report,
+)

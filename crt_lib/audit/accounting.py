@@ -1,37 +1,64 @@
-"""Parameters and multiply-adds of a model, by part, from its configuration alone."""
+"""What a model costs: parameters and multiply-adds by part, and the time of each exit."""
 
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from crt_lib.audit.probes import evaluating, probe_ids
 from crt_lib.config import GPT2Config, ModelConfig, make_model
+from crt_lib.evaluate import Model, logits_of
+from crt_lib.files import InputError
+
+# What a part's parameters are called, and how the part is called.
+_PARTS = {
+    "embed.tokens": "token embedding",
+    "embed.proj": "embedding projection",
+    "embed.cycles": "embedding TRM",
+    "prelude": "prelude",
+    "block.attention": "attention",
+    "block.trm": "block TRM",
+    "heads": "heads",
+    "exit_norms": "heads",
+    "positions": "positions and loop encodings",
+    "loop_encoding": "positions and loop encodings",
+    "injection": "positions and loop encodings",
+    "block.norm": "block norms",
+    "transformer.wte": "token embedding",
+    "transformer": "positions and blocks",
+}
+# The columns of a speed report: a row of it has them in these units.
+_SPEED = {
+    "exit": "{}",
+    "loops": "{}",
+    "claimed": "{:.2f}x",
+    "multiply-adds": "{:.2f}M",
+    "by torch": "{:.2f}M",
+    "ratio": "{:.2f}x",
+    "asking heads": "{:.2f}x",
+    "ms": "{:.1f}",
+    "measured": "{:.2f}x",
+}
 
 
 def parameters_by_part(config: ModelConfig | GPT2Config) -> dict[str, int]:
     """Parameters of each part; they sum to the model's. Built without allocating any weight."""
-    if isinstance(config, GPT2Config):
-        with torch.device("meta"):
-            gpt2 = make_model(config)
-        embeddings = gpt2.transformer.wte.weight.numel()
-        rest = count_parameters(gpt2) - embeddings
-        return {"token embedding": embeddings, "positions and blocks": rest}
     with torch.device("meta"):
         model = make_model(config)
-    parts: dict[str, list[nn.Module]] = {
-        "token embedding": [model.embed.tokens],
-        "embedding projection": [model.embed.proj],
-        "embedding TRM": [model.embed.cycles],
-        "prelude": [model.prelude],
-        "attention": [model.block.attention],
-        "block TRM": [model.block.trm],
-        "heads": [model.heads, *([model.exit_norms] if config.exit_norm else [])],
-    }
-    counts = {name: sum(map(count_parameters, modules)) for name, modules in parts.items()}
-    if not config.n_prelude:
-        del counts["prelude"]
-    counts["positions and loop encodings"] = sum(p.numel() for p in model.parameters(recurse=False))
-    norms = (m for name, m in model.block.named_children() if name.startswith("norm"))
-    counts["block norms"] = sum(map(count_parameters, norms))
-    return counts
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = next(part for start, part in _PARTS.items() if name.startswith(start))
+        counts[part] += parameter.numel()
+    return {part: counts[part] for part in _PARTS.values() if part in counts}
 
 
 def multiply_adds(
@@ -85,3 +112,136 @@ def cycle_multiply_adds(config: ModelConfig) -> dict[str, int]:
 def count_parameters(model: nn.Module) -> int:
     """Number of parameters, each counted once however often it is used."""
     return sum(p.numel() for p in model.parameters())
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """Parameters by part, each counted once; `untied`: the total if each use had its own.
+
+    `sharings`: the total for each way that a CRT of this shape can share its heads.
+    """
+
+    parts: dict[str, int]
+    untied: int
+    sharings: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parameters, each counted once."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        rows = self.parts | {"total": self.total}
+        if self.untied != self.total:
+            rows["each use with its own"] = self.untied
+        rows |= {f"heads {name}": count for name, count in self.sharings.items()}
+        return "\n".join(f"{name:<28}{count:>14,}" for name, count in rows.items())
+
+
+def parameter_report(model: nn.Module | ModelConfig) -> ParameterReport:
+    """What the parameters of a model are, or those of a configuration without building it.
+
+    Raises InputError for a plain function, which has none.
+    """
+    config = model if isinstance(model, ModelConfig) else getattr(model, "config", None)
+    if isinstance(config, ModelConfig):
+        parts = parameters_by_part(config)
+        sharings = {
+            name: sum(parameters_by_part(config.replace(head_sharing=name)).values())
+            for name in ("separate", "shared_aux", "tied")
+        }
+        return ParameterReport(parts, sum(parts.values()), sharings)
+    if not isinstance(model, nn.Module):
+        raise InputError("a plain function has no parameters to count; give a module")
+    counts: Counter[str] = Counter()
+    once = {name for name, _ in model.named_parameters()}
+    untied = 0
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        part = ".".join(name.split(".")[:-1][:2]) or "of its own"
+        untied += parameter.numel()
+        counts[part] += parameter.numel() if name in once else 0
+    return ParameterReport(dict(counts), untied, {})
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """A row an exit, the last one the whole model; a model without exits has the one row 0.
+
+    `claimed`: loops of the whole model over its own, which is what counting loops gives. Millions
+    of multiply-adds a token: by the formula, with the exit's own head, and by torch. `ratio`: the
+    whole model's over the exit's; `asking heads`: where each exit on the way asks its head. `ms`
+    of a forward pass, the median; `measured`: the whole model's over the exit's. NaN: not known.
+    """
+
+    positions: int
+    rows: tuple[dict[str, float], ...]
+
+    def __str__(self) -> str:
+        lines = ["".join(f"{name:>14}" for name in _SPEED)]
+        for row in self.rows:
+            cells = (
+                "-" if math.isnan(row[name]) else how.format(row[name])
+                for name, how in _SPEED.items()
+            )
+            lines.append("".join(f"{cell:>14}" for cell in cells))
+        return "\n".join([*lines, f"forward passes over {self.positions} positions"])
+
+
+@torch.inference_mode()
+def speed_report(
+    model: Model, vocab_size: int, *, seq_len: int = 64, repeats: int = 5
+) -> SpeedReport:
+    """Loops claimed, multiply-adds counted twice, and time: a pass to each exit of `model`.
+
+    The passes take turns, `repeats` rounds. torch's counter sees matrix products and convolutions;
+    the depthwise taps, written as products of tensors, are only in the formula.
+    """
+    ids = probe_ids(model, vocab_size, seq_len, seed=0)
+    config: Any = getattr(model, "config", None)
+    ours = isinstance(config, ModelConfig)
+    exits = config.head_loops if ours else (0,)
+    passes = [
+        partial(model, ids, exits=(loop,)) if ours else partial(logits_of, model, ids)
+        for loop in exits
+    ]
+    with evaluating(model):
+        counted = [_counted(run) / seq_len / 1e6 for run in passes]
+        rounds = [[_timed(run, ids) for run in passes] for _ in range(repeats)]
+    seconds = np.median(rounds, axis=0).tolist()
+
+    def formula(*exits: int) -> float:
+        if not isinstance(config, ModelConfig | GPT2Config):
+            return math.nan
+        return sum(multiply_adds(config, seq_len, exits).values()) / 1e6
+
+    rows = []
+    for i, loop in enumerate(exits):
+        row = {
+            "exit": loop,
+            "loops": loop if ours else math.nan,
+            "claimed": exits[-1] / loop if ours else math.nan,
+            "multiply-adds": formula(loop),
+            "by torch": counted[i],
+            "ratio": formula(exits[-1]) / formula(loop),
+            "asking heads": formula(exits[-1]) / formula(*exits[: i + 1]),
+            "ms": seconds[i] * 1e3,
+            "measured": seconds[-1] / seconds[i],
+        }
+        rows.append(row)
+    return SpeedReport(seq_len, tuple(rows))
+
+
+def _counted(run: Callable[[], Any]) -> float:
+    """Multiply-adds by torch, which counts none of attention's fused kernel on a CPU."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2
+
+
+def _timed(run: Callable[[], Any], ids: Tensor) -> float:
+    """Seconds, on the device of `ids`."""
+    started = time.perf_counter()
+    run()
+    if ids.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

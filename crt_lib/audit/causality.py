@@ -5,20 +5,18 @@ wrap-around shows in evaluation, a batch norm over time only in training, a mean
 only when the end is cut off. `causality_report` runs those that the model allows.
 """
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crt_lib.audit.probes import (
     PROBES,
     Finding,
     NotAsked,
+    evaluating,
     largest_difference,
     probe_ids,
-    set_training,
 )
 from crt_lib.evaluate import Model, logits_of
 from crt_lib.files import InputError
@@ -35,13 +33,19 @@ class CausalityReport:
     """
 
     findings: dict[str, dict[int, Finding]]
-    left_out: dict[str, str] = field(default_factory=dict)
-    length: int = 0
+    left_out: dict[str, str]
+    length: int
+
+    @property
+    def convicting(self) -> list[str]:
+        """The probes that found, at any exit, that logits depend on what comes later."""
+        found = self.findings.items()
+        return [name for name, by_exit in found if any(len(x.pairs) for x in by_exit.values())]
 
     @property
     def leaks(self) -> bool:
-        """Whether any probe found, at any exit, that logits depend on what comes later."""
-        return any(len(found.pairs) for found in self._all())
+        """Whether any probe did."""
+        return bool(self.convicting)
 
     @property
     def first_leaking_offset(self) -> int | None:
@@ -50,37 +54,15 @@ class CausalityReport:
         Where only cutting the end off shows it, the smallest distance to a cut; None where only
         `far` does.
         """
-        return min((first for first, _ in self._offsets()), default=None)
-
-    @property
-    def furthest_leaking_offset(self) -> int | None:
-        """The largest j - t > 0 at which token j moves the logits at t; None when causal."""
-        return max((last for _, last in self._offsets()), default=None)
+        near = [name for name in self.convicting if name != "far"]
+        exact = [name for name in near if name not in WHOLE] or near
+        found = (x.offsets for name in exact for x in self.findings[name].values())
+        return min((offsets[0] for offsets in found if offsets), default=None)
 
     @property
     def changes(self) -> dict[int, Tensor]:
         """The influence (T, T) of each token on each position, by exit, in evaluation mode."""
         return {loop: found.influence for loop, found in self.findings["tokens"].items()}
-
-    def _offsets(self) -> list[tuple[int, int]]:
-        told = {
-            name: [found.offsets for found in by_exit.values() if found.offsets]
-            for name, by_exit in self.findings.items()
-            if name != "far"
-        }
-        exact = [pair for name, pairs in told.items() if name not in WHOLE for pair in pairs]
-        return exact or [pair for pairs in told.values() for pair in pairs]
-
-    @property
-    def only_the_cache(self) -> bool:
-        """Whether nothing but `decode` found anything: its cache and its forward disagree."""
-        return {n for n, f in self.findings.items() if any(len(x.pairs) for x in f.values())} == {
-            "decode"
-        }
-
-    def _all(self) -> Iterator[Finding]:
-        for by_exit in self.findings.values():
-            yield from by_exit.values()
 
     def __str__(self) -> str:
         head = f"{'probe':<10}{'exit':>5}{'leaking pairs':>15}{'nearest':>9}{'furthest':>10}"
@@ -93,14 +75,13 @@ class CausalityReport:
                     f"{name:<10}{loop:>5}{len(found.pairs):>15}{near:>9}{far:>10}{worst:>10.1e}"
                 )
         lines += [f"{name:<10}not asked: {why}" for name, why in self.left_out.items()]
-        if self.only_the_cache:
+        verdict = f"causal, as far as {self.length} tokens show"
+        if self.convicting == ["decode"]:
             verdict = "its cache gives other logits than its forward pass"
         elif self.leaks:
             verdict = "sees the future"
-        else:
-            verdict = f"causal, as far as {self.length} tokens show"
-            if "far" in self.findings:
-                verdict += "; nor does the first half of a long row see the second"
+        elif "far" in self.findings:
+            verdict += "; nor does the first half of a long row see the second"
         return "\n".join([*lines, f"verdict: {verdict}"])
 
 
@@ -114,7 +95,7 @@ def causality_report(
     evaluation mode, and is left as it was. The probes:
 
     - tokens: each token in turn is replaced;
-    - training: the same in training mode, with the same random numbers, buffers restored;
+    - training: the same in training mode, with the same random numbers and buffers;
     - gradient: of a random projection of the logits at each position to each token's embedding;
     - prefix: the end is cut off, at each position in turn;
     - decode: tokens come one by one, through the model's own cache;
@@ -131,8 +112,7 @@ def causality_report(
     ids = probe_ids(model, vocab_size, length, seed)
     findings: dict[str, dict[int, Finding]] = {}
     left_out: dict[str, str] = {}
-    with _left_as_it_was(model):
-        set_training(model, False)
+    with evaluating(model), torch.no_grad():
         _check(model, ids)
         for name, probe in PROBES.items():
             try:
@@ -146,8 +126,7 @@ def causality_report(
 
 def _check(model: Model, ids: Tensor) -> None:
     try:
-        with torch.no_grad():
-            once, again = logits_of(model, ids), logits_of(model, ids)
+        once, again = logits_of(model, ids), logits_of(model, ids)
     except Exception as error:  # anybody's model: it may fail in any way
         raise InputError(
             f"the model fails on ids of shape {tuple(ids.shape)}: {type(error).__name__}: {error}"
@@ -160,21 +139,3 @@ def _check(model: Model, ids: Tensor) -> None:
             raise InputError("the model gives logits that are not numbers")
         if largest_difference(logits, again[loop]).any():
             raise InputError("the model gives other logits for the same ids: it is random")
-
-
-@contextlib.contextmanager
-def _left_as_it_was(model: Model) -> Iterator[None]:
-    """Modes, buffers and the state of random numbers are put back."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for buffer, before in buffers:
-            buffer.copy_(before)

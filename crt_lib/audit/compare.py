@@ -6,11 +6,10 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from crt_lib.config import LanguageModel
 from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows
-from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate, losses_of
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Model, evaluate, losses_of
 from crt_lib.files import InputError
 from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -23,10 +22,6 @@ class Documents:
     bytes: np.ndarray  # (documents,) UTF-8 bytes
     tokens: np.ndarray  # (documents,)
     nll: dict[int, np.ndarray]  # exit loop -> (documents,) nats
-
-    def bits_per_byte(self, loop: int) -> float:
-        """Of the whole split."""
-        return float(self.nll[loop].sum() / math.log(2) / self.bytes.sum())
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Interval:
 
 
 def score_documents(
-    model: nn.Module,
+    model: Model,
     data: TokenizedCorpus,
     split: str,
     seq_len: int,
@@ -158,10 +153,7 @@ def by_document(document: np.ndarray, values: np.ndarray) -> list[Interval]:
 
 
 def exit_table(
-    model: LanguageModel,
-    data: TokenizedCorpus,
-    seq_len: int,
-    max_lines: int | None = None,
+    model: LanguageModel, data: TokenizedCorpus, seq_len: int, max_lines: int | None = None
 ) -> list[dict[str, Any]]:
     """The paper's Table 2: a row a protocol and exit, nats a position on valid.
 
@@ -170,33 +162,27 @@ def exit_table(
     bytes. Without lines over 50 characters there are no rows of the released protocol.
     `max_lines`: as for `score_documents`.
     """
-    eot = data.tokenizer.eot_id
     rows: list[dict[str, Any]] = []
-    own: Mapping[int, Sequence[float | None]]
-    more: Mapping[int, Sequence[float | None]]
+    names = ("loss", "low", "high", "minus_last", "minus_low", "minus_high")
     lengths = {"honest": seq_len, "released": min(RELEASED_SEQ_LEN, model.config.max_seq_len)}
     for protocol, length in lengths.items():
         if protocol == "released" and not data.valid.lines:
             continue
+        found: list[tuple[float | None, ...]]
         try:
-            found = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
+            scored = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
         except InputError:
-            losses = evaluate(model, data.valid, eot, seq_len=length).loss
-            last = losses[max(losses)]
-            own = {loop: (loss, None, None) for loop, loss in losses.items()}
-            more = {loop: (loss - last, None, None) for loop, loss in losses.items()}
+            losses = evaluate(model, data.valid, data.tokenizer.eot_id, seq_len=length).loss
+            loops, last = [*losses], losses[max(losses)]
+            found = [(loss, None, None) for loss in losses.values()]
+            found += [(loss - last, None, None) for loss in losses.values()]
         else:
-            sums = np.stack(list(found.nll.values()), axis=1)
-            apart = sums - sums[:, -1:]
-            own, more = (
-                dict(zip(found.nll, map(astuple, resampled(part, found.tokens)), strict=True))
-                for part in (sums, apart)
-            )
-        for loop in own:
+            loops, sums = [*scored.nll], np.stack([*scored.nll.values()], axis=1)
+            both = np.hstack([sums, sums - sums[:, -1:]])
+            found = [astuple(interval) for interval in resampled(both, scored.tokens)]
+        for i, loop in enumerate(loops):
             row: dict[str, Any] = {"protocol": protocol, "exit": loop, "seq_len": length}
-            row |= zip(("loss", "low", "high"), own[loop], strict=True)
-            row |= zip(("minus_last", "minus_low", "minus_high"), more[loop], strict=True)
-            rows.append(row)
+            rows.append(row | dict(zip(names, found[i] + found[i + len(loops)], strict=True)))
     return rows
 
 
@@ -205,41 +191,35 @@ def compare_arms(
 ) -> list[dict[str, Any]]:
     """A row for `ours` and each other arm: bits per byte, and ours minus theirs with its interval.
 
-    `rows`: those that a search keeps, a row a training and document. Arms without
-    rows for `budget` are left out; each must have one learning rate, all the same documents. With a
-    single seed on either side there is no interval. Raises InputError otherwise, and when `ours`
-    has no rows.
+    `rows`: those that a search keeps, a row a training and document. Arms without rows for `budget`
+    are left out; with a single seed on either side there is no interval. Raises InputError for an
+    arm of several learning rates or other documents, and when `ours` has no rows.
     """
-    found: dict[str, list[np.ndarray]] = {}
-    sizes = np.zeros(0)
-    for arm in (ours, *arms):
-        mine = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
-        seeds = sorted({row["seed"] for row in mine})
-        if len({row["max_lr"] for row in mine}) > 1:
-            raise InputError(f"arm {arm} has documents at several learning rates; keep one")
-        for seed in seeds:
-            of_seed = sorted(
-                (row for row in mine if row["seed"] == seed), key=lambda row: row["document"]
-            )
-            own = np.array([row["bytes"] for row in of_seed])
-            if len(sizes) and not np.array_equal(own, sizes):
-                raise InputError(f"arm {arm} was scored on other documents than {ours}")
-            sizes = own
-            found.setdefault(arm, []).append(np.array([row["nll"] for row in of_seed]))
-    if ours not in found:
-        raise InputError(f"no documents of {ours} for {budget}; `crt search --documents`")
+    import pandas as pd
+
+    columns = ["arm", "budget", "seed", "max_lr", "document", "bytes", "nll"]
+    frame = pd.DataFrame(rows, columns=columns)
     table: list[dict[str, Any]] = []
-    for arm, losses in found.items():
-        bits = np.stack(losses).sum(1) / sizes.sum() / math.log(2)
-        row: dict[str, Any] = {
-            "arm": arm,
-            "seeds": len(losses),
-            "bits_per_byte": float(bits.mean()),
-        }
-        if arm != ours:
+    for arm in (ours, *arms):
+        own = frame[(frame["arm"] == arm) & (frame["budget"] == budget)]
+        if own["max_lr"].nunique() > 1:
+            raise InputError(f"arm {arm} has documents at several learning rates; keep one")
+        if own.empty and arm == ours:
+            raise InputError(f"no documents of {ours} for {budget}; `crt search --documents`")
+        if own.empty:
+            continue
+        by_seed = own.pivot(index="seed", columns="document")  # seeds and documents in order
+        losses, lengths = (np.array(by_seed[name]) for name in ("nll", "bytes"))
+        if arm == ours:
+            sizes, first = lengths[0], losses
+        if not np.array_equal(lengths, np.tile(sizes, (len(losses), 1))):
+            raise InputError(f"arm {arm} was scored on other documents than {ours}")
+        bits = losses.sum(1) / sizes.sum() / math.log(2)
+        row = {"arm": arm, "seeds": len(losses), "bits_per_byte": float(bits.mean())}
+        if table:
             row["ours_minus"] = table[0]["bits_per_byte"] - row["bits_per_byte"]
-        if arm != ours and min(len(losses), len(found[ours])) > 1:
-            interval = difference_in_bits(found[ours], losses, sizes)
+        if table and min(len(losses), len(first)) > 1:
+            interval = difference_in_bits([*first], [*losses], sizes)
             row |= {"low": interval.low, "high": interval.high}
         table.append(row)
     return table

@@ -1,7 +1,8 @@
 """Probes: each asks in another way what a model's logits depend on."""
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from crt_lib.cached.memory import Memory
 from crt_lib.evaluate import Model, device_of, logits_of
@@ -53,6 +55,20 @@ class NotAsked(Exception):
     """Why a probe does not apply to a model."""
 
 
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """A module evaluates meanwhile; its modes and the state of random numbers are put back."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    modes = {part: part.training for part in module.modules()}
+    try:
+        with torch.random.fork_rng():
+            module.eval()
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
     """A random row (1, length) on the model's device."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,25 +76,16 @@ def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
     return ids.to(device_of(model))
 
 
-def set_training(model: Model, training: bool) -> None:
-    """The mode of a module; a function has none."""
-    if isinstance(model, nn.Module):
-        model.train(training)
+def positions_of(model: Model) -> int | None:
+    """How many positions the model's configuration allows, where it says so."""
+    config = getattr(model, "config", None)
+    names = ("max_seq_len", "n_positions", "max_position_embeddings", "block_size")
+    return next((size for name in names if (size := getattr(config, name, None))), None)
 
 
-def _moves(ask: Callable[[Tensor], Logits], values: Tensor, vocab_size: int) -> dict[int, Tensor]:
-    """How far the logits at t move, largest over the vocabulary, when `values[0, j]` changes."""
-    length = values.shape[1]
-    generator = torch.Generator().manual_seed(1)
-    shift = torch.randint(1, max(vocab_size, 2), (length,), generator=generator)
-    base = {loop: logits.clone() for loop, logits in ask(values).items()}
-    moved = {loop: torch.zeros(length, length) for loop in base}
-    for j in range(length):
-        other = values.clone()
-        other[0, j] = (other[0, j] + int(shift[j])) % vocab_size
-        for loop, logits in ask(other).items():
-            moved[loop][:, j] = largest_difference(logits, base[loop])
-    return moved
+def ask(model: Model, ids: Tensor, **labels: Tensor) -> Logits:
+    """As `logits_of`, copied: a model may write its next ones into the same memory."""
+    return {loop: logits.clone() for loop, logits in logits_of(model, ids, **labels).items()}
 
 
 def largest_difference(one: Tensor, other: Tensor) -> Tensor:
@@ -91,43 +98,56 @@ def largest_difference(one: Tensor, other: Tensor) -> Tensor:
     return apart.masked_fill(one == other, 0.0).amax(-1).cpu()
 
 
-def _scale(values: Tensor) -> float:
-    """The largest finite size among `values`."""
-    finite = values[values.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+def _findings(
+    influence: dict[int, Tensor], noise: float = NOISE, of: Logits | None = None, ahead: int = 1
+) -> dict[int, Finding]:
+    """Findings above `noise` as a share of the largest finite size `of` each exit."""
+    found = {}
+    for loop, matrix in influence.items():
+        finite = (of or influence)[loop].nan_to_num(0.0, 0.0, 0.0)
+        found[loop] = Finding(matrix, noise * float(finite.abs().max()), ahead)
+    return found
 
 
-@torch.no_grad()
+def _moves(asked: Callable[[Tensor], Logits], values: Tensor, vocab_size: int) -> dict[int, Tensor]:
+    """How far the logits at t move, largest over the vocabulary, when `values[0, j]` changes."""
+    length = values.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    shift = torch.randint(1, max(vocab_size, 2), (length,), generator=generator)
+    base = asked(values)
+    moved = {loop: torch.zeros(length, length) for loop in base}
+    for j in range(length):
+        other = values.clone()
+        other[0, j] = (other[0, j] + int(shift[j])) % vocab_size
+        for loop, logits in asked(other).items():
+            moved[loop][:, j] = largest_difference(logits, base[loop])
+    return moved
+
+
 def _tokens(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    return _findings(_moves(partial(logits_of, model), ids, vocab_size))
+    return _findings(_moves(partial(ask, model), ids, vocab_size))
 
 
-def _findings(moved: dict[int, Tensor]) -> dict[int, Finding]:
-    return {loop: Finding(matrix, NOISE * _scale(matrix)) for loop, matrix in moved.items()}
-
-
-@torch.no_grad()
 def _training(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
     if not isinstance(model, nn.Module):
         raise NotAsked("a function has no training mode")
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
-    def ask(row: Tensor) -> Logits:
+    def asked(row: Tensor) -> Logits:
         torch.manual_seed(0)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        return logits_of(model, row)
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return ask(partial(functional_call, model, buffers), row)
 
-    set_training(model, True)
+    model.train()
     try:
-        once, again = ask(ids), ask(ids)
+        once, again = asked(ids), asked(ids)
         if any(largest_difference(logits, again[loop]).any() for loop, logits in once.items()):
             raise NotAsked("in training its random numbers are not torch's")
-        return _findings(_moves(ask, ids, vocab_size))
+        return _findings(_moves(asked, ids, vocab_size))
     finally:
-        set_training(model, False)
+        model.eval()
 
 
+@torch.enable_grad()
 def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
     if not isinstance(model, nn.Module):
         raise NotAsked("a function has no embedding to take gradients to")
@@ -141,59 +161,51 @@ def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
 
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:
-        with torch.enable_grad():
-            every = logits_of(model, ids)
+        every = ask(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
     if not seen or not any(logits.requires_grad for logits in every.values()):
         raise NotAsked("no embedding of the ids leads to its logits")
-    length = ids.shape[1]
-    found = {}
+    influence = {}
     generator = torch.Generator().manual_seed(2)
     for loop, logits in every.items():
         direction = torch.randn(logits.shape[-1], generator=generator).to(logits)
-        influence = torch.zeros(length, length)
-        for t in range(length):
-            (own,) = torch.autograd.grad(
-                logits[0, t] @ direction, seen[0], retain_graph=True, allow_unused=True
-            )
-            if own is not None:
-                influence[t] = largest_difference(own, torch.zeros_like(own))
-        found[loop] = Finding(influence, NOISE * _scale(influence))
-    return found
+        gradients = (
+            torch.autograd.grad(at @ direction, seen, retain_graph=True, materialize_grads=True)[0]
+            for at in logits[0]
+        )
+        influence[loop] = torch.stack(
+            [largest_difference(g, torch.zeros_like(g)) for g in gradients]
+        )
+    return _findings(influence)
 
 
-@torch.no_grad()
 def _prefix(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    length = ids.shape[1]
-    whole = {loop: logits.clone() for loop, logits in logits_of(model, ids).items()}
-    without: dict[int, Tensor] = {loop: torch.zeros(length, length) for loop in whole}
-    for cut in range(1, length):
-        for loop, logits in logits_of(model, ids[:, :cut]).items():
-            without[loop][:cut, cut] = largest_difference(logits, whole[loop][:, :cut])
-    return _against(without, whole)
+    cuts = range(1, ids.shape[1])
+    return _without_the_rest(
+        model, ids, ((slice(0, cut), ask(model, ids[:, :cut])) for cut in cuts)
+    )
 
 
-def _against(without: dict[int, Tensor], whole: Logits) -> dict[int, Finding]:
-    found = {}
-    for loop, matrix in without.items():
-        rounding = torch.finfo(whole[loop].dtype).eps if whole[loop].is_floating_point() else 0.0
-        noise = max(SHAPE_NOISE, 8 * rounding)
-        found[loop] = Finding(matrix, noise * _scale(whole[loop]))
-    return found
-
-
-@torch.no_grad()
 def _decode(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    whole = {loop: logits.clone() for loop, logits in logits_of(model, ids).items()}
-    length = ids.shape[1]
-    steps = {loop: torch.zeros(length, length) for loop in whole}
-    step = _stepper(model, length)
-    for t in range(length - 1):
-        for loop, logits in step(ids[:, t : t + 1]).items():
-            steps[loop][t, t + 1] = largest_difference(logits, whole[loop][:, t : t + 1])[0]
-    return _against(steps, whole)
+    step, length = _stepper(model, ids.shape[1]), ids.shape[1]
+    here = (slice(t, t + 1) for t in range(length - 1))
+    return _without_the_rest(model, ids, ((at, step(ids[:, at])) for at in here))
+
+
+def _without_the_rest(
+    model: Model, ids: Tensor, given: Iterable[tuple[slice, Logits]]
+) -> dict[int, Finding]:
+    """`given`: positions, and their logits where no token after them has been seen."""
+    whole, length = ask(model, ids), ids.shape[1]
+    apart = {loop: torch.zeros(length, length) for loop in whole}
+    for here, every in given:
+        for loop, logits in every.items():
+            apart[loop][here, here.stop] = largest_difference(logits, whole[loop][:, here])
+    # logits may be integers
+    rounding = max(torch.finfo(torch.result_type(x, 1.0)).eps for x in whole.values())
+    return _findings(apart, max(SHAPE_NOISE, 8 * rounding), whole)
 
 
 def _stepper(model: Model, length: int) -> Callable[[Tensor], Logits]:
@@ -204,8 +216,7 @@ def _stepper(model: Model, length: int) -> Callable[[Tensor], Logits]:
         except InputError as error:
             raise NotAsked("a model that sees the future has no cache") from error
         return partial(_crt_step, model, memory)
-    parameters = _parameters_of(model)
-    if "past_key_values" not in parameters or "use_cache" not in parameters:
+    if not {"past_key_values", "use_cache"} <= _parameters_of(model):
         raise NotAsked("it takes no cache")
     cache = None
 
@@ -221,57 +232,52 @@ def _stepper(model: Model, length: int) -> Callable[[Tensor], Logits]:
 def _crt_step(model: CRT, memory: Memory, token: Tensor) -> Logits:
     z, embedded = model.begin(token, memory)
     logits = {}
-    for loop in range(1, model.config.n_loops + 1):
-        z = model.apply_loop(loop, z, embedded, memory.loops[loop - 1])
+    for loop, layer in enumerate(memory.loops, 1):
+        z = model.apply_loop(loop, z, embedded, layer)
         if loop in model.config.head_loops:
-            features, weight = model.readout(loop, z)
-            logits[loop] = features @ weight.T
+            logits[loop] = F.linear(*model.readout(loop, z))
     return logits
 
 
 def _parameters_of(model: Model) -> set[str]:
-    call = model.forward if isinstance(model, nn.Module) else model
     try:
-        return set(inspect.signature(call).parameters)
+        return set(inspect.signature(getattr(model, "forward", model)).parameters)
     except ValueError:
         return set()
 
 
-@torch.no_grad()
 def _labels(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    names = _parameters_of(model) & {"labels", "targets"}
-    if not names:
+    name = min(_parameters_of(model) & {"labels", "targets"}, default=None)
+    if name is None:
         raise NotAsked("it takes no labels")
-    (name, *_) = sorted(names)
-    given = logits_of(model, ids, **{name: ids})
+
+    def asked(labels: Tensor) -> Logits:
+        return ask(model, ids, **{name: labels})
+
+    given = asked(ids)
     if any(x.ndim != 3 or x.shape[:2] != ids.shape for x in given.values()):
         return _label_losses(model, ids, name, given)
-    moved = _moves(lambda labels: logits_of(model, ids, **{name: labels}), ids, vocab_size)
-    return {
-        loop: Finding(moved[loop], NOISE * _scale(logits), ahead=0)
-        for loop, logits in given.items()
-    }
+    return _findings(_moves(asked, ids, vocab_size), of=given, ahead=0)
 
 
 def _label_losses(model: Model, ids: Tensor, name: str, given: Logits) -> dict[int, Finding]:
     """A loss below the cross-entropy of the logits without labels comes from the labels."""
-    found, length = {}, ids.shape[1]
-    for loop, logits in logits_of(model, ids).items():
+    found = {}
+    for loop, every in ask(model, ids).items():
         if loop not in given or given[loop].numel() != 1:
             raise NotAsked(f"with {name} it gives neither logits nor one loss")
-        logits = logits[0].float()
-        aligned = F.cross_entropy(logits, ids[0])
-        shifted = F.cross_entropy(logits[:-1], ids[0, 1:])  # as transformers does it
-        nearest = min((aligned, shifted), key=lambda loss: abs(float(loss - given[loop])))
-        below = float(nearest - given[loop])
-        tolerance = REDUCED_LOSS * float(nearest.abs())
-        if below < -tolerance:
+        logits, loss = every[0].float(), float(given[loop])
+        aligned = float(F.cross_entropy(logits, ids[0]))
+        shifted = float(F.cross_entropy(logits[:-1], ids[0, 1:]))  # as transformers does it
+        nearest = min(aligned, shifted, key=lambda plain: abs(plain - loss))
+        tolerance = REDUCED_LOSS * abs(nearest)
+        if nearest - loss < -tolerance:
             raise NotAsked(f"with {name} it gives a loss that is no cross-entropy of its logits")
-        found[loop] = Finding(max(below, 0.0) * torch.eye(length), tolerance, ahead=0)
+        influence = max(nearest - loss, 0.0) * torch.eye(ids.shape[1])
+        found[loop] = Finding(influence, tolerance, ahead=0)
     return found
 
 
-@torch.no_grad()
 def _far(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
     """Of two halves: `influence` (2, 2) of what is in the second alone."""
     row = probe_ids(model, vocab_size, min(FAR, positions_of(model) or FAR), seed=3)
@@ -280,21 +286,11 @@ def _far(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
         raise NotAsked("it has no more positions than the other probes use")
     other = row.clone()
     other[:, half:] = (other[:, half:] + 1) % vocab_size
-    before = {loop: logits.clone() for loop, logits in logits_of(model, row).items()}
-    found = {}
-    for loop, logits in logits_of(model, other).items():
+    before, influence = ask(model, row), {}
+    for loop, logits in ask(model, other).items():
         moved = largest_difference(logits, before[loop])
-        influence = torch.zeros(2, 2)
-        influence[0, 1], influence[1, 1] = moved[:half].max(), moved[half:].max()
-        found[loop] = Finding(influence, NOISE * _scale(influence))
-    return found
-
-
-def positions_of(model: Model) -> int | None:
-    """How many positions the model's configuration allows, where it says so."""
-    config = getattr(model, "config", None)
-    names = ("max_seq_len", "n_positions", "max_position_embeddings", "block_size")
-    return next((size for name in names if (size := getattr(config, name, None))), None)
+        influence[loop] = torch.tensor([[0, moved[:half].max()], [0, moved[half:].max()]])
+    return _findings(influence)
 
 
 PROBES = {

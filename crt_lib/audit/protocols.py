@@ -1,31 +1,19 @@
-"""Protocols that only an audit asks for: lines without their padding, and nothing after a token."""
+"""What a score is made of: tokens with nothing after them, padding, and the entropy of a text."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from crt_lib.audit.compare import score_documents
 from crt_lib.data import NOT_SCORED, Batch, evaluation_lines
-from crt_lib.evaluate import RELEASED_SEQ_LEN, Evaluation, Model, sum_losses
+from crt_lib.evaluate import Evaluation, Model, exp, sum_losses
 from crt_lib.files import InputError
+from crt_lib.text import grammar
+from crt_lib.text.tokenizer import TokenizedCorpus
 
-
-def evaluate_lines(
-    model: Model,
-    lines: Sequence[np.ndarray],
-    eot_id: int,
-    *,
-    score_padding: bool,
-    seq_len: int = RELEASED_SEQ_LEN,
-    batch_size: int = 8,
-) -> Evaluation:
-    """Score padded lines by sums over tokens, with or without the padding.
-
-    The second column of the 2 x 2 table (symmetric or causal x padding scored or not).
-    """
-    rows = evaluation_lines(lines, seq_len, batch_size, eot_id, score_padding)
-    total, tokens = sum_losses(model, rows)
-    return Evaluation("lines", {loop: nll / tokens for loop, nll in total.items()}, tokens)
+PROOF = 4.0  # standard errors below the floor that count as proof
 
 
 def evaluate_deployable(
@@ -56,3 +44,108 @@ def evaluate_deployable(
 
     total, tokens = sum_losses(model, prefixes())
     return Evaluation("deployable", {loop: nll / tokens for loop, nll in total.items()}, tokens)
+
+
+@dataclass(frozen=True)
+class PaddingReport:
+    """The same lines, three ways: nats a scored position by exit.
+
+    `scored`: rows of one length, the padding scored too; `ignored`: the padding is there but not
+    scored; `absent`: each line in a row of its own length.
+    """
+
+    share: float  # of the scored positions that are padding
+    scored: dict[int, float]
+    ignored: dict[int, float]
+    absent: dict[int, float]
+
+    def __str__(self) -> str:
+        lines = [f"padding is {self.share:.1%} of the scored positions"]
+        lines.append(f"{'exit':>4}{'PPL, padding scored':>21}{'ignored':>12}{'absent':>12}")
+        for loop in self.scored:
+            ppl = [exp(way[loop]) for way in (self.scored, self.ignored, self.absent)]
+            lines.append(f"{loop:>4}{ppl[0]:>21,.2f}{ppl[1]:>12,.2f}{ppl[2]:>12,.2f}")
+        return "\n".join(lines)
+
+
+def padding_report(
+    model: Model, lines: Sequence[np.ndarray], eot_id: int, *, seq_len: int = 384
+) -> PaddingReport:
+    """What scoring padding does to the perplexity of `model` on tokenized `lines`.
+
+    Lines are cut or padded to `seq_len` with `eot_id`, the next token scored at each position.
+    Raises InputError when there is nothing to score.
+    """
+    ways: dict[str, Iterable[Batch]] = {
+        "scored": evaluation_lines(lines, seq_len, 8, eot_id),
+        "ignored": evaluation_lines(lines, seq_len, 8, eot_id, score_padding=False),
+        "absent": (
+            batch
+            for line in lines
+            if len(line) > 1  # else no token has one before it
+            for batch in evaluation_lines([line], min(len(line), seq_len), 1, eot_id)
+        ),
+    }
+    found, tokens = {}, {}
+    for way, batches in ways.items():
+        nll, tokens[way] = sum_losses(model, batches)
+        found[way] = {loop: total / tokens[way] for loop, total in nll.items()}
+    return PaddingReport(1 - tokens["ignored"] / tokens["scored"], **found)
+
+
+@dataclass(frozen=True)
+class EntropyReport:
+    """Nats a word on text of `grammar`, which no causal model can score below its entropy.
+
+    `own`: what the grammar itself gives this text, its floor; `rate`: the entropy rate, the floor
+    of all texts. `above` and `error`, by exit: the mean difference from `own` over sentences,
+    nats a word, and its standard error.
+    """
+
+    words: int
+    rate: float
+    own: float
+    above: dict[int, float]
+    error: dict[int, float]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether an exit is below the floor by `PROOF` standard errors: proof of a leak."""
+        return any(self.above[loop] < -PROOF * self.error[loop] for loop in self.above)
+
+    def __str__(self) -> str:
+        lines = [
+            f"entropy rate {self.rate:.4f} nats a word; these {self.words:,} words {self.own:.4f}",
+            f"{'exit':>4}{'nats a word':>13}{'above the floor':>17}{'standard error':>16}",
+        ]
+        for loop, above in self.above.items():
+            lines.append(
+                f"{loop:>4}{self.own + above:>13.4f}{above:>+17.4f}{self.error[loop]:>16.4f}"
+            )
+        verdict = "below the entropy: it sees what it predicts" if self.leaks else "no proof"
+        return "\n".join([*lines, f"verdict: {verdict}"])
+
+
+def entropy_floor(
+    model: Model, data: TokenizedCorpus, split: str = "test", *, seq_len: int = 64
+) -> EntropyReport:
+    """Hold a model's score on `grammar` against what the grammar itself gives the same sentences.
+
+    Sentences are independent, so the sum of a model's losses over one is at least, in the mean,
+    that of the grammar; the difference by sentence is free of the text's luck. Raises InputError
+    for another corpus, and for a tokenizer that does not keep every byte of the text.
+    """
+    if data.corpus.name != "grammar":
+        raise InputError(f"only the entropy of grammar is known, not that of {data.corpus.name}")
+    sentences = data.corpus.documents(split)
+    scored = score_documents(model, data, split, seq_len)
+    floor = np.array([-grammar.log_prob(sentence) for sentence in sentences])
+    words = np.array([len(sentence.split()) + 1 for sentence in sentences])  # and the line end
+    above, error = {}, {}
+    for loop, nll in scored.nll.items():
+        excess = nll - floor
+        above[loop] = float(excess.sum() / words.sum())
+        spread = (excess - above[loop] * words).std(ddof=1)
+        error[loop] = float(spread * len(words) ** 0.5 / words.sum())
+    own = float(floor.sum() / words.sum())
+    return EntropyReport(int(words.sum()), grammar.entropy_rate(), own, above, error)

@@ -5,6 +5,7 @@ it reads a state dict by name and computes, so that the two can only agree by bo
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -33,12 +34,7 @@ def reference_logits(
     `checkpoint` recomputes each application of a block in the backward pass instead of keeping it.
     """
     net = _Plain(state, config, training)
-
-    def block(name: str, x: Tensor) -> Tensor:
-        if checkpoint:
-            return recompute(net.block, name, x, use_reentrant=False)
-        return net.block(name, x)
-
+    block = partial(recompute, net.block, use_reentrant=False) if checkpoint else net.block
     embedded = z = net.embedding(ids)  # (B, T, d)
     for i in range(config.n_prelude):
         z = block(f"prelude.{i}", z)
@@ -132,16 +128,13 @@ class _Plain:
 
         Features p and p + D/2 of position t are one complex number, times exp(i t 10,000^(-2p/D)).
         """
-        length, width = x.shape[-2:]
+        length, half = x.shape[-2], x.shape[-1] // 2
         wide = x if x.dtype == torch.float64 else x.float()  # bfloat16 has no complex numbers
-        t = torch.arange(length, dtype=torch.float64, device=x.device)
-        numbers = []
-        for p in range(width // 2):
-            turn = torch.exp(1j * t * 10_000 ** (-2 * p / width))  # (T,)
-            number = torch.complex(wide[..., p], wide[..., p + width // 2])  # (B, heads, T)
-            numbers.append(number * turn.to(number.dtype))
-        whole = torch.stack(numbers, dim=-1)  # (B, heads, T, D/2)
-        return torch.cat([whole.real, whole.imag], dim=-1).to(x.dtype)
+        t, p = (torch.arange(n, dtype=torch.float64, device=x.device) for n in (length, half))
+        turns = torch.exp(1j * t[:, None] * 10_000 ** (-p / half))  # (T, D/2)
+        numbers = torch.complex(wide[..., :half], wide[..., half:])  # (B, heads, T, D/2)
+        turned = numbers * turns.to(numbers.dtype)
+        return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
 
     def trm(self, name: str, n_cycles: int, h: Tensor) -> Tensor:
         """`n_cycles` applications of eq. 2; the residual stream is inside it."""
@@ -172,36 +165,27 @@ class _Plain:
         return self.linear(f"{name}.down", h)
 
     def convolution(self, name: str, dilation: int, h: Tensor) -> Tensor:
-        """The cycle's convolution with what follows it, or `h` for the variant without one."""
-        trm = self.config.trm
-        if trm == "linear":
-            return h
-        if trm in ("conv", "conv_linear"):
-            return self.dropout(F.gelu(self.full_conv(f"{name}.full", dilation, h)))
-        h = self.depthwise_conv(f"{name}.depthwise", dilation, h)
-        if not self.config.pointwise:
-            return h
-        return self.dropout(self.linear(f"{name}.pointwise", F.gelu(h)))
+        """The cycle's convolution with what follows it, or `h` for the variant without one.
 
-    def taps(self, dilation: int, h: Tensor) -> list[Tensor]:
-        """For each kernel tap, `h` shifted to where that tap reads; zeros beyond the ends."""
-        length, kernel = h.shape[1], self.config.kernel_size
-        reach = (kernel - 1) * dilation
-        left = reach if self.config.causal else (kernel // 2) * dilation
+        For each kernel tap `h` is shifted to where that tap reads, with zeros beyond the ends.
+        """
+        config, length = self.config, h.shape[1]
+        if config.trm == "linear":
+            return h
+        reach = (config.kernel_size - 1) * dilation
+        left = reach if config.causal else (config.kernel_size // 2) * dilation
         padded = F.pad(h, (0, 0, left, reach - left))  # (B, T + reach, d)
-        return [padded[:, j * dilation : j * dilation + length] for j in range(kernel)]
-
-    def depthwise_conv(self, name: str, dilation: int, h: Tensor) -> Tensor:
-        """A filter of its own for each feature; weight (d, 1, kernel)."""
-        weight = self.weight(name)
-        taps = enumerate(self.taps(dilation, h))
-        return cast(Tensor, sum(weight[:, 0, j] * tap for j, tap in taps))
-
-    def full_conv(self, name: str, dilation: int, h: Tensor) -> Tensor:
-        """Every feature reads every feature; weight (d out, d in, kernel)."""
-        weight = self.weight(name)
-        taps = enumerate(self.taps(dilation, h))
-        return cast(Tensor, sum(F.linear(tap, weight[:, :, j]) for j, tap in taps))
+        starts = (j * dilation for j in range(config.kernel_size))
+        taps = [*enumerate(padded[:, start : start + length] for start in starts)]
+        if config.trm in ("conv", "conv_linear"):
+            weight = self.weight(f"{name}.full")  # (d out, d in, kernel)
+            mixed = sum(F.linear(tap, weight[:, :, j]) for j, tap in taps)
+            return self.dropout(F.gelu(cast(Tensor, mixed)))
+        weight = self.weight(f"{name}.depthwise")  # (d, 1, kernel)
+        mixed = cast(Tensor, sum(weight[:, 0, j] * tap for j, tap in taps))
+        if not config.pointwise:
+            return mixed
+        return self.dropout(self.linear(f"{name}.pointwise", F.gelu(mixed)))
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """The norm of the configuration over (B, T, d)."""
@@ -221,10 +205,9 @@ class _Plain:
 
     def head(self, loop: int, z: Tensor) -> Tensor:
         """Logits (B, T, V) of the head after `loop`."""
-        config = self.config
+        config, sharing = self.config, self.config.head_sharing
         if config.exit_norm:
             z = self.norm(f"exit_norms.{loop}", z)
-        sharing = config.head_sharing
         if sharing == "tied":
             if config.embedding_width != config.d_model:
                 z = self.linear(f"heads.{loop}", z)

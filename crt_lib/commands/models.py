@@ -137,22 +137,22 @@ def audit(
     """
     from torch import nn
 
-    from crt_lib.audit.checks import causality_report, parameter_report, speed_report
+    from crt_lib.audit import causality_report, parameter_report, speed_report
     from crt_lib.audit.probes import positions_of
     from crt_lib.hf.targets import load_target
 
     try:
-        target = load_target(model, vocab_size)
+        target, size = load_target(model, vocab_size)
     except OSError as error:
         raise InputError(str(error)) from error  # 1 is for leaks
-    length = min(length, positions_of(target.model) or length)
-    report = causality_report(target.model, target.vocab_size, length=length)
+    length = min(length, positions_of(target) or length)
+    report = causality_report(target, size, length=length)
     typer.echo(str(report))
     if not only_causality:
-        if isinstance(target.model, nn.Module):
-            typer.echo(f"\n{parameter_report(target.model)}")
+        if isinstance(target, nn.Module):
+            typer.echo(f"\n{parameter_report(target)}")
         try:
-            typer.echo(f"\n{speed_report(target.model, target.vocab_size, seq_len=length)}")
+            typer.echo(f"\n{speed_report(target, size, seq_len=length)}")
         except Exception as error:  # anybody's model: the verdict stands
             typer.echo(f"\nspeed: not measured: {type(error).__name__}: {error}", err=True)
     raise typer.Exit(int(report.leaks))

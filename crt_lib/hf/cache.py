@@ -1,12 +1,16 @@
-"""What CRT keeps of past positions, where transformers' generation expects a cache."""
+"""Past positions and padded rows, as transformers' generation has them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
+from crt_lib.data import check_ids
+from crt_lib.exits.leaving import step_with_exits
+from crt_lib.exits.policy import Exited, Policy, run_with_exits
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
@@ -21,28 +25,30 @@ class CRTCache(Cache):
         self.memory: Memory | None = None
         self._step: Step | None = None
 
-    def step(self, model: CRT, inputs: Tensor) -> Step | None:
-        """The fast way for one more token a row; None where it is none, as for embeddings."""
-        memory = self.memory
-        if memory is None or inputs.shape[1:] != (1,) or model.training:
-            return None
-        if memory.starts is not None and int(memory.starts.max()) > memory.length:
-            return None  # padding is no token
+    @torch.no_grad()
+    def run(
+        self, model: CRT, inputs: Tensor, starts: Tensor | None, policy: Policy, *, last: bool
+    ) -> Exited:
+        """As `run_with_exits` after what it holds; one more token a row, the fast way."""
+        memory = self.room_for(model, inputs, starts)
+        padding = memory.starts is not None and int(memory.starts.max()) > memory.length
+        if inputs.shape[1:] != (1,) or model.training or padding:
+            return run_with_exits(model, inputs, policy, memory, last=last)
         if self._step is None or (self._step.model, self._step.rows) != (model, memory.rows):
             self._step = Step(model, memory)
-        return self._step
+        logits, loops = step_with_exits(self._step, inputs[:, 0], policy)
+        return Exited(logits[:, None], torch.tensor(loops, device=logits.device)[:, None])
 
-    def room_for(
-        self, config: ModelConfig, rows: int, n: int, like: Tensor, starts: Tensor | None
-    ) -> Memory:
-        """The memory, made on first use, with room for `n` more positions of `rows` texts."""
-        wanted = self.get_seq_length() + n
+    def room_for(self, model: CRT, inputs: Tensor, starts: Tensor | None) -> Memory:
+        """The memory, made on first use, with room for `inputs` (B, T) or (B, T, width) too."""
+        rows, n = inputs.shape[:2]
+        wanted, most = self.get_seq_length() + n, model.config.max_seq_len
         if self.memory is None:
-            self.memory = Memory(config, rows, wanted, like, starts)
+            self.memory = Memory(model.config, rows, wanted, model.loop_encoding.detach(), starts)
         elif rows != self.memory.rows:
             raise InputError(f"the cache holds {self.memory.rows} texts; {rows} were given")
         elif wanted > self.memory.capacity:
-            self.memory.reserve(max(wanted, min(2 * self.memory.capacity, config.max_seq_len)))
+            self.memory.reserve(max(wanted, min(2 * self.memory.capacity, most)))
         return self.memory
 
     def check_starts(self, starts: Tensor) -> None:
@@ -51,13 +57,13 @@ class CRTCache(Cache):
         A row of nothing but padding so far may have more.
         """
         memory = self.memory
-        assert memory is not None  # asked of a cache that holds positions
-        before = memory.starts
-        held = torch.zeros_like(starts) if before is None else before
+        if memory is None or not memory.length:
+            return
+        held = torch.zeros_like(starts) if memory.starts is None else memory.starts
         empty = held >= memory.length
         if not bool(((starts == held) | (empty & (starts > held))).all()):
             raise InputError("attention_mask pads other positions than those the cache holds")
-        if before is not None:
+        if memory.starts is not None:
             memory.starts = starts
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -75,12 +81,49 @@ class CRTCache(Cache):
         if self.memory is not None and n != 0:
             self.memory.truncate(n if n > 0 else self.memory.length + n)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
-        self.reorder_cache(indices)
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row `repeats` times."""
-        if self.memory is not None:
-            rows = torch.arange(self.memory.rows, device=self.memory.kv.device)
-            self.memory.select(rows.repeat_interleave(repeats))
+def check_inputs(
+    config: ModelConfig, inputs: Tensor, mask: Tensor | None, cache: CRTCache | None
+) -> Tensor | None:
+    """How many padding tokens each row has on its left (B,), None where no row has any.
+
+    Raises InputError for ids (B, T) or embeddings that a model of `config` cannot read, another
+    cache, and a mask that has another shape, zeros among a row's tokens, other padding than the
+    cache was filled with, or padding that the model would see.
+    """
+    if not inputs.is_floating_point():
+        check_ids(inputs, config)
+    elif inputs.shape[1] > config.max_seq_len:
+        raise InputError(
+            f"{inputs.shape[1]} positions are more than max_seq_len, {config.max_seq_len}"
+        )
+    if cache is not None and not isinstance(cache, CRTCache):
+        raise InputError(f"past_key_values is a {type(cache).__name__}; give a CRTCache")
+    if mask is None:
+        return None
+    done = 0 if cache is None else cache.get_seq_length()
+    wanted = inputs.shape[0], done + inputs.shape[1]
+    if mask.shape != wanted:
+        raise InputError(
+            f"attention_mask is {tuple(mask.shape)}; give {wanted}, ones for tokens and zeros for "
+            "padding"
+        )
+    mask = mask != 0
+    if not config.causal and not bool(mask.all()):
+        raise InputError("this model sees the future, padding too; give rows of one length")
+    begins = F.pad(mask.int(), (1, 0)).diff() > 0
+    if bool((begins.sum(1) > 1).any()):
+        raise InputError(
+            "attention_mask has zeros between a row's tokens; pad on the left or right"
+        )
+    starts = torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])
+    if cache is not None:
+        cache.check_starts(starts)
+    return starts if bool(starts.any()) else None
+
+
+def rotate_rows(x: Tensor, by: Tensor) -> Tensor:
+    """Each row of x (B, T, ...) turned to the left by `by` (B,) positions, the first to the end."""
+    at = torch.arange(x.shape[1], device=x.device)
+    index = (at + by[:, None]) % x.shape[1]
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]

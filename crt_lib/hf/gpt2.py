@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 import torch.nn.functional as F
@@ -23,12 +24,8 @@ class GPT2(nn.Module):
 
     def __init__(self, config: GPT2Config):
         super().__init__()
-        try:
-            from transformers import GPT2Config as TheirConfig, GPT2Model
-        except ImportError as error:
-            raise InputError("the GPT-2 baseline needs transformers; pip install it") from error
         self.config = config
-        theirs = TheirConfig(
+        theirs = transformers().GPT2Config(
             vocab_size=config.vocab_size,
             n_positions=config.max_seq_len,
             n_embd=config.d_model,
@@ -42,7 +39,7 @@ class GPT2(nn.Module):
             bos_token_id=None,
             eos_token_id=None,
         )
-        self.transformer = GPT2Model(theirs)
+        self.transformer = transformers().GPT2Model(theirs)
         self._checkpointing = False
         if config.kind == "shared":
             repeated = _Repeated(self.transformer.h[0], config.n_layers)
@@ -93,20 +90,24 @@ class _Repeated(nn.Module):
         return itertools.repeat(self.layer, self.times)
 
 
+def transformers() -> ModuleType:
+    """The package, which is optional; raises InputError where it is not installed."""
+    try:
+        import transformers as found
+    except ImportError as error:
+        raise InputError("this needs transformers; pip install 'crt-lm[notebooks]'") from error
+    return found
+
+
 def load_pretrained(name: str | Path, *, local: bool = False) -> nn.Module:
     """A causal language model of transformers, from a folder or, unless `local`, from the hub.
 
     Only safetensors: nothing is unpickled. Raises InputError when it cannot be had.
     """
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise InputError("models of transformers need transformers; pip install it") from error
+    loader = transformers().AutoModelForCausalLM
     if local and not Path(name).is_dir():
         raise InputError(f"{name} is not a folder; download the model first")
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, local_files_only=local, use_safetensors=True
-        ).eval()
+        return loader.from_pretrained(name, local_files_only=local, use_safetensors=True).eval()
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{name} is not a causal model that can be loaded: {error}") from error

@@ -5,7 +5,6 @@ A saved folder has the code of this module beside the weights, so that it loads 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,21 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from crt_lib.cached.memory import Memory
-from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
-from crt_lib.data import NOT_SCORED, check_ids
 from crt_lib.exits.gate import Gate
-from crt_lib.exits.leaving import step_with_exits
-from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.exits.policy import Policy
 from crt_lib.files import InputError, write_text
-from crt_lib.hf.cache import CRTCache
+from crt_lib.hf.cache import CRTCache, check_inputs, rotate_rows
 from crt_lib.hf.code import folder_code
-from crt_lib.hf.padding import padding_of, rotate_rows
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
 
@@ -116,7 +109,6 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             width = config.d_model + 1
             for loop in config.exit_loops:
                 self.register_buffer(f"gate_{loop}", torch.zeros(width))
-            self.model.gate = Gate(_GateWeights(self))
         if config.tie_word_embeddings:
             embedding = self.model.embed.tokens
             self.lm_head = nn.Linear(embedding.embedding_dim, config.vocab_size, bias=False)
@@ -154,28 +146,22 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Linear:
         """The vocabulary matrix of the last exit."""
-        return self.lm_head if self.config.tie_word_embeddings else self.model.heads[self._last]
+        tied = self.config.tie_word_embeddings
+        return self.lm_head if tied else cast(nn.Linear, [*self.model.heads.values()][-1])
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         if self.config.tie_word_embeddings:
             self.lm_head = new_embeddings
         else:
-            self.model.heads[self._last] = new_embeddings
-
-    @property
-    def _last(self) -> str:
-        return list(self.model.heads)[-1]
+            self.model.heads[[*self.model.heads][-1]] = new_embeddings
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As transformers has it; the heads of all exits are resized."""
         made = super().resize_token_embeddings(*args, **kwargs)
         vocabulary = made.weight.shape[0]
-        if not self.config.tie_word_embeddings:
-            for name, head in self.model.heads.items():
-                if head.weight.shape[0] != vocabulary:
-                    how = {k: v for k, v in kwargs.items() if k == "mean_resizing"}
-                    resized = self._get_resized_lm_head(head, vocabulary, **how)
-                    self.model.heads[name] = resized
+        for name, head in self.model.heads.items():
+            if not self.config.tie_word_embeddings and head.weight.shape[0] != vocabulary:
+                self.model.heads[name] = self._get_resized_lm_head(head, vocabulary)
         self.model.config = self.config.settings
         return made
 
@@ -205,131 +191,98 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is None or (input_ids is not None and inputs_embeds is not None):
             raise InputError("give input_ids or inputs_embeds, one of the two")
-        self._check(inputs, past_key_values)
-        if exit_policy is not None and (labels is not None or output_hidden_states or output_exits):
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        more = labels is not None or output_hidden_states or output_exits
+        if exit_policy is not None and more:
             raise InputError("an exit policy gives each token's own logits: no loss, no states")
         if labels is not None and past_key_values is not None:
             raise InputError("the loss is of whole rows; leave out past_key_values")
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if (use_cache or past_key_values is not None) and labels is None:
-            cache = CRTCache() if past_key_values is None else past_key_values
+        cache = past_key_values
+        if cache is None and use_cache and labels is None:
+            cache = CRTCache()
+        starts = check_inputs(self.model.config, inputs, attention_mask, cache)
+        kept = _kept(logits_to_keep if labels is None else 0)
+        if exit_policy is not None or (cache is not None and not more):
+            output = self._exit(inputs, starts, cache, exit_policy, kept)
         else:
-            cache = None
-        starts = padding_of(attention_mask, inputs, cache)
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        if padded and not self.model.config.causal:
-            raise InputError("this model sees the future, padding too; give rows of one length")
-        if exit_policy is not None:
-            output = self._exit(inputs, starts, cache, exit_policy, logits_to_keep)
-        else:
-            states = bool(output_hidden_states)
-            output = self._full(inputs, starts, cache, labels, states, output_exits, logits_to_keep)
-            if labels is not None and output.exit_logits is not None:
-                output.loss = self._loss(output.exit_logits, labels, **kwargs)
+            states = self._states(inputs, starts, cache)
+            output = CRTOutput(
+                **self._read_out(states, kept, labels, output_exits, kwargs),
+                past_key_values=cache,
+                hidden_states=tuple(states) if output_hidden_states else None,
+            )
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
-
-    def _check(self, inputs: Tensor, cache: CRTCache | None) -> None:
-        longest = self.model.config.max_seq_len
-        if not inputs.is_floating_point():
-            check_ids(inputs, self.model.config)
-        elif inputs.shape[1] > longest:
-            raise InputError(f"{inputs.shape[1]} positions are more than max_seq_len, {longest}")
-        if cache is not None and not isinstance(cache, CRTCache):
-            raise InputError(f"past_key_values is a {type(cache).__name__}; give a CRTCache")
 
     def _exit(
         self,
         inputs: Tensor,
         starts: Tensor | None,
         cache: CRTCache | None,
-        policy: Policy | str | int,
-        logits_to_keep: int | Tensor,
+        policy: Policy | str | int | None,
+        kept: slice | Tensor,
     ) -> CRTOutput:
-        if isinstance(policy, str):
-            policy = Policy(policy)
-        elif isinstance(policy, int):
-            policy = Policy(fixed=policy)
+        """Each token's own exit, the last one without a policy; no gradients."""
+        if self.config.has_gate:
+            weights = {loop: self.get_buffer(f"gate_{loop}") for loop in self.config.exit_loops}
+            self.model.gate = Gate(weights)
+        asked = Policy(policy) if isinstance(policy, str) else policy
+        if not isinstance(asked, Policy):
+            asked = Policy(fixed=asked)
+        last = isinstance(kept, slice) and kept.start == -1
         held = CRTCache() if cache is None else cache
-        memory = self._memory(held, inputs, starts)
-        step = held.step(self.model, inputs)
-        if step is not None:
-            with torch.no_grad():
-                own, left = step_with_exits(step, inputs[:, 0], policy)
-            logits = own[:, None][:, _kept(logits_to_keep)]
-            loops = torch.tensor(left, device=own.device)[:, None]
-            return CRTOutput(logits=logits, exit_loops=loops, past_key_values=cache)
-        last = isinstance(logits_to_keep, int) and logits_to_keep == 1
-        exited = run_with_exits(self.model, inputs, policy, memory, last=last)
-        logits = exited.logits if last else exited.logits[:, _kept(logits_to_keep)]
-        return CRTOutput(logits=logits, exit_loops=exited.loops, past_key_values=cache)
+        exited = held.run(self.model, inputs, starts, asked, last=last)
+        loops = None if policy is None else exited.loops
+        return CRTOutput(logits=exited.logits[:, kept], exit_loops=loops, past_key_values=cache)
 
-    def _full(
-        self,
-        inputs: Tensor,
-        starts: Tensor | None,
-        cache: CRTCache | None,
-        labels: Tensor | None,
-        with_states: bool,
-        with_exits: bool,
-        logits_to_keep: int | Tensor,
-    ) -> CRTOutput:
-        model = self.model
-        memory, back = None, None
-        if cache is not None:
-            memory = self._memory(cache, inputs, starts)
-        elif starts is not None:  # causal: padding after the tokens changes nothing before it
-            inputs, back = rotate_rows(inputs, starts), -starts
-        logits = []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
-            step = cache.step(model, inputs) if cache is not None else None
-            states = self._states(inputs, memory) if step is None else _stepped(step, inputs)
-        if back is not None:
-            states = [rotate_rows(state, back) for state in states]
-        every = labels is not None or with_exits
-        kept = slice(None) if labels is not None else _kept(logits_to_keep)
-        for loop in model.config.head_loops if every else (model.config.n_loops,):
-            if step is None:
-                logits.append(F.linear(*model.readout(loop, states[loop][:, kept])))
-            else:
-                features, vocabulary = step.readout(loop, states[loop][:, 0])
-                logits.append(vocabulary(features)[:, None][:, kept])
-        return CRTOutput(
-            logits=logits[-1],
-            exit_logits=tuple(logits) if every else None,
-            past_key_values=cache,
-            hidden_states=tuple(states) if with_states else None,
-        )
-
-    def _states(self, inputs: Tensor, memory: Memory | None) -> list[Tensor]:
+    def _states(
+        self, inputs: Tensor, starts: Tensor | None, cache: CRTCache | None
+    ) -> list[Tensor]:
         """The state that enters loop 1 and that after each loop."""
-        start = memory.length if memory is not None else 0
-        z, embedded = self.model.begin(inputs, memory)
-        states = [z]
-        for loop in range(1, self.model.config.n_loops + 1):
-            layer = None if memory is None else memory.loops[loop - 1]
-            if memory is not None and layer is not None and loop > 1:
-                layer.catch_up(memory.loops[loop - 2], start)  # tokens that left before it
-                layer.follow(memory.loops[loop - 2], None)
-            z = self.model.apply_loop(loop, z, embedded, layer)
-            states.append(z)
-        return states
+        model = self.model
+        memory = None if cache is None else cache.room_for(model, inputs, starts)
+        turned = starts if memory is None else None
+        if turned is not None:  # causal: padding after the tokens changes nothing before it
+            inputs = rotate_rows(inputs, turned)
+        before = 0 if memory is None else memory.length
+        with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
+            z, embedded = model.begin(inputs, memory)
+            states = [z]
+            for loop in range(1, model.config.n_loops + 1):
+                layer = None if memory is None else memory.loops[loop - 1]
+                if memory is not None and layer is not None and loop > 1:
+                    layer.catch_up(memory.loops[loop - 2], before)  # tokens that left before it
+                    layer.follow(memory.loops[loop - 2], None)
+                states.append(model.apply_loop(loop, states[-1], embedded, layer))
+        return states if turned is None else [rotate_rows(state, -turned) for state in states]
 
-    def _memory(self, cache: CRTCache, inputs: Tensor, starts: Tensor | None) -> Memory:
-        like = self.model.loop_encoding.detach()
-        rows, n = inputs.shape[:2]
-        return cache.room_for(self.model.config, rows, n, like, starts)
-
-    def _loss(self, exit_logits: tuple[Tensor, ...], labels: Tensor, **kwargs: Any) -> Tensor:
-        vocabulary = self.model.config.vocab_size
-        losses = {
-            loop: self.loss_function(
-                logits, labels, vocab_size=vocabulary, ignore_index=NOT_SCORED, **kwargs
-            )
-            for loop, logits in zip(self.model.config.head_loops, exit_logits, strict=True)
+    def _read_out(
+        self,
+        states: list[Tensor],
+        kept: slice | Tensor,
+        labels: Tensor | None,
+        output_exits: bool,
+        loss_arguments: dict[str, Any],
+    ) -> dict[str, Any]:
+        config = self.model.config
+        every = output_exits or labels is not None
+        logits = {
+            loop: F.linear(*self.model.readout(loop, states[loop][:, kept]))
+            for loop in (config.head_loops if every else (config.n_loops,))
         }
-        return total_loss(losses, self.config.aux_weight)
+        found: dict[str, Any] = {"logits": logits[config.n_loops]}
+        if every:
+            found["exit_logits"] = tuple(logits.values())
+        if labels is not None:
+            losses = {
+                loop: self.loss_function(
+                    own, labels, vocab_size=config.vocab_size, **loss_arguments
+                )
+                for loop, own in logits.items()
+            }
+            found["loss"] = total_loss(losses, self.config.aux_weight)
+        return found
 
     # transformers' annotation says bool; nothing is returned, and nothing reads it
     def _prepare_cache_for_generation(  # type: ignore[override]
@@ -338,40 +291,6 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         made = model_kwargs.get("past_key_values")
         if made is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = CRTCache()
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = None,
-        use_cache: bool | None = None,
-        exit_policy: Policy | str | int | None = None,
-        logits_to_keep: int | Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The tokens that the cache does not have yet, and what else `forward` takes."""
-        done = past_key_values.get_seq_length() if past_key_values is not None else 0
-        given = {
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "use_cache": use_cache,
-            "exit_policy": exit_policy,
-            "output_hidden_states": output_hidden_states,
-        }
-        if logits_to_keep is not None:
-            given["logits_to_keep"] = logits_to_keep
-        if inputs_embeds is not None and not done:
-            return given | {"inputs_embeds": inputs_embeds}
-        if next_sequence_length is not None:
-            return given | {"input_ids": input_ids[:, -next_sequence_length:]}
-        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
-        new = total - done
-        whole = 0 < new < input_ids.shape[1]  # else only the new ones were given
-        return given | {"input_ids": input_ids[:, -new:] if whole else input_ids}
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
@@ -384,33 +303,6 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             return
         for name, text in folder_code(MAIN, Path(__file__)).items():
             write_text(Path(save_directory) / f"{name}.py", text)
-
-
-def _stepped(step: Step, inputs: Tensor) -> list[Tensor]:
-    """As `CRTForCausalLM._states`, of one token a row."""
-    n_loops = step.config.n_loops
-    states = [step.begin(inputs[:, 0], n_loops)]
-    for loop in range(1, n_loops + 1):
-        states.append(step.loop(loop, states[-1]))
-    step.end(n_loops, settle=False)
-    return [state[:, None] for state in states]
-
-
-class _GateWeights(Mapping[int, Tensor]):
-    """Those of a model whose gate is among its buffers, by exit loop."""
-
-    def __init__(self, model: CRTForCausalLM):
-        self._buffers = cast(dict[str, Tensor], model._buffers)
-        self._loops = model.config.exit_loops
-
-    def __getitem__(self, loop: int) -> Tensor:
-        return self._buffers[f"gate_{loop}"]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._loops)
-
-    def __len__(self) -> int:
-        return len(self._loops)
 
 
 def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:

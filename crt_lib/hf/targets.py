@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,8 @@ from crt_lib.hf.gpt2 import load_pretrained
 from crt_lib.runs.run import find_checkpoint
 
 
-@dataclass(frozen=True)
-class Target:
-    """A model, and how many tokens its vocabulary has."""
-
-    model: Model
-    vocab_size: int
-
-
-def load_target(text: str, vocab_size: int | None = None) -> Target:
-    """The model that `text` names.
+def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:
+    """The model that `text` names, and how many tokens its vocabulary has.
 
     `hf:<folder>`: a causal language model of transformers, safetensors only. `<module>:<name>`: a
     module or a function from ids (B, T) to logits, or what makes one when called with nothing; the
@@ -43,7 +34,7 @@ def load_target(text: str, vocab_size: int | None = None) -> Target:
     size = vocab_size or getattr(getattr(model, "config", None), "vocab_size", None)
     if size is None:
         raise InputError(f"{text} does not say how large its vocabulary is; give --vocab-size")
-    return Target(model, size)
+    return model, size
 
 
 def _python(module: str, name: str) -> Any:
@@ -61,10 +52,8 @@ def _python(module: str, name: str) -> Any:
         return found
     if not callable(found):
         raise InputError(f"{module}:{name} is neither a model nor a function")
-    needed = [
-        p
-        for p in inspect.signature(found).parameters.values()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    return found if needed else found()
+    try:
+        inspect.signature(found).bind()
+    except TypeError:  # it wants ids
+        return found
+    return found()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from crt_lib.audit.checks import parameter_report
+from crt_lib.audit.accounting import parameter_report
 from crt_lib.config import ModelConfig, config_from_dict
 from crt_lib.files import read_rows
 from crt_lib.runs.profiles import load_profile

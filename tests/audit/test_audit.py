@@ -7,26 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from closeness import SAME, same
+from tiny_hf import gpt2
 from tiny_models import exact_model, random_model
 
 from crt_lib import InputError, load_corpus, load_tokenizer, tokenize
+from crt_lib.audit import entropy_floor, padding_report, parameter_report, speed_report
 from crt_lib.audit.accounting import count_parameters, multiply_adds
-from crt_lib.audit.checks import entropy_floor, padding_report, parameter_report, speed_report
 from crt_lib.config import ModelConfig
 from crt_lib.hf.targets import load_target
 from crt_lib.model import CRT
 
 VOCAB = 37
 LINES = [np.random.default_rng(i).integers(1, VOCAB, 5 + 3 * i) for i in range(8)]
-
-
-def gpt2():
-    from transformers import GPT2Config as Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        Config(vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=64, bos_token_id=0)
-    ).eval()
 
 
 def uniform(ids):
@@ -61,22 +53,26 @@ def test_speed_by_count_is_torchs_count():
     report = speed_report(model, VOCAB, seq_len=16, repeats=1)
     assert model.training
     assert [row["exit"] for row in report.rows] == list(config.head_loops)
+    whole = sum(multiply_adds(config, 16, (config.n_loops,)).values()) / 1e6
     for row in report.rows:
         loop = row["exit"]
-        assert row["claimed"] == config.n_loops / loop and row["seconds"] > 0
+        before = tuple(own for own in config.head_loops if own <= loop)
+        assert row["claimed"] == config.n_loops / loop and row["ms"] > 0
         taps = 3 * config.d_model * (loop * config.n_cycles + config.n_embed_cycles)
-        assert row["counted"] == pytest.approx(row["multiply_adds"] - taps)
-        assert row["with_heads"] >= row["multiply_adds"]
-    whole = sum(multiply_adds(config, 16, config.head_loops).values())
-    assert report.rows[-1]["with_heads"] == whole
+        assert row["by torch"] == pytest.approx(row["multiply-adds"] - taps / 1e6)
+        assert row["ratio"] == pytest.approx(whole / row["multiply-adds"])
+        asking = sum(multiply_adds(config, 16, before).values()) / 1e6
+        assert row["asking heads"] == pytest.approx(whole / asking)
     assert "claimed" in str(report)
 
 
 @pytest.mark.parametrize("make", [gpt2, lambda: uniform])
 def test_speed_of_a_model_without_exits(make):
-    (row,) = speed_report(make(), VOCAB, seq_len=8, repeats=1).rows
-    assert row["exit"] == 0 and row["multiply_adds"] is None and row["seconds"] > 0
-    assert (row["counted"] > 0) == (make is gpt2)
+    report = speed_report(make(), VOCAB, seq_len=8, repeats=1)
+    (row,) = report.rows
+    assert row["exit"] == 0 and np.isnan(row["multiply-adds"]) and row["ms"] > 0
+    assert (row["by torch"] > 0) == (make is gpt2)
+    assert str(report).splitlines()[1].split()[:4] == ["0", "-", "-", "-"]
 
 
 def test_the_papers_parameters():
@@ -135,11 +131,12 @@ def test_only_the_grammar_has_a_known_entropy(tmp_path):
 
 
 def test_models_by_name(tmp_path, monkeypatch):
-    gpt2().save_pretrained(tmp_path / "theirs")
-    target = load_target(f"hf:{tmp_path / 'theirs'}")
-    assert target.vocab_size == VOCAB
+    theirs = gpt2()
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, size = load_target(f"hf:{tmp_path / 'theirs'}")
+    assert size == VOCAB
     ids = torch.arange(6)[None]
-    same(target.model.double()(ids).logits, gpt2().double()(ids).logits)
+    same(model.double()(ids).logits, theirs.double()(ids).logits)
 
     (tmp_path / "somebodys.py").write_text(
         "import torch\n"
@@ -151,8 +148,8 @@ def test_models_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
         for name in ("logits", "build", "made"):
-            found = load_target(f"somebodys:{name}", vocab_size=9)
-            assert found.model(ids).shape == (1, 6, 9)
+            found, _ = load_target(f"somebodys:{name}", vocab_size=9)
+            assert found(ids).shape == (1, 6, 9)
         with pytest.raises(InputError, match="give --vocab-size"):
             load_target("somebodys:logits")
         with pytest.raises(InputError, match="neither a model nor a function"):

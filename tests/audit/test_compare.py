@@ -8,51 +8,40 @@ import pytest
 from crt_lib import CRT, InputError, ModelConfig, evaluate, load_corpus, load_tokenizer, tokenize
 from crt_lib.audit.compare import compare_arms, difference_in_bits, exit_table, score_documents
 
-TEXT = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
+PARAGRAPHS = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
+LONG = "A line of this paragraph that is longer than fifty characters in all.\n"
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
+def tokenized(folder, text, tokenizer="bpe:270"):
     for name in ("train", "valid", "test"):
-        (folder / f"{name}.txt").write_text(TEXT * 9, encoding="utf-8")
-    return load_corpus(str(folder))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    corpus = load_corpus(str(folder))
+    return tokenize(corpus, load_tokenizer(tokenizer, corpus))
 
 
-def test_documents_add_up_to_the_text(corpus):
-    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
-    config = ModelConfig(
-        vocab_size=270, d_model=16, n_heads=2, n_loops=2, n_cycles=1, exit_loops=(1,)
-    )
-    model = CRT(config).double()
+def model_of(data):
+    size = data.tokenizer.vocab_size
+    config = ModelConfig(vocab_size=size, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
+    return CRT(config).double()
+
+
+def test_documents_add_up_to_the_text(tmp_path):
+    data = tokenized(tmp_path, PARAGRAPHS * 9)
+    model = model_of(data)
     scored = score_documents(model, data, "test", 16)
     whole = evaluate(model, data.test, data.tokenizer.eot_id, seq_len=16)
-    texts = corpus.documents("test")
+    texts = data.corpus.documents("test")
     assert scored.bytes.tolist() == [len(text.encode()) for text in texts]
     assert scored.tokens.sum() == len(data.test.ids) and (scored.tokens > 0).all()
     for row in whole.rows():
         assert scored.nll[row["exit"]].sum() == pytest.approx(row["loss"] * row["tokens"])
-        assert scored.bits_per_byte(row["exit"]) == pytest.approx(row["bits_per_byte"])
-
-
-def test_documents_under_the_released_protocol(corpus):
-    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
-    for split in (data.test, data.valid):
-        assert not split.lines
     with pytest.raises(InputError, match="no line over 50 characters"):
-        score_documents(
-            CRT(ModelConfig(vocab_size=270, d_model=16, n_heads=2)), data, "test", 16, "released"
-        )
+        score_documents(model, data, "test", 16, "released")
 
 
 def test_lines_and_their_padding_belong_to_their_document(tmp_path):
-    long = "A line of this paragraph that is longer than fifty characters in all.\n"
-    for name in ("train", "valid", "test"):
-        (tmp_path / f"{name}.txt").write_text(f"{long * 3}\nShort.\n\n{long}", encoding="utf-8")
-    corpus = load_corpus(str(tmp_path))
-    data = tokenize(corpus, load_tokenizer("bpe:270", corpus))
-    config = ModelConfig(vocab_size=270, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
-    model = CRT(config).double()
+    data = tokenized(tmp_path, f"{LONG * 3}\nShort.\n\n{LONG}")
+    model = model_of(data)
     scored = score_documents(model, data, "test", 40, "released")
     whole = evaluate(model, data.test, data.tokenizer.eot_id, protocol="released", seq_len=40)
     per_line = scored.tokens.sum() // 4
@@ -64,14 +53,9 @@ def test_lines_and_their_padding_belong_to_their_document(tmp_path):
 
 @pytest.mark.parametrize("tokenizer", ["bpe:270", "word"])
 def test_the_table_of_exits(tmp_path, tokenizer):
-    for name in ("train", "valid", "test"):
-        lines = [f"Line {i} of the text, with more than fifty characters in it." for i in "abc"]
-        (tmp_path / f"{name}.txt").write_text("\n\n".join(lines * 3) + "\n", encoding="utf-8")
-    corpus = load_corpus(str(tmp_path))
-    data = tokenize(corpus, load_tokenizer(tokenizer, corpus))
-    eot, size = data.tokenizer.eot_id, data.tokenizer.vocab_size
-    config = ModelConfig(vocab_size=size, d_model=16, n_heads=2, n_loops=2, exit_loops=(1,))
-    model = CRT(config).double()
+    lines = [f"Line {i} of the text, with more than fifty characters in it." for i in "abc"]
+    data = tokenized(tmp_path, "\n\n".join(lines * 3) + "\n", tokenizer)
+    model, eot = model_of(data), data.tokenizer.eot_id
     rows = exit_table(model, data, 16)
     honest = [row for row in rows if row["protocol"] == "honest"]
     losses = evaluate(model, data.valid, eot, seq_len=16).loss
@@ -80,6 +64,8 @@ def test_the_table_of_exits(tmp_path, tokenizer):
     assert {row["protocol"] for row in rows} == {"honest", "released"}
     if tokenizer == "word":
         assert all(row["low"] is row["minus_high"] is None for row in honest)
+        with pytest.raises(InputError, match="does not keep the text's bytes"):
+            score_documents(model, data, "test", 16)
         return
     for row in rows:
         assert row["low"] <= row["loss"] <= row["high"]
@@ -92,13 +78,6 @@ def test_the_table_of_exits(tmp_path, tokenizer):
     assert scored.tokens == 2 * 383
     for row in few:  # one batch: its mean is the sum over its positions
         assert row["loss"] == pytest.approx(scored.loss[row["exit"]])
-
-
-def test_a_tokenizer_that_drops_bytes_is_an_error(corpus):
-    data = tokenize(corpus, load_tokenizer("word", corpus))
-    model = CRT(ModelConfig(vocab_size=data.tokenizer.vocab_size, d_model=16, n_heads=2))
-    with pytest.raises(InputError, match="does not keep the text's bytes"):
-        score_documents(model, data, "test", 16)
 
 
 def test_the_interval_of_a_known_difference():

@@ -10,7 +10,7 @@ from closeness import EXACT, SAME, same
 from torch import nn
 
 from crt_lib import InputError, evaluate
-from crt_lib.audit.protocols import evaluate_deployable, evaluate_lines
+from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.data import evaluation_lines, evaluation_windows
 from crt_lib.evaluate import token_losses
 from crt_lib.model import CRT
@@ -88,19 +88,6 @@ def test_batch_sizes_change_nothing():
     ]
     for other in results[1:]:
         assert other == pytest.approx(results[0], **SAME)
-
-
-def test_padded_and_unpadded_lines_agree():
-    crt, lines = model(), data().valid.lines[:9]
-    padded = evaluate_lines(crt, lines, 0, score_padding=False, seq_len=32, batch_size=4)
-    nll, tokens = dict.fromkeys(padded.loss, 0.0), 0
-    for line in lines:
-        ids = torch.from_numpy(line[:32].astype(np.int64))[None]
-        for loop, loss in token_losses(crt, ids[:, :-1], ids[:, 1:]).items():
-            nll[loop] += loss.double().sum().item()
-        tokens += ids.shape[1] - 1
-    assert padded.tokens == tokens
-    assert padded.loss == pytest.approx({k: v / tokens for k, v in nll.items()}, **SAME)
 
 
 def test_released_is_the_mean_of_batch_means_with_padding():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from closeness import OF_A_MODEL, roundings, same
+from tiny_hf import gpt2
 
 from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
 from crt_lib.audit.accounting import count_parameters, multiply_adds
@@ -81,10 +82,7 @@ def test_configurations_come_back_as_their_kind():
 
 
 def test_a_pretrained_model_from_a_folder(tmp_path):
-    from transformers import GPT2Config as TheirConfig, GPT2LMHeadModel
-
-    config = TheirConfig(vocab_size=31, n_embd=8, n_head=2, n_layer=1, n_positions=16)
-    theirs = GPT2LMHeadModel(config).eval()
+    theirs = gpt2()
     theirs.save_pretrained(tmp_path)
     loaded = load_pretrained(tmp_path)
     ids = torch.arange(9)[None]

@@ -126,6 +126,10 @@ def test_hidden_states_are_those_of_the_loops():
         assert len(states) == model.config.n_loops + 1
         for loop, z in model.hidden_states(ids, model.config.n_loops):
             same(states[loop], z)
+        cached = hf(ids[:, :4], use_cache=True, output_hidden_states=True)
+        rest = hf(ids[:, 4:], past_key_values=cached.past_key_values, output_hidden_states=True)
+    for first, second, whole in zip(cached.hidden_states, rest.hidden_states, states, strict=True):
+        same(torch.cat([first, second], 1), whole)
 
 
 def test_gradients_reach_every_parameter_and_the_states():
