@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crt_lib.files import InputError, atomic_path
 from crt_lib.model import CRT
-from crt_lib.runs.run import TOKENIZER_FILE, load_trained_model
+from crt_lib.runs.trained import TOKENIZER_FILE, load_trained_model
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -67,73 +66,52 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@dataclass
-class Manifest:
-    """The record of one results folder. `save` after every change: a kill loses nothing.
-
-    Several processes may write to it, each the entries of the notebooks that it `record`s.
+def read_manifest(out: str | Path, profile: str | None = None) -> dict[str, Any]:
+    """The values of the manifest in `out`, {} without one.
 
     `notebooks` maps a notebook's name to its entry: `status` ("running", "done" or "failed"),
     `source_sha256`, `library_sha256`, `parameters`, `environment`, `started`, `finished`,
-    `seconds` and `peak_memory_bytes`; `error` if it failed.
-    """
-
-    path: Path
-    profile: str
-    seed: int | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _own: set[str] = field(default_factory=set, repr=False)
-
-    @classmethod
-    def load(cls, path: Path, profile: str) -> "Manifest":
-        """Read `path`, or start an empty one if it does not exist.
-
-        Raises InputError if the file is no manifest or belongs to another profile.
-        """
-        return cls(path, profile, notebooks=_read(path, profile).get("notebooks", {}))
-
-    def record(self, name: str, entry: dict[str, Any]) -> None:
-        """Save the entry of a notebook."""
-        self.notebooks[name] = entry
-        self._own.add(name)
-        self.save()
-
-    def refresh(self) -> None:
-        """Read what other processes have recorded of their notebooks."""
-        others = _read(self.path, self.profile).get("notebooks", {})
-        self.notebooks = others | {name: self.notebooks[name] for name in self._own}
-
-    def save(self) -> None:
-        """Write the manifest atomically, keeping the `train` part and the notebooks of others.
-
-        Raises InputError if the folder cannot be written.
-        """
-        with locked(self.path):
-            self.refresh()
-            changes = {
-                "profile": self.profile,
-                "seed": self.seed,
-                "parameters": self.parameters,
-                "environment": self.environment,
-                "notebooks": dict(sorted(self.notebooks.items())),
-            }
-            write_json(self.path, _read(self.path, self.profile) | changes)
-
-
-def record_training(out: str | Path, profile: str, part: dict[str, Any]) -> None:
-    """Write `part` as the `train` of the manifest in `out`, atomically.
-
-    Raises InputError if the manifest there belongs to another profile or cannot be written.
+    `seconds` and `peak_memory_bytes`; `error` if it failed. Raises InputError if the file is no
+    manifest or belongs to another profile than the one given.
     """
     path = Path(out) / "manifest.json"
-    write_json(path, _read(path, profile) | {"profile": profile, "train": part})
+    advice = "Move it away, or choose another results folder."
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["profile"]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}. {advice}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
+    if profile not in (None, found):
+        raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")
+    return values
+
+
+def update_manifest(
+    out: str | Path,
+    profile: str,
+    notebooks: dict[str, dict[str, Any]] | None = None,
+    **parts: Any,
+) -> None:
+    """Put `parts`, and entries of `notebooks`, into the manifest in `out`, keeping all others.
+
+    Whoever writes to it, a kill loses nothing. Raises InputError as `read_manifest`, and if the
+    folder cannot be written.
+    """
+    path = Path(out) / "manifest.json"
+    with locked(path):
+        values = read_manifest(out, profile)
+        if notebooks is not None:
+            parts["notebooks"] = dict(sorted((values.get("notebooks", {}) | notebooks).items()))
+        write_json(path, values | {"profile": profile} | parts)
 
 
 def read_training(out: str | Path) -> dict[str, Any] | None:
-    """What `record_training` wrote in `out`; None if nothing."""
-    return _read(Path(out) / "manifest.json").get("train")
+    """What a training recorded as the part `train` of the manifest in `out`; None if nothing."""
+    return read_manifest(out).get("train")
 
 
 def peak_memory() -> int:
@@ -155,23 +133,6 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _read(path: Path, profile: str | None = None) -> dict[str, Any]:
-    """The manifest's values, {} without one; InputError for another profile's."""
-    advice = "Move it away, or choose another results folder."
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["profile"]
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}. {advice}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
-    if profile is not None and found != profile:
-        raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")
-    return values
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -181,20 +142,18 @@ def _versions() -> dict[str, str]:
 
 
 def _git_state(root: Path) -> dict[str, Any] | None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        return done.stdout.strip()
-
+    """Of a checkout at `root` itself; a run rewrites results/, which does not make it modified."""
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--"]
+    words += [".", ":(exclude)results"]
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # an installed copy inside someone else's repository
-        commit = git("rev-parse", "--verify", "HEAD")
-        # A run rewrites results/ itself: that does not make its code a modified one.
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)results")
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": bool(changed)}
+    about, *_ = done.stdout.splitlines()  # "# branch.oid <commit>"
+    changed = any(not line.startswith("#") for line in done.stdout.splitlines())
+    return {"commit": about.split()[-1], "dirty": changed}
 
 
 def _processor() -> str:

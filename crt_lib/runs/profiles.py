@@ -1,9 +1,9 @@
 """The profiles, scales at which the whole project runs, and the recipes they are trained by."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig
+from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig, config_from_dict
 from crt_lib.files import InputError
 
 RECIPES = {
@@ -25,6 +25,29 @@ class Profile(Settings):
     train: TrainConfig
     recipe: Literal["released", "paper", "crt2", "gpt2"] = "paper"
     released_lines: int | None = None  # of valid and test that the released protocol scores; all
+
+    def with_vocabulary(self, size: int) -> "Profile":
+        """With the model for a tokenizer of that size."""
+        return self.replace(model=self.model.replace(vocab_size=size))
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest of a run keeps of it, JSON-able."""
+        from crt_lib.audit.accounting import parameters_by_part
+
+        return {
+            "profile": self.name,
+            "recipe": self.recipe,
+            "corpus": self.corpus,
+            "tokenizer": self.tokenizer,
+            "model": self.model.to_dict(),
+            "train": self.train.to_dict(),
+            "parameters": sum(parameters_by_part(self.model).values()),
+        }
+
+    def matches(self, record: dict[str, Any]) -> bool:
+        """Whether a record has these settings; fields that it has not are at their defaults."""
+        model, train = config_from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+        return (model, train) == (self.model, self.train)
 
 
 def load_profile(name: str, recipe: str | None = None) -> Profile:

@@ -27,7 +27,7 @@ from crt_lib.exits.trace import (
 )
 from crt_lib.files import read_rows, sha256, write_rows
 from crt_lib.model import CRT
-from crt_lib.runs.run import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
+from crt_lib.runs.trained import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
 THRESHOLDS = ("tau0", "tau_min", "decay")

@@ -13,8 +13,8 @@ from crt_lib import InputError
 from crt_lib.checkpoint import load_model, read_state, restore, save_checkpoint
 from crt_lib.files import write_json
 from crt_lib.model import CRT
-from crt_lib.runs.average import average_models
 from crt_lib.runs.profiles import load_profile
+from crt_lib.runs.trained import average_models
 
 CONFIG = load_profile("smoke").model.replace(vocab_size=61)
 
