@@ -17,7 +17,6 @@ from crt_lib.book.task import NotebookError, Task
 from crt_lib.files import InputError, read_rows, stop_signals
 from crt_lib.runs.manifest import checkout_root, read_manifest, run_environment, update_manifest
 from crt_lib.runs.profiles import load_profile
-from crt_lib.runs.scores import results_table
 
 PACKAGES = ("papermill", "nbconvert", "ipykernel", "psutil")
 PERIOD = 15.0  # seconds between lines where there is no terminal
@@ -56,6 +55,8 @@ def reproduce(
     """
     tasks = make_tasks(profile, notebooks_dir, out, only, parameters or {}, fresh)
     run_all(tasks, jobs, echo)
+    from crt_lib.runs.scores import results_table  # it loads torch: only now
+
     out = tasks[0].out
     for path in sorted(out.glob("*/results.csv")):
         echo(f"\n{path.parent.name}\n{results_table(path)}")

@@ -39,12 +39,18 @@ def run_environment() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = _said("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
-        "versions": _versions(),
+        "versions": versions,
         "git": _git_state(Path(__file__).resolve().parents[2]),
-        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "device": torch.cuda.get_device_name() if gpu else processor,
         "platform": platform.platform(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": cores,
         "torch_threads": torch.get_num_threads(),
         "memory_limit": torch.cuda.get_per_process_memory_fraction() if gpu else None,
         "time": now(),
@@ -54,10 +60,8 @@ def run_environment() -> dict[str, Any]:
 def library_sha256() -> str:
     """One hash over the sources of `crt_lib`: their names and contents."""
     root = Path(__file__).resolve().parents[1]
-    parts = [
-        f"{path.relative_to(root).as_posix()} {sha256(path.read_bytes())}"
-        for path in sorted(root.rglob("*.py"))
-    ]
+    paths = sorted(root.rglob("*.py"))
+    parts = [f"{p.relative_to(root).as_posix()} {sha256(p.read_bytes())}" for p in paths]
     return sha256("\n".join(parts).encode())
 
 
@@ -123,48 +127,34 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if held := _said("/proc/self/status", "VmHWM"):
+        return int(held.split()[0]) * 1024
     import resource
 
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+def _said(file: str, name: str) -> str:
+    """What a file of /proc says of `name`; "" where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+    return ""
 
 
 def _git_state(root: Path) -> dict[str, Any] | None:
     """Of a checkout at `root` itself; a run rewrites results/, which does not make it modified."""
     if not (root / ".git").exists():
         return None
-    words = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--"]
-    words += [".", ":(exclude)results"]
+    words = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
+    words += ["--", ".", ":(exclude)results"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+        said = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    about, *_ = done.stdout.splitlines()  # "# branch.oid <commit>"
-    changed = any(not line.startswith("#") for line in done.stdout.splitlines())
-    return {"commit": about.split()[-1], "dirty": changed}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cpu_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    commit, *lines = said.splitlines()  # "# branch.oid <commit>", other "# ...", what is changed
+    changed = any(not line.startswith("#") for line in lines)
+    return {"commit": commit.split()[-1], "dirty": changed}

@@ -43,7 +43,8 @@ def run_profile(
     out = Path(out)
     data = load_data(profile)
     check_scorable(data)
-    profile = profile.with_vocabulary(data.tokenizer.vocab_size)
+    sized = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    profile = profile.replace(model=sized)
     made = profile.record() | {"data": data.record(), "environment": run_environment()}
     earlier = load_run(out) if resume else None
     if earlier and profile.matches(earlier.manifest) and earlier.manifest["data"] == made["data"]:

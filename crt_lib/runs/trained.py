@@ -118,9 +118,8 @@ def gate_run(path: str | Path, tokens: int = 50_000) -> CRT:
 def average_models(paths: Sequence[str | Path]) -> LanguageModel:
     """The model whose weights are the means of those of several checkpoints, in evaluation mode.
 
-    Averages of a training's path often score better than its end (Polyak and Juditsky 1992;
-    Izmailov et al. 2018, arXiv:1803.05407). Raises InputError as `load_model`, and for checkpoints
-    of different models.
+    It often scores better than a training's end (Polyak and Juditsky 1992; Izmailov et al. 2018,
+    arXiv:1803.05407). Raises InputError as `load_model`, and for checkpoints of different models.
     """
     mean = load_model(paths[0])
     sums = {name: value.double() for name, value in mean.state_dict().items()}
