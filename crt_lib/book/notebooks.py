@@ -71,12 +71,11 @@ def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Notebook]:
     return [Notebook.read(p) for p in paths if not only or p in chosen]
 
 
-def as_html(notebook: Path) -> str:
-    """A notebook with its outputs as a page."""
+def as_html(notebook: Any, title: str) -> str:
+    """A notebook, as nbformat reads it, with its outputs as a page."""
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter().from_filename(str(notebook))
-    return str(body)
+    return HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": title}})[0]
 
 
 def check_parameters(

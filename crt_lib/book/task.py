@@ -74,6 +74,8 @@ class Task:
         Its outputs appear when it has ended well. Raises InputError while another process runs it,
         NotebookError when it fails; a failure after `stopped` is set is none of its own.
         """
+        import nbformat
+
         name, running = self.notebook.name, self._running
         final, failed = (running.with_name(f"{name}{kind}.ipynb") for kind in ("", ".failed"))
         page = final.with_suffix(".html")
@@ -103,7 +105,7 @@ class Task:
             entry |= self._ended("done")
             running.replace(final)
             failed.unlink(missing_ok=True)
-            write_text(page, as_html(final))
+            write_text(page, as_html(nbformat.read(final, 4), name))
             update_manifest(self.out, self.profile, {name: entry})
         return _took(entry)
 
