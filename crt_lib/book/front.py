@@ -53,14 +53,17 @@ def with_front(notebook: dict[str, Any], name: str, address: Address) -> dict[st
     Raises InputError where it has no text cell `## Set-up` with a code cell after it.
     """
     cells = [dict(cell) for cell in notebook["cells"]]
-    first = "".join(cells[0]["source"])
-    title = first.partition("\n\n")[2] if first.startswith("[![") else first
-    _put(cells[0], f"{badges(address, name)}\n\n{title}")
-    at = [n for n, cell in enumerate(cells) if "".join(cell["source"]).startswith("## Set-up")]
+    first, *others = ("".join(cell["source"]) for cell in cells)
+    at = [n for n, source in enumerate(others, start=1) if source.startswith("## Set-up")]
     if len(at) != 1 or [cell["cell_type"] for cell in cells[at[0] :][:2]] != ["markdown", "code"]:
         raise InputError(f"{name} needs one text cell `## Set-up`, and its code cell after it")
-    for cell, source in zip(cells[at[0] :], set_up(address), strict=False):
-        _put(cell, source)
+    title = first.partition("\n\n")[2] if first.startswith("[![") else first
+    anew = (f"{badges(address, name)}\n\n{title}", *set_up(address))
+    for cell, source in zip((cells[0], *cells[at[0] :]), anew, strict=False):
+        if "".join(cell["source"]) != source:
+            cell["source"] = source.splitlines(keepends=True)
+            if cell["cell_type"] == "code":
+                cell["outputs"] = []
     return notebook | {"cells": cells}
 
 
@@ -72,7 +75,10 @@ def changed(root: Path) -> dict[Path, str]:
         old = json.loads(path.read_text(encoding="utf-8"))
         new = with_front(old, path.stem, address)
         if new != old:
-            _fill_output(new, root)
+            for cell in new["cells"]:
+                if cell.get("outputs") == [] and "book.start" in "".join(cell["source"]):
+                    lines = _printed(root).splitlines(keepends=True)
+                    cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}]
             anew[path] = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
     path = root / "CITATION.cff"
     text = path.read_text(encoding="utf-8")
@@ -82,28 +88,11 @@ def changed(root: Path) -> dict[Path, str]:
     return anew | ({path: cited} if cited != text else {})
 
 
-def _put(cell: dict[str, Any], source: str) -> None:
-    if "".join(cell["source"]) != source:
-        cell["source"] = source.splitlines(keepends=True)
-        if cell["cell_type"] == "code":
-            cell["outputs"] = []
-
-
-def _fill_output(notebook: dict[str, Any], root: Path) -> None:
-    """What the set-up cell prints in this checkout, where the cell has no output."""
-    source = ["from crt_lib.book.start import start", "start()"]
-    for cell in notebook["cells"]:
-        if "crt_lib.book.start" in "".join(cell["source"]) and cell.get("outputs") == []:
-            said = subprocess.run(
-                [sys.executable, "-c", "\n".join(source)],
-                cwd=root / "notebooks",
-                env=os.environ | {"PYTHONPATH": str(root)},
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-            lines = said.splitlines(keepends=True)
-            cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}]
+def _printed(root: Path) -> str:
+    """What the set-up cell prints in this checkout."""
+    words = [sys.executable, "-c", "from crt_lib.book.start import start; start()"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.check_output(words, cwd=root / "notebooks", env=environment, text=True)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from crt_lib.files import InputError, sha256
 
-_CHECKED = {"str": str, "int": int, "float": int | float, "bool": bool}
+_CHECKED: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool}
 _WORDS = {"true": True, "false": False, "none": None}
 
 

@@ -99,8 +99,8 @@ def make_tasks(
     for notebook in notebooks:
         name, label = notebook.name, prefix + notebook.name
         needs = tuple(task for task in tasks if task.notebook.name in notebook.after)
-        known_as = (out, profile, fresh, seconds.get(name), needs, label)
-        tasks.append(Task(notebook, values[name], *known_as))
+        took = seconds.get(name)
+        tasks.append(Task(notebook, values[name], out, profile, fresh, took, needs, label))
     return tasks
 
 
@@ -117,7 +117,9 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
     _begin_manifests(tasks)
     share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     environment = {name: value for name, value in share.items() if name not in os.environ}
-    waiting, done, failed = list(tasks), set[Task](), list[str]()
+    waiting = list(tasks)
+    done: set[Task] = set()
+    failed: list[str] = []
     running: dict[Future[str], Task] = {}
     line, due = tqdm(disable=None, leave=False, file=sys.stdout, bar_format="{desc}"), 0.0
     with stop_signals() as stopped, ThreadPoolExecutor(jobs) as pool, line:
@@ -129,14 +131,12 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
                     task.begun, due = time.monotonic(), 0.0
                     running[pool.submit(task.run, stopped, environment)] = task
                 for future in wait(running, 0.2, FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    try:
-                        said = future.result()
-                    except (NotebookError, InputError) as error:
+                    task, error = running.pop(future), future.exception()
+                    if isinstance(error, NotebookError | InputError):
                         failed.append(str(error))
-                    else:
-                        done.add(task)
-                        echo(f"{f'{len(done)}/{len(tasks)} {task.label}':<32} {said}")
+                        continue
+                    done.add(task)
+                    echo(f"{f'{len(done)}/{len(tasks)} {task.label}':<32} {future.result()}")
                 places = "; ".join(task.watch() for task in running.values())
                 line.set_description_str(f"{len(done)}/{len(tasks)} done; {places}")
                 if line.disable and running and time.monotonic() >= due:

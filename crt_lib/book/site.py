@@ -67,11 +67,11 @@ def _links_and_anchors(path: Path) -> tuple[list[str], set[str]]:
     from bs4 import BeautifulSoup
 
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-    links = [
-        str(tag[kind]) for kind in ("href", "src") for tag in page.find_all(attrs={kind: True})
-    ]
-    ids = [str(tag[kind]) for kind in ("id", "name") for tag in page.find_all(attrs={kind: True})]
-    return [link for link in links if link], {"", *ids}
+
+    def values(*kinds: str) -> list[str]:
+        return [str(tag[k]) for k in kinds for tag in page.select(f"[{k}]") if tag[k]]
+
+    return values("href", "src"), {"", *values("id", "name")}
 
 
 def _read(path: Path) -> Any:

@@ -48,7 +48,7 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder; each point has one of its own there.")],
     profile: ProfileName = "quick",
     folder: Notebooks = None,
-    jobs: Annotated[int, typer.Option(help="Points at a time, on this machine.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time, on this machine.", min=1)] = 1,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler that runs them instead.")
     ] = None,
