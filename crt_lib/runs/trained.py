@@ -1,6 +1,5 @@
 """What was trained, read again: model, tokenizer, corpus; its gate, and the average of its last."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,28 +114,11 @@ def gate_run(path: str | Path, tokens: int = 50_000) -> CRT:
     return model
 
 
-def average_models(paths: Sequence[str | Path]) -> LanguageModel:
-    """The model whose weights are the means of those of several checkpoints, in evaluation mode.
+def average_run(out: str | Path, last: int = 5) -> Path:
+    """Write the mean of the weights of a run's last kept checkpoints beside them; the file's path.
 
     It often scores better than a training's end (Polyak and Juditsky 1992; Izmailov et al. 2018,
-    arXiv:1803.05407). Raises InputError as `load_model`, and for checkpoints of different models.
-    """
-    mean = load_model(paths[0])
-    sums = {name: value.double() for name, value in mean.state_dict().items()}
-    for path in paths[1:]:
-        model = load_model(path)
-        if model.config != mean.config:
-            raise InputError(f"{path} is of another model than {paths[0]}")
-        for name, value in model.state_dict().items():
-            sums[name] += value
-    mean.load_state_dict({name: value / len(paths) for name, value in sums.items()})
-    return mean
-
-
-def average_run(out: str | Path, last: int = 5) -> Path:
-    """Write the average of a run's last kept checkpoints beside them; the file's path.
-
-    Raises InputError when fewer than `last` were kept.
+    arXiv:1803.05407). Raises InputError when fewer than `last` were kept.
     """
     folder = RunFolder(out)
     kept = sorted(folder.checkpoint("last").parent.glob("update-*.safetensors"))  # oldest first
@@ -145,8 +127,13 @@ def average_run(out: str | Path, last: int = 5) -> Path:
             f"{folder.path} kept {len(kept)} checkpoints, fewer than {last}; "
             "train with --set train.keep_every=<updates>, or average fewer"
         )
-    chosen = kept[-last:]
-    path = folder.checkpoint("average")
+    chosen, path = kept[-last:], folder.checkpoint("average")
+    mean = load_model(chosen[0])
+    sums = {name: value.double() for name, value in mean.state_dict().items()}
+    for other in chosen[1:]:
+        for name, value in load_model(other).state_dict().items():
+            sums[name] += value
+    mean.load_state_dict({name: value / last for name, value in sums.items()})
     state = read_state(chosen[-1]) | {"averaged": [p.name for p in chosen]}
-    save_checkpoint(path, average_models(chosen), state)
+    save_checkpoint(path, mean, state)
     return path

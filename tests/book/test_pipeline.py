@@ -20,7 +20,7 @@ from crt_lib.book.notebooks import Notebook, convert, find_notebooks
 from crt_lib.book.pipeline import reproduce
 from crt_lib.book.task import NotebookError
 from crt_lib.files import InputError, locked
-from crt_lib.runs.manifest import read_manifest, run_environment, update_manifest
+from crt_lib.runs.manifest import read_manifest, update_manifest
 
 PARAMETERS = 'profile: str = "small"  # scale\nresults: str = "nowhere"  # where = which folder\n'
 LOG = "from pathlib import Path\nlog = open(Path(results) / 'log.txt', 'a')\n"
@@ -236,28 +236,6 @@ def test_types_that_do_not_fit_are_refused():
     assert convert("none", "str") == "none"
     assert convert("'quoted'", "str") == "'quoted'"
     assert convert("[1, 2]", "list[int]") == [1, 2]
-
-
-def test_a_training_and_the_pipeline_keep_each_others_records(tmp_path):
-    assert read_manifest(tmp_path) == {}
-    update_manifest(tmp_path, "smoke", {}, seed=1)
-    update_manifest(tmp_path, "smoke", train={"status": "running"})
-    update_manifest(tmp_path, "smoke", {"03_train": {"status": "done"}})
-    update_manifest(tmp_path, "smoke", {"01_data": {"status": "done"}}, seed=2)
-    assert read_manifest(tmp_path, "smoke") == {
-        "profile": "smoke",
-        "seed": 2,
-        "train": {"status": "running"},
-        "notebooks": {"01_data": {"status": "done"}, "03_train": {"status": "done"}},
-    }
-    with pytest.raises(InputError, match="profile 'smoke', not 'quick'"):
-        update_manifest(tmp_path, "quick", train={})
-
-
-def test_environment_is_plain_json():
-    found = run_environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["cpu_count"] >= 1 and found["device"] and found["versions"]["python"]
 
 
 WAITS = LOG + "import time\nwhile not (Path(results) / 'go').exists():\n    time.sleep(0.05)"
