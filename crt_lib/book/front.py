@@ -50,18 +50,18 @@ def set_up(address: Address) -> tuple[str, str]:
 def with_front(notebook: dict[str, Any], name: str, address: Address) -> dict[str, Any]:
     """The notebook with its badges and set-up cells made anew, without the output of a changed one.
 
-    Raises InputError where it has no text cell `## Set-up` with a code cell after it.
+    Raises InputError where its title is not followed by a text cell `## Set-up` and a code cell.
     """
     cells = [dict(cell) for cell in notebook["cells"]]
-    first, *others = ("".join(cell["source"]) for cell in cells)
-    at = [n for n, source in enumerate(others, start=1) if source.startswith("## Set-up")]
-    if len(at) != 1 or [cell["cell_type"] for cell in cells[at[0] :][:2]] != ["markdown", "code"]:
-        raise InputError(f"{name} needs one text cell `## Set-up`, and its code cell after it")
-    title = first.partition("\n\n")[2] if first.startswith("[![") else first
+    sources = ["".join(cell["source"]) for cell in cells[:3]]
+    kinds = [cell["cell_type"] for cell in cells[:3]]
+    if kinds != ["markdown", "markdown", "code"] or not sources[1].startswith("## Set-up"):
+        raise InputError(f"{name} needs a title, a text cell `## Set-up` and its code cell first")
+    title = sources[0].partition("\n\n")[2] if sources[0].startswith("[![") else sources[0]
     anew = (f"{badges(address, name)}\n\n{title}", *set_up(address))
-    for cell, source in zip((cells[0], *cells[at[0] :]), anew, strict=False):
-        if "".join(cell["source"]) != source:
-            cell["source"] = source.splitlines(keepends=True)
+    for cell, old, new in zip(cells, sources, anew, strict=False):
+        if new != old:
+            cell["source"] = new.splitlines(keepends=True)
             if cell["cell_type"] == "code":
                 cell["outputs"] = []
     return notebook | {"cells": cells}
@@ -75,10 +75,10 @@ def changed(root: Path) -> dict[Path, str]:
         old = json.loads(path.read_text(encoding="utf-8"))
         new = with_front(old, path.stem, address)
         if new != old:
-            for cell in new["cells"]:
-                if cell.get("outputs") == [] and "book.start" in "".join(cell["source"]):
-                    lines = _printed(root).splitlines(keepends=True)
-                    cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}]
+            if not new["cells"][2]["outputs"]:
+                lines = _printed(root).splitlines(keepends=True)
+                said = {"name": "stdout", "output_type": "stream", "text": lines}
+                new["cells"][2]["outputs"] = [said]
             anew[path] = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
     path = root / "CITATION.cff"
     text = path.read_text(encoding="utf-8")

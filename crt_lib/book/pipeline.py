@@ -42,16 +42,15 @@ def reproduce(
 ) -> None:
     """Run the notebooks of `notebooks_dir` into `out`, `results/<profile>` by default.
 
-    In order, up to `jobs` at a time, each after those it needs. A notebook whose entry in the
-    manifest is done, with the same source, library and parameters, and whose outputs exist, is
-    skipped; `fresh` runs all again. `parameters` (values of their type, or text) go to the
-    notebooks that declare them in their cell tagged `parameters`, as do `profile`, `results` (the
-    absolute path of `out`) and `fresh`.
+    In order, up to `jobs` at a time, each after those it needs. One that is done in the manifest,
+    with the same source, library and parameters, is skipped; `fresh` runs all again. `parameters`
+    (values of their type, or text) go to the notebooks that declare them in their cell tagged
+    `parameters`, as do `profile`, `results` (the absolute path of `out`) and `fresh`.
 
     Writes `out/notebooks/NN_name.ipynb` and `.html`, and `out/manifest.json` after each. Raises
     InputError, with nothing run or written, for an unknown profile, notebook or parameter, a value
-    that does not fit its declared type, a missing package, and a folder that cannot be written;
-    NotebookError if a notebook fails.
+    that does not fit, a missing package, and a folder that cannot be written; NotebookError if a
+    notebook fails.
     """
     tasks = make_tasks(profile, notebooks_dir, out, only, parameters or {}, fresh)
     run_all(tasks, jobs, echo)

@@ -69,10 +69,10 @@ class Task:
         return self.out / "notebooks" / f"{self.notebook.name}.running.ipynb"
 
     def run(self, stopped: Event, environment: Mapping[str, str]) -> str:
-        """Run the notebook, unless that is done, with `environment` for its kernel; what it took.
+        """Run the notebook, unless that is done; what it took. `environment`: of its kernel, too.
 
         Its outputs appear when it has ended well. Raises InputError while another process runs it,
-        NotebookError when it fails; a failure after `stopped` is set is none of its own.
+        NotebookError when it fails; once `stopped` is set, that is no failure of its own.
         """
         import nbformat
 
@@ -99,7 +99,8 @@ class Task:
                 if not stopped.is_set():
                     entry |= self._ended("failed") | {"error": said}
                     update_manifest(self.out, self.profile, {name: entry})
-                    running.replace(failed)
+                    with contextlib.suppress(FileNotFoundError):
+                        running.replace(failed)
                     said += f"\n  outputs so far: {failed}\n  the same command goes on"
                 raise NotebookError(said) from error
             entry |= self._ended("done")
