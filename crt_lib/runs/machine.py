@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU."""
     size = GPU_PRODUCT if device.type == "cuda" else size
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / _fastest(device, lambda: a @ b)
+    return 2 * size**3 / _fastest(device, partial(torch.matmul, a, b))
 
 
 def memory_bandwidth(device: torch.device) -> float:
     """Bytes/s, read and written, of the fastest of six copies of 256 MiB."""
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(device, lambda: target.copy_(source))
+    return 2 * source.nbytes / _fastest(device, partial(target.copy_, source))
 
 
 def _fastest(device: torch.device, work: Callable[[], object]) -> float:
