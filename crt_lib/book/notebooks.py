@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,23 @@ class Notebook:
         after = content.get("metadata", {}).get("crt", {}).get("after", [])
         return cls(path, declared, sha256(json.dumps(cells).encode()), len(cells), tuple(after))
 
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `given`, values or text, that it declares, as it declares them.
+
+        Raises InputError for a value that does not fit.
+        """
+        found = {}
+        for name, kind in self.parameters.items():
+            if name in given:
+                try:
+                    found[name] = convert(given[name], kind)
+                except ValueError:
+                    raise InputError(
+                        f"parameter {name} is {given[name]!r}, but {self.name} declares it as "
+                        f"{kind}. Give a value of that type."
+                    ) from None
+        return found
+
 
 def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Notebook]:
     """The notebooks `NN_name.ipynb` of `folder` in order, or those that `only` names.
@@ -76,35 +93,6 @@ def as_html(notebook: Any, title: str) -> str:
     from nbconvert import HTMLExporter
 
     return HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": title}})[0]
-
-
-def check_parameters(
-    notebooks: Iterable[Notebook], given: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The given parameters of each notebook by its name, converted to the declared types.
-
-    A value may be text, as a command line gives it. A parameter goes to the notebooks that declare
-    it. Raises InputError for one that none declares and for a value that does not fit.
-    """
-    notebooks = list(notebooks)
-    known = sorted({name for notebook in notebooks for name in notebook.parameters})
-    checked: dict[str, dict[str, Any]] = {notebook.name: {} for notebook in notebooks}
-    for name, value in given.items():
-        if name not in known:
-            raise InputError(
-                f"unknown parameter {name!r}; the notebooks to run declare "
-                f"{', '.join(known) or 'none'}. See the cell tagged `parameters` of each."
-            )
-        for notebook in notebooks:
-            if kind := notebook.parameters.get(name):
-                try:
-                    checked[notebook.name][name] = convert(value, kind)
-                except ValueError:
-                    raise InputError(
-                        f"parameter {name} is {value!r}, but {notebook.name} declares it as "
-                        f"{kind}. Give a value of that type."
-                    ) from None
-    return checked
 
 
 def convert(value: Any, kind: str) -> Any:

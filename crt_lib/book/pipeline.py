@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from crt_lib.book.notebooks import check_parameters, find_notebooks
+from crt_lib.book.notebooks import find_notebooks
 from crt_lib.book.task import NotebookError, Task
 from crt_lib.files import InputError, read_rows, stop_signals
 from crt_lib.runs.manifest import checkout_root, read_manifest, run_environment, update_manifest
@@ -84,10 +84,13 @@ def make_tasks(
     root = checkout_root()
     notebooks = find_notebooks(Path(notebooks_dir or root / "notebooks").absolute(), only)
     out = Path(out or root / "results" / profile).absolute()
-    own = {"profile": profile, "results": str(out), "fresh": fresh}
-    declared = {name for notebook in notebooks for name in notebook.parameters}
-    known = {name: value for name, value in own.items() if name in declared}
-    values = check_parameters(notebooks, {**given, **known})
+    declared = sorted({name for notebook in notebooks for name in notebook.parameters})
+    for name in set(given).difference(declared):
+        raise InputError(
+            f"unknown parameter {name!r}; the notebooks to run declare {', '.join(declared)}. See "
+            "the cell tagged `parameters` of each."
+        )
+    all_given = {**given, "profile": profile, "results": str(out), "fresh": fresh}
 
     entries = read_manifest(out, profile).get("notebooks", {})
     stored = root / "results" / "notebooks.csv"
@@ -96,10 +99,10 @@ def make_tasks(
     seconds |= {name: e["seconds"] for name, e in entries.items() if e["status"] == "done"}
     tasks: list[Task] = []
     for notebook in notebooks:
-        name, label = notebook.name, prefix + notebook.name
+        values, took = notebook.values(all_given), seconds.get(notebook.name)
         needs = tuple(task for task in tasks if task.notebook.name in notebook.after)
-        took = seconds.get(name)
-        tasks.append(Task(notebook, values[name], out, profile, fresh, took, needs, label))
+        label = prefix + notebook.name
+        tasks.append(Task(notebook, values, out, profile, fresh, took, needs, label))
     return tasks
 
 
