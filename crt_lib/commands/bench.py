@@ -73,9 +73,9 @@ def bench_decode_command(
     import torch
 
     from crt_lib.files import write_rows
-    from crt_lib.study.analysis import judge_run
+    from crt_lib.study.analysis import analyse
 
-    judged = judge_run(checkpoint)
+    judged = analyse(checkpoint)
     judged.model.to(torch.bfloat16 if bf16 else torch.float32)
     how = {"new_tokens": new_tokens, "rounds": rounds, "uncached": uncached, "only": only or ()}
     rows = []

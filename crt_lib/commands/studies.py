@@ -1,7 +1,7 @@
 """The commands that make results and pages: `crt search`, `gpu`, `claims`, `report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,28 +42,16 @@ def search(
     from crt_lib.study.search import grid, search as run_search, tune
 
     chosen, seeds = choose_arms(arms), seeds or [0]
+    how: dict[str, Any] = {
+        "jobs": jobs,
+        "threads": threads,
+        "documents": documents,
+        "echo": typer.echo,
+    }
     if tuned:
-        tune(
-            chosen,
-            out,
-            rates,
-            seeds,
-            updates=updates,
-            minutes=minutes,
-            jobs=jobs,
-            threads=threads,
-            documents=documents,
-            echo=typer.echo,
-        )
+        tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
-        run_search(
-            grid(chosen, rates, seeds, updates, minutes),
-            out,
-            jobs=jobs,
-            threads=threads,
-            documents=documents,
-            echo=typer.echo,
-        )
+        run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
 
 
 @app.command()

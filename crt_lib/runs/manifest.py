@@ -113,11 +113,6 @@ def update_manifest(
         write_json(path, values | {"profile": profile} | parts)
 
 
-def read_training(out: str | Path) -> dict[str, Any] | None:
-    """What a training recorded as the part `train` of the manifest in `out`; None if nothing."""
-    return read_manifest(out).get("train")
-
-
 def peak_memory() -> int:
     """The most memory this process has held so far, in bytes: on the GPU if it used one, else RSS.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from crt_lib.checkpoint import RunFolder, load_model, read_metrics, read_timing
 from crt_lib.files import read_rows
 from crt_lib.runs.machine import speed_used
-from crt_lib.runs.manifest import peak_memory, read_training, run_environment, update_manifest
+from crt_lib.runs.manifest import peak_memory, read_manifest, run_environment, update_manifest
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.scores import check_scorable, write_scores
 from crt_lib.runs.trained import keep_tokenizer, load_data
@@ -79,7 +79,7 @@ def run_profile(
 def load_run(out: str | Path) -> Run | None:
     """The finished run in `out`, or None when there is none."""
     out = Path(out)
-    part = read_training(out)
+    part = read_manifest(out).get("train")
     if part is None or part["status"] != "done" or not (out / "results.csv").is_file():
         return None
     return Run(out, part, read_metrics(out), read_timing(out), read_rows(out / "results.csv"))

@@ -1,16 +1,22 @@
 """Diagrams for the notebooks: the architecture of a configuration, and what a batch holds."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.path import Path
 
+from crt_lib.audit.causality import CausalityReport
 from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED, Batch
-from crt_lib.show.plots import BLACK, GREY, SKY, VERMILION, loop_color, styled
-
-_TEXT, _PADDING, _UNSCORED = "#cfe6f5", "#f6d3c1", "#eeeeee"
+from crt_lib.exits.perloop import Lens
+from crt_lib.files import InputError
+from crt_lib.show.plots import BLACK, GREY, SKY, VERMILION, loop_color, panels, styled
 
 
 @styled
@@ -33,51 +39,45 @@ def architecture(config: ModelConfig) -> Figure:
 def _embedding(ax: Axes, config: ModelConfig) -> None:
     d = config.d_model
     _frame(ax, 1, 26, 24, 38, "TRM embedding (eq. 1)", GREY)
-    _box(ax, 3.5, 28.5, 19, 4.5, "token ids  (B, T)", BLACK)
-    _box(ax, 3.5, 37, 19, 5, f"embedding\n{config.vocab_size:,} × {d // 2}", GREY)
-    _box(ax, 3.5, 46, 19, 5, f"linear  {d // 2} → {d}", GREY)
-    _box(ax, 3.5, 55, 19, 6, _cycles(config, config.n_embed_cycles), VERMILION)
-    for low, high in ((33, 37), (42, 46), (51, 55)):
-        _arrow(ax, (13, low), (13, high))
-    # out of the embedding, past its frame, into the block from below
-    ax.plot([22.5, 28.5, 28.5], [58, 58, 30.5], color=BLACK, linewidth=1.2)
+    boxes = [
+        (28.5, 4.5, "token ids  (B, T)", BLACK),
+        (37, 5, f"embedding\n{config.vocab_size:,} × {d // 2}", GREY),
+        (46, 5, f"linear  {d // 2} → {d}", GREY),
+        (55, 6, _cycles(config, config.n_embed_cycles), VERMILION),
+    ]
+    _tower(ax, 3.5, 19, boxes)
+    _arrow(ax, (22.5, 58), (28.5, 58), (28.5, 30.5), (37, 30.5))
     ax.text(29.3, 46, "+ positions", rotation=90, va="center", fontsize=8)
-    _arrow(ax, (28.5, 30.5), (37, 30.5))
 
 
 def _block(ax: Axes, config: ModelConfig) -> None:
     title = f"one block, applied {config.n_loops} times (eq. 3)"
     _frame(ax, 32.5, 26, 29.5, 38, title, SKY)
-    _box(ax, 37, 28.5, 20, 4.5, "+ loop encoding $e_\\ell$", SKY)
-    heads = f"attention, causal\n{config.n_heads} heads of {config.d_model // config.n_heads}"
-    _box(ax, 37, 36, 20, 5.5, heads, SKY)
+    heads = f"{config.n_heads} heads of {config.d_model // config.n_heads}"
     add = "add" if config.norm == "none" else f"add, {config.norm} norm"
-    _box(ax, 37, 44, 20, 3.5, add, SKY)
-    _box(ax, 37, 50, 20, 6, _cycles(config, config.n_cycles), VERMILION)
-    _box(ax, 37, 58.3, 20, 3.2, add, SKY)
-    for low, high in ((33, 36), (41.5, 44), (47.5, 50), (56, 58.3)):
-        _arrow(ax, (47, low), (47, high))
+    boxes = [
+        (28.5, 4.5, "+ loop encoding $e_\\ell$", SKY),
+        (36, 5.5, f"attention, causal\n{heads}", SKY),
+        (44, 3.5, add, SKY),
+        (50, 6, _cycles(config, config.n_cycles), VERMILION),
+        (58.3, 3.2, add, SKY),
+    ]
+    _tower(ax, 37, 20, boxes)
     for low, high in ((34.4, 45.75), (48.6, 59.9)):  # the two residual connections
-        ax.plot([47, 35, 35], [low, low, high], color=BLACK, linewidth=0.9)
-        _arrow(ax, (35, high), (37, high), width=0.9)
-    ax.plot([57, 59.5, 59.5], [59.3, 59.3, 30.75], color=BLACK, linewidth=2)
-    _arrow(ax, (59.5, 30.75), (57, 30.75), color=BLACK, width=2)
-    ax.text(60.8, 45, f"loop  $\\ell$ = 1 … {config.n_loops}", rotation=90, va="center",
-            ha="center", fontsize=8, color=BLACK)  # fmt: skip
+        _arrow(ax, (47, low), (35, low), (35, high), (37, high), width=0.9)
+    _arrow(ax, (57, 59.3), (59.5, 59.3), (59.5, 30.75), (57, 30.75), width=2)
+    said = f"loop  $\\ell$ = 1 … {config.n_loops}"
+    ax.text(60.8, 45, said, rotation=90, va="center", ha="center", fontsize=8)
 
 
 def _heads(ax: Axes, config: ModelConfig) -> None:
     _frame(ax, 67, 26, 22, 38, "heads (logits, B × T × V)", BLACK)
-    loops = config.head_loops
-    step = 34 / len(loops)
-    ax.plot([57, 64.5], [60.6, 60.6], color=BLACK, linewidth=1.2)
-    centers = [28 + step * (i + 0.5) for i in range(len(loops))]
-    ax.plot([64.5, 64.5], [centers[0], max(60.6, centers[-1])], color=BLACK, linewidth=1.2)
-    for loop, y in zip(loops, centers, strict=True):
-        height = min(6.0, step * 0.75)
+    step = 34 / len(config.head_loops)
+    for place, loop in enumerate(config.head_loops):
+        y, height = 28 + step * (place + 0.5), min(6.0, step * 0.75)
         text = f"head of loop {loop}" if step < 6 else f"head of loop {loop}\n{_head(config, loop)}"
         _box(ax, 69.5, y - height / 2, 17, height, text, loop_color(loop))
-        _arrow(ax, (64.5, y), (69.5, y))
+        _arrow(ax, (57, 60.6), (64.5, 60.6), (64.5, y), (69.5, y))
 
 
 def _head(config: ModelConfig, loop: int) -> str:
@@ -99,14 +99,13 @@ def _cycle(ax: Axes, config: ModelConfig) -> None:
     unit = min(11.0, (right - left - gap * (len(steps) - 1)) / sum(shares))
     x, before = left, 4.0
     for text, share in zip(steps, shares, strict=True):
-        width = unit * share
         _arrow(ax, (before, 10.5), (x, 10.5))
-        _box(ax, x, 6, width, 9, text, VERMILION)
-        before, x = x + width, x + width + gap
+        _box(ax, x, 6, unit * share, 9, text, VERMILION)
+        before, x = x + unit * share, x + unit * share + gap
     _arrow(ax, (before, 10.5), (82.5, 10.5))
     ax.text(84, 10.5, "+", ha="center", va="center", fontsize=13)
     _arrow(ax, (85.3, 10.5), (88, 10.5))
-    ax.plot([3, 3, 84, 84], [12, 17.5, 17.5, 12.5], color=BLACK, linewidth=0.9)
+    _arrow(ax, (3, 12), (3, 17.5), (84, 17.5), (84, 12.5), width=0.9)
 
 
 def _cycle_steps(config: ModelConfig) -> list[str]:
@@ -143,22 +142,23 @@ def _frame(ax: Axes, x: float, y: float, w: float, h: float, title: str, color: 
 
 def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, color: str) -> None:
     shape = "round,pad=0,rounding_size=0.7"
-    for face, alpha, edge in ((color, 0.16, "none"), ("none", 1.0, color)):
-        ax.add_patch(
-            FancyBboxPatch((x, y), w, h, shape, facecolor=face, alpha=alpha, edgecolor=edge)
-        )
+    ax.add_patch(FancyBboxPatch((x, y), w, h, shape, facecolor=(color, 0.16), edgecolor=color))
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=8, linespacing=1.25)
 
 
-def _arrow(
-    ax: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    color: str = BLACK,
-    width: float = 1.2,
-) -> None:
-    properties = {"arrowstyle": "-|>", "color": color, "linewidth": width}
-    ax.annotate("", end, start, arrowprops=properties | {"shrinkA": 0, "shrinkB": 0})
+def _tower(ax: Axes, x: float, w: float, boxes: list[tuple[float, float, str, str]]) -> None:
+    """Boxes from the lowest up, each y, height, text and colour, with arrows between them."""
+    for y, height, text, color in boxes:
+        _box(ax, x, y, w, height, text, color)
+    for (y, height, *_), (above, *_) in itertools.pairwise(boxes):
+        _arrow(ax, (x + w / 2, y + height), (x + w / 2, above))
+
+
+def _arrow(ax: Axes, *points: tuple[float, float], width: float = 1.2) -> None:
+    """A line through the points that ends in an arrow."""
+    path = Path(points)
+    look: dict[str, Any] = {"facecolor": BLACK, "edgecolor": BLACK, "linewidth": width}
+    ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, **look))
 
 
 @styled
@@ -167,26 +167,68 @@ def batch_pictures(batches: Mapping[str, Batch], words: Sequence[str], eot_id: i
 
     `words[i]` is shown for token id i; a target equal to `eot_id` counts as padding.
     """
+    kinds = {"the next word is scored": "#cfe6f5", "padding is scored": "#f6d3c1"}
+    kinds["nothing is scored"] = "#eeeeee"
     heights = [len(batch.inputs) + 0.9 for batch in batches.values()]
     figure = Figure(figsize=(9, 0.34 * sum(heights) + 0.5), layout="constrained")
     axes = figure.subplots(len(batches), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (title, batch) in zip(axes, batches.items(), strict=True):
-        for row, (inputs, targets) in enumerate(zip(batch.inputs, batch.targets, strict=True)):
-            for column, (token, target) in enumerate(
-                zip(inputs.tolist(), targets.tolist(), strict=True)
-            ):
-                face = {NOT_SCORED: _UNSCORED, eot_id: _PADDING}.get(target, _TEXT)
-                cell = Rectangle((column, row), 1, 1, facecolor=face, edgecolor="white")
-                ax.add_patch(cell)
-                text = "" if token == eot_id and column else words[token]
-                ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5)
-        rows, columns = batch.inputs.shape
-        ax.set(xlim=(0, columns), ylim=(rows, 0), title=title)
+        inputs, targets = np.asarray(batch.inputs), np.asarray(batch.targets)
+        kind = np.select([targets == NOT_SCORED, targets == eot_id], [2, 1], 0)
+        colors = ListedColormap(list(kinds.values()))
+        ax.pcolormesh(kind, cmap=colors, vmin=0, vmax=2, edgecolors="white", linewidth=1)
+        for (row, column), token in np.ndenumerate(inputs):
+            text = "" if token == eot_id and column else words[token]
+            ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5)
+        ax.set_title(title)
+        ax.invert_yaxis()
         ax.axis("off")
-    handles = [
-        Patch(color=_TEXT, label="the next word is scored"),
-        Patch(color=_PADDING, label="padding is scored"),
-        Patch(color=_UNSCORED, label="nothing is scored"),
-    ]
+    handles = [Patch(color=color, label=kind) for kind, color in kinds.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+@styled
+def causality_matrices(reports: Mapping[str, CausalityReport], loop: int) -> Figure:
+    """What each changed token moves at the exit of `loop`, a panel a model, on one log scale."""
+    says = {True: "sees the future", False: "nothing above the diagonal"}
+    titles = [f"{title}: {says[report.leaks]}" for title, report in reports.items()]
+    figure, axes = panels(8, 3.9, titles, sharey=True)
+    changes = np.stack([report.changes[loop].numpy() for report in reports.values()])
+    positive = changes[changes > 0]
+    if not positive.size:
+        raise InputError("no logit moved in any of the models; there is nothing to draw")
+    norm = LogNorm(max(positive.min(), positive.max() * 1e-7), positive.max())
+    for ax, matrix in zip(axes, changes, strict=True):
+        image = ax.imshow(np.ma.masked_equal(matrix, 0), norm=norm, cmap="viridis")
+        ax.axline((0, 0), slope=1, color=VERMILION, linewidth=1)
+        ax.set(xlabel="changed token j")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("position t of the logits")
+    label = f"largest change of a logit\nat exit {loop} (white: exactly 0)"
+    figure.colorbar(image, ax=axes, label=label, shrink=0.85)
+    return figure
+
+
+@styled
+def lens(seen: Lens, length: int = 14) -> Figure:
+    """What each loop guesses after each of the first tokens: its text on the probability it has."""
+    shown = seen.probabilities[:, :length]
+    loops, columns = shown.shape
+    figure, (ax,) = panels(0.8 * columns + 1, 0.42 * loops + 1.2)
+    image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), share in np.ndenumerate(shown):
+        guess = seen.guesses[i][j]
+        look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 7}
+        weight = "bold" if seen.tokens[j + 1 : j + 2] == [guess] else "normal"
+        ax.text(j, i, _shown(guess), ha="center", va="center", fontweight=weight, **look)
+    ax.set_xticks(range(columns), map(_shown, seen.tokens[:columns]), rotation=45)
+    ax.set_yticks(range(loops), [f"loop {loop}" for loop in range(1, loops + 1)])
+    ax.set(xlabel="after the token (bold: the guess is what follows)")
+    ax.grid(visible=False)
+    figure.colorbar(image, ax=ax, label="its probability")
+    return figure
+
+
+def _shown(token: str) -> str:
+    return token.replace("\n", "\\n").replace("$", r"\$").strip(" ") or "_"

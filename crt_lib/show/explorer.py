@@ -1,12 +1,12 @@
 """The exit explorer: pure functions from a trace and a policy to numbers, and thin widgets.
 
-`explore(trace)` in a notebook gives sliders for the policy and shows, as they move, perplexity,
-loops, multiply-adds and speed, the frontier, where tokens leave, and a passage.
+`Explorer(trace).box` in a notebook gives sliders for the policy and shows, as they move,
+perplexity, loops, multiply-adds and speed, the frontier, where tokens leave, and a passage.
 """
 
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
 from crt_lib.files import InputError
-from crt_lib.show.loopplots import exit_view
+from crt_lib.show.figures import exit_view
 from crt_lib.show.plots import loop_color
 
 PRESETS = ("own", "paper", "calibrated", "full depth", "oracle")
@@ -24,12 +24,11 @@ ALLOWED = 0.005  # the share of the perplexity that the preset "calibrated" may 
 
 @dataclass(frozen=True)
 class View:
-    """A policy's outcome beside that of full depth."""
+    """A policy's outcome beside that of full depth, and the measured pace, where one is known."""
 
     outcome: Outcome
     full: Outcome
-    tokens_per_second: float | None  # None without measurements, and for the oracle
-    full_tokens_per_second: float | None
+    pace: Pace | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a name and a value each."""
@@ -41,23 +40,19 @@ class View:
             ("mean loops", f"{loops:.2f} of {most:.0f}"),
             ("multiply-adds a token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
         ]
-        if self.tokens_per_second is not None and self.full_tokens_per_second is not None:
-            speed = self.tokens_per_second
-            ratio = speed / self.full_tokens_per_second
-            lines.append(("tokens/s, from measured", f"{speed:.0f} ({ratio:.2f}x full depth)"))
+        if self.pace is not None:
+            speed, slow = map(self.pace.tokens_per_second, (self.outcome, self.full))
+            said = f"{speed:.0f} ({speed / slow:.2f}x full depth)"
+            lines.append(("tokens/s, from measured", said))
         return lines
 
 
 def look(trace: Trace, policy: Policy | None, pace: Pace | None = None) -> View:
-    """What `policy` does on `trace`; None is the oracle."""
-    outcome = oracle(trace) if policy is None else apply_policy(trace, policy)
+    """What `policy` does on `trace`; None is the oracle, which has no speed."""
     full = apply_policy(trace, Policy())
-    return View(
-        outcome=outcome,
-        full=full,
-        tokens_per_second=pace.tokens_per_second(outcome) if pace and policy else None,
-        full_tokens_per_second=pace.tokens_per_second(full) if pace else None,
-    )
+    if policy is None:
+        return View(oracle(trace), full)
+    return View(apply_policy(trace, policy), full, pace)
 
 
 def preset(
@@ -88,21 +83,26 @@ def passage_html(passage: Trace, policy: Policy | None) -> str:
     Its guesses, exit by exit, show when the pointer rests on it.
     """
     outcome = oracle(passage) if policy is None else apply_policy(passage, policy)
-    guesses = passage.about["guesses"]
+    styles = [
+        f"background:{loop_color(loop)}40;border-bottom:3px solid {loop_color(loop)}"
+        for loop in passage.loops
+    ]
     parts = []
-    for i, token in enumerate(passage.about["tokens"]):
-        loop = passage.loops[outcome.exit[i]]
+    for token, at, guesses in zip(
+        passage.about["tokens"],
+        outcome.exit,
+        zip(*passage.about["guesses"], strict=True),
+        strict=True,
+    ):
         said = "&#10;".join(
-            f"loop {number}: {html.escape(repr(own[i][0]))} {own[i][1]:.0%}"
-            for number, own in zip(passage.loops, guesses, strict=True)
+            f"loop {loop}: {html.escape(repr(guess))} {share:.0%}"
+            for loop, (guess, share) in zip(passage.loops, guesses, strict=True)
         )
         text = html.escape(token).replace("\n", "&para;<br>")
-        style = f"background:{loop_color(loop)}40;border-bottom:3px solid {loop_color(loop)}"
-        parts.append(f'<span class="crt-token" style="{style}" title="{said}">{text}</span>')
+        parts.append(f'<span class="crt-token" style="{styles[at]}" title="{said}">{text}</span>')
     legend = " ".join(
-        f'<span style="background:{loop_color(loop)}40;border-bottom:3px solid {loop_color(loop)}">'
-        f"&nbsp;loop {loop}&nbsp;</span>"
-        for loop in passage.loops
+        f'<span style="{style}">&nbsp;loop {loop}&nbsp;</span>'
+        for loop, style in zip(passage.loops, styles, strict=True)
     )
     box = "line-height:1.9;white-space:pre-wrap;max-width:48em"
     return f'<div style="margin:6px 0">{legend}</div><div style="{box}">{"".join(parts)}</div>'
@@ -122,23 +122,12 @@ def curves_of(trace: Trace) -> dict[str, list[dict[str, float]]]:
     return {name: frontier(trace, name) for name in trace.scores}
 
 
-def explore(
-    trace: Trace,
-    passage: Trace | None = None,
-    pace: Pace | None = None,
-    valid: Trace | None = None,
-    calibrated: Mapping[str, Policy] | None = None,
-) -> Any:
-    """The widgets of an `Explorer`, to be displayed. Works with ipywidgets 7.7 and 8.
+class Explorer:
+    """Wires the controls to `look`; `box` is the widget, for ipywidgets 7.7 and 8.
 
-    `passage` comes from `make_passage`, `pace` from `benchdecode.measured_pace`, `calibrated` from
+    `passage` comes from `make_passage`, `pace` from `measured_pace`, `calibrated` from
     `analysis.policies_of`; without it thresholds are calibrated on `valid`, or on `trace` itself.
     """
-    return Explorer(trace, passage, pace, valid, calibrated).box
-
-
-class Explorer:
-    """Wires the controls to `look`; `box` is the widget, the controls are its attributes."""
 
     def __init__(
         self,
@@ -156,52 +145,28 @@ class Explorer:
         self._quiet = False
 
         def slider(value: float, name: str) -> Any:
-            return w.FloatSlider(
-                value,
-                min=0.0,
-                max=1.0,
-                step=0.001,
-                description=name,
-                readout_format=".3f",
-                continuous_update=False,
-            )
+            look = {"step": 0.001, "readout_format": ".3f", "continuous_update": False}
+            return w.FloatSlider(value, min=0.0, max=1.0, description=name, **look)
 
-        self.preset = w.Dropdown(options=PRESETS, value="paper", description="preset")
-        self.criterion = w.Dropdown(
-            options=list(trace.scores), value="confidence", description="criterion"
-        )
-        self.tau0, self.tau_min, self.decay = (
-            slider(0.92, "tau0"),
-            slider(0.8, "tau_min"),
-            slider(0.98, "decay"),
-        )
-        self.exits = {
-            loop: w.Checkbox(
-                True, description=f"exit {loop}", indent=False, layout=w.Layout(width="80px")
-            )
-            for loop in trace.loops[:-1]
-        }
-        self.last = w.Dropdown(
-            options=list(trace.loops), value=trace.loops[-1], description="last exit"
-        )
+        def choice(options: Sequence[Any], value: Any, name: str) -> Any:
+            return w.Dropdown(options=options, value=value, description=name)
+
+        def check(loop: int) -> Any:
+            narrow = w.Layout(width="80px")
+            return w.Checkbox(True, description=f"exit {loop}", indent=False, layout=narrow)
+
+        self.preset = choice(PRESETS, "paper", "preset")
+        self.criterion = choice(list(trace.scores), "confidence", "criterion")
+        self.tau0, self.tau_min = slider(0.92, "tau0"), slider(0.8, "tau_min")
+        self.decay = slider(0.98, "decay")
+        self.exits = {loop: check(loop) for loop in trace.loops[:-1]}
+        self.last = choice(list(trace.loops), trace.loops[-1], "last exit")
         self.numbers, self.text = w.HTML(), w.HTML()
         self.image = w.Image(format="png", width=860)
-        self._shape = (self.tau0, self.tau_min, self.decay, *self.exits.values(), self.last)
-        self.preset.observe(self._preset_chosen, "value")
-        self.criterion.observe(self._criterion_chosen, "value")
-        for control in self._shape:
+        shape = [self.preset, self.criterion, self.tau0, self.tau_min, self.decay]
+        for control in (*shape, *self.exits.values(), self.last):
             control.observe(self._moved, "value")
-        controls = w.VBox(
-            [
-                self.preset,
-                self.criterion,
-                self.tau0,
-                self.tau_min,
-                self.decay,
-                w.HBox(list(self.exits.values())),
-                self.last,
-            ]
-        )
+        controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last])
         self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text])
         self.show(self.policy())
 
@@ -213,8 +178,7 @@ class Explorer:
         fixed = None if self.last.value == self.trace.loops[-1] else self.last.value
         if self.preset.value == "full depth" or not allowed:
             return Policy(fixed=fixed)
-        lowest = min(self.tau_min.value, self.tau0.value)
-        thresholds = self.tau0.value, lowest, self.decay.value
+        thresholds = self.tau0.value, self.tau_min.value, self.decay.value
         return Policy(self.criterion.value, *thresholds, allowed, fixed)
 
     def show(self, policy: Policy | None) -> View:
@@ -229,47 +193,36 @@ class Explorer:
             self.text.value = passage_html(self.passage, policy)
         return view
 
-    def _preset_chosen(self, change: Mapping[str, Any]) -> None:
-        if self._quiet:
-            return
-        if change["new"] == "own":
-            self.show(self.policy())
-            return
-        if change["new"] == "paper":
-            self._set(self.criterion, "confidence")
-        policy = preset(change["new"], self.valid, self.criterion.value, self.calibrated)
-        if policy is not None:
-            for name in ("tau0", "tau_min", "decay"):
-                self._set(getattr(self, name), getattr(policy, name))
-            for box in self.exits.values():
-                self._set(box, policy.criterion is not None or change["new"] == "full depth")
-            self._set(self.last, policy.fixed or self.trace.loops[-1])
-        self.show(policy)
-
-    def _criterion_chosen(self, change: Mapping[str, Any]) -> None:
-        if self._quiet:
-            return
-        if self.preset.value == "calibrated":
-            self._preset_chosen({"new": "calibrated"})
-        else:
-            self._moved(change)
-
     def _moved(self, change: Mapping[str, Any]) -> None:
-        if self._quiet:
+        """A preset sets the other controls; one of them that moves makes the policy one's own."""
+        if self._quiet:  # this method moves it
             return
-        self._set(self.preset, "own")
-        if self.tau_min.value > self.tau0.value:
-            moved, other = (
-                (self.tau_min, self.tau0)
-                if change["owner"] is self.tau_min
-                else (self.tau0, self.tau_min)
-            )
-            self._set(other, moved.value)
+        self._quiet = True
+        moved = change["owner"]
+        of_preset = moved is self.preset or (
+            moved is self.criterion and self.preset.value == "calibrated"
+        )
+        if not of_preset:
+            self.preset.value = "own"
+        if self.preset.value != "own":
+            self._set_controls()
+        elif moved is self.tau_min:
+            self.tau0.value = max(self.tau0.value, self.tau_min.value)
+        else:
+            self.tau_min.value = min(self.tau0.value, self.tau_min.value)
+        self._quiet = False
         self.show(self.policy())
 
-    def _set(self, control: Any, value: Any) -> None:
-        self._quiet = True
-        try:
-            control.value = value
-        finally:
-            self._quiet = False
+    def _set_controls(self) -> None:
+        """To the policy of the preset; the oracle leaves them as they are."""
+        name, criterion = self.preset.value, self.criterion.value
+        policy = preset(name, self.valid, criterion, self.calibrated)
+        if policy is None:
+            return
+        if policy.criterion is not None:
+            self.criterion.value = policy.criterion
+        self.tau0.value, self.tau_min.value = policy.tau0, policy.tau_min
+        self.decay.value = policy.decay
+        for box in self.exits.values():
+            box.value = policy.criterion is not None or name == "full depth"
+        self.last.value = policy.fixed or self.trace.loops[-1]

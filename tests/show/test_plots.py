@@ -1,124 +1,94 @@
-"""The figures hold the data they are given, and are files worth committing."""
+"""The charts show every value that they are given, and are files worth committing."""
 
-import os
-
-import numpy as np
-import pytest
-import torch
-from closeness import SAME
+import pandas as pd
+from drawn import texts
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from crt_lib import (
-    CRT,
-    InputError,
-    ModelConfig,
-    causality_report,
-    load_corpus,
-    load_tokenizer,
-    tokenize,
-)
-from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.data import PaddedLines
-from crt_lib.files import read_rows
-from crt_lib.show import diagrams, plots
-from crt_lib.text import stats as datastats
-
-STORED = plots.results_folder("small")
-
-TINY = ModelConfig(
-    vocab_size=50, d_model=16, n_heads=2, n_loops=2, n_cycles=1, n_embed_cycles=1, exit_loops=(1,)
-)
-
-
-def texts(figure) -> str:
-    return " | ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
-
-
-@pytest.fixture(scope="module")
-def grammar():
-    corpus = load_corpus("grammar")
-    return tokenize(corpus, load_tokenizer("word", corpus))
+from crt_lib.audit.compare import Interval
+from crt_lib.show import plots
 
 
 def test_a_saved_figure_is_small_and_the_same_twice(tmp_path):
-    figure = plots.parts_of_models({"tiny": parameters_by_part(TINY)}, "parameters")
-    assert plots.save_figure(figure, tmp_path, "parts") is figure
-    path = tmp_path / "figures" / "parts.png"
+    def draw():
+        return plots.bars({"": {"one": 1.0}}, "nats", "{:.2f}")
+
+    figure = draw()
+    assert plots.save_figure(figure, tmp_path, "bars") is figure
+    path = tmp_path / "figures" / "bars.png"
     first, modified = path.read_bytes(), path.stat().st_mtime_ns
-    again = plots.parts_of_models({"tiny": parameters_by_part(TINY)}, "parameters")
-    plots.save_figure(again, tmp_path, "parts")
+    plots.save_figure(draw(), tmp_path, "bars")
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, modified)
-    assert [p.name for p in path.parent.iterdir()] == ["parts.png"]
+    assert [p.name for p in path.parent.iterdir()] == ["bars.png"]
     assert figure.dpi <= 150 and imread(path).shape[1] <= 1100
 
 
-def test_the_loops_of_a_model_have_colours_of_their_own():
-    assert len({plots.loop_color(loop) for loop in range(1, 9)}) == 8
+def test_a_later_loop_is_darker():
+    light = [sum(to_rgb(plots.loop_color(loop))) for loop in range(1, 9)]
+    assert light == sorted(light, reverse=True) and len(set(light)) == 8
+    assert plots.loop_color(12) == plots.loop_color(8)
 
 
-def test_architecture_follows_the_configuration():
-    symmetric = ModelConfig(causal=False, n_loops=5, exit_loops=(3,), trm="linear", norm="rms")
-    drawn = texts(diagrams.architecture(symmetric))
-    assert "applied 5 times" in drawn and "rms norm" in drawn
-    assert "head of loop 3" in drawn and "head of loop 8" not in drawn
-    assert "conv" not in drawn
-    assert "pads left" in texts(diagrams.architecture(ModelConfig()))
-    assert "pads both sides" in texts(diagrams.architecture(symmetric.replace(trm="conv")))
+def test_exits_have_their_values_intervals_and_the_model_of_one_loop():
+    charts = {"short": {1: 4.9, 2: 4.8}, "long": {1: Interval(4.3, 4.2, 4.5)}}
+    figure = plots.by_exit(charts, "nats", {"short": 4.75, "long": 4.6})
+    assert {"short", "long", "4.900", "4.800", "4.300", "a model of one loop"} <= texts(figure)
+    left, right = figure.axes
+    assert left.lines[0].get_ydata()[0] == 4.75 and list(left.get_xticks()) == [1, 2]
+    (span,) = right.collections[0].get_segments()
+    assert span[:, 1].tolist() == [4.2, 4.5]
 
 
-def test_causality_matrices_say_which_model_leaks():
-    torch.manual_seed(0)
-    reports = {
-        str(causal): causality_report(CRT(TINY.replace(causal=causal)), 50, length=6)
-        for causal in (True, False)
+def test_dots_stand_at_their_values_in_the_order_given():
+    figure = plots.dots({"equal tokens": {"paper": 6.0, "+ muon": 4.8}}, "nats")
+    (ax,) = figure.axes
+    assert ax.collections[-1].get_offsets().tolist() == [[6.0, 0], [4.8, 1]]
+    assert {"paper", "+ muon", "6.000", "4.800", "equal tokens"} <= texts(figure)
+
+
+def test_a_difference_is_coloured_where_its_interval_is_off_zero():
+    values = {
+        "better": Interval(-0.2, -0.3, -0.1),
+        "worse": Interval(0.2, 0.1, 0.3),
+        "unsure": Interval(0.1, -0.1, 0.3),
+        "one seed": 0.4,
     }
-    drawn = texts(plots.causality_matrices(reports, loop=1))
-    assert "True: nothing above the diagonal" in drawn and "False: sees the future" in drawn
+    figure = plots.dots({"": values}, "nats", signed=True)
+    colors = figure.axes[0].collections[-1].get_facecolors()[:, :3].tolist()
+    expected = (plots.BLUE, plots.VERMILION, plots.GREY, plots.GREY)
+    assert colors == [list(to_rgb(color)) for color in expected]
+    assert {"-0.200", "+0.400"} <= texts(figure)
 
 
-def test_curves_draw_every_exit_and_tolerate_one_row():
-    rows = [
-        {"update": 1, "tokens": 10, "lr": 1e-3, "loss": 2.0, "loss_1": 2.5, "loss_2": 1.5},
-        {"update": 1, "tokens": 10, "valid_loss_1": 2.6, "valid_loss_2": 1.6},
-    ]
-    figure = plots.training_curves(rows, floor=1.5)
-    for axes, last in zip(figure.axes, (1.5, 1.6), strict=True):
-        drawn = {line.get_label(): line.get_ydata()[-1] for line in axes.lines}
-        assert drawn == {"exit 1": last + 1, "exit 2": last, "entropy rate": 1.5}
-    plots.schedule_and_speed(rows, [{"update": 1, "seconds": 1.0, "tokens_per_second": 10.0}])
+def test_bars_of_a_panel_stand_in_the_rows_of_all():
+    charts = {"1 at a time": {"full": 1.0, "exit 1": 2.5}, "8 at a time": {"exit 1": 3.0}}
+    figure = plots.bars(charts, "speed", "{:.2f}x", mark=1)
+    widths = [{bar.get_y(): bar.get_width() for bar in ax.patches} for ax in figure.axes]
+    assert list(widths[0].values()) == [1.0, 2.5] and widths[1].keys() < widths[0].keys()
+    assert {"2.50x", "3.00x", "exit 1", "8 at a time"} <= texts(figure)
 
 
-def test_the_page_is_drawn_over_the_training_of_the_same_updates():
-    trained = [
-        {"update": 1, "loss": 3.0, "loss_1": 3.5, "loss_2": 2.5},
-        {"update": 2, "loss": 2.0, "loss_2": 1.5},  # this update trained one exit
-    ]
-    page = [row | {key: row[key] + 1 for key in row if "_" in key} for row in trained]
-    (axes,) = plots.same_updates(page, trained).axes
-    drawn = [line.get_xydata().tolist() for line in axes.lines]
-    assert drawn == [[[1, 3.5]], [[1, 4.5]], [[1, 2.5], [2, 1.5]], [[1, 3.5], [2, 2.5]]]
+def test_parts_of_a_bar_end_at_its_whole():
+    shares = {"early": {1: 0.75, 2: 0.25}, "late": {2: 1.0}}
+    figure = plots.stacked(shares, {1: plots.SKY, 2: plots.BLUE, 3: plots.BLACK}, "share", "{:.0%}")
+    first, second = figure.axes[0].containers  # the third has no part
+    assert [bar.get_width() for bar in first] == [0.75, 0.0]
+    assert [bar.get_x() + bar.get_width() for bar in second] == [1.0, 1.0]
+    assert "100%" in texts(figure)
 
 
-def test_statistics_count_every_line_and_the_padding_of_the_released_rows(grammar):
-    lengths = np.array([len(line) for line in grammar.train.lines])
-    rows = datastats.line_length_rows(grammar)
-    assert sum(row["lines"] for row in rows) == len(lengths)
-    assert rows[0]["lines"] == ((lengths >= 1) & (lengths <= 16)).sum()
-    batch = PaddedLines(grammar.valid.lines, 384, len(grammar.valid.lines), 0, eot_id=-1).batch(
-        0, 0
-    )
-    share = float((batch.inputs == -1).double().mean())
-    assert datastats.data_rows(grammar)[1]["padding_share"] == pytest.approx(share, **SAME)
+def test_lines_are_told_apart_without_colour():
+    curve = pd.Series({0.5: 300.0, 1.0: 200.0})
+    figure = plots.lines({"": {"plain": curve, "regular": curve / 2}}, "words", "PPL", ("LSTM", 66))
+    first, second, floor = figure.axes[0].lines
+    assert first.get_xydata().tolist() == [[0.5, 300.0], [1.0, 200.0]]
+    assert first.get_linestyle() != second.get_linestyle() and floor.get_ydata()[0] == 66
+    assert {"plain", "regular", "LSTM"} <= texts(figure)
 
 
-def test_statistics_that_are_not_there_say_how_to_make_them(tmp_path):
-    with pytest.raises(InputError, match="write_statistics"):
-        datastats.read_statistics(tmp_path)
-
-
-@pytest.mark.skipif("CRT_DATA_ROOT" not in os.environ, reason="CRT_DATA_ROOT is not set")
-def test_the_stored_counts_are_those_of_wikitext_2(tmp_path):
-    datastats.write_statistics(tmp_path, tokenizers=["word"])
-    for name in ("data.csv", "line_lengths.csv"):
-        stored = [row for row in read_rows(STORED / name) if row["tokenizer"] == "word"]
-        assert read_rows(tmp_path / name) == stored
+def test_a_histogram_has_its_bins_and_its_limit():
+    counts = pd.Series({1: 5, 17: 3, 33: 1})
+    figure = plots.histograms({"a": counts, "b": counts}, "lines", {"b": (32, "1 is cut")})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [5, 3, 1]
+    assert not figure.axes[0].lines and figure.axes[1].lines[0].get_xdata()[0] == 32
+    assert "1 is cut" in texts(figure)

@@ -1,0 +1,250 @@
+"""The notebooks' figures: of a text, a model, a training, its exits, and of many trainings.
+
+Rows are the dictionaries that the functions named return, or the files that they were kept in.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from crt_lib.audit.compare import Interval
+from crt_lib.exits.trace import Outcome
+from crt_lib.show import plots
+
+Rows = Sequence[Mapping[str, Any]]
+PARTS = {  # the parts of `crt_lib.audit.accounting`; neighbours differ in lightness
+    "token embedding": plots.BLUE,
+    "embedding projection": plots.BLACK,
+    "embedding TRM": plots.SKY,
+    "attention": plots.GREEN,
+    "block TRM": "#F0E442",
+    "prelude": plots.ORANGE,
+    "heads": plots.VERMILION,
+    "positions and loop encodings": plots.PURPLE,
+    "block norms": plots.GREY,
+}
+
+
+@plots.styled
+def parts_of_models(models: Mapping[str, Mapping[str, int]], unit: str) -> Figure:
+    """A bar a model: counts by part (of `accounting`), in millions of `unit`."""
+    millions = {name: {p: n / 1e6 for p, n in counts.items()} for name, counts in models.items()}
+    return plots.stacked(millions, PARTS, f"million {unit}", "{:.1f} M")
+
+
+def losses(rows: Rows, prefix: str, against: str) -> dict[int, pd.Series]:
+    """exit -> the losses in the column that `prefix` begins, where a row has them."""
+    columns = pd.DataFrame(rows).set_index(against).filter(regex=rf"^{prefix}\d+$")
+    found = {int(name.removeprefix(prefix)): columns[name].dropna() for name in map(str, columns)}
+    return dict(sorted(found.items()))
+
+
+def _smooth(curve: pd.Series) -> pd.Series:
+    """The running mean over a fiftieth of the values."""
+    return curve.rolling(max(len(curve) // 50, 1), min_periods=1).mean()
+
+
+def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
+    """Loss of every exit against tokens seen: of the training batches, smoothed, and of valid.
+
+    `metrics`: rows of metrics.jsonl; `floor`: a loss no causal model can beat, where it is known.
+    """
+    rows = [{**row, "tokens": row["tokens"] / 1e6} for row in metrics]
+    trained, valid = (losses(rows, prefix, "tokens") for prefix in ("loss_", "valid_loss_"))
+    charts = {
+        "Training batches (running mean)": {f"exit {n}": _smooth(c) for n, c in trained.items()},
+        "Validation text": {f"exit {n}": curve for n, curve in valid.items()},
+    }
+    colors = {f"exit {loop}": plots.loop_color(loop) for loop in trained}
+    dashed = None if floor is None else ("entropy rate", floor)
+    label = "loss (nats per token)"
+    return plots.lines(charts, "tokens seen (million)", label, dashed, colors, sharey=True)
+
+
+def training_losses(runs: Mapping[str, Rows], floor: float | None = None) -> Figure:
+    """The last exit's loss on training batches, a line a run, smoothed where there are many.
+
+    `runs`: metrics by name; `floor`: nats a token that no causal model can score below.
+    """
+    curves = {}
+    for name, metrics in runs.items():
+        *_, last = losses(metrics, "loss_", "tokens").values()
+        curves[name] = _smooth(last)
+    dashed = None if floor is None else ("entropy of the text", floor)
+    return plots.lines({"": curves}, "tokens seen", "training loss (nats per token)", dashed)
+
+
+@plots.styled
+def same_updates(page: Rows, trained: Rows) -> Figure:
+    """Losses by exit and update: those of `page` as points over the lines of `trained`.
+
+    Rows with `update` and `loss_<exit>`; an exit is drawn where an update trained it.
+    """
+    figure, (ax,) = plots.panels(6.5, 3.2, ("lines: train(); circles: the loop on the page",))
+    circles = losses(page, "loss_", "update")
+    for loop, curve in losses(trained, "loss_", "update").items():
+        ax.plot(curve, "-", color=plots.loop_color(loop), label=f"exit {loop}", linewidth=1.2)
+        ax.plot(circles[loop], "o", color=plots.loop_color(loop), markerfacecolor="none")
+    ax.set(xlabel="update", ylabel="training loss (nats per token)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    return figure
+
+
+@plots.styled
+def depth_past_training(rows: Rows) -> Figure:
+    """Loss, and how far the state moves, against the number of loops; rows of `depth_sweep`."""
+    figure, (left, right) = plots.panels(8, 2.8, ("", ""))
+    swept = pd.DataFrame(rows).set_index("loops")
+    faces = [plots.loop_color(row["loops"]) if row["trained"] else "white" for row in rows]
+    left.plot(swept["loss"], color=plots.GREY, linestyle="-", zorder=1)
+    left.scatter(swept.index, swept["loss"], c=faces, edgecolors=plots.GREY, zorder=2)
+    left.set(xlabel="loops run (filled: trained with a head)", ylabel="loss (nats a token)")
+    later = swept[1:]
+    right.plot(1 - later["cosine"], label="1 - cosine")
+    right.plot(later["kl"], label="KL (nats)")
+    right.set(xlabel="loops run", ylabel="change from the loop before", yscale="log")
+    right.legend()
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def exit_shares(outcomes: Mapping[str, Outcome], loops: Sequence[int]) -> Figure:
+    """A bar a policy: the share of the tokens that leave at each exit."""
+    names = [f"loop {loop}" for loop in loops]
+    shares = {name: dict(zip(names, o.shares, strict=True)) for name, o in outcomes.items()}
+    colors = {f"loop {loop}": plots.loop_color(loop) for loop in loops}
+    return plots.stacked(shares, colors, "share of the tokens")
+
+
+@plots.styled
+def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figure:
+    """Perplexity against multiply-adds: a line a criterion, and single policies as points.
+
+    The grey line joins the fixed exits (`exit <loop>`, `full depth`): tokens left to chance.
+    """
+    figure, (ax,) = plots.panels(6.5, 3.4)
+    _draw_curves(ax, curves)
+    places = {name: (o.multiply_adds / 1e6, o.token_ppl) for name, o in points.items()}
+    fixed = sorted(at for name, at in places.items() if name.startswith(("exit", "full")))
+    ax.plot(*zip(*fixed, strict=True), color=plots.GREY, linestyle="--", label="chance")
+    for name, at in places.items():
+        ax.scatter(*at, color=plots.BLACK, marker="D", s=22, zorder=4)
+        plots.say(ax, name, at)
+    ax.margins(y=0.1)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def _draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None) -> None:
+    for name, rows in curves.items():
+        ax.plot(
+            [row["multiply_adds"] / 1e6 for row in rows],
+            [math.exp(row["loss"]) for row in rows],
+            linewidth=2.4 if name == strong else 1.2,
+            alpha=1.0 if strong in (None, name) else 0.35,
+            label=name,
+        )
+    ax.set(xlabel="multiply-adds a token, heads included (millions)", ylabel="token perplexity")
+
+
+@plots.styled
+def exit_view(
+    loops: Sequence[int], curves: Mapping[str, Rows], outcome: Outcome, criterion: str | None
+) -> Figure:
+    """The explorer's picture: the frontier with the current point, and where tokens leave."""
+    figure, (left, right) = plots.panels(9.5, 3.0, ("", ""), width_ratios=(3, 2))
+    _draw_curves(left, curves, criterion)
+    left.scatter(
+        outcome.multiply_adds / 1e6, outcome.token_ppl, c=plots.BLACK, marker="D", zorder=4
+    )
+    left.legend(fontsize=7, ncols=2)
+    names = [f"loop {loop}" for loop in loops]
+    shares = right.bar(names, outcome.shares, color=[plots.loop_color(loop) for loop in loops])
+    right.bar_label(shares, fmt="{:.0%}")
+    right.set(ylabel="share of the tokens", ylim=(0, 1.1))
+    return figure
+
+
+def worth(tables: Mapping[str, Rows]) -> Figure:
+    """A panel a recipe: what each change adds to the loss, with its interval; left is better.
+
+    `tables`: recipe -> rows of `ablations.worth`; trainings that broke are left out.
+    """
+    charts = {}
+    for base, *changes in tables.values():
+        charts[f"added to {base['arm']}"] = {
+            row["arm"].partition(", ")[2]: row["adds"]
+            if row["low"] is None
+            else Interval(row["adds"], row["low"], row["high"])
+            for row in changes
+            if math.isfinite(row["loss"])
+        }
+    return plots.dots(charts, "nats a token", signed=True)
+
+
+@plots.styled
+def with_and_without(variants: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """A mark a variant of Table 3: its loss in the paper, with the leak, and without.
+
+    `variants`: name -> a row of `crt_lib.study.ablations.searched_table_3`.
+    """
+    kinds = {"paper": "the paper", "symmetric": "with the leak", "deployable": "it, deployed"}
+    kinds |= {"causal": "causal", "crt2": "crt2"}
+    figure, (ax,) = plots.panels(7, 3.2)
+    for i, ((name, row), marker) in enumerate(zip(variants.items(), "osD^v", strict=False)):
+        beside = np.arange(len(kinds)) + 0.12 * (i - len(variants) // 2)
+        losses = [math.nan if row[kind] is None else row[kind] for kind in kinds]
+        ax.plot(beside, losses, marker=marker, linestyle="none", label=name)
+    ax.set_xticks(range(len(kinds)), list(kinds.values()))
+    ax.set(ylabel="loss (nats a token)")
+    ax.legend(ncols=2)
+    return figure
+
+
+@plots.styled
+def scorings(rows: Rows) -> Figure:
+    """Perplexities on a logarithmic axis; `rows` of `crt_lib.study.sota.leak_rows`."""
+    figure, (ax,) = plots.panels(8, 2.7, ("filled: it sees the token that it predicts",))
+    values = [row["ppl"] for row in rows]
+    faces = ["black" if row["sees"] else "white" for row in rows]
+    ax.scatter(values, range(len(rows)), s=36, c=faces, edgecolors="black")
+    for place, value in enumerate(values):
+        said = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        plots.say(ax, said, (value, place), right=True)
+    ax.set(xlabel="perplexity a token, valid", xscale="log", xlim=(0.9, max(values) * 8))
+    ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    ax.invert_yaxis()
+    return figure
+
+
+@plots.styled
+def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
+    """Bits per byte of models against their parameters and multiply-adds, and of exits by loop.
+
+    `rows`: with `model`, `parameters`, `multiply_adds` and `bits_per_byte`, numbered in the figure
+    as in the list, `crt2` filled; `exits`: model -> exit loop -> bits per byte.
+    """
+    figure, (*by_cost, by_loop) = plots.panels(9, 3.1, ("", "", ""))
+    models = pd.DataFrame(rows, index=range(1, len(rows) + 1))
+    faces = np.where(models["model"].str.contains("crt2"), "black", "white")
+    for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):
+        places = models[[cost, "bits_per_byte"]].div([1e6, 1]).round(2)  # some coincide
+        ax.scatter(places[cost], places["bits_per_byte"], s=28, c=faces, edgecolors="black")
+        for _, same in places.groupby([cost, "bits_per_byte"]):
+            plots.say(ax, ", ".join(map(str, same.index)), tuple(same.iloc[0]))
+        ax.set(xlabel=f"{cost.replace('_', '-')} (millions)", ylabel="test bits per byte")
+        ax.margins(0.15)
+    for name, bits in exits.items():
+        by_loop.plot(list(bits), list(bits.values()), marker="o", label=name)
+    by_loop.set(xlabel="exit after loop")
+    by_loop.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_loop.legend()
+    return figure

@@ -1,0 +1,195 @@
+"""Tables of trained models: the exits of `crt2`, what it is held against, its words."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from crt_lib.audit.compare import compare_arms
+from crt_lib.files import InputError, read_rows
+from crt_lib.runs.run import Run, load_run
+from crt_lib.show.markdown import cells, table
+from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
+from crt_lib.study.search import documents_file, steps, summarise
+from crt_lib.study.sota import attempt_rows, measured_rows, published_rows
+
+RUNS = {  # folder -> how its row is called
+    "crt2": "`crt2`",
+    "gpt2": "GPT-2 of its size",
+    "gpt2_7_layers": "GPT-2 of its multiply-adds",
+    "paper": "`paper`",
+}
+SEEDS = {"crt2": "seeds", "gpt2": "gpt2_seeds"}  # folder -> folder of its other seeds
+
+
+def model_card(results: Path) -> str:
+    """Every exit of the checkpoint that is handed out: `small/crt2` with its seed."""
+    run = _finished_run(results / "small" / "crt2")
+    scored = pd.DataFrame(run.results).query("protocol == 'honest'").set_index(["split", "exit"])
+    losses = pd.read_csv(run.out / "exits.csv").query("protocol == 'honest'").set_index("exit")
+    valid, test = scored.loc["valid"], scored.loc["test"]
+    columns = {
+        "exit": losses.index,
+        "valid, nats a token": cells(losses["loss"], "{:.3f} [")
+        + cells(losses["low"], "{:.3f}, ")
+        + cells(losses["high"], "{:.3f}]"),
+        "valid word PPL": cells(valid["word_ppl"], "{:.1f}"),
+        "test word PPL": cells(test["word_ppl"], "{:.1f}"),
+        "test bits/byte": cells(test["bits_per_byte"], "{:.3f}"),
+    }
+    part = run.manifest
+    return (
+        f"{table(pd.DataFrame(columns))}\n\n"
+        f"{part['parameters']:,} parameters, {run.metrics[-1]['tokens']:,} tokens of training "
+        f"(repetitions counted) in {part['seconds'] / 60:.0f} minutes on "
+        f"{part['environment']['device']}, seed {part['train']['seed']}; 95 % intervals over "
+        "documents."
+    )
+
+
+def small_results(results: Path) -> str:
+    """The small profile on WikiText-2: every exit of `crt2`, the last of the GPT-2s and of `paper`.
+
+    Means over the runs of a recipe: `small/<recipe>`, and those of other seeds (SEEDS).
+    """
+    small = results / "small"
+    runs = {name: _finished_run(small / name) for name in RUNS}
+    scores = _scores(small, runs)
+    means = scores.groupby(level=["name", "split", "protocol", "exit"]).mean(numeric_only=True)
+    body = []
+    for name, said in RUNS.items():
+        valid, test = means.xs((name, "valid", "honest")), means.xs((name, "test", "honest"))
+        costs = pd.DataFrame(measured_rows({said: small / name})).set_index(test.index)
+        columns = {
+            "exit": costs["model"],
+            "parameters": cells(costs["parameters"] / 1e6, "{:.2f}M"),
+            "multiply-adds": cells(costs["multiply_adds"] / 1e6, "{:.1f}M"),
+            "valid word PPL": cells(valid["word_ppl"], "{:.1f}"),
+            "test word PPL": cells(test["word_ppl"], "{:.1f}"),
+            "test token PPL": cells(test["token_ppl"], "{:.1f}"),
+            "test bits/byte": cells(test["bits_per_byte"], "{:.3f}"),
+        }
+        shown = slice(None) if name == "crt2" else slice(-1, None)
+        body.append(pd.DataFrame(columns)[shown])
+    part = runs["crt2"].manifest
+    notes = "; ".join(_training(name, run, scores) for name, run in runs.items())
+    return (
+        f"{table(pd.concat(body))}\n\n"
+        f"{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
+        f"{notes}. Multiply-adds: a token's, up to that exit and with its head alone. "
+        f"{_gains_and_gaps(scores)}"
+    )
+
+
+def _scores(small: Path, runs: dict[str, Run]) -> pd.DataFrame:
+    """The rows of results.csv by name, seed, split, protocol and exit, other seeds included."""
+    rows = {(name, str(run.manifest["train"]["seed"])): run.results for name, run in runs.items()}
+    for name, folder in SEEDS.items():
+        for path in sorted((small / folder).glob("*/results.csv")):
+            rows[name, path.parent.name] = read_rows(path)
+    tables = {key: pd.DataFrame(found) for key, found in rows.items()}
+    scores = pd.concat(tables, names=["name", "seed"]).droplevel(-1)
+    return scores.set_index(["split", "protocol", "exit"], append=True).sort_index()
+
+
+def _training(name: str, run: Run, scores: pd.DataFrame) -> str:
+    """What a row's training saw and took."""
+    seeds = list(scores.xs(name).index.unique("seed"))
+    threads = run.manifest["environment"]["torch_threads"]
+    several = len(seeds) > 1
+    return (
+        f"{RUNS[name]}: {run.metrics[-1]['tokens'] / 1e6:.1f}M tokens, "
+        f"{'mean of seeds' if several else 'seed'} {', '.join(seeds)}, "
+        f"{run.manifest['seconds'] / 60:.0f} minutes on "
+        f"{'one thread' if threads == 1 else f'{threads} threads'}"
+        f"{f' for seed {seeds[0]}' if several else ''}"
+    )
+
+
+def _gains_and_gaps(scores: pd.DataFrame) -> str:
+    """Bits per byte: of each loop of `crt2`, between its seeds, and to the GPT-2s."""
+    bits = scores["bits_per_byte"].xs(("test", "honest"), level=("split", "protocol"))
+    by_exit = {name: bits[name].unstack("exit") for name in RUNS}  # seeds, exits
+    ours = by_exit["crt2"]
+    gains = ", ".join(f"{-gain:.3f}" for gain in ours.mean().diff()[1:])
+    gaps = []
+    for name in ("gpt2", "gpt2_7_layers"):
+        pairs = np.subtract.outer(ours.iloc[:, -1].to_numpy(), by_exit[name].iloc[:, -1].to_numpy())
+        range_of = f"{pairs.min():+.3f} to {pairs.max():+.3f} over the pairs of seeds"
+        gaps.append(f"minus the {RUNS[name]} {pairs.mean():+.3f}, {range_of}")
+    return (
+        f"Each further loop of `crt2` reduces bits per byte by: {gains}. At an exit its seeds "
+        f"are at most {(ours.max() - ours.min()).max():.3f} bits apart. "
+        f"At full depth `crt2` {'; '.join(gaps)}."
+    )
+
+
+def words(results: Path) -> str:
+    """The best on valid of the attempts with WikiText-2's own words, beside the published LSTM."""
+    attempts = attempt_rows(results / "small" / "words")
+    attempts = [row for row in attempts if row["valid"] is not None]
+    if not attempts:
+        raise InputError(f"no finished run in {results / 'small' / 'words'}; `crt train`")
+    best = min(attempts, key=lambda row: row["valid"])
+    published = published_rows(results / "published.csv", "wikitext-2")
+    lstm = next(row for row in published if row["model"] == "AWD-LSTM")
+    return (
+        f"With the text's own {best['vocabulary']:,} words, the best on valid of "
+        f"{len({row['model'] for row in attempts})} trainings and the ways to score them "
+        f"({best['model']}, {best['way']}; {best['parameters'] / 1e6:.1f}M parameters, "
+        f"{best['tokens_seen'] / best['text']:.1f} times through the text) has a word perplexity "
+        f"of {best['test']:.1f} on test. Published, {lstm['model']} with "
+        f"{lstm['parameters'] / 1e6:.0f}M: {lstm['word_ppl']:g} ({lstm['source']})."
+    )
+
+
+def recipe_comparison(results: Path) -> str:
+    """`crt2` against the paper's block and GPT-2 of its size: bits per byte, with intervals."""
+    path = results / "small" / "search.csv"
+    rows, documents = read_rows(path), read_rows(documents_file(path))
+    names = ["crt2", *arms()["baselines"], "1 loop"]  # the last: are loops worth their time?
+    tables, parameters = [], dict[str, int]()
+    for title, budget in (("equal tokens", EQUAL_TOKENS), ("equal time", EQUAL_TIME)):
+        parameters |= {row["arm"]: row["parameters"] for row in summarise(rows, names, budget)}
+        head = [f"test bits/byte, {title}", "`crt2` minus it, 95 % interval"]
+        compared = compare_arms(documents, "crt2", names[1:], budget)
+        body = {row["arm"]: (f"{row['bits_per_byte']:.3f}", _difference(row)) for row in compared}
+        tables.append(pd.DataFrame.from_dict(body, orient="index", columns=head))
+    made = pd.concat(tables, axis=1)
+    made.insert(0, "parameters", [f"{parameters[name] / 1e6:.2f}M" for name in made.index])
+    made.insert(0, "arm", made.index)
+    seeds = ", ".join(map(str, sorted({row["seed"] for row in documents})))
+    first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
+    return (
+        f"{table(made)}\n\n"
+        f"Seeds {seeds}; updates of {first['tokens'] // first['updates']:,} tokens; equal tokens: "
+        f"{EQUAL_TOKENS}; equal time: {EQUAL_TIME}.\n\n{_largest_steps(rows)}"
+    )
+
+
+def _largest_steps(rows: list[dict[str, Any]]) -> str:
+    """The three changes that take most off the loss, of those between `paper` and `crt2`."""
+    _, *ladder = arms()["ladder"]  # `released` is scored otherwise: what it sees is no step
+    said = []
+    for title, budget in (("equal tokens", RUNG_TOKENS), ("equal time", RUNG_TIME)):
+        taken = pd.Series(steps(summarise(rows, ladder, budget))).rename({"crt2": list(LADDER)[-1]})
+        largest = ", ".join(f"{name} ({by:.2f})" for name, by in taken.nlargest(3).items())
+        said.append(f"at {title} ({budget}): {largest}")
+    return (
+        "From the paper's block to `crt2`, a change at a time, these three take most off the "
+        f"validation loss (nats a token), {'; '.join(said)}."
+    )
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if "ours_minus" not in row:  # `crt2` itself
+        return ""
+    return f"{row['ours_minus']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _finished_run(folder: Path) -> Run:
+    run = load_run(folder)
+    if run is None:
+        raise InputError(f"no finished run in {folder}; `crt train --profile small --recipe ...`")
+    return run

@@ -1,0 +1,124 @@
+"""The figures of the notebooks show every row, exit and policy that they are given."""
+
+import math
+
+import pytest
+import torch
+from drawn import texts
+
+from crt_lib import CRT, ModelConfig, causality_report
+from crt_lib.exits import perloop
+from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.exits.trace import apply_policy
+from crt_lib.show import diagrams, figures
+
+TINY = ModelConfig(
+    vocab_size=50, d_model=16, n_heads=2, n_loops=2, n_cycles=1, n_embed_cycles=1, exit_loops=(1,)
+)
+
+
+def test_architecture_follows_the_configuration():
+    symmetric = ModelConfig(causal=False, n_loops=5, exit_loops=(3,), trm="linear", norm="rms")
+    drawn = " | ".join(texts(diagrams.architecture(symmetric)))
+    assert "applied 5 times" in drawn and "rms norm" in drawn
+    assert "head of loop 3" in drawn and "head of loop 8" not in drawn
+    assert "conv" not in drawn
+    assert "pads left" in " | ".join(texts(diagrams.architecture(ModelConfig())))
+    conv = diagrams.architecture(symmetric.replace(trm="conv"))
+    assert "pads both sides" in " | ".join(texts(conv))
+
+
+def test_causality_matrices_say_which_model_leaks():
+    torch.manual_seed(0)
+    reports = {
+        str(causal): causality_report(CRT(TINY.replace(causal=causal)), 50, length=6)
+        for causal in (True, False)
+    }
+    drawn = texts(diagrams.causality_matrices(reports, loop=1))
+    assert {"True: nothing above the diagonal", "False: sees the future"} <= drawn
+
+
+def test_curves_draw_every_exit_and_tolerate_one_row():
+    rows = [
+        {"update": 1, "tokens": 10, "lr": 1e-3, "loss": 2.0, "loss_1": 2.5, "loss_2": 1.5},
+        {"update": 1, "tokens": 10, "valid_loss_1": 2.6, "valid_loss_2": 1.6},
+    ]
+    figure = figures.training_curves(rows, floor=1.5)
+    for axes, last in zip(figure.axes, (1.5, 1.6), strict=True):
+        drawn = {line.get_label(): line.get_ydata()[-1] for line in axes.lines}
+        assert drawn == {"exit 1": last + 1, "exit 2": last, "entropy rate": 1.5}
+
+
+def test_the_page_is_drawn_over_the_training_of_the_same_updates():
+    trained = [
+        {"update": 1, "loss": 3.0, "loss_1": 3.5, "loss_2": 2.5},
+        {"update": 2, "loss": 2.0, "loss_2": 1.5},  # this update trained one exit
+    ]
+    page = [row | {key: row[key] + 1 for key in row if "_" in key} for row in trained]
+    (axes,) = figures.same_updates(page, trained).axes
+    drawn = [line.get_xydata().tolist() for line in axes.lines]
+    assert drawn == [[[1, 3.5]], [[1, 4.5]], [[1, 2.5], [2, 1.5]], [[1, 3.5], [2, 2.5]]]
+
+
+def test_a_training_is_drawn_by_its_last_exit_where_it_ran():
+    metrics = [{"tokens": i, "loss": 5.0, "loss_9": 6.0, "loss_12": 4.0 - i} for i in range(3)]
+    short = {"tokens": 3, "loss": 5.0, "loss_9": 1.0}  # an update that did not run all loops
+    runs = {"paper": metrics, "crt2": [*metrics, short, {"tokens": 3, "valid_loss_12": 1.0}]}
+    figure = figures.training_losses(runs)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[4.0, 3.0, 2.0]] * 2
+
+
+def test_the_explorers_picture_marks_the_policy(scored):
+    trace = scored[2]
+    curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
+    outcome = apply_policy(trace, Policy(fixed=1))
+    figure = figures.exit_view(trace.loops, curves, outcome, None)
+    (point,) = figure.axes[0].collections[-1].get_offsets().tolist()
+    assert point == pytest.approx([outcome.multiply_adds / 1e6, outcome.token_ppl])
+    assert "100%" in texts(figure)
+    (ax,) = figures.frontiers(curves, {"exit 1": outcome}).axes
+    assert len(ax.lines) == len(CRITERIA) + 1 and "exit 1" in texts(ax.figure)
+
+
+def test_what_changes_are_worth():
+    rows = [
+        {"arm": "crt2", "loss": 5.0},
+        {"arm": "crt2, rms norm", "loss": 4.9, "adds": -0.1, "low": -0.2, "high": -0.05},
+        {"arm": "crt2, no norm", "loss": math.inf, "adds": math.inf, "low": 0.0, "high": 0.0},
+        {"arm": "crt2, kernel 5", "loss": 5.01, "adds": 0.01, "low": None, "high": None},
+    ]
+    shown = texts(figures.worth({"crt2": rows}))
+    assert {"rms norm", "-0.100", "kernel 5", "+0.010", "added to crt2"} <= shown
+    assert "no norm" not in shown
+
+
+def test_with_and_without_the_leak():
+    row = {"paper": 1.9, "symmetric": 4.7, "deployable": 7.3, "causal": 6.9, "crt2": 5.5}
+    figure = figures.with_and_without({"conv": row, "depthwise_mlp": row | {"paper": None}})
+    first, second = figure.axes[0].lines
+    assert first.get_ydata().tolist() == [1.9, 4.7, 7.3, 6.9, 5.5]
+    assert math.isnan(second.get_ydata()[0]) and first.get_linestyle() == "None"
+
+
+def test_quality_against_cost():
+    rows = [
+        {"model": "crt2", "parameters": 1.5e6, "multiply_adds": 2.8e6, "bits_per_byte": 1.5},
+        {"model": "GPT-2", "parameters": 2.4e6, "multiply_adds": 2.7e6, "bits_per_byte": 1.6},
+        {"model": "same", "parameters": 2.4e6, "multiply_adds": 2.7e6, "bits_per_byte": 1.6},
+    ]
+    figure = figures.quality(rows, {"crt2": {1: 1.6, 2: 1.5}})
+    assert {"1", "2, 3"} <= texts(figure)
+    left, _, right = figure.axes
+    assert left.collections[0].get_offsets().tolist() == [[1.5, 1.5], [2.4, 1.6], [2.4, 1.6]]
+    assert right.lines[0].get_xydata().tolist() == [[1, 1.6], [2, 1.5]]
+
+
+def test_scorings_tell_who_sees_the_token():
+    rows = [
+        {"name": "leaks", "ppl": 1.025, "sees": True},
+        {"name": "alone", "ppl": 16226.4, "sees": False},
+    ]
+    figure = figures.scorings(rows)
+    assert {"leaks", "alone", "1.025", "16,226"} <= texts(figure)
+    first, second = figure.axes[0].collections[0].get_facecolors().tolist()
+    assert first != second
