@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crt_lib.files import InputError as InputError
     from crt_lib.model import CRT as CRT
     from crt_lib.runs.profiles import Profile as Profile, load_profile as load_profile
-    from crt_lib.runs.run import load as load
+    from crt_lib.runs.trained import load as load
     from crt_lib.text.corpus import load_corpus as load_corpus
     from crt_lib.text.tokenizer import load_tokenizer as load_tokenizer, tokenize as tokenize
     from crt_lib.train import train as train
@@ -32,7 +32,7 @@ _MODULES = {
     "causality_report": "audit.causality",
     "evaluate": "evaluate",
     "generate": "exits.decode",
-    "load": "runs.run",
+    "load": "runs.trained",
     "load_corpus": "text.corpus",
     "load_profile": "runs.profiles",
     "load_tokenizer": "text.tokenizer",

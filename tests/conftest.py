@@ -16,7 +16,7 @@ from hypothesis import settings
 from crt_lib import load_profile
 from crt_lib.exits.gate import fit_gate
 from crt_lib.exits.trace import make_trace
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.train import train
 
 settings.register_profile("crt", deadline=None, derandomize=True, database=None)

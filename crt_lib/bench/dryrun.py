@@ -61,7 +61,7 @@ def predict(profile: Profile) -> Prediction:
     deep they go, their mean cost follows from the multiply-adds. Raises InputError for settings
     that `train` refuses, and for what cannot fit into this machine's memory.
     """
-    from crt_lib.runs.run import load_data
+    from crt_lib.runs.trained import load_data
 
     data = load_data(profile)
     profile = profile.replace(model=profile.model.replace(vocab_size=data.tokenizer.vocab_size))

@@ -162,7 +162,7 @@ def _rehearse(profile: Profile, seconds: float) -> Trial:
 
     from crt_lib.checkpoint import save_checkpoint
     from crt_lib.evaluate import evaluate
-    from crt_lib.runs.run import load_data
+    from crt_lib.runs.trained import load_data
 
     data, config = load_data(profile), profile.train
     trial, model, optimizers = measure_updates(

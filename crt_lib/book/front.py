@@ -50,17 +50,20 @@ def set_up(address: Address) -> tuple[str, str]:
 def with_front(notebook: dict[str, Any], name: str, address: Address) -> dict[str, Any]:
     """The notebook with its badges and set-up cells made anew, without the output of a changed one.
 
-    Raises InputError where it has no text cell `## Set-up` with a code cell after it.
+    Raises InputError where its title is not followed by a text cell `## Set-up` and a code cell.
     """
     cells = [dict(cell) for cell in notebook["cells"]]
-    first = "".join(cells[0]["source"])
-    title = first.partition("\n\n")[2] if first.startswith("[![") else first
-    _put(cells[0], f"{badges(address, name)}\n\n{title}")
-    at = [n for n, cell in enumerate(cells) if "".join(cell["source"]).startswith("## Set-up")]
-    if len(at) != 1 or [cell["cell_type"] for cell in cells[at[0] :][:2]] != ["markdown", "code"]:
-        raise InputError(f"{name} needs one text cell `## Set-up`, and its code cell after it")
-    for cell, source in zip(cells[at[0] :], set_up(address), strict=False):
-        _put(cell, source)
+    sources = ["".join(cell["source"]) for cell in cells[:3]]
+    kinds = [cell["cell_type"] for cell in cells[:3]]
+    if kinds != ["markdown", "markdown", "code"] or not sources[1].startswith("## Set-up"):
+        raise InputError(f"{name} needs a title, a text cell `## Set-up` and its code cell first")
+    title = sources[0].partition("\n\n")[2] if sources[0].startswith("[![") else sources[0]
+    anew = (f"{badges(address, name)}\n\n{title}", *set_up(address))
+    for cell, old, new in zip(cells, sources, anew, strict=False):
+        if new != old:
+            cell["source"] = new.splitlines(keepends=True)
+            if cell["cell_type"] == "code":
+                cell["outputs"] = []
     return notebook | {"cells": cells}
 
 
@@ -72,7 +75,10 @@ def changed(root: Path) -> dict[Path, str]:
         old = json.loads(path.read_text(encoding="utf-8"))
         new = with_front(old, path.stem, address)
         if new != old:
-            _fill_output(new, root)
+            if not new["cells"][2]["outputs"]:
+                lines = _printed(root).splitlines(keepends=True)
+                said = {"name": "stdout", "output_type": "stream", "text": lines}
+                new["cells"][2]["outputs"] = [said]
             anew[path] = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
     path = root / "CITATION.cff"
     text = path.read_text(encoding="utf-8")
@@ -82,28 +88,11 @@ def changed(root: Path) -> dict[Path, str]:
     return anew | ({path: cited} if cited != text else {})
 
 
-def _put(cell: dict[str, Any], source: str) -> None:
-    if "".join(cell["source"]) != source:
-        cell["source"] = source.splitlines(keepends=True)
-        if cell["cell_type"] == "code":
-            cell["outputs"] = []
-
-
-def _fill_output(notebook: dict[str, Any], root: Path) -> None:
-    """What the set-up cell prints in this checkout, where the cell has no output."""
-    source = ["from crt_lib.book.start import start", "start()"]
-    for cell in notebook["cells"]:
-        if "crt_lib.book.start" in "".join(cell["source"]) and cell.get("outputs") == []:
-            said = subprocess.run(
-                [sys.executable, "-c", "\n".join(source)],
-                cwd=root / "notebooks",
-                env=os.environ | {"PYTHONPATH": str(root)},
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-            lines = said.splitlines(keepends=True)
-            cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}]
+def _printed(root: Path) -> str:
+    """What the set-up cell prints in this checkout."""
+    words = [sys.executable, "-c", "from crt_lib.book.start import start; start()"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.check_output(words, cwd=root / "notebooks", env=environment, text=True)
 
 
 def main() -> None:

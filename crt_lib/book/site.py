@@ -10,30 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
-from html import escape
-from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from crt_lib.book.notebooks import as_html
 from crt_lib.files import InputError, write_text
 from crt_lib.show.address import Address
 
-PAGES = ("*.md", "docs/*.md", "results/*.md", "notebooks/*.md")
+SHOWN = ("*.md", "docs/*.md", "results/*.md", "notebooks/*.md", "notebooks/*.ipynb")
 _LINK = re.compile(r'\b(href|src)="([^"]+)"')
-_FRAME = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
-<style>
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 sans-serif; }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-td, th {{ border: 1px solid #bbb; padding: .2rem .5rem; text-align: left; }}
-pre, code {{ background: #f3f3f3; }} pre {{ padding: .5rem; overflow-x: auto; }}
-img {{ max-width: 100%; }} a.anchor-link {{ display: none; }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 def build(root: Path, site: Path) -> int:
@@ -41,15 +28,16 @@ def build(root: Path, site: Path) -> int:
 
     Raises InputError where a local link of it leads nowhere, and where `site` holds something else.
     """
-    _make_room(site)
-    sources = sorted(path for pattern in PAGES for path in root.glob(pattern))
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    shown = {path.relative_to(root).as_posix() for path in [*sources, *notebooks]}
-    for path in sources:
-        _write(_page(path.read_text(encoding="utf-8")), path.relative_to(root), root, site, shown)
-    for path in notebooks:
-        _write(_notebook(path), path.relative_to(root), root, site, shown)
-    write_text(site / "index.html", _page(_index(root, sources, notebooks)))
+    if site.is_dir() and any(site.iterdir()) and not (site / "index.html").is_file():
+        raise InputError(f"{site} holds something that is not a site; name another folder")
+    shutil.rmtree(site, ignore_errors=True)
+    root = root.resolve()
+    shown = {path: _read(path) for kind in SHOWN for path in sorted(root.glob(kind))}
+    for path, page in shown.items():
+        html = _relinked(as_html(page, _title(page)), path, root, site, shown)
+        write_text(site / path.relative_to(root).with_suffix(".html"), html)
+    index = _page(_index(root, shown))
+    write_text(site / "index.html", as_html(index, _title(index)))
     _api(root, site / "api")
     if broken := broken_links(site):
         raise InputError("links that lead nowhere:\n" + "\n".join(broken))
@@ -58,96 +46,79 @@ def build(root: Path, site: Path) -> int:
 
 def broken_links(site: Path) -> list[str]:
     """`PAGE: LINK` of each link between files of `site` whose file or whose anchor is missing."""
-    pages = {path.resolve(): _Page(path) for path in sorted(site.rglob("*.html"))}
+    site = site.resolve()
+    links, anchors = {}, {}
+    for path in sorted(site.rglob("*.html")):
+        links[path], anchors[path] = _links_and_anchors(path)
     broken = []
-    for path, page in pages.items():
-        for link in page.links:
-            parts = urlsplit(link)
-            if parts.scheme or parts.netloc:
-                continue
-            to = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            inside = to.is_relative_to(site.resolve()) and to.is_file()
-            anchor = unquote(parts.fragment)
-            if not inside or (anchor and to in pages and anchor not in pages[to].anchors):
-                broken.append(f"{path.relative_to(site.resolve())}: {link}")
+    for path, link in ((path, link) for path, found in links.items() for link in found):
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            continue
+        to = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        there = to.is_relative_to(site) and to.is_file()
+        if not there or unquote(parts.fragment) not in anchors.get(to, {unquote(parts.fragment)}):
+            broken.append(f"{path.relative_to(site)}: {link}")
     return broken
 
 
-class _Page(HTMLParser):
-    """The links of a page, and the anchors that links can lead to."""
+def _links_and_anchors(path: Path) -> tuple[list[str], set[str]]:
+    """The links of a page, and what links into it can name."""
+    from bs4 import BeautifulSoup
 
-    def __init__(self, path: Path):
-        super().__init__()
-        self.links: list[str] = []
-        self.anchors: set[str] = set()
-        self.feed(path.read_text(encoding="utf-8"))
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name in ("id", "name") and value:
-                self.anchors.add(value)
-            elif name in ("href", "src") and value:
-                self.links.append(value)
+    def values(*kinds: str) -> list[str]:
+        return [str(tag[k]) for k in kinds for tag in page.select(f"[{k}]") if tag[k]]
+
+    return values("href", "src"), {"", *values("id", "name")}
 
 
-def _make_room(site: Path) -> None:
-    if site.is_dir() and any(site.iterdir()) and not (site / "index.html").is_file():
-        raise InputError(f"{site} holds something that is not a site; name another folder")
-    shutil.rmtree(site, ignore_errors=True)
-    site.mkdir(parents=True)
+def _read(path: Path) -> Any:
+    """A notebook, or a page of markdown as one."""
+    import nbformat
+
+    return nbformat.read(path, 4) if path.suffix == ".ipynb" else _page(path.read_text("utf-8"))
 
 
-def _page(text: str) -> str:
-    """A page of markdown as HTML."""
-    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+def _page(text: str) -> Any:
+    from nbformat import v4
 
-    return _FRAME.format(title=escape(_title(text)), body=markdown2html_mistune(text))
-
-
-def _notebook(path: Path) -> str:
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter().from_filename(str(path))
-    return str(body)
+    return v4.new_notebook(cells=[v4.new_markdown_cell(text)])
 
 
-def _title(text: str) -> str:
-    found = re.search(r"^# (.+)$", text, re.MULTILINE)
+def _title(page: Any) -> str:
+    found = re.search(r"^# (.+)$", page.cells[0].source, re.MULTILINE)
     return found[1] if found else "CRT"
 
 
-def _write(html: str, source: Path, root: Path, site: Path, shown: set[str]) -> None:
+def _relinked(html: str, source: Path, root: Path, site: Path, shown: dict[Path, Any]) -> str:
     """The HTML of `source`: links to what is shown lead to its HTML, other files come along."""
 
-    def relinked(match: re.Match[str]) -> str:
+    def relink(match: re.Match[str]) -> str:
         parts = urlsplit(match[2])
-        if parts.scheme or parts.netloc or not parts.path:
+        to = (source.parent / unquote(parts.path)).resolve()
+        if parts.scheme or parts.netloc or not (to.is_file() and to.is_relative_to(root)):
             return match[0]
-        to = (root / source.parent / unquote(parts.path)).resolve()
-        if not (to.is_file() and to.is_relative_to(root.resolve())):
-            return match[0]
-        name = to.relative_to(root.resolve())
-        if name.as_posix() not in shown:
-            (site / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(to, site / name)
-            return match[0]
-        path = PurePosixPath(parts.path).with_suffix(".html")
-        return f'{match[1]}="{parts._replace(path=str(path)).geturl()}"'
+        if to in shown:
+            path = PurePosixPath(parts.path).with_suffix(".html")
+            return f'{match[1]}="{parts._replace(path=str(path)).geturl()}"'
+        copy = site / to.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(to, copy)
+        return match[0]
 
-    write_text(site / source.with_suffix(".html"), _LINK.sub(relinked, html))
+    return _LINK.sub(relink, html)
 
 
-def _index(root: Path, sources: list[Path], notebooks: list[Path]) -> str:
+def _index(root: Path, shown: dict[Path, Any]) -> str:
     """The first page, as markdown."""
     address = Address.read(root)
     lines = [f"# CRT {address.version}", "", f"The repository: <{address.url}>"]
-    for heading, paths in (("Pages", sources), ("Notebooks", notebooks)):
-        lines += ["", f"## {heading}", ""]
-        for path in paths:
-            text = path.read_text(encoding="utf-8")
-            title = _title(_first_cell(text) if path.suffix == ".ipynb" else text)
-            to = path.relative_to(root).with_suffix(".html").as_posix()
-            lines.append(f"- [{title}]({to})")
+    lines += ["", "## Pages and notebooks", ""]
+    for path, page in shown.items():
+        to = path.relative_to(root).with_suffix(".html").as_posix()
+        lines.append(f"- [{_title(page)}]({to})")
     lines += ["", "## API", "", "- [crt_lib](api/crt_lib.html): the names to start with"]
     for name, said in _modules(root).items():
         lines.append(f"- [{name}](api/{name.replace('.', '/')}.html): {said}")
@@ -156,20 +127,13 @@ def _index(root: Path, sources: list[Path], notebooks: list[Path]) -> str:
 
 def _modules(root: Path) -> dict[str, str]:
     """The core's modules, then the rooms, each with the first line of its docstring."""
-    package = root / "crt_lib"
-    core = {path.stem: path for path in package.glob("[!_]*.py")}
-    rooms = {path.parent.name: path for path in package.glob("*/__init__.py")}
+    core, rooms = ((root / "crt_lib").glob(kind) for kind in ("[!_]*.py", "*/__init__.py"))
     said = {}
-    for name, path in [*sorted(core.items()), *sorted(rooms.items())]:
+    for path in [*sorted(core), *sorted(rooms)]:
+        name = path.parent.name if path.stem == "__init__" else path.stem
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         said[f"crt_lib.{name}"] = text.partition("\n")[0]
     return said
-
-
-def _first_cell(text: str) -> str:
-    import nbformat
-
-    return str(nbformat.reads(text, as_version=4).cells[0].source)
 
 
 def _api(root: Path, folder: Path) -> None:

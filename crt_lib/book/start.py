@@ -34,7 +34,8 @@ def start() -> None:
         said = "installed"
     if found:
         os.chdir(found[0])
-    print(f"crt_lib {crt_lib.__version__} ({said}), {_versions()}; {_stored()}")
+    versions = f"torch {_version('torch')}, Python {platform.python_version()}"
+    print(f"crt_lib {crt_lib.__version__} ({said}), {versions}; {_stored()}")
 
 
 def _install(source: Path) -> None:
@@ -51,7 +52,7 @@ def _keep_importable(home: Path) -> None:
     """From other working folders, and in processes that the notebook starts."""
     if str(home) not in sys.path:
         sys.path.append(str(home))
-        paths = [path for path in (os.environ.get("PYTHONPATH"), str(home)) if path]
+        paths = filter(None, (os.environ.get("PYTHONPATH"), str(home)))
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
@@ -60,10 +61,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _versions() -> str:
-    return f"torch {_version('torch')}, Python {platform.python_version()}"
 
 
 def _stored() -> str:

@@ -99,7 +99,7 @@ def bench_quantize_command(
 ) -> None:
     """What 8-bit weights lose, by exit, against float32, and the memory they take."""
     from crt_lib.bench.quantize import bench_quantize
-    from crt_lib.runs.run import as_crt, load_trained
+    from crt_lib.runs.trained import as_crt, load_trained
 
     loaded, data, trained = load_trained(checkpoint)
     model = as_crt(loaded, checkpoint)

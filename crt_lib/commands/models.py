@@ -43,7 +43,7 @@ def generate(
     """Continue texts, with exits or with lossless speculation if asked for."""
     from crt_lib.exits.decode import Generated, Sampling, Speculation, generate as run
     from crt_lib.exits.policy import Policy
-    from crt_lib.runs.run import as_crt, load_trained_model
+    from crt_lib.runs.trained import as_crt, load_trained_model
 
     sampling = Sampling(temperature, top_k, top_p)
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
@@ -111,7 +111,7 @@ def gate(
 ) -> None:
     """Fit an exit gate beside a checkpoint, for the criterion gate; the model stays as it is."""
     from crt_lib.exits.gate import GATE_FILE
-    from crt_lib.runs.run import find_checkpoint, gate_run
+    from crt_lib.runs.trained import find_checkpoint, gate_run
 
     gate_run(checkpoint, tokens)
     typer.echo(f"gate: {find_checkpoint(checkpoint).with_name(GATE_FILE)}")

@@ -25,29 +25,17 @@ def reproduce(
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
     given = dict(key_value(text) for text in parameters or [])
-    if jobs == 1:
-        from crt_lib.book.pipeline import reproduce as run_notebooks
+    from crt_lib.book.pipeline import reproduce as run_notebooks
 
-        run_notebooks(
-            profile,
-            out=out,
-            only=only or (),
-            parameters=given,
-            fresh=fresh,
-            notebooks_dir=notebooks,
-        )
-    else:
-        from crt_lib.book.batch import reproduce_parallel
-
-        reproduce_parallel(
-            profile,
-            jobs,
-            out=out,
-            only=only or (),
-            parameters=given,
-            fresh=fresh,
-            notebooks_dir=notebooks,
-        )
+    run_notebooks(
+        profile,
+        notebooks_dir=notebooks,
+        out=out,
+        only=only or (),
+        parameters=given,
+        fresh=fresh,
+        jobs=jobs,
+    )
 
 
 @app.command()
@@ -60,7 +48,7 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder; each point has one of its own there.")],
     profile: ProfileName = "quick",
     folder: Notebooks = None,
-    jobs: Annotated[int, typer.Option(help="Points at a time, on this machine.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time, on this machine.", min=1)] = 1,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler that runs them instead.")
     ] = None,
@@ -70,7 +58,7 @@ def sweep(
     for name, text in map(key_value, grid):
         values[name] = values.get(name, []) + [value.strip() for value in text.split(",")]
 
-    from crt_lib.book.batch import sweep as run_sweep
+    from crt_lib.book.sweep import sweep as run_sweep
 
     rows = run_sweep(
         notebooks,

@@ -49,9 +49,9 @@ def train(
     if precision is not None:
         chosen = chosen.replace(train=chosen.train.replace(precision=precision))
 
-    from crt_lib.book.pipeline import results_table
     from crt_lib.runs.machine import limit_memory
     from crt_lib.runs.run import run_profile
+    from crt_lib.runs.scores import results_table
 
     if vram_limit is not None:
         limit_memory(vram_limit)
@@ -85,7 +85,7 @@ def evaluate(
 ) -> None:
     """Perplexity and bits per byte of every exit of a checkpoint."""
     from crt_lib.files import write_rows
-    from crt_lib.runs.run import evaluate_checkpoint
+    from crt_lib.runs.scores import evaluate_checkpoint
 
     rows = evaluate_checkpoint(
         checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
@@ -102,6 +102,6 @@ def average(
     last: Annotated[int, typer.Option(help="How many of the last kept ones.", min=1)] = 5,
 ) -> None:
     """Average the weights of a run's last kept checkpoints into one, to be evaluated as another."""
-    from crt_lib.runs.average import average_run
+    from crt_lib.runs.trained import average_run
 
     typer.echo(f"average: {average_run(run, last)}")

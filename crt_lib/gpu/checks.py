@@ -26,7 +26,7 @@ from crt_lib.gpu.parts import Job, Row, Table, Unfinished
 from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, exit_losses, total_loss
 from crt_lib.model import CRT
 from crt_lib.runs.profiles import load_profile
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.train import train
 
 EXACT = 1e-10  # float64

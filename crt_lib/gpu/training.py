@@ -30,7 +30,7 @@ from crt_lib.gpu.parts import Job, Row, Table, Unfinished
 from crt_lib.runs.machine import matmul_peak, utilisation
 from crt_lib.runs.manifest import checkout_root, peak_memory, run_environment
 from crt_lib.runs.profiles import Profile, load_profile
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train
 

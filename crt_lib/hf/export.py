@@ -10,7 +10,7 @@ from crt_lib.exits.policy import Policy, exits_of
 from crt_lib.files import InputError, atomic_path
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
-from crt_lib.runs.run import TOKENIZER_FILE, as_crt, load_trained_model
+from crt_lib.runs.trained import TOKENIZER_FILE, as_crt, load_trained_model
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
 
 

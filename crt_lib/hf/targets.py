@@ -12,7 +12,7 @@ from crt_lib.checkpoint import load_model
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
 from crt_lib.hf.gpt2 import load_pretrained
-from crt_lib.runs.run import find_checkpoint
+from crt_lib.runs.trained import find_checkpoint
 
 
 def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:

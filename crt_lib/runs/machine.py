@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.device import DTYPES
 from crt_lib.files import InputError
 from crt_lib.runs.manifest import run_environment
 
@@ -20,39 +23,37 @@ GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a la
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU.
-
-    Of fewer where they take seconds, as bf16 does on a CPU that emulates it.
-    """
+    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU."""
     size = GPU_PRODUCT if device.type == "cuda" else size
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _fastest(device, partial(torch.matmul, a, b))
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes/s, read and written, of the fastest of six copies of 256 MiB."""
+    source = torch.ones(1 << 26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(device, partial(target.copy_, source))
+
+
+def _fastest(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of six; of fewer where they take long, as bf16 may, emulated."""
     best, began = float("inf"), time.perf_counter()
     for _ in range(6):
         started = time.perf_counter()
-        a @ b
+        work()
         wait(device.type)
-        best = min(best, time.perf_counter() - started)
-        if time.perf_counter() - began > 3:
+        ended = time.perf_counter()
+        best = min(best, ended - started)
+        if ended - began > 3:
             break
-    return 2 * size**3 / best
+    return best
 
 
 def wait(device: str) -> None:
     """Until a GPU has done what it was asked."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s, read and written, of the fastest of five copies of 256 MiB."""
-    source = torch.ones(1 << 26, device=device)
-    target, best = torch.empty_like(source), float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        target.copy_(source)
-        wait(device.type)
-        best = min(best, time.perf_counter() - started)
-    return 2 * source.nbytes / best
 
 
 def machine_memory() -> int:
@@ -100,6 +101,18 @@ def utilisation(
     positions = train.seq_len * train.batch_size * train.grad_accum
     update = float(np.median(np.diff(seconds, prepend=0.0)))
     return a_position * positions / update / peak
+
+
+def speed_used(
+    model: ModelConfig | GPT2Config,
+    train: TrainConfig,
+    seconds: list[float],
+    device: torch.device,
+    precision: str,
+) -> dict[str, float]:
+    """`matmul_peak` of the device in a training's precision, and of that its `mfu`."""
+    peak = matmul_peak(device, DTYPES[precision], 1024)
+    return {"matmul_peak": peak, "mfu": utilisation(model, train, seconds, peak)}
 
 
 def end_with_parent() -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -40,12 +39,18 @@ def run_environment() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.is_available()
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = _said("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
-        "versions": _versions(),
+        "versions": versions,
         "git": _git_state(Path(__file__).resolve().parents[2]),
-        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "device": torch.cuda.get_device_name() if gpu else processor,
         "platform": platform.platform(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": cores,
         "torch_threads": torch.get_num_threads(),
         "memory_limit": torch.cuda.get_per_process_memory_fraction() if gpu else None,
         "time": now(),
@@ -55,10 +60,8 @@ def run_environment() -> dict[str, Any]:
 def library_sha256() -> str:
     """One hash over the sources of `crt_lib`: their names and contents."""
     root = Path(__file__).resolve().parents[1]
-    parts = [
-        f"{path.relative_to(root).as_posix()} {sha256(path.read_bytes())}"
-        for path in sorted(root.rglob("*.py"))
-    ]
+    paths = sorted(root.rglob("*.py"))
+    parts = [f"{p.relative_to(root).as_posix()} {sha256(p.read_bytes())}" for p in paths]
     return sha256("\n".join(parts).encode())
 
 
@@ -67,73 +70,47 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@dataclass
-class Manifest:
-    """The record of one results folder. `save` after every change: a kill loses nothing.
-
-    Several processes may write to it, each the entries of the notebooks that it `record`s.
+def read_manifest(out: str | Path, profile: str | None = None) -> dict[str, Any]:
+    """The values of the manifest in `out`, {} without one.
 
     `notebooks` maps a notebook's name to its entry: `status` ("running", "done" or "failed"),
     `source_sha256`, `library_sha256`, `parameters`, `environment`, `started`, `finished`,
-    `seconds` and `peak_memory_bytes`; `error` if it failed.
-    """
-
-    path: Path
-    profile: str
-    seed: int | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _own: set[str] = field(default_factory=set, repr=False)
-
-    @classmethod
-    def load(cls, path: Path, profile: str) -> "Manifest":
-        """Read `path`, or start an empty one if it does not exist.
-
-        Raises InputError if the file is no manifest or belongs to another profile.
-        """
-        return cls(path, profile, notebooks=_read(path, profile).get("notebooks", {}))
-
-    def record(self, name: str, entry: dict[str, Any]) -> None:
-        """Save the entry of a notebook."""
-        self.notebooks[name] = entry
-        self._own.add(name)
-        self.save()
-
-    def refresh(self) -> None:
-        """Read what other processes have recorded of their notebooks."""
-        others = _read(self.path, self.profile).get("notebooks", {})
-        self.notebooks = others | {name: self.notebooks[name] for name in self._own}
-
-    def save(self) -> None:
-        """Write the manifest atomically, keeping the `train` part and the notebooks of others.
-
-        Raises InputError if the folder cannot be written.
-        """
-        with locked(self.path):
-            self.refresh()
-            changes = {
-                "profile": self.profile,
-                "seed": self.seed,
-                "parameters": self.parameters,
-                "environment": self.environment,
-                "notebooks": dict(sorted(self.notebooks.items())),
-            }
-            write_json(self.path, _read(self.path, self.profile) | changes)
-
-
-def record_training(out: str | Path, profile: str, part: dict[str, Any]) -> None:
-    """Write `part` as the `train` of the manifest in `out`, atomically.
-
-    Raises InputError if the manifest there belongs to another profile or cannot be written.
+    `seconds` and `peak_memory_bytes`; `error` if it failed. Raises InputError if the file is no
+    manifest or belongs to another profile than the one given.
     """
     path = Path(out) / "manifest.json"
-    write_json(path, _read(path, profile) | {"profile": profile, "train": part})
+    advice = "Move it away, or choose another results folder."
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["profile"]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}. {advice}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
+    if profile not in (None, found):
+        raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")
+    return values
 
 
-def read_training(out: str | Path) -> dict[str, Any] | None:
-    """What `record_training` wrote in `out`; None if nothing."""
-    return _read(Path(out) / "manifest.json").get("train")
+def update_manifest(
+    out: str | Path,
+    profile: str,
+    notebooks: dict[str, dict[str, Any]] | None = None,
+    **parts: Any,
+) -> None:
+    """Put `parts`, and entries of `notebooks`, into the manifest in `out`, keeping all others.
+
+    Whoever writes to it, a kill loses nothing. Raises InputError as `read_manifest`, and if the
+    folder cannot be written.
+    """
+    path = Path(out) / "manifest.json"
+    with locked(path):
+        values = read_manifest(out, profile)
+        if notebooks is not None:
+            parts["notebooks"] = dict(sorted((values.get("notebooks", {}) | notebooks).items()))
+        write_json(path, values | {"profile": profile} | parts)
 
 
 def peak_memory() -> int:
@@ -145,67 +122,34 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if held := _said("/proc/self/status", "VmHWM"):
+        return int(held.split()[0]) * 1024
     import resource
 
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _read(path: Path, profile: str | None = None) -> dict[str, Any]:
-    """The manifest's values, {} without one; InputError for another profile's."""
-    advice = "Move it away, or choose another results folder."
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["profile"]
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}. {advice}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
-    if profile is not None and found != profile:
-        raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")
-    return values
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+def _said(file: str, name: str) -> str:
+    """What a file of /proc says of `name`; "" where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+    return ""
 
 
 def _git_state(root: Path) -> dict[str, Any] | None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-        return done.stdout.strip()
-
+    """Of a checkout at `root` itself; a run rewrites results/, which does not make it modified."""
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
+    words += ["--", ".", ":(exclude)results"]
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # an installed copy inside someone else's repository
-        commit = git("rev-parse", "--verify", "HEAD")
-        # A run rewrites results/ itself: that does not make its code a modified one.
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)results")
+        said = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "dirty": bool(changed)}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cpu_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    commit, *lines = said.splitlines()  # "# branch.oid <commit>", other "# ...", what is changed
+    changed = any(not line.startswith("#") for line in lines)
+    return {"commit": commit.split()[-1], "dirty": changed}

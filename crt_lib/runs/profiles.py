@@ -1,9 +1,9 @@
 """The profiles, scales at which the whole project runs, and the recipes they are trained by."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig
+from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig, config_from_dict
 from crt_lib.files import InputError
 
 RECIPES = {
@@ -26,6 +26,25 @@ class Profile(Settings):
     recipe: Literal["released", "paper", "crt2", "gpt2"] = "paper"
     released_lines: int | None = None  # of valid and test that the released protocol scores; all
 
+    def record(self) -> dict[str, Any]:
+        """What the manifest of a run keeps of it, JSON-able."""
+        from crt_lib.audit.accounting import parameters_by_part
+
+        return {
+            "profile": self.name,
+            "recipe": self.recipe,
+            "corpus": self.corpus,
+            "tokenizer": self.tokenizer,
+            "model": self.model.to_dict(),
+            "train": self.train.to_dict(),
+            "parameters": sum(parameters_by_part(self.model).values()),
+        }
+
+    def matches(self, record: dict[str, Any]) -> bool:
+        """Whether a record has these settings; fields that it has not are at their defaults."""
+        model, train = config_from_dict(record["model"]), TrainConfig.from_dict(record["train"])
+        return (model, train) == (self.model, self.train)
+
 
 def load_profile(name: str, recipe: str | None = None) -> Profile:
     """The profile `name` (smoke, quick, small or paper) in a recipe of RECIPES.
@@ -34,20 +53,14 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
     other names.
     """
     profiles = {profile.name: profile for profile in _paper_profiles()}
+    recipe = recipe or ("paper" if name == "paper" else "crt2")
     if name not in profiles:
         raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
-    recipe = recipe or ("paper" if name == "paper" else "crt2")
     if recipe not in RECIPES:
         raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    make = {"released": _released, "crt2": _crt2, "gpt2": _gpt2}.get(recipe)
     profile = profiles[name].replace(recipe=recipe)
-    match recipe:
-        case "released":
-            return _released(profile)
-        case "crt2":
-            return _crt2(profile)
-        case "gpt2":
-            return _gpt2(profile)
-    return profile
+    return make(profile) if make else profile
 
 
 def _released(profile: Profile) -> Profile:
@@ -94,74 +107,33 @@ def _gpt2(profile: Profile) -> Profile:
     if profile.name == "paper":
         return profile.replace(model=GPT2Config())
     size = profile.model
-    model = GPT2Config(
-        d_model=size.d_model,
-        n_heads=size.n_heads,
-        n_layers=2,
-        max_seq_len=size.max_seq_len,
-        dropout=0.0,
-    )
+    model = GPT2Config(d_model=size.d_model, n_heads=size.n_heads, n_layers=2, dropout=0.0)
+    model = model.replace(max_seq_len=size.max_seq_len)
     rate = 4e-3 if profile.name == "small" else 8e-3  # the best of four: results/small/tried
     return profile.replace(model=model, train=_crt2(profile).train.replace(max_lr=rate))
 
 
 def _paper_profiles() -> list[Profile]:
     """The paper's architecture in every size."""
-    smoke = ModelConfig(
-        d_model=32,
-        n_heads=2,
-        n_loops=4,
-        n_cycles=2,
-        n_embed_cycles=1,
-        max_seq_len=128,
-        exit_loops=(1, 2, 3),
-        head_sharing="tied",
-    )
+    tiny = ModelConfig(d_model=32, n_heads=2, max_seq_len=128, head_sharing="tied")
+    smoke = tiny.replace(n_loops=4, n_cycles=2, n_embed_cycles=1, exit_loops=(1, 2, 3))
     quick = smoke.replace(
         d_model=128, n_heads=4, n_loops=8, max_seq_len=256, exit_loops=(2, 4, 6), dropout=0.0
     )
-    small = quick.replace(
-        d_model=256,
-        n_heads=8,
-        n_loops=4,
-        n_cycles=4,
-        exit_loops=(1, 2, 3),
-        max_seq_len=512,
-        dropout=0.1,
-    )
+    small = quick.replace(d_model=256, n_heads=8, max_seq_len=512, dropout=0.1)
+    small = small.replace(n_loops=4, n_cycles=4, exit_loops=(1, 2, 3))
     short = TrainConfig(seq_len=64, batch_size=8, grad_accum=1, max_lr=1e-3)
+    of_smoke = short.replace(
+        updates=30, max_lr=3e-3, eval_every=10, eval_tokens=2048, checkpoint_every=10
+    )
+    of_quick = short.replace(
+        seq_len=256, updates=300, eval_every=50, eval_tokens=16_384, checkpoint_every=50
+    )
+    of_small = short.replace(seq_len=256, updates=1600, eval_every=100, checkpoint_every=50)
+    of_paper = TrainConfig(gradient_checkpointing=True)
     return [
-        Profile(
-            name="smoke",
-            corpus="grammar",
-            tokenizer="word",
-            model=smoke,
-            train=short.replace(
-                updates=30, max_lr=3e-3, eval_every=10, eval_tokens=2048, checkpoint_every=10
-            ),
-        ),
-        Profile(
-            name="quick",
-            corpus="docstrings",
-            tokenizer="bpe:2048",
-            released_lines=200,
-            model=quick,
-            train=short.replace(
-                updates=300, seq_len=256, eval_every=50, eval_tokens=16_384, checkpoint_every=50
-            ),
-        ),
-        Profile(
-            name="small",
-            corpus="wikitext-2",
-            tokenizer="bpe:8192",
-            model=small,
-            train=short.replace(seq_len=256, updates=1600, eval_every=100, checkpoint_every=50),
-        ),
-        Profile(
-            name="paper",
-            corpus="wikitext-103",
-            tokenizer="gpt2",
-            model=ModelConfig(),
-            train=TrainConfig(gradient_checkpointing=True),
-        ),
+        Profile("smoke", "grammar", "word", smoke, of_smoke),
+        Profile("quick", "docstrings", "bpe:2048", quick, of_quick, released_lines=200),
+        Profile("small", "wikitext-2", "bpe:8192", small, of_small),
+        Profile("paper", "wikitext-103", "gpt2", ModelConfig(), of_paper),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from crt_lib.files import InputError, write_rows, write_text
-from crt_lib.runs.manifest import Manifest
+from crt_lib.runs.manifest import read_manifest
 from crt_lib.show import timed, trained
 from crt_lib.show.address import Address
 from crt_lib.show.markdown import cells, table
@@ -66,14 +66,13 @@ def record_times(run: Path, results: Path) -> None:
 
     Raises InputError where a notebook is not done.
     """
-    manifest = Manifest.load(run / "manifest.json", run.name)
-    unfinished = [n for n, entry in manifest.notebooks.items() if entry["status"] != "done"]
-    if unfinished or not manifest.notebooks:
+    entries = read_manifest(run, run.name).get("notebooks", {})
+    if not entries or any(entry["status"] != "done" for entry in entries.values()):
         raise InputError(f"{run} has no finished run of the notebooks; `crt reproduce` first")
     rows = []
-    for name, entry in manifest.notebooks.items():
+    for name, entry in entries.items():
         environment = entry["environment"]
-        row = {"notebook": name, "profile": manifest.profile, "seconds": entry["seconds"]}
+        row = {"notebook": name, "profile": run.name, "seconds": entry["seconds"]}
         row |= {"peak_memory_bytes": entry["peak_memory_bytes"], "device": environment["device"]}
         rows.append(row | {"cpu_count": environment["cpu_count"]})
     write_rows(results / "notebooks.csv", rows)

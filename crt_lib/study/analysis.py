@@ -14,7 +14,7 @@ from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.perloop import depth_sweep
 from crt_lib.exits.trace import Trace, make_passage, make_trace
 from crt_lib.files import read_rows, sha256, write_rows
-from crt_lib.runs.run import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
+from crt_lib.runs.trained import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
 from crt_lib.study.policies import judge_policies, policies_of
 
 TRACED_TOKENS = 50_000  # of valid and of test

@@ -23,7 +23,7 @@ from crt_lib.checkpoint import read_timing
 from crt_lib.files import InputError, locked, read_rows, sha256, write_rows
 from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.profiles import Profile
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.train import TrainingError, TrainResult, train
 
 WARM_UP, TIMED = 3, 20  # updates that measure an arm's speed

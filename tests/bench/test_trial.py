@@ -12,7 +12,7 @@ from crt_lib.bench.dryrun import least_memory, predict, scored_positions
 from crt_lib.bench.trial import RandomBatches, Trial, measure_updates, run_trial, with_vocabulary
 from crt_lib.config import TrainConfig
 from crt_lib.optim import exits_of_update
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 
 SMOKE = with_vocabulary(load_profile("smoke"))
 MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, exits=((2, 4),), evaluation=0.01, peak_memory=10**9)

@@ -131,7 +131,7 @@ def test_another_address_reaches_every_file(tmp_path):
 
 def test_a_notebook_without_a_set_up_cell_is_refused():
     cells = [{"cell_type": "markdown", "source": ["# A title"], "metadata": {}}]
-    with pytest.raises(InputError, match="99_new needs one text cell `## Set-up`"):
+    with pytest.raises(InputError, match="99_new needs a title, a text cell `## Set-up`"):
         with_front({"cells": cells}, "99_new", ADDRESS)
 
 

@@ -6,24 +6,30 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny_notebooks
 from hypothesis import given, strategies as st
-from waiting import wait_for
+from waiting import PATIENCE, wait_for
 
+from crt_lib.book import pipeline
 from crt_lib.book.notebooks import Notebook, convert, find_notebooks
-from crt_lib.book.pipeline import NotebookError, reproduce, results_table
-from crt_lib.files import InputError
-from crt_lib.runs.manifest import Manifest, read_training, record_training, run_environment
+from crt_lib.book.pipeline import reproduce
+from crt_lib.book.task import NotebookError
+from crt_lib.files import InputError, locked
+from crt_lib.runs.manifest import read_manifest, update_manifest
 
 PARAMETERS = 'profile: str = "small"  # scale\nresults: str = "nowhere"  # where = which folder\n'
 LOG = "from pathlib import Path\nlog = open(Path(results) / 'log.txt', 'a')\n"
 
 
-def write_notebook(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
-    tiny_notebooks.write_notebook(folder, name, *cells, parameters=parameters)
+def write_notebook(
+    folder: Path, name: str, *cells: str, parameters: str = PARAMETERS, after: Sequence[str] = ()
+) -> None:
+    tiny_notebooks.write_notebook(folder, name, *cells, parameters=parameters, after=after)
 
 
 def write_pair(folder: Path) -> None:
@@ -32,7 +38,7 @@ def write_pair(folder: Path) -> None:
         folder,
         "01_first",
         LOG + "print(f'first {profile} {width} {names}', file=log, flush=True)",
-        parameters=PARAMETERS + "width: int | None = 3  # a size\nnames: list[str] = []",
+        parameters=PARAMETERS + "width: int = 3  # a size\nnames: list[str] = []",
     )
     write_notebook(
         folder,
@@ -57,12 +63,12 @@ def run(folder: Path, out: Path, **options) -> list[str]:
 def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     folder, out = tmp_path / "notebooks", tmp_path / "a {odd} folder" / "smoke"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("crt_lib.book.pipeline.library_sha256", lambda: "before")
+    monkeypatch.setattr("crt_lib.book.task.library_sha256", lambda: "before")
     write_pair(folder)
     given = {"width": "7", "rate": 2, "names": "['a']"}
     out.mkdir(parents=True)
     (out / "fault").touch()
-    record_training(out, "smoke", {"status": "done"})
+    update_manifest(out, "smoke", train={"status": "done"})
     (out / "paper").mkdir()
     (out / "paper" / "results.csv").write_text(
         "exit,tokens,token_ppl\n2,1200,31.25681\nfinal,1200,30.0\n"
@@ -73,10 +79,10 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     message = str(caught.value)
     assert "notebook 02_second failed in cell 2: from pathlib import Path" in message
     assert "ValueError: a fault: 42" in message
-    assert "crt reproduce --profile smoke -p width=7 -p rate=2 -p 'names=['" in message
+    assert "the same command goes on" in message
     assert (out / "notebooks" / "02_second.failed.ipynb").is_file()
     assert not (out / "notebooks" / "02_second.ipynb").exists()
-    assert Manifest.load(out / "manifest.json", "smoke").notebooks["02_second"]["error"]
+    assert read_manifest(out)["notebooks"]["02_second"]["error"]
     assert log(out) == ["first smoke 7 ['a']"]
 
     (out / "fault").unlink()
@@ -107,11 +113,11 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     run(folder, out, parameters=given)
     assert log(out)[2:] == ["changed"]
 
-    run(folder, out, only=["first"], parameters={"width": None})
-    run(folder, out, only=["01"], parameters={"width": None}, fresh=True)
-    monkeypatch.setattr("crt_lib.book.pipeline.library_sha256", lambda: "after")
-    run(folder, out, only=["01_first.ipynb"], parameters={"width": None})
-    assert log(out)[3:] == ["first smoke None []"] * 3
+    run(folder, out, only=["first"], parameters={"width": 4})
+    run(folder, out, only=["01"], parameters={"width": 4}, fresh=True)
+    monkeypatch.setattr("crt_lib.book.task.library_sha256", lambda: "after")
+    run(folder, out, only=["01_first.ipynb"], parameters={"width": 4})
+    assert log(out)[3:] == ["first smoke 4 []"] * 3
 
 
 def test_continues_after_sigkill(tmp_path):
@@ -135,9 +141,7 @@ def test_continues_after_sigkill(tmp_path):
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert (
-        Manifest.load(out / "manifest.json", "smoke").notebooks["02_second"]["status"] == "running"
-    )
+    assert read_manifest(out)["notebooks"]["02_second"]["status"] == "running"
     assert not (out / "notebooks" / "02_second.ipynb").exists()
 
     (out / "go").touch()
@@ -157,7 +161,7 @@ def test_a_kernel_that_dies_is_a_failure_of_its_cell(tmp_path):
     ("options", "words"),
     [
         ({"parameters": {"widht": 3}}, ["'widht'", "width", "rate", "parameters"]),
-        ({"parameters": {"width": "wide"}}, ["width", "'wide'", "int | None", "01_first"]),
+        ({"parameters": {"width": "wide"}}, ["width", "'wide'", "int", "01_first"]),
         ({"parameters": {"rate": True}}, ["rate", "True", "float", "02_second"]),
         ({"parameters": {"rate": 1.0}, "only": ["01"]}, ["'rate'", "width"]),
         ({"parameters": {"results": "x"}}, ["results", "pipeline"]),
@@ -199,7 +203,10 @@ def test_results_folder_that_cannot_be_used(tmp_path):
 
 
 def test_parameters_are_read_as_declared(tmp_path):
-    cell = PARAMETERS + 'name = "a = b"\ncount = 3\nvalues: list[int] = [\n    1,\n]  # = some\n'
+    cell = (
+        PARAMETERS
+        + 'name: str = "a = b"\ncount: int = 3\nvalues: list[int] = [\n    1,\n]  # = some'
+    )
     write_notebook(tmp_path, "01_first", parameters=cell)
     (notebook,) = find_notebooks(tmp_path)
     declared = {"profile": "str", "results": "str", "name": "str", "count": "int"}
@@ -222,35 +229,145 @@ def test_text_of_a_command_line_converts_to_the_declared_type(value):
 
 
 def test_types_that_do_not_fit_are_refused():
-    for value, kind in [("1.5", "int"), (True, "int"), ("x", "float"), ("2", "Literal[1, 3]")]:
+    for value, kind in [("1.5", "int"), (True, "int"), ("x", "float"), ("1", "bool"), (3, "str")]:
         with pytest.raises(ValueError, match="is not"):
             convert(value, kind)
-    assert convert("3", "Literal[1, 3]") == 3
     assert convert("none", "int | None") is None
     assert convert("none", "str") == "none"
     assert convert("'quoted'", "str") == "'quoted'"
     assert convert("[1, 2]", "list[int]") == [1, 2]
 
 
-def test_a_training_and_the_pipeline_keep_each_others_records(tmp_path):
-    assert read_training(tmp_path) is None
-    manifest = Manifest.load(tmp_path / "manifest.json", "smoke")
-    manifest.save()
-    record_training(tmp_path, "smoke", {"status": "running"})
-    manifest.record("03_train", {"status": "done"})
-    manifest.save()
-    assert read_training(tmp_path) == {"status": "running"}
-    record_training(tmp_path, "smoke", {"status": "done"})
-    assert Manifest.load(tmp_path / "manifest.json", "smoke").notebooks == manifest.notebooks
-    with pytest.raises(InputError, match="profile 'smoke', not 'quick'"):
-        record_training(tmp_path, "quick", {})
+WAITS = LOG + "import time\nwhile not (Path(results) / 'go').exists():\n    time.sleep(0.05)"
 
 
-def test_environment_is_plain_json():
-    found = run_environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["cpu_count"] >= 1 and found["device"] and found["versions"]["python"]
+class Listener:
+    """Keeps the lines, and lets notebook 02 end when it has heard that its last cell runs."""
+
+    def __init__(self, out: Path):
+        self.out, self.lines = out, []
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        if re.search("02_second, cell 3/3", line):
+            (self.out / "go").touch()
 
 
-def test_results_table_without_a_file(tmp_path):
-    assert results_table(tmp_path / "results.csv") == ""
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_says_where_it_is_and_what_each_notebook_took(tmp_path, monkeypatch, jobs):
+    monkeypatch.setattr(pipeline, "PERIOD", 0.1)
+    folder, out = tmp_path / "notebooks", tmp_path / "smoke"
+    write_notebook(folder, "01_first", "1 + 1")
+    write_notebook(folder, "02_second", "1 + 1", WAITS)
+
+    def said(**options) -> str:
+        heard = Listener(out)
+        reproduce("smoke", notebooks_dir=folder, out=out, jobs=jobs, echo=heard, **options)
+        return "\n".join(heard.lines)
+
+    text = said()
+    assert re.search(r"01_first, (cell \d/2, )?\d+ s", text) and "expected" not in text
+    assert re.search(r"02_second, cell 3/3, \d+ s", text)
+    for name in ("01_first", "02_second"):
+        assert re.search(rf"^[12]/2 {name} +\d+\.\d s +\d+ MiB$", text, re.M)
+    assert text.endswith(f"{out / 'notebooks'}\nrecord of the run: {out / 'manifest.json'}")
+    (out / "go").unlink()
+    assert re.search(r"01_first, .*\d+ s of \d+ s expected", said(fresh=True))
+
+
+def test_what_is_expected_is_of_an_earlier_run_else_of_the_stored_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "checkout_root", lambda: tmp_path)
+    for name in ("01_data", "02_model", "03_train", "04_more"):
+        write_notebook(tmp_path / "notebooks", name)
+    out = tmp_path / "results" / "quick"
+    done = {"status": "done", "seconds": 3.5}
+    update_manifest(
+        out, "quick", {"01_data": done, "02_model": {"status": "failed", "seconds": 1.0}}
+    )
+
+    def expected() -> list[float | None]:
+        return [task.expected for task in pipeline.make_tasks("quick", None, None, (), {}, False)]
+
+    assert expected() == [3.5, None, None, None]
+    table = "notebook,profile,seconds\n01_data,quick,5\n02_model,quick,7\n03_train,smoke,9\n"
+    (tmp_path / "results" / "notebooks.csv").write_text(table)
+    assert expected() == [3.5, 7, None, None]
+
+
+MEET = f"""
+import time
+from pathlib import Path
+out = Path(results)
+(out / f"{{here}}.begun").touch()
+end = time.monotonic() + {PATIENCE}
+while not (out / f"{{there}}.begun").exists():
+    assert time.monotonic() < end, "the other never ran beside this one"
+    time.sleep(0.05)
+"""
+
+
+def test_independent_notebooks_run_at_once_and_others_after_what_they_need(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    write_notebook(folder, "01_a", "here, there = 'a', 'b'" + MEET + "(out / 'a').touch()")
+    write_notebook(folder, "02_b", "here, there = 'b', 'a'" + MEET)
+    needs_a = LOG + "assert (Path(results) / 'a').exists()"
+    write_notebook(folder, "03_c", needs_a, parameters=PARAMETERS + "seed: int = 0", after=["01_a"])
+    lines = run(folder, out, jobs=2, parameters={"seed": "3"})
+    ended = [line.split()[1] for line in lines if re.match(r"[123]/3 0", line)]
+    assert set(ended) == {"01_a", "02_b", "03_c"} and len(ended) == 3
+    made = read_manifest(out)
+    assert {entry["status"] for entry in made["notebooks"].values()} == {"done"}
+    assert made["parameters"] == {"seed": 3} and made["seed"] == 3
+    run(folder, out, jobs=2, parameters={"seed": "3"})
+    assert read_manifest(out)["notebooks"] == made["notebooks"]  # not run again
+
+
+def test_what_needs_a_failed_one_is_not_begun(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    write_notebook(folder, "01_a", "raise ValueError('a fault: 42')")
+    write_notebook(folder, "02_b", LOG, after=["01_a"])
+    with pytest.raises(NotebookError, match=r"(?s)01_a failed.*a fault: 42"):
+        run(folder, out, jobs=2)
+    assert not (out / "log.txt").exists()
+    with pytest.raises(InputError, match="jobs is 0"):
+        run(folder, tmp_path / "other", jobs=0)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_notebook_runs_once_at_a_time(tmp_path):
+    write_notebook(tmp_path / "notebooks", "01_first", LOG)
+    refused = pytest.raises(NotebookError, match="another process is writing")
+    with locked(tmp_path / "out" / "notebooks" / "01_first"), refused:
+        run(tmp_path / "notebooks", tmp_path / "out")
+    assert not (tmp_path / "out" / "log.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "sigint"),
+    [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_IGN)],
+    ids=["interrupted", "ended in the background"],  # where a shell has SIGINT ignored
+)
+def test_an_interruption_reaches_the_running_notebooks(tmp_path, number, sigint):
+    """They would sleep for longer than is waited."""
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    sleeps = f"import time\ntime.sleep({10 * PATIENCE})"
+    for name in ("01_a", "02_b"):
+        write_notebook(folder, name, f"{LOG}(Path(results) / '{name}').touch()\n{sleeps}")
+    words = ["reproduce", "--profile", "smoke", "--jobs", "2"]
+    words += ["--notebooks", str(folder), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crt_lib.cli", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+    )
+    wait_for(lambda: (out / "01_a").exists() and (out / "02_b").exists())
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    said = process.communicate(timeout=PATIENCE)[0].decode()
+    assert process.returncode == 130
+    assert len(started) >= 2  # a kernel for each
+    assert not psutil.wait_procs(started, timeout=PATIENCE)[1]
+    assert "the same command goes on" in said
+    found = read_manifest(out)["notebooks"]
+    assert {entry["status"] for entry in found.values()} == {"running"}

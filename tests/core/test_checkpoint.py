@@ -6,14 +6,12 @@ import subprocess
 
 import pytest
 import torch
-from closeness import near
 from safetensors.torch import load_file, save_file
 
 from crt_lib import InputError
 from crt_lib.checkpoint import load_model, read_state, restore, save_checkpoint
 from crt_lib.files import write_json
 from crt_lib.model import CRT
-from crt_lib.runs.average import average_models
 from crt_lib.runs.profiles import load_profile
 
 CONFIG = load_profile("smoke").model.replace(vocab_size=61)
@@ -44,23 +42,6 @@ def test_round_trip(tmp_path):
             assert torch.equal(value, other.state[b][key]), (name, key)
     loaded = load_model(path).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
-
-
-def test_an_average_has_the_mean_of_every_weight(tmp_path):
-    paths, models = [], []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        models.append(CRT(CONFIG))
-        paths.append(tmp_path / f"{seed}.safetensors")
-        save_checkpoint(paths[-1], models[-1], {})
-    states = [model.state_dict() for model in models]
-    for name, value in average_models(paths).state_dict().items():
-        near(value, torch.stack([state[name].double() for state in states]).mean(0), 1, name)
-    save_checkpoint(paths[1], CRT(CONFIG.replace(n_loops=5)), {})
-    with pytest.raises(InputError, match="another model"):
-        average_models(paths)
-    with pytest.raises(InputError, match="keep_every"):
-        average_models([])
 
 
 def test_batch_statistics_come_back(tmp_path):

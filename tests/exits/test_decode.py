@@ -11,7 +11,7 @@ from tiny_models import ALL_OPTIONS, exact_model
 from crt_lib import InputError, load_profile
 from crt_lib.exits.decode import Sampling, Speculation, generate
 from crt_lib.exits.policy import Policy
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.train import train
 
 PROMPTS = [[1, 2, 3], [5], [4, 5, 6, 7, 8]]

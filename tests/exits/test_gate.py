@@ -11,7 +11,8 @@ from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.exits.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.exits.policy import CRITERIA, Loop, Policy
 from crt_lib.exits.trace import apply_policy
-from crt_lib.runs.run import find_checkpoint, gate_run, load_trained_model, run_profile
+from crt_lib.runs.run import run_profile
+from crt_lib.runs.trained import find_checkpoint, gate_run, load_trained_model
 
 IDS = np.random.default_rng(0).integers(1, 37, 400)
 

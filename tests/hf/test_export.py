@@ -15,7 +15,9 @@ from crt_lib import InputError, load_profile
 from crt_lib.exits.decode import generate
 from crt_lib.hf.export import export_program, export_run
 from crt_lib.hf.lmtask import write_task
-from crt_lib.runs.run import evaluate_checkpoint, load_trained_model, run_profile
+from crt_lib.runs.run import run_profile
+from crt_lib.runs.scores import evaluate_checkpoint
+from crt_lib.runs.trained import load_trained_model
 
 pytest.importorskip("transformers")
 CASES = {"paper": {}, "all": ALL_OPTIONS}

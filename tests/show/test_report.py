@@ -7,7 +7,7 @@ import pytest
 
 from crt_lib import InputError
 from crt_lib.files import read_rows, write_rows
-from crt_lib.runs.manifest import Manifest
+from crt_lib.runs.manifest import update_manifest
 from crt_lib.show.pages import PAGES, notebook_table, record_times, update_page
 from crt_lib.show.trained import small_results
 
@@ -64,14 +64,13 @@ def test_a_missing_block_is_an_error(tmp_path):
 
 
 def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path):
-    manifest = Manifest.load(tmp_path / "smoke" / "manifest.json", "smoke")
     entry = {
         "status": "done",
         "seconds": 12.5,
         "peak_memory_bytes": 2_000_000_000,
         "environment": {"device": "a processor", "cpu_count": 2},
     }
-    manifest.record("01_data", entry)
+    update_manifest(tmp_path / "smoke", "smoke", {"01_data": entry})
     record_times(tmp_path / "smoke", tmp_path)
     (row,) = read_rows(tmp_path / "notebooks.csv")
     assert row == {
@@ -82,7 +81,7 @@ def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path):
         "device": "a processor",
         "cpu_count": 2,
     }
-    manifest.record("02_model", entry | {"status": "failed"})
+    update_manifest(tmp_path / "smoke", "smoke", {"02_model": entry | {"status": "failed"}})
     for folder in ("smoke", "quick"):
         with pytest.raises(InputError, match="no finished run"):
             record_times(tmp_path / folder, tmp_path)

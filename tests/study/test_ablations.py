@@ -8,7 +8,7 @@ from tiny_rows import rows_of
 
 from crt_lib import InputError, load_profile
 from crt_lib.files import read_rows
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.show import figures, plots
 from crt_lib.study.ablations import (
     BUDGET,

@@ -8,7 +8,8 @@ from closeness import OF_A_MODEL, roundings
 from crt_lib import load_profile
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy
-from crt_lib.runs.run import load_trained, run_profile
+from crt_lib.runs.run import run_profile
+from crt_lib.runs.trained import load_trained
 from crt_lib.study.analysis import analyse
 from crt_lib.study.policies import calibrate_taken, policies_of, taken_losses
 

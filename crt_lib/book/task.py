@@ -1,0 +1,164 @@
+"""A notebook that runs: by papermill, in a kernel of its own, watched and recorded."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from crt_lib.book.notebooks import Notebook, as_html
+from crt_lib.files import RunError, locked, write_text
+from crt_lib.runs.manifest import (
+    library_sha256,
+    now,
+    read_manifest,
+    run_environment,
+    update_manifest,
+)
+
+NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
+MARK = "CRT_NOTEBOOK"  # in the environment of a kernel and of what it starts: what runs there
+
+
+class NotebookError(RunError):
+    """Notebooks failed. The message names each, the cell, the error and how to continue."""
+
+
+@dataclass(eq=False)
+class Task:
+    """A notebook to be run into a results folder; while it runs, where it is and what it takes."""
+
+    notebook: Notebook
+    values: dict[str, Any]  # its parameters
+    out: Path
+    profile: str
+    fresh: bool  # also where it is done
+    expected: float | None  # seconds, where an earlier run tells
+    needs: tuple["Task", ...]  # those that must be done before
+    label: str  # how it is called in a run of several
+    begun: float = 0.0  # monotonic seconds
+    cell: int = 0  # that runs, counted from 1 as in the source
+    source: str = ""  # of that cell
+    peak: int = 0  # bytes of its kernel and of what that has started
+
+    def watch(self) -> str:
+        """Note its memory; its label, the cell it is at, and its seconds, of those expected."""
+        self.processes()
+        cell = f"cell {self.cell}/{self.notebook.n_cells}, " if self.cell else ""
+        limit = "" if self.expected is None else f" of {self.expected:.0f} s expected"
+        return f"{self.label}, {cell}{time.monotonic() - self.begun:.0f} s{limit}"
+
+    def processes(self) -> list[Any]:
+        """Its kernel and what that has started, by psutil; notes the most that they have held."""
+        import psutil
+
+        found, held = [], 0
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == str(self._running):
+                    held += process.memory_info().rss
+                    found.append(process)
+        self.peak = max(self.peak, held)
+        return found
+
+    @property
+    def _running(self) -> Path:
+        return self.out / "notebooks" / f"{self.notebook.name}.running.ipynb"
+
+    def run(self, stopped: Event, environment: Mapping[str, str]) -> str:
+        """Run the notebook, unless that is done; what it took. `environment`: of its kernel, too.
+
+        Its outputs appear when it has ended well. Raises InputError while another process runs it,
+        NotebookError when it fails; once `stopped` is set, that is no failure of its own.
+        """
+        import nbformat
+
+        name, running = self.notebook.name, self._running
+        final, failed = (running.with_name(f"{name}{kind}.ipynb") for kind in ("", ".failed"))
+        page = final.with_suffix(".html")
+        entry: dict[str, Any] = {
+            "source_sha256": self.notebook.source_sha256,
+            "library_sha256": library_sha256(),
+            "parameters": {k: v for k, v in self.values.items() if k not in NOT_RECORDED},
+        }
+        with locked(running.with_name(name), wait=False):
+            before = read_manifest(self.out, self.profile)["notebooks"].get(name, {})
+            stands = before.get("status") == "done" and before | entry == before
+            if stands and not self.fresh and final.is_file() and page.is_file():
+                return f"{_took(before)}  already done, skipped"
+            entry |= {"status": "running", "environment": run_environment(), "started": now()}
+            update_manifest(self.out, self.profile, {name: entry})
+            running.unlink(missing_ok=True)  # of a run that was killed
+            try:
+                self._execute(environment)
+            except Exception as error:
+                said = self._failure(error)
+                if not stopped.is_set():
+                    entry |= self._ended("failed") | {"error": said}
+                    update_manifest(self.out, self.profile, {name: entry})
+                    with contextlib.suppress(FileNotFoundError):
+                        running.replace(failed)
+                    said += f"\n  outputs so far: {failed}\n  the same command goes on"
+                raise NotebookError(said) from error
+            entry |= self._ended("done")
+            running.replace(final)
+            failed.unlink(missing_ok=True)
+            write_text(page, as_html(nbformat.read(final, 4), name))
+            update_manifest(self.out, self.profile, {name: entry})
+        return _took(entry)
+
+    def _ended(self, status: str) -> dict[str, Any]:
+        seconds = round(time.monotonic() - self.begun, 2)
+        took = {"seconds": seconds, "peak_memory_bytes": self.peak}
+        return {"status": status, "finished": now()} | took
+
+    def _failure(self, error: Exception) -> str:
+        """The notebook, the cell that ran last and the error."""
+        first, *_ = self.source.strip().splitlines() or ["(empty)"]
+        where = f"in cell {self.cell}: {first}" if self.cell else "before its first cell"
+        kind = getattr(error, "ename", type(error).__name__)
+        text = str(getattr(error, "evalue", error)).strip()
+        return f"notebook {self.notebook.name} failed {where}\n  {kind}: {text}"
+
+    def _at_cell(self, cell: Any, cell_index: int) -> None:
+        """Called by nbclient before each cell, also those that papermill has added."""
+        if "injected-parameters" not in cell.metadata.get("tags", []):
+            self.cell, self.source = self.cell + 1, cell.source
+
+    def _execute(self, environment: Mapping[str, str]) -> None:
+        """By papermill, with a kernel of this very interpreter."""
+        import papermill
+        from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+        from jupyter_client.kernelspec import KernelSpec
+        from jupyter_client.manager import AsyncKernelManager
+
+        marked = {**environment, MARK: str(self._running)}
+
+        class ThisInterpreter(AsyncKernelManager):
+            """Whatever kernels are installed for the user, the notebooks see these packages."""
+
+            @property
+            def kernel_spec(self) -> KernelSpec:
+                return KernelSpec(resource_dir=RESOURCES, env=marked, **get_kernel_dict())
+
+        # Its only warnings here are about annotations that it does not know, such as `int | None`.
+        logging.getLogger("papermill").setLevel(logging.ERROR)
+        paths = (str(path) for path in (self.notebook.path, self._running))
+        papermill.execute_notebook(
+            *(path.replace("{", "{{").replace("}", "}}") for path in paths),
+            parameters=self.values,
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=ThisInterpreter,
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": str(self.notebook.path.parent)}},
+            on_cell_start=self._at_cell,
+            progress_bar=False,
+        )
+
+
+def _took(entry: Mapping[str, Any]) -> str:
+    return f"{entry['seconds']:8.1f} s  {entry['peak_memory_bytes'] / 2**20:7,.0f} MiB"
