@@ -12,7 +12,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 	core/test_schedule core/test_train core/test_updates audit/test_accounting audit/test_audit \
 	audit/test_causality audit/test_compare exits/test_decode exits/test_exits exits/test_gate \
 	exits/test_perloop exits/test_step exits/test_trace hf/test_baselines bench/test_benchstep bench/test_quantize \
-	commands/test_recipe_options)
+	core/test_recipe_options)
 
 # What is installed is compiled when it is first imported, and then kept.
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,11 +1,11 @@
 """The commands that make results and pages: `crt search`, `gpu`, `claims`, `report`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from crt_lib.commands.options import Results
+from crt_lib.commands import options
 
 app = typer.Typer()
 
@@ -20,50 +20,29 @@ def search(
     rates: Annotated[list[float], typer.Option("--lr", help="Learning rate (repeatable).")],
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
     updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Equal time: minutes of one processor for each.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Equal time: processor minutes.")] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
-    documents: Annotated[
-        bool, typer.Option(help="Also score the documents of test, for intervals.")
-    ] = False,
+    documents: Annotated[bool, typer.Option(help="Also score the documents of test.")] = False,
     tuned: Annotated[
         bool,
-        typer.Option(
-            "--tune",
-            help="Halve or double each arm's rate with the first seed until its best has a worse "
-            "one on either side; then train the other seeds at the best.",
-        ),
+        typer.Option("--tune", help="Find each arm's best rate with the first seed, for the rest."),
     ] = False,
 ) -> None:
-    """Train named configurations for equal tokens or equal time, and compare them on valid."""
+    """Train named configurations for equal tokens or equal time, and compare them on valid.
+
+    With --tune an arm's rate is halved or doubled until its best has a worse one on either side.
+    """
     from crt_lib.study.ladder import choose_arms
     from crt_lib.study.search import grid, search as run_search, tune
 
     chosen, seeds = choose_arms(arms), seeds or [0]
+    how: dict[str, Any] = {"jobs": jobs, "threads": threads, "documents": documents}
+    how["echo"] = typer.echo
     if tuned:
-        tune(
-            chosen,
-            out,
-            rates,
-            seeds,
-            updates=updates,
-            minutes=minutes,
-            jobs=jobs,
-            threads=threads,
-            documents=documents,
-            echo=typer.echo,
-        )
+        tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
-        run_search(
-            grid(chosen, rates, seeds, updates, minutes),
-            out,
-            jobs=jobs,
-            threads=threads,
-            documents=documents,
-            echo=typer.echo,
-        )
+        run_search(grid(chosen, rates, seeds, updates, minutes), out, **how)
 
 
 @app.command()
@@ -87,7 +66,7 @@ def gpu(
 
 @app.command()
 def claims(
-    results: Results = Path("results"),
+    results: options.Results = Path("results"),
 ) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
     from crt_lib.study.claims import write_claims
@@ -103,7 +82,7 @@ def claims(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Option(help="Where the pages are.", exists=True)] = Path("."),
-    results: Results = Path("results"),
+    results: options.Results = Path("results"),
     times: Annotated[
         Path | None,
         typer.Option(help="First take the notebooks' times from this run of `crt reproduce`."),
