@@ -20,7 +20,7 @@ WIKITEXT = ("wikitext-103", "wikitext-2")
 CORPORA = (*WIKITEXT, "docstrings", "grammar")
 
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
-_ARTICLE = re.compile(r"^ \n = (?!= )[^\n]* = \n(?= \n)", re.MULTILINE)
+_ARTICLE = re.compile(r"^(?= \n = (?!= )[^\n]* = \n \n)", re.MULTILINE)  # where one begins
 _PARAGRAPH = re.compile(r".+?(?:\n(?:[^\S\n]*\n)+|\Z)", re.DOTALL)
 
 T = TypeVar("T")
@@ -73,9 +73,7 @@ class Corpus:
         """
         text = self.split(name).text
         if self.name in WIKITEXT:
-            starts = [match.start() for match in _ARTICLE.finditer(text)]
-            bounds = [0, *(start for start in starts if start), len(text)]
-            return [text[a:b] for a, b in itertools.pairwise(bounds)]
+            return [article for article in _ARTICLE.split(text) if article]
         if self.name == "grammar":
             return text.splitlines(keepends=True)
         return _PARAGRAPH.findall(text)

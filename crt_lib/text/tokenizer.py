@@ -78,7 +78,7 @@ class ByteLevelBPE(Tokenizer):
         self.name, self._backend = name, backend
         backend.encode_special_tokens = True
         self.vocab_size = backend.get_vocab_size()
-        self.eot_id = backend.token_to_id(END_OF_TEXT)
+        self.eot_id = backend.get_vocab()[END_OF_TEXT]
         self.fingerprint = sha256(backend.to_str().encode())
 
     def encode(self, text: str) -> np.ndarray:
