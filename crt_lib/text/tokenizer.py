@@ -9,7 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from safetensors.numpy import load, save
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from crt_lib.files import InputError, sha256, write_text
@@ -157,10 +156,7 @@ class TokenSplit(Split):
     @cached_property
     def lines(self) -> list[np.ndarray]:
         """The released protocol's lines (`released_lines`), each encoded by itself and whole."""
-        encode = self.tokenizer.encode_lines
-        return _kept_tokens(
-            "lines", self, self.tokenizer, lambda: encode(released_lines(self.text))
-        )
+        return self.tokenizer.encode_lines(released_lines(self.text))
 
 
 @dataclass(frozen=True)
@@ -233,23 +229,11 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:
     """Encode every split, or read its token stream where an earlier run has kept it."""
 
     def encoded(split: Split) -> TokenSplit:
-        (ids,) = _kept_tokens("stream", split, tokenizer, lambda: [tokenizer.encode(split.text)])
-        return TokenSplit(split.text, ids, tokenizer)
+        key = f"{split.sha256[:32]}-{tokenizer.fingerprint[:32]}"
+        stored = kept(f"tokens/{key}", lambda: tokenizer.encode(split.text).tobytes())
+        return TokenSplit(split.text, np.frombuffer(stored, np.int32), tokenizer)
 
     return TokenizedCorpus(corpus, tokenizer, *(encoded(corpus.split(name)) for name in SPLITS))
-
-
-def _kept_tokens(
-    kind: str, text: Split, tokenizer: Tokenizer, encode: Callable[[], list[np.ndarray]]
-) -> list[np.ndarray]:
-    def encoded() -> bytes:
-        parts = encode()
-        lengths = np.array([len(part) for part in parts], dtype=np.int64)
-        return save({"ids": np.concatenate([np.empty(0, np.int32), *parts]), "lengths": lengths})
-
-    stored = load(kept(f"tokens/{kind}-{text.sha256[:32]}-{tokenizer.fingerprint[:32]}", encoded))
-    ids, ends = stored["ids"], stored["lengths"].cumsum()
-    return np.split(ids, ends[:-1]) if len(ends) else []
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -129,17 +129,13 @@ def test_token_streams_are_the_text_and_nothing_else(corpus: Corpus, name: str):
 
 def test_kept_streams_are_read_and_equal(corpus: Corpus, bpe: Tokenizer, monkeypatch):
     first = tokenize(corpus, bpe)
-    lines = first.valid.lines
     monkeypatch.setattr(bpe, "_encoded", lambda _: pytest.fail("encoded again"))
-    again = tokenize(corpus, bpe)
-    assert again.record() == first.record()
-    assert [x.tolist() for x in again.valid.lines] == [x.tolist() for x in lines]
+    assert tokenize(corpus, bpe).record() == first.record()
 
 
 def test_a_split_without_long_lines_has_no_rows(bpe: Tokenizer):
     short = Split("short\n")
-    for _ in range(2):
-        assert tokenize(Corpus("short", short, short, short), bpe).train.lines == []
+    assert tokenize(Corpus("short", short, short, short), bpe).train.lines == []
 
 
 def test_gpt2_without_its_files_says_what_to_do(corpus: Corpus, monkeypatch, tmp_path: Path):
