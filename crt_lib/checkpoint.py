@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crt_lib.config import AnyModelConfig, LanguageModel, config_from_dict, make_model
-from crt_lib.files import InputError, atomic_path, check_sum, write_json
+from crt_lib.files import InputError, atomic_path, check_sum, write_json, write_text
 
 
 def save_checkpoint(
@@ -190,8 +190,7 @@ class RunFolder:
             )
         os.truncate(self.metrics, metrics_bytes)
         rows = _rows(self.timing)[:updates_done]
-        with atomic_path(self.timing) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.timing, "".join(json.dumps(row) + "\n" for row in rows))
         return rows[-1]["seconds"] if rows else 0.0
 
     def sync(self) -> None:

@@ -45,26 +45,22 @@ class Evaluation:
 
     def rows(self, **labels: Any) -> list[dict[str, Any]]:
         """A row an exit: loss and token PPL; word PPL exp(nll / words) and bits per byte."""
-        rows = []
-        for loop, loss in self.loss.items():
-            nll = loss * self.tokens
-            per_word = exp(nll / self.words) if self.words else None
-            per_byte = nll / math.log(2) / self.original_bytes if self.original_bytes else None
-            rows.append(
-                {
-                    **labels,
-                    "protocol": self.protocol,
-                    "exit": loop,
-                    "tokens": self.tokens,
-                    "words": self.words,
-                    "bytes": self.original_bytes,
-                    "loss": loss,
-                    "token_ppl": exp(loss),
-                    "word_ppl": per_word,
-                    "bits_per_byte": per_byte,
-                }
-            )
-        return rows
+        words, in_bytes = self.words, self.original_bytes
+        return [
+            {
+                **labels,
+                "protocol": self.protocol,
+                "exit": loop,
+                "tokens": self.tokens,
+                "words": words,
+                "bytes": in_bytes,
+                "loss": loss,
+                "token_ppl": exp(loss),
+                "word_ppl": exp(loss * self.tokens / words) if words else None,
+                "bits_per_byte": loss * self.tokens / math.log(2) / in_bytes if in_bytes else None,
+            }
+            for loop, loss in self.loss.items()
+        ]
 
 
 def evaluate(
