@@ -7,6 +7,7 @@ import typer
 
 from crt_lib.commands import options
 from crt_lib.config import ModelConfig
+from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.profiles import load_profile
 
 bench_app = typer.Typer(
@@ -38,7 +39,6 @@ def bench_train(
     config = ModelConfig().replace(**options.settings(changes))
 
     from crt_lib.bench.training import bench_training, keep_others, print_bench
-    from crt_lib.files import read_rows, write_rows
 
     rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
     print_bench(rows, parts)
@@ -123,7 +123,6 @@ def bench_cost_command(
 ) -> None:
     """Cost against size: tokens/s and peak memory by batch, length, loops, width and threads."""
     from crt_lib.bench.cost import bench_cost
-    from crt_lib.files import write_rows
 
     rows = bench_cost(seconds, echo=typer.echo)
     if out is not None:

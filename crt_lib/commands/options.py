@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crt_lib.files import InputError
+from crt_lib.files import InputError, write_rows
 from crt_lib.runs.profiles import Profile
 
 # With a value for `--help` where it is not given, typer converts nothing and imports no pydantic.
@@ -81,8 +81,6 @@ def key_value(text: str) -> tuple[str, str]:
 
 def show_rows(rows: list[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
     """Print rows of a table, measurements in five digits, and write them to a CSV file `out`."""
-    from crt_lib.files import write_rows
-
     for row in rows:
         cells = {name: f"{x:.5g}" if isinstance(x, float) else x for name, x in row.items()}
         line = "  ".join(f"{name} {cell}" for name, cell in cells.items() if cell is not None)

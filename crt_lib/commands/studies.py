@@ -38,7 +38,6 @@ def search(
 
     chosen, seeds = choose_arms(arms), seeds or [0]
     how: dict[str, Any] = {"jobs": jobs, "threads": threads, "documents": documents}
-    how["echo"] = typer.echo
     if tuned:
         tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
@@ -65,9 +64,7 @@ def gpu(
 
 
 @app.command()
-def claims(
-    results: options.Results = Path("results"),
-) -> None:
+def claims(results: options.Results = Path("results")) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
     from crt_lib.study.claims import write_claims
     from crt_lib.study.ledger import summary

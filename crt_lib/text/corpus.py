@@ -5,11 +5,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from crt_lib.data import MIN_LINE
 from crt_lib.files import InputError, atomic_path, cache_root, sha256
@@ -22,8 +22,6 @@ CORPORA = (*WIKITEXT, "docstrings", "grammar")
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
 _ARTICLE = re.compile(r"^(?= \n = (?!= )[^\n]* = \n \n)", re.MULTILINE)  # where one begins
 _PARAGRAPH = re.compile(r".+?(?:\n(?:[^\S\n]*\n)+|\Z)", re.DOTALL)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,10 +143,11 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     return data
 
 
-def from_hub(what: str, advice: str, fetch: Callable[[], T]) -> T:
-    """What `fetch` brings from the Hugging Face hub; raises InputError with `advice`."""
+@contextlib.contextmanager
+def from_hub(what: str, advice: str) -> Iterator[None]:
+    """Fetch `what` from the Hugging Face hub inside; raises InputError with `advice`."""
     try:
-        return fetch()
+        yield
     except Exception as error:  # whatever the library raises, the next step is the same
         raise InputError(
             f"cannot fetch {what}: {error}. Connect to the network, {advice}"
@@ -183,17 +182,15 @@ def _wikitext_files(name: str, root: Path) -> dict[str, Path]:
 
 
 def _hub_wikitext(name: str, repository: str, variant: str) -> dict[str, str]:
-    def fetch() -> dict[str, str]:
+    advice = (
+        f"pip install 'crt-lm[notebooks]', set CRT_DATA_ROOT to a folder that holds "
+        f"{name}/wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, or use corpus "
+        "'docstrings', which needs no network"
+    )
+    with from_hub(f"corpus {name!r} ({repository}, {variant})", advice):
         from datasets import load_dataset
 
         rows = load_dataset(repository, variant)
         parts = zip(SPLITS, ("train", "validation", "test"), strict=True)
         # the hub's rows keep their line end, save that a blank line has become an empty row
         return {split: "".join(row or " \n" for row in rows[part]["text"]) for split, part in parts}
-
-    advice = (
-        f"pip install 'crt-lm[notebooks]', set CRT_DATA_ROOT to a folder that holds "
-        f"{name}/wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, or use corpus "
-        "'docstrings', which needs no network"
-    )
-    return from_hub(f"corpus {name!r} ({repository}, {variant})", advice, fetch)

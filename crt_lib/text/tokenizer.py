@@ -266,7 +266,8 @@ def _gpt2() -> ByteLevelBPE:
     if root:
         paths = [str(Path(root) / "gpt2" / name) for name in names]
     else:
-        paths = from_hub("tokenizer 'gpt2'", advice, lambda: [_hub_file(name) for name in names])
+        with from_hub("tokenizer 'gpt2'", advice):
+            paths = [_hub_file(name) for name in names]
     try:
         backend = _byte_level(models.BPE.from_file(*paths))
         backend.add_special_tokens([END_OF_TEXT])
