@@ -88,7 +88,11 @@ def evaluate(
         if stride is not None or max_tokens is not None:
             raise InputError("the released protocol has no stride and counts lines, not tokens")
         rows = evaluation_lines(split.lines[:max_lines], seq_len, batch_size, eot_id)
-        return _evaluate_released(model, rows)
+        parts = [sum_losses(model, [batch]) for batch in rows]
+        if not parts:
+            raise InputError("the released protocol scores lines over 50 characters; there is none")
+        means = {k: float(np.mean([total[k] / n for total, n in parts])) for k in parts[0][0]}
+        return Evaluation("released", means, sum(n for _, n in parts))
     if protocol != "honest":
         raise InputError(f"protocol is {protocol!r}; choose 'honest' or 'released'")
     ids = split.ids if max_tokens is None else split.ids[:max_tokens]
@@ -135,14 +139,6 @@ def device_of(model: Model) -> torch.device:
     """That of its parameters; the CPU for a function."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in parameters), torch.device("cpu"))
-
-
-def _evaluate_released(model: Model, rows: Iterable[Batch]) -> Evaluation:
-    parts = [sum_losses(model, [batch]) for batch in rows]
-    if not parts:
-        raise InputError("the released protocol scores lines over 50 characters; there is none")
-    means = {k: float(np.mean([total[k] / n for total, n in parts])) for k in parts[0][0]}
-    return Evaluation("released", means, sum(n for _, n in parts))
 
 
 def sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:
