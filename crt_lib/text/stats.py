@@ -50,20 +50,20 @@ def padding_share(split: TokenSplit, seq_len: int = RELEASED_SEQ_LEN) -> float |
     return PaddedLines(split.lines, seq_len, batch_size=1, seed=0, eot_id=eot_id).padding_share
 
 
-def line_length_rows(data: TokenizedCorpus, split: str = "train") -> list[dict[str, Any]]:
-    """How many lines over 50 characters have `shortest`..`longest` tokens, in bins of 16.
+def line_length_rows(data: TokenizedCorpus) -> list[dict[str, Any]]:
+    """How many lines of train over 50 characters have `shortest`..`longest` tokens, in bins of 16.
 
     What is longer than 384 tokens, the length at which the released script cuts, is one bin with
     `longest` None.
     """
     n_bins = RELEASED_SEQ_LEN // BIN
-    lengths = np.array([len(line) for line in data.split(split).lines], dtype=np.int64)
+    lengths = np.array([len(line) for line in data.train.lines], dtype=np.int64)
     counts = np.bincount(np.minimum((lengths - 1) // BIN, n_bins), minlength=n_bins + 1)
     return [
         {
             "corpus": data.corpus.name,
             "tokenizer": data.tokenizer.name,
-            "split": split,
+            "split": "train",
             "shortest": i * BIN + 1,
             "longest": (i + 1) * BIN if i < n_bins else None,
             "lines": count,
@@ -72,14 +72,12 @@ def line_length_rows(data: TokenizedCorpus, split: str = "train") -> list[dict[s
     ]
 
 
-def write_statistics(
-    out: str | Path, corpus: str = "wikitext-2", tokenizers: Sequence[str] = MEASURED
-) -> None:
-    """Measure a corpus with each tokenizer: `out`/data.csv and `out`/line_lengths.csv.
+def write_statistics(out: str | Path, tokenizers: Sequence[str] = MEASURED) -> None:
+    """Measure WikiText-2 with each tokenizer: `out`/data.csv and `out`/line_lengths.csv.
 
     Raises InputError when the corpus or a tokenizer cannot be had; nothing is written then.
     """
-    text = load_corpus(corpus)
+    text = load_corpus("wikitext-2")
     measured = [tokenize(text, load_tokenizer(name, text)) for name in tokenizers]
     for file, rows_of in (("data.csv", data_rows), ("line_lengths.csv", line_length_rows)):
         write_rows(Path(out) / file, [row for data in measured for row in rows_of(data)])
