@@ -81,11 +81,9 @@ class ByteLevelBPE(Tokenizer):
         self.fingerprint = sha256(backend.to_str().encode())
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, (tokens,) int32; no special token is added."""
         return np.concatenate([np.empty(0, np.int32), *self._encoded(_chunks(text))])
 
     def encode_lines(self, lines: Sequence[str]) -> list[np.ndarray]:
-        """Each line's ids, int32, every line encoded by itself."""
         return list(self._encoded(lines))
 
     def byte_lengths(self, ids: np.ndarray) -> np.ndarray:
