@@ -62,9 +62,9 @@ def bench_decode_command(
     """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
     import torch
 
-    from crt_lib.study.analysis import judge_run
+    from crt_lib.study.analysis import analyse
 
-    judged = judge_run(checkpoint)
+    judged = analyse(checkpoint)
     judged.model.to(torch.bfloat16 if bf16 else torch.float32)
     how = {"new_tokens": new_tokens, "rounds": rounds, "uncached": uncached, "only": only or ()}
     rows = []

@@ -310,7 +310,7 @@ def calibrate(
     `allowed` is a share of the perplexity: 0.005 for +0.5 %; negative, it asks for better than full
     depth. Where asking costs more than leaving saves, that is a fixed exit, and full depth where
     nothing keeps the promise. Raises InputError for -1 or less, and for a criterion that the trace
-    has not. What decoding loses besides is in `crt_lib.study.analysis.calibrate_taken`.
+    has not. What decoding loses besides is in `crt_lib.study.policies.calibrate_taken`.
     """
     if allowed <= -1:
         raise InputError(f"the allowed loss is {allowed}; it must be above -1")

@@ -22,14 +22,14 @@ from crt_lib.gpu.parts import Job, Part, Table, Unfinished, run_parts
 from crt_lib.gpu.steps import run_memory, run_steps
 from crt_lib.gpu.training import run_training
 from crt_lib.runs.manifest import checkout_root
-from crt_lib.study.analysis import judge_run
+from crt_lib.study.analysis import analyse
 
 DECODED = Path("results/small/crt2")  # the run that decodes: policies and traces are stored there
 
 
 def run_decode(job: Job) -> None:
     """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
-    judged = judge_run(checkout_root() / DECODED)
+    judged = analyse(checkout_root() / DECODED)
     table = Table(job.out / "decode.csv", "batch")
     for batch_size in (1, 8):
         if table.find(batch_size):

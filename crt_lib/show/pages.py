@@ -95,7 +95,7 @@ def _largest_steps(rows: list[dict[str, Any]]) -> str:
 
 
 def _change(name: str) -> str:
-    return LADDER[-1].name if name == "crt2" else name
+    return list(LADDER)[-1] if name == "crt2" else name
 
 
 def _difference(row: dict[str, Any]) -> str:

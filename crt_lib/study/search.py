@@ -1,11 +1,13 @@
 """Many short trainings compared on valid: equal tokens or equal time, several at once."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +17,6 @@ from typing import Any
 
 import torch
 
-from crt_lib.audit.accounting import count_parameters
 from crt_lib.audit.compare import document_of_tokens, score_documents
 from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import read_timing
@@ -40,41 +41,30 @@ class Trial:
 
     @property
     def key(self) -> Row:
-        """What tells its rows from those of other trials."""
-        config = self.profile.train
+        """What tells its rows from those of other trials.
+
+        `settings`: a fingerprint of everything that is trained: rows of an arm that was changed
+        differ. Not of the precision, which is the machine's: the stored rows were trained in bf16.
+        """
+        of, config = self.profile, self.profile.train
+        made = config.replace(precision="bf16").to_dict()
+        settings = json.dumps([of.model.to_dict(), made, of.corpus, of.tokenizer], sort_keys=True)
         return {
             "arm": self.arm,
             "budget": f"{self.minutes:g} min" if self.minutes else f"{config.updates} updates",
             "max_lr": config.max_lr,
             "seed": config.seed,
-            "settings": self.settings,
+            "settings": "s" + sha256(settings.encode())[:11],  # never a number
         }
 
-    @property
-    def settings(self) -> str:
-        """A fingerprint of everything that is trained: rows of an arm that was changed differ.
-
-        Not of the precision, which is the machine's: the stored rows were trained in bf16.
-        """
-        train = self.profile.train.replace(precision="bf16")
-        of = self.profile
-        settings = [of.model.to_dict(), train.to_dict(), of.corpus, of.tokenizer]
-        return "s" + sha256(json.dumps(settings, sort_keys=True).encode())[:11]  # never a number
-
-    def is_in(self, rows: Iterable[Row]) -> bool:
-        """Whether one of `rows` is of it."""
-        return any(self._made(row) for row in rows)
-
-    def loss(self, rows: Iterable[Row]) -> float:
-        """The loss of the row that is of it."""
-        return next(row["valid_loss"] for row in rows if self._made(row))
-
-    def _made(self, row: Row) -> bool:
-        return all(row.get(name) == value for name, value in self.key.items())
+    def row(self, rows: Iterable[Row]) -> Row | None:
+        """The first of `rows` that is of it."""
+        key = self.key
+        return next((row for row in rows if key.items() <= row.items()), None)
 
 
 def grid(
-    arms: dict[str, Profile],
+    arms: Mapping[str, Profile],
     rates: Sequence[float],
     seeds: Sequence[int] = (0,),
     updates: int | None = None,
@@ -91,14 +81,11 @@ def grid(
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes is {minutes}; it must be positive")
     trials = []
-    for seed in seeds:
-        for name, profile in arms.items():
-            for rate in rates:
-                changes = {"max_lr": rate, "seed": seed, "eval_every": 0, "checkpoint_every": NEVER}
-                if updates is not None:
-                    changes["updates"] = updates
-                trained = profile.replace(train=profile.train.replace(**changes))
-                trials.append(Trial(name, trained, minutes))
+    for seed, (name, profile), rate in itertools.product(seeds, arms.items(), rates):
+        changes = {"max_lr": rate, "seed": seed, "eval_every": 0, "checkpoint_every": NEVER}
+        changes |= {} if updates is None else {"updates": updates}
+        trained = profile.replace(train=profile.train.replace(**changes))
+        trials.append(Trial(name, trained, minutes))
     return trials
 
 
@@ -114,20 +101,19 @@ def search(
     """Run the trials, `jobs` at a time, and add a row of each to `out`, a CSV file; its rows.
 
     A job has `threads` threads; None: an equal share of the processors, but one for a trial of
-    `minutes`: those are of processor time, which work elsewhere on the machine hardly changes. The
-    updates that fit into them are fixed before the run, from the arm's pace, so that the learning
-    rate ends where it should. A row has the parameters, tokens, seconds and, by exit, the loss in
+    `minutes`: those are of processor time, and the updates that fit into them are fixed before the
+    run, from the arm's pace. A row has the parameters, tokens, seconds and, by exit, the loss in
     nats on the first `eval_tokens` of valid (arms must share a tokenizer). `valid_loss` is the last
     exit's, for a model that sees the future its deployable loss, and infinite where the training
     broke. With `documents`, test is scored too, the last exit's nats by document going to
-    `documents_file(out)`. Trials whose rows are there are not run again.
+    `documents_file(out)`. Trials whose rows are there are not run again. Raises InputError for no
+    jobs.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     out = Path(out)
-    done = _read(out)
-    scored = _read(documents_file(out))
-    waiting = [t for t in trials if not t.is_in(done) or (documents and not t.is_in(scored))]
+    done, scored = _read(out), _read(documents_file(out))
+    waiting = [t for t in trials if not t.row(done) or (documents and not t.row(scored))]
     share = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
@@ -151,7 +137,7 @@ def search(
 
 
 def tune(
-    arms: dict[str, Profile],
+    arms: Mapping[str, Profile],
     out: str | Path,
     rates: Sequence[float],
     seeds: Sequence[int] = (0,),
@@ -165,24 +151,22 @@ def tune(
     An arm's rates are halved or doubled until its best has a worse one on either side. `how` goes
     to `search`. Returns the rows of `out`.
     """
-
-    def trials(name: str, at: Sequence[float], of: Sequence[int]) -> list[Trial]:
-        return grid({name: arms[name]}, at, of, updates, minutes)
-
-    tried = {name: trials(name, rates, seeds[:1]) for name in arms}
-    waiting = [trial for mine in tried.values() for trial in mine]
+    waiting = grid(arms, rates, seeds[:1], updates, minutes)
+    tried, best = list(waiting), {}
     while waiting:
         rows = search(waiting, out, **how)
-        waiting, best = [], {}
-        for name, mine in tried.items():
-            losses = {t.profile.train.max_lr: t.loss(rows) for t in mine}
-            lowest, rate, highest = min(losses), min(losses, key=losses.__getitem__), max(losses)
-            beyond = [rate / 2] * (rate == lowest) + [rate * 2] * (rate == highest)
-            more = trials(name, beyond, seeds[:1]) if beyond else []
-            best[name] = rate
-            mine += more
-            waiting += more
-    others = [trial for name, rate in best.items() for trial in trials(name, [rate], seeds[1:])]
+        waiting = []
+        for name, profile in arms.items():
+            found = [row for trial in tried if trial.arm == name and (row := trial.row(rows))]
+            losses = {row["max_lr"]: row["valid_loss"] for row in found}
+            best[name] = rate = min(losses, key=losses.__getitem__)
+            beyond = [rate / 2] * (rate == min(losses)) + [rate * 2] * (rate == max(losses))
+            if beyond:
+                waiting += grid({name: profile}, beyond, seeds[:1], updates, minutes)
+        tried += waiting
+    others = []
+    for name, rate in best.items():
+        others += grid({name: arms[name]}, [rate], seeds[1:], updates, minutes)
     return search(others, out, **how)
 
 
@@ -195,74 +179,50 @@ def run_trial(trial: Trial, threads: int, documents: bool) -> tuple[Row, list[Ro
     """One trial, in this process; its row and, if asked for, those of test's documents."""
     torch.set_num_threads(threads)
     data = load_data(trial.profile)
-    model_config = trial.profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    config = trial.profile.train
     if documents:
         document_of_tokens(data, "test")  # or an error, before the training
-    with tempfile.TemporaryDirectory() as folder:
+    model = trial.profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    config, final = trial.profile.train, model.n_loops
+    row = trial.key | {"parameters": 0, "updates": config.updates, "tokens": 0, "threads": threads}
+    row |= {"seconds": 0.0, "cpu_seconds": 0.0, "valid_loss": math.inf, "exit_losses": ""}
+    by_document: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(TrainingError):
 
         def run(**changes: Any) -> tuple[TrainResult, float]:
-            begun = time.process_time()
-            settings = config.replace(**changes)
-            result = train(model_config, settings, data, folder, resume=False, progress=False)
+            begun, settings = time.process_time(), config.replace(**changes)
+            result = train(model, settings, data, folder, resume=False, progress=False)
             if not result.finished:
                 raise KeyboardInterrupt
             return result, time.process_time() - begun
 
-        try:
-            if trial.minutes is not None:
-                run(updates=1, eval_tokens=256)  # what only the first run of a process does
-                _, first = run(updates=WARM_UP, eval_tokens=256)
-                _, both = run(updates=WARM_UP + TIMED, eval_tokens=256)
-                pace = max(both - first, both / 2) / TIMED
-                config = config.replace(updates=max(1, round(60 * trial.minutes / pace)))
-            result, processor = run()
-        except TrainingError:
-            return trial.key | _row(0, config.updates, 0, threads, 0.0, 0.0, {}, math.inf), []
-        seconds = read_timing(Path(folder))[-1]["seconds"]
-    last = result.metrics[-1]
-    losses = {loop: last[f"valid_loss_{loop}"] for loop in model_config.head_loops}
-    final = model_config.n_loops
-    loss = losses[final]
-    if not getattr(model_config, "causal", True):
-        ids, eot = data.valid.ids, data.tokenizer.eot_id
-        loss = evaluate_deployable(result.model, ids, eot, seq_len=64).loss[final]
-    parameters = count_parameters(result.model)
-    row = trial.key | _row(
-        parameters, config.updates, last["tokens"], threads, seconds, processor, losses, loss
-    )
-    if not documents:
-        return row, []
-    scored = score_documents(result.model, data, "test", config.seq_len)
-    return row, [
-        trial.key
-        | {"document": i, "bytes": int(size), "tokens": int(tokens), "nll": round(float(nll), 3)}
-        for i, (size, tokens, nll) in enumerate(
-            zip(scored.bytes, scored.tokens, scored.nll[final], strict=True)
-        )
-    ]
-
-
-def _row(
-    parameters: int,
-    updates: int | None,
-    tokens: int,
-    threads: int,
-    seconds: float,
-    cpu_seconds: float,
-    losses: dict[int, float],
-    loss: float,
-) -> Row:
-    return {
-        "parameters": parameters,
-        "updates": updates,
-        "tokens": tokens,
-        "threads": threads,
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 1),
-        "valid_loss": loss,
-        "exit_losses": " ".join(f"{loop}:{loss:.4f}" for loop, loss in losses.items()),
-    }
+        if trial.minutes is not None:
+            run(updates=1, eval_tokens=256)  # what only the first run of a process does
+            _, first = run(updates=WARM_UP, eval_tokens=256)
+            _, both = run(updates=WARM_UP + TIMED, eval_tokens=256)
+            pace = max(both - first, both / 2) / TIMED
+            row["updates"] = max(1, round(60 * trial.minutes / pace))
+        result, seconds = run(updates=row["updates"])
+        losses = {loop: result.metrics[-1][f"valid_loss_{loop}"] for loop in model.head_loops}
+        row |= {
+            "parameters": sum(p.numel() for p in result.model.parameters()),
+            "tokens": result.metrics[-1]["tokens"],
+            "seconds": round(read_timing(folder)[-1]["seconds"], 1),
+            "cpu_seconds": round(seconds, 1),
+            "valid_loss": losses[final],
+            "exit_losses": " ".join(f"{loop}:{loss:.4f}" for loop, loss in losses.items()),
+        }
+        if not getattr(model, "causal", True):
+            ids, eot = data.valid.ids, data.tokenizer.eot_id
+            alone = evaluate_deployable(result.model, ids, eot, seq_len=64)
+            row["valid_loss"] = alone.loss[final]
+        if documents:
+            scored = score_documents(result.model, data, "test", config.seq_len)
+            columns = scored.bytes.tolist(), scored.tokens.tolist(), scored.nll[final].tolist()
+            by_document = [
+                trial.key | {"document": i, "bytes": size, "tokens": tokens, "nll": round(nll, 3)}
+                for i, (size, tokens, nll) in enumerate(zip(*columns, strict=True))
+            ]
+    return row, by_document
 
 
 def _read(path: Path) -> list[Row]:
@@ -272,49 +232,40 @@ def _read(path: Path) -> list[Row]:
 def _add(path: Path, rows: list[Row]) -> None:
     """Add `rows` to the table, in place of those of the same trials of an arm as it was before."""
 
-    def key(row: Row) -> tuple[Any, ...]:
-        return tuple(row.get(name) for name in ("arm", "budget", "max_lr", "seed", "document"))
+    def place(row: Row) -> list[Any]:
+        return [row.get(name) for name in ("arm", "budget", "max_lr", "seed", "document")]
 
-    if not rows:
-        return
-    new = {key(row) for row in rows}
-    with locked(path):
-        write_rows(path, [row for row in _read(path) if key(row) not in new] + rows)
+    if rows:
+        new = list(map(place, rows))
+        with locked(path):
+            write_rows(path, [row for row in _read(path) if place(row) not in new] + rows)
 
 
 def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row]:
     """A row an arm of `arms` that `rows` have for `budget`, at the learning rate tuned for it.
 
-    The rate is that of the lowest loss with the lowest seed. `loss` is the mean over the seeds at
-    that rate, `low` and `high` their range; `edge` says that no lower or no higher rate was tried,
-    so that the arm may reach less.
+    The rate is that of the lowest loss with the lowest seed. `loss` and `exit_losses` are means
+    over the seeds at that rate, `low` and `high` the range; `edge` says that no lower or no higher
+    rate was tried, so that the arm may reach less.
     """
-    summary = []
-    of_budget = [row for row in rows if row["budget"] == budget]
+    summary, rows = [], list(rows)
     for arm in arms:
-        mine = [row for row in of_budget if row["arm"] == arm]
+        mine = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
         if not mine:
             continue
         seed = min(row["seed"] for row in mine)
         tuned = {row["max_lr"]: row for row in mine if row["seed"] == seed}
         first = min(tuned.values(), key=lambda row: row["valid_loss"])
         rate = first["max_lr"]
-        losses = [row["valid_loss"] for row in mine if row["max_lr"] == rate]
+        seeds = [row for row in mine if row["max_lr"] == rate]
+        losses = [row["valid_loss"] for row in seeds]
+        exits = [found for found in map(exit_losses, seeds) if found] or [{}]
+        names = ("arm", "parameters", "updates", "max_lr", "cpu_seconds")
         summary.append(
-            {
-                "arm": arm,
-                "parameters": first["parameters"],
-                "updates": first["updates"],
-                "max_lr": rate,
-                "rates": len(tuned),
-                "edge": rate in (min(tuned), max(tuned)),
-                "seeds": len(losses),
-                "loss": sum(losses) / len(losses),
-                "low": min(losses),
-                "high": max(losses),
-                "cpu_seconds": first["cpu_seconds"],
-                "exit_losses": exit_losses(first),
-            }
+            {name: first[name] for name in names}
+            | {"rates": len(tuned), "edge": rate in (min(tuned), max(tuned)), "seeds": len(losses)}
+            | {"loss": statistics.fmean(losses), "low": min(losses), "high": max(losses)}
+            | {"exit_losses": {loop: statistics.fmean(e[loop] for e in exits) for loop in exits[0]}}
         )
     return summary
 

@@ -16,24 +16,6 @@ PAPER_TABLE_4 = (  # as printed: model, parameters, perplexity on WikiText-103
     ("CRT v2 Full (8 Loops)", "92M", "1.10"),
     ("CRT v2 (Loop 6)", "92M", "1.08"),
 )
-
-
-def measured_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """A row a run and exit: what it costs and reaches on test, honest protocol.
-
-    `folders`: name -> folder of a finished run. `multiply_adds` are a token's, at the training's
-    length, up to the exit and with its head alone; `tokens_seen` counts repetitions. Raises
-    InputError for a folder without a finished run.
-    """
-    rows = []
-    for name, folder in folders.items():
-        run = load_run(folder)
-        if run is None:
-            raise InputError(f"no finished run in {folder}; `crt train --profile small`")
-        rows += [_measured(name, run, row) for row in run.results if _is_honest_test(row)]
-    return rows
-
-
 SCORINGS = (  # what is scored: folder of small, protocol, how it is said
     ("released", "released", "the released block, as the paper scores it"),
     ("released", "honest", "the same, padding not scored"),
@@ -42,9 +24,58 @@ SCORINGS = (  # what is scored: folder of small, protocol, how it is said
     ("gpt2", "honest", "a GPT-2 of crt2's size"),
     ("crt2", "honest", "crt2, the corrected recipe"),
 )
+WAYS = {  # prefix of the files `crt evaluate --out` made in an attempt's folder -> how it is said
+    "average": "average of its last weights",
+    "sliding": "in sliding windows",
+}
+Rows = list[dict[str, Any]]
 
 
-def leak_rows(small: str | Path) -> list[dict[str, Any]]:
+def finished_run(folder: str | Path) -> Run:
+    """The run in `folder`; raises InputError where there is none that has finished."""
+    run = load_run(folder)
+    if run is None:
+        raise InputError(f"no finished run in {folder}; `crt train --profile small`")
+    return run
+
+
+def exits_of(rows: Rows, protocol: str = "honest", **kind: str) -> Rows:
+    """The rows of a run that are of these, as `split`: a row an exit, the last exit last."""
+    kind["protocol"] = protocol
+    own = [row for row in rows if kind.items() <= row.items()]
+    return sorted(own, key=lambda row: row["exit"])
+
+
+def measured_rows(folders: Mapping[str, Path]) -> Rows:
+    """A row a run and exit: what it costs and reaches on test, honest protocol.
+
+    `folders`: name -> folder of a finished run. `multiply_adds` are a token's, at the training's
+    length, up to the exit and with its head alone; `tokens_seen` counts repetitions. Raises
+    InputError for a folder without a finished run.
+    """
+    rows = []
+    for name, folder in folders.items():
+        run = finished_run(folder)
+        config = config_from_dict(run.manifest["model"])
+        for row in exits_of(run.results, split="test"):
+            counts = multiply_adds(config, run.manifest["train"]["seq_len"], (row["exit"],))
+            single = len(config.head_loops) == 1
+            rows.append(
+                {
+                    "model": name if single else f"{name}, loop {row['exit']}",
+                    "corpus": run.manifest["corpus"],
+                    "parameters": run.manifest["parameters"],
+                    "multiply_adds": sum(counts.values()),
+                    "tokens_seen": run.metrics[-1]["tokens"],
+                    "word_ppl": row["word_ppl"],
+                    "bits_per_byte": row["bits_per_byte"],
+                    "source": "measured",
+                }
+            )
+    return rows
+
+
+def leak_rows(small: str | Path) -> Rows:
     """The perplexity of the last exit on valid in every way of SCORINGS, from runs at small.
 
     A row has `name`, `ppl`, and whether the model `sees` the token it predicts. Raises InputError
@@ -52,27 +83,20 @@ def leak_rows(small: str | Path) -> list[dict[str, Any]]:
     """
     rows = []
     for folder, protocol, name in SCORINGS:
-        run = load_run(Path(small) / folder)
-        if run is None:
-            raise InputError(f"no finished run in {Path(small) / folder}")
-        loop = max(row["exit"] for row in run.results)
-        (row,) = (
-            row
-            for row in run.results
-            if (row["split"], row["protocol"], row["exit"]) == ("valid", protocol, loop)
-        )
+        run = finished_run(Path(small) / folder)
         sees = not run.manifest["model"].get("causal", True) and protocol != "deployable"
-        rows.append({"name": name, "ppl": row["token_ppl"], "sees": sees})
+        last = exits_of(run.results, protocol, split="valid")[-1]
+        rows.append({"name": name, "ppl": last["token_ppl"], "sees": sees})
     return rows
 
 
-WAYS = {  # prefix of the files `crt evaluate --out` made in an attempt's folder -> how it is said
-    "average": "average of its last weights",
-    "sliding": "in sliding windows",
-}
+def _attempts(folder: str | Path) -> dict[Path, Run]:
+    """The finished runs in the folders of `folder`."""
+    runs = {path: load_run(path) for path in sorted(Path(folder).iterdir())}
+    return {path: run for path, run in runs.items() if run is not None}
 
 
-def attempt_rows(folder: str | Path) -> list[dict[str, Any]]:
+def attempt_rows(folder: str | Path) -> Rows:
     """The finished runs in the folders of `folder`, each as trained and in the WAYS stored of it.
 
     A row has `model`, `way`, `parameters`, `dropout`, `weight_decay`, `tokens_seen`, the tokens of
@@ -80,89 +104,51 @@ def attempt_rows(folder: str | Path) -> list[dict[str, Any]]:
     where it was not measured.
     """
     rows = []
-    for path in sorted(Path(folder).iterdir()):
-        run = load_run(path)
-        if run is None:
-            continue
+    for path, run in _attempts(folder).items():
+        made = run.manifest
         common = {
             "model": path.name,
-            "parameters": run.manifest["parameters"],
-            "dropout": run.manifest["model"]["dropout"],
-            "weight_decay": run.manifest["train"]["weight_decay"],
+            "parameters": made["parameters"],
+            "dropout": made["model"]["dropout"],
+            "weight_decay": made["train"]["weight_decay"],
             "tokens_seen": run.metrics[-1]["tokens"],
-            "text": run.manifest["data"]["splits"]["train"]["tokens"],
-            "vocabulary": run.manifest["data"]["vocab_size"],
+            "text": made["data"]["splits"]["train"]["tokens"],
+            "vocabulary": made["data"]["vocab_size"],
         }
-        of_way = {"as trained": run.results}
+        scored = {"as trained": run.results}
         for prefix, way in WAYS.items():
-            files = sorted(path.glob(f"{prefix}_*.csv"))
-            of_way |= {way: [row for file in files for row in read_rows(file)]} if files else {}
-        for way, measured in of_way.items():
-            honest = [row for row in measured if row["protocol"] == "honest"]
-            rows.append(common | {"way": way} | {s: _last(honest, s) for s in ("valid", "test")})
+            scored[way] = [row for p in path.glob(f"{prefix}_*.csv") for row in read_rows(p)]
+        for way in (way for way, found in scored.items() if found):
+            exits = {split: exits_of(scored[way], split=split) for split in ("valid", "test")}
+            ppl = {split: own[-1]["word_ppl"] if own else None for split, own in exits.items()}
+            rows.append(common | {"way": way} | ppl)
     return rows
 
 
 def attempt_curves(folder: str | Path) -> dict[str, list[tuple[float, float]]]:
     """name -> (millions of tokens seen, perplexity a token on the start of valid) in training."""
     curves = {}
-    for path in sorted(Path(folder).iterdir()):
-        run = load_run(path)
-        if run is not None:
-            loop = max(row["exit"] for row in run.results)
-            curves[path.name] = [
-                (row["tokens"] / 1e6, math.exp(row[f"valid_loss_{loop}"]))
-                for row in run.metrics
-                if f"valid_loss_{loop}" in row
-            ]
+    for path, run in _attempts(folder).items():
+        loss = f"valid_loss_{max(row['exit'] for row in run.results)}"
+        scored = [row for row in run.metrics if loss in row]
+        curves[path.name] = [(row["tokens"] / 1e6, math.exp(row[loss])) for row in scored]
     return curves
 
 
-def _last(rows: Sequence[Mapping[str, Any]], split: str) -> float | None:
-    of_split = [row for row in rows if row["split"] == split]
-    return max(of_split, key=lambda row: row["exit"])["word_ppl"] if of_split else None
-
-
-def _is_honest_test(row: Mapping[str, Any]) -> bool:
-    return (row["split"], row["protocol"]) == ("test", "honest")
-
-
-def _measured(name: str, run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
-    config = config_from_dict(run.manifest["model"])
-    loop, length = row["exit"], run.manifest["train"]["seq_len"]
-    counts = multiply_adds(config, length, (loop,))
-    return {
-        "model": name if len(config.head_loops) == 1 else f"{name}, loop {loop}",
-        "corpus": run.manifest["corpus"],
-        "parameters": run.manifest["parameters"],
-        "multiply_adds": sum(counts.values()),
-        "tokens_seen": run.metrics[-1]["tokens"],
-        "word_ppl": row["word_ppl"],
-        "bits_per_byte": row["bits_per_byte"],
-        "sees_the_future": not getattr(config, "causal", True),
-        "source": "measured",
-    }
-
-
-def published_rows(path: str | Path, corpus: str) -> list[dict[str, Any]]:
+def published_rows(path: str | Path, corpus: str) -> Rows:
     """The rows of published.csv on `corpus`, best last, with the columns of `measured_rows`."""
     rows = [row for row in read_rows(Path(path)) if row["corpus"] == corpus]
-    rows = [
+    return [
         {
             "model": row["model"],
             "corpus": corpus,
-            "parameters": _count(row["parameters"]),
+            "parameters": row["parameters"] and round(float(row["parameters"].rstrip("M")) * 1e6),
             "word_ppl": row["ppl"] if row["unit"] == "word" else None,
             "token_ppl": row["ppl"] if row["unit"] == "token" else None,
             "source": row["source"],
         }
-        for row in rows
+        for row in sorted(rows, key=lambda row: -row["ppl"])
     ]
-    return sorted(rows, key=lambda row: -(row["word_ppl"] or row["token_ppl"]))
-
-
-def _count(text: str | None) -> int | None:
-    return None if text is None else round(float(text.removesuffix("M")) * 1e6)
 
 
 def best_at_cost(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from tiny_rows import rows_of
 
 from crt_lib import InputError, load_profile
 from crt_lib.files import read_rows
@@ -47,15 +48,6 @@ def test_table_3_has_every_variant(tmp_path):
             assert row["symmetric"] == row["causal"]
 
 
-def rows_of(arm, losses, rate=1e-3, settings=None):
-    return [
-        {"arm": arm, "budget": BUDGET, "max_lr": rate, "seed": seed, "parameters": 7}
-        | {"settings": f"{settings or arm} {seed}"}
-        | {"valid_loss": loss, "exit_losses": f"1:{loss:.4f}"}
-        for seed, loss in enumerate(losses)
-    ]
-
-
 def test_what_a_change_is_worth():
     rows = rows_of("paper", [6.00, 6.02, 6.04]) + rows_of("paper, better", [5.50, 5.52, 5.54])
     rows += rows_of("paper, alike", [6.01]) + rows_of("paper, broke", [math.inf])
@@ -77,32 +69,23 @@ def test_what_a_change_is_worth():
     assert in_words(better).endswith("better") and in_words(alike).endswith("one seed")
     assert in_words(broke).endswith("broke") and in_words(row).endswith("no larger than the noise")
     wild = noisy + rows_of("paper, wild", [1.0, 9.0, 5.0])
-    assert (
-        worth(wild, "paper", "paper", ["paper, noisy"])[1] == row
-    )  # another arm's spread is its own
+    (_, again) = worth(wild, "paper", "paper", ["paper, noisy"])
+    assert again == row  # another arm's spread is its own
     with pytest.raises(InputError, match="no rows of crt2"):
         worth(rows, "crt2", "crt2", [])
 
 
 def test_table_3_takes_each_arm_at_its_best_rate():
-    rows = []
+    rows = rows_of("paper, TRM linear", [5.0])  # not of all recipes
     for recipe, rates in (("released", (2e-3, 4e-3)), ("paper", (1e-3, 2e-3)), ("crt2", (1e-2,))):
         for place, rate in enumerate(rates):
-            rows += rows_of(f"{recipe}, TRM conv", [5.0 - place, 5.2 - place], rate=rate)
+            losses = [5.0 - place, 5.2 - place]
+            rows += rows_of(f"{recipe}, TRM conv", losses, rate, seen=2.0 - place)
     (row,) = searched_table_3(rows)
-    assert row["causal"] == pytest.approx(4.1) and row["crt2"] == pytest.approx(5.1)
+    assert (row["variant"], row["paper"], row["seeds"]) == ("conv", PAPER_TABLE_3["conv"], 2)
+    expected = {"symmetric": 1.0, "deployable": 4.1, "causal": 4.1, "crt2": 5.1}
+    assert {kind: row[kind] for kind in expected} == pytest.approx(expected)
     assert row["rates"] == "paper:2 crt2:1 released:2"
-
-
-def test_table_3_from_a_search():
-    rows = []
-    for recipe, rate in RATES.items():
-        rows += rows_of(f"{recipe}, TRM linear", [6.0, 6.2], rate)
-    rows += rows_of("paper, TRM conv", [5.0], RATES["paper"])  # not of all recipes
-    (row,) = searched_table_3(rows)
-    assert (row["variant"], row["paper"], row["seeds"]) == ("linear", PAPER_TABLE_3["linear"], 2)
-    for kind in ("symmetric", "deployable", "causal", "crt2"):
-        assert row[kind] == pytest.approx(6.1)
 
 
 def test_the_rates_are_the_tuned_ones():

@@ -1,0 +1,94 @@
+"""The paper's Figures 2 and 3 with what was measured in their place."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crt_lib.show.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, loop_color, styled
+
+LOOKS = {  # of the paper's values and of the columns of `crt_lib.study.paper`
+    "paper": (BLACK, "s"),
+    "released, as scored": (VERMILION, "v"),
+    "released, no padding": (ORANGE, "^"),
+    "causal": (GREY, "D"),
+    "crt2": (BLUE, "o"),
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+@styled
+def figure_2(
+    curves: Mapping[str, Rows], ppl: pd.DataFrame, shares: pd.DataFrame, speeds: pd.DataFrame
+) -> Figure:
+    """Training, exits, where tokens exit, and speed against quality: the paper's four panels.
+
+    `curves`: a name of LOOKS -> rows of metrics.jsonl; `ppl` and `speeds`: of
+    `crt_lib.study.paper.table_2` and `speeds`; `shares`: a row a policy, a column an exit.
+    """
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    (training, exits), (leaving, trade) = figure.subplots(2, 2)
+    for name, metrics in curves.items():
+        last = max(key for key in metrics[0] if key.startswith("loss_"))
+        for key, line in ((last, ":"), (f"valid_{last}", "-")):
+            rows = [row for row in metrics if key in row]
+            smooth = pd.Series([row[key] for row in rows]).rolling(50 if line == ":" else 1).mean()
+            tokens = [row["tokens"] / 1e6 for row in rows]
+            training.plot(tokens, smooth, line, color=LOOKS[name][0])
+        training.plot([], color=LOOKS[name][0], label=name)
+    training.set(xlabel="tokens seen (millions)", ylabel="nats per token", ylim=(0, None))
+    training.set_title("(a) Loss: training dotted, valid solid")
+    training.legend()
+    _by_exit(exits, ppl / ppl.loc[ppl.index[-1]])
+    exits.set(ylabel="PPL, last exit = 1", title="(b) Exits against the last")
+    _leaving(leaving, shares)
+    _trade(trade, speeds)
+    return figure
+
+
+def _leaving(ax: Axes, shares: pd.DataFrame) -> None:
+    left = pd.Series(0.0, index=shares.index)
+    for place, exit in enumerate(shares, 1):
+        ax.barh(
+            shares.index, shares[exit], left=left, color=loop_color(place), label=f"exit {exit}"
+        )
+        left += shares[exit]
+    ax.set(xlabel="share of the tokens", xlim=(0, 1), title="(c) Where tokens exit, crt2")
+    ax.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.invert_yaxis()
+    ax.grid(False, axis="y")
+
+
+def _trade(ax: Axes, speeds: pd.DataFrame) -> None:
+    for name in speeds.columns.unique(0):
+        color, marker = LOOKS[name]
+        ax.scatter(
+            speeds[name, "speed"], speeds[name, "PPL"], color=color, marker=marker, label=name
+        )
+    ax.axhline(1, color=BLACK, linewidth=0.8)
+    ax.set(xlabel="speed, full depth = 1", ylabel="PPL, full depth = 1")
+    ax.set_title("(d) Speed against quality")
+    ax.legend()
+
+
+def _by_exit(ax: Axes, values: pd.DataFrame) -> None:
+    for name in values:
+        color, marker = LOOKS[name]
+        ax.plot(values.index, values[name], marker=marker, color=color, label=name)
+    ax.set(xlabel="exit after the paper's loop", xticks=list(values.index))
+
+
+@styled
+def figure_3(losses: pd.DataFrame) -> Figure:
+    """Loss and perplexity of valid by exit; a column of `losses` is a name of LOOKS."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _by_exit(left, losses)
+    _by_exit(right, losses.map(math.exp))
+    left.set(yscale="log", ylabel="nats per token, valid", title="Loss")
+    right.set(yscale="log", ylabel="PPL, valid", title="Perplexity")
+    right.legend(loc="center", bbox_to_anchor=(0.5, 0.5))
+    return figure

@@ -1,0 +1,125 @@
+"""What stands under results/, which command made each file, and what is missing or stale."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from crt_lib.config import TrainConfig, config_from_dict
+from crt_lib.files import InputError, read_rows
+from crt_lib.study.ladder import choose_arms
+from crt_lib.study.search import Trial, documents_file, grid
+
+LIST = "made.csv"  # columns: path, minutes, of, columns, command
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file or a run's folder under results/, and how it is made."""
+
+    path: str  # below results/
+    minutes: float  # about, on two processor cores
+    of: str  # the run whose best checkpoint it measured, or ""
+    columns: tuple[str, ...]  # that are read of a table
+    command: str
+
+    def fault(self, results: Path) -> str | None:
+        """Why it has to be made: missing, or stale and in what; None where it is as expected."""
+        path = results / self.path
+        if not path.exists():
+            return "missing"
+        if path.is_dir():
+            return _run_fault(path)
+        if path.name == "search.csv":
+            return _search_fault(path)
+        if not self.columns:
+            return None
+        rows = read_rows(path)
+        lacking = [name for name in self.columns if not rows or name not in rows[0]]
+        if lacking:
+            return f"stale: it lacks {', '.join(lacking)}"
+        if self.of:
+            sum_file = results / self.of / "checkpoints/best.safetensors.sha256"
+            if {row["checkpoint"] for row in rows} != {"s" + sum_file.read_text().split()[0]}:
+                return f"stale: it measured another checkpoint than that of {self.of}"
+        return None
+
+
+def _run_fault(folder: Path) -> str | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config_from_dict(config["model"])
+        TrainConfig.from_dict(config["train"])
+    except FileNotFoundError:
+        return "missing"
+    except (InputError, KeyError, ValueError) as error:
+        return f"stale: {error}"
+    return None
+
+
+def read_plan(path: Path) -> dict[bool, list[Trial]]:
+    """The trials of a table with arm, budget, max_lr, seeds and documents, by `documents`."""
+    trials: dict[bool, list[Trial]] = {False: [], True: []}
+    for row in pd.read_csv(path).itertuples():
+        amount, unit = row.budget.split()
+        budget = {"minutes": float(amount)} if unit == "min" else {"updates": int(amount)}
+        seeds = [int(seed) for seed in str(row.seeds).split()]
+        trials[row.documents] += grid(choose_arms([row.arm]), [row.max_lr], seeds, **budget)
+    return trials
+
+
+def _search_fault(path: Path) -> str | None:
+    missing, plan = 0, read_plan(path.with_name("search_plan.csv"))
+    for documents, trials in plan.items():
+        table = documents_file(path) if documents else path
+        rows = read_rows(table) if table.exists() else []
+        missing += sum(trial.row(rows) is None for trial in trials)
+    total = sum(map(len, plan.values()))
+    return f"missing: {missing} of {total} trainings, or changed" if missing else None
+
+
+def read_list(results: Path) -> list[Made]:
+    """The rows of results/made.csv; raises InputError where there is none."""
+    path = results / LIST
+    if not path.is_file():
+        raise InputError(f"no {path}; give the folder results/ of a checkout")
+    table = pd.read_csv(path, keep_default_na=False)
+    return [
+        Made(row.path, row.minutes, row.of, tuple(row.columns.split()), row.command)
+        for row in table.itertuples()
+    ]
+
+
+def check(results: Path, of: Sequence[str] = ()) -> None:
+    """Raises InputError, naming the command, for the first stale file (`of`: only of these)."""
+    for made in read_list(results):
+        fault = made.fault(results) if not of or made.path in of else None
+        if fault and fault.startswith("stale"):
+            raise InputError(f"{results / made.path} is {fault}; make it anew: {made.command}")
+
+
+def remake(results: Path, *, run: bool, echo: Callable[[str], None] = print) -> int:
+    """List what is missing or stale with the time it takes and, with `run`, make it in this order.
+
+    A command that was interrupted goes on when it is called again. Returns how many are left to
+    make; raises InputError when a command fails.
+    """
+    every = read_list(results)
+    faults = {made: fault for made in every if (fault := made.fault(results))}
+    for made, fault in faults.items():
+        echo(f"{made.path}: {fault}; about {made.minutes:g} minutes: {made.command}")
+    hours = sum({made.command: made.minutes for made in faults}.values()) / 60
+    echo(f"{len(every) - len(faults)} of {len(every)} are there; the others take {hours:.1f} hours")
+    if not run:
+        return len(faults)
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in dict.fromkeys(made.command for made in faults):
+        echo(f"$ {command}")
+        if subprocess.run(command, shell=True, env=os.environ | {"PATH": tools}).returncode:
+            raise InputError(f"failed: {command}; `make results` goes on there")
+    return sum(made.fault(results) is not None for made in every)

@@ -1,0 +1,103 @@
+"""Exit policies of a trained model: calibrated on valid, judged on test, with exits taken."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crt_lib.exits.perloop import above_full, loss_above_full
+from crt_lib.exits.policy import Policy, evaluate_with_exits
+from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
+from crt_lib.model import CRT
+from crt_lib.text.tokenizer import TokenizedCorpus
+
+THRESHOLDS = ("tau0", "tau_min", "decay")
+ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
+
+
+def judge_policies(
+    model: CRT, data: TokenizedCorpus, valid: Trace, test: Trace
+) -> list[dict[str, Any]]:
+    """A row a policy, `chance` and the oracle: its loss and cost on `test`.
+
+    Policies: full depth, each fixed exit, the paper's thresholds, each criterion calibrated on
+    `valid`. `above`, `low` and `high`: nats a token above full depth as the trace has it, with the
+    interval over documents. `taken`: nats a token with exits taken as in decoding, on the same
+    tokens; `taken_above`, `taken_low`, `taken_high`: those above full depth.
+    """
+    policies = {"full depth": Policy()}
+    policies |= {f"exit {loop}": Policy(fixed=loop) for loop in valid.loops[:-1]}
+    policies["the paper's thresholds"] = Policy("confidence")
+    for name in valid.scores:
+        policies[name] = calibrate_taken(model, data, valid, name, ALLOWED)
+    rows = []
+    for name, policy in policies.items():
+        row = _row(name, test, apply_policy(test, policy))
+        taken = taken_losses(model, data, test, policy)
+        above = above_full(test, taken)
+        row |= {"taken": float(taken.mean())}
+        row |= {"taken_above": above.mean, "taken_low": above.low, "taken_high": above.high}
+        row |= {"criterion": policy.criterion, "last": policy.fixed}
+        if policy.criterion:
+            row |= {name: getattr(policy, name) for name in THRESHOLDS}
+        rows.append(row)
+    rows.append(_row("chance", test, chance(valid, test, ALLOWED)))
+    return [*rows, _row("oracle", test, oracle(test))]
+
+
+def _row(name: str, trace: Trace, outcome: Outcome) -> dict[str, Any]:
+    above = loss_above_full(trace, outcome)
+    shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
+    return {
+        "policy": name,
+        **dict.fromkeys(("criterion", *THRESHOLDS, "last")),
+        "loss": outcome.loss,
+        "above": above.mean,
+        "low": above.low,
+        "high": above.high,
+        **{cost: getattr(outcome, cost) for cost in ("mean_loops", "heads", "multiply_adds")},
+        "shares": shares,
+        **dict.fromkeys(("taken", "taken_above", "taken_low", "taken_high")),
+    }
+
+
+def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
+    """The policies of rows of `judge_policies` by name; `chance` and the oracle are none."""
+    policies = {}
+    for row in rows:
+        if row["taken"] is not None:
+            given = {name: row[name] for name in THRESHOLDS if row[name] is not None}
+            policies[row["policy"]] = Policy(row["criterion"], **given, fixed=row["last"])
+    return policies
+
+
+def calibrate_taken(
+    model: CRT, data: TokenizedCorpus, trace: Trace, criterion: str, allowed: float
+) -> Policy:
+    """As `crt_lib.exits.trace.calibrate`, but the promise holds with exits taken as in decoding.
+
+    Then the context of a token has left too, which the trace does not show; its budget is lowered
+    by what that loses besides, until the promise holds. Full depth if it does not in a few rounds.
+    """
+    budget = math.log1p(allowed)
+    limit = apply_policy(trace, Policy()).loss + budget
+    for _ in range(6):
+        policy = calibrate(trace, criterion, math.expm1(budget))
+        if policy.criterion is None:
+            return policy
+        over = float(taken_losses(model, data, trace, policy).mean()) - limit
+        if over <= 0:
+            return policy
+        budget -= over
+    return Policy()
+
+
+def taken_losses(model: CRT, data: TokenizedCorpus, trace: Trace, policy: Policy) -> np.ndarray:
+    """Nats of each token of `trace` (N,), with exits taken as in decoding."""
+    if policy.criterion is None:  # all tokens leave at one exit: as the trace has it
+        exit_of = apply_policy(trace, policy).exit[:, None]
+        return np.take_along_axis(trace.loss, exit_of, 1)[:, 0].astype(np.float64)
+    ids = data.split(trace.about["split"]).ids[: len(trace.loss)]
+    eot = data.tokenizer.eot_id
+    return evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)[0]

@@ -1,0 +1,101 @@
+"""What is missing or stale under results/ is found, named with its command, and made again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from crt_lib.files import InputError, read_rows, write_rows
+from crt_lib.study.made import check, read_list, read_plan, remake
+
+COMMITTED = Path(__file__).resolve().parents[2] / "results"
+
+
+def results(tmp_path, *rows):
+    """A results folder with a list of these rows (path, of, columns, command)."""
+    fields = ("path", "of", "columns", "command")
+    write_rows(
+        tmp_path / "made.csv",
+        [dict(zip(fields, row, strict=True)) | {"minutes": 1.5} for row in rows],
+    )
+    return tmp_path
+
+
+def faults(folder):
+    return [made.fault(folder) for made in read_list(folder)]
+
+
+def test_everything_committed_is_there_and_as_the_code_expects():
+    assert [made.path for made in read_list(COMMITTED) if made.fault(COMMITTED)] == []
+
+
+def test_a_table_without_a_column_is_stale_and_names_its_command(tmp_path):
+    folder = results(tmp_path, ("a.csv", "", "x y", "make a"))
+    assert faults(folder) == ["missing"]
+    check(folder)  # what is missing is for `remake`
+    write_rows(folder / "a.csv", [{"x": 1}])
+    assert faults(folder) == ["stale: it lacks y"]
+    with pytest.raises(InputError, match=r"a\.csv is stale: it lacks y; make it anew: make a"):
+        check(folder)
+    write_rows(folder / "a.csv", [{"x": 1, "y": 2}])
+    assert faults(folder) == [None]
+
+
+def test_a_measurement_of_another_checkpoint_is_stale(tmp_path):
+    folder = results(tmp_path, ("decode.csv", "run", "checkpoint", "bench"))
+    (folder / "run/checkpoints").mkdir(parents=True)
+    (folder / "run/checkpoints/best.safetensors.sha256").write_text("abc  best.safetensors\n")
+    write_rows(folder / "decode.csv", [{"checkpoint": "sabc"}])
+    assert faults(folder) == [None]
+    write_rows(folder / "decode.csv", [{"checkpoint": "sabd"}])
+    assert faults(folder) == ["stale: it measured another checkpoint than that of run"]
+
+
+def test_a_run_with_a_setting_that_is_gone_is_stale(tmp_path):
+    folder = results(tmp_path, ("run", "", "", "train"))
+    shutil.copytree(COMMITTED / "small/tried/1_loop", folder / "run")
+    assert faults(folder) == [None]
+    config = json.loads((folder / "run/config.json").read_text())
+    config["model"]["flux"] = 1
+    (folder / "run/config.json").write_text(json.dumps(config))
+    (fault,) = faults(folder)
+    assert fault.startswith("stale: ") and "flux" in fault
+
+
+def test_a_search_lacks_the_trials_that_are_gone_or_were_changed(tmp_path):
+    folder = results(tmp_path, ("search.csv", "", "", "search"))
+    rows = read_rows(COMMITTED / "small/search.csv")
+    wanted = [row for row in rows if row["budget"] == "3000 updates"]
+    plan = [
+        {"arm": row["arm"], "budget": row["budget"], "max_lr": row["max_lr"], "seeds": row["seed"]}
+        for row in wanted
+    ]
+    write_rows(folder / "search_plan.csv", [row | {"documents": False} for row in plan])
+    write_rows(folder / "search.csv", wanted)
+    assert faults(folder) == [None]
+    write_rows(folder / "search.csv", [*wanted[1:], wanted[0] | {"settings": "sother"}])
+    assert faults(folder) == [f"missing: 1 of {len(wanted)} trainings, or changed"]
+    assert sum(map(len, read_plan(folder / "search_plan.csv").values())) == len(wanted)
+
+
+def test_what_is_missing_is_listed_made_once_a_command_and_not_again(tmp_path):
+    write = f"echo called >> {tmp_path}/calls; for f in a b; do echo x > {tmp_path}/$f.csv; done"
+    again = f"printf 'x\\n1\\n' > {tmp_path}/c.csv"
+    folder = results(
+        tmp_path, ("a.csv", "", "", write), ("b.csv", "", "", write), ("c.csv", "", "x", again)
+    )
+    said: list[str] = []
+    assert remake(folder, run=False, echo=said.append) == 3
+    assert len(said) == 4 and said[-1] == "0 of 3 are there; the others take 0.1 hours"
+    assert remake(folder, run=True, echo=said.append) == 0
+    assert remake(folder, run=True, echo=said.append) == 0
+    assert (folder / "calls").read_text() == "called\n"
+
+
+def test_a_command_that_fails_ends_it_with_its_name(tmp_path):
+    folder = results(tmp_path, ("a.csv", "", "", "exit 3"))
+    with pytest.raises(InputError, match="failed: exit 3"):
+        remake(folder, run=True, echo=lambda line: None)
+    with pytest.raises(InputError, match=r"no .*made\.csv"):
+        read_list(tmp_path / "nowhere")
