@@ -12,13 +12,13 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 	core/test_schedule core/test_train core/test_updates audit/test_accounting audit/test_audit \
 	audit/test_causality audit/test_compare exits/test_decode exits/test_exits exits/test_gate \
 	exits/test_perloop exits/test_step exits/test_trace hf/test_baselines bench/test_benchstep bench/test_quantize \
-	commands/test_recipe_options runs/test_runs)
+	core/test_recipe_options runs/test_runs)
 
 # What is installed is compiled when it is first imported, and then kept.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-avx2 test-colab smoke lab docs front lock clean python
+.PHONY: help setup reproduce results test test-avx2 test-colab smoke lab docs front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ setup: .venv/notebooks.installed ## make .venv, install the pinned versions (by 
 
 reproduce: setup ## run every notebook with the quick profile, print the results (5 minutes, the installation apart)
 	$(BIN)/crt reproduce --profile quick
+
+results: setup ## list what of results/ is missing or stale, and make it (hours; goes on)
+	$(BIN)/crt results
 
 smoke: setup ## the same with the smoke profile: does it all run? (a minute or two)
 	$(BIN)/crt reproduce --profile smoke

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crt_lib.config import AnyModelConfig, LanguageModel, config_from_dict, make_model
-from crt_lib.files import InputError, atomic_path, check_sum, write_json
+from crt_lib.files import InputError, atomic_path, check_sum, write_json, write_text
 
 
 def save_checkpoint(
@@ -67,12 +67,9 @@ def restore(
 ) -> dict[str, Any]:
     """Load weights and moments in place and return the saved state.
 
-    Raises InputError as `load_model` does, and when the checkpoint is of another configuration or
-    was saved without an optimizer.
+    Raises InputError as `load_model` does, and when it was saved without an optimizer.
     """
-    tensors, config, state = _read(Path(path))
-    if config != model.config:
-        raise InputError(f"{path} is of another model: {differences(config, model.config)}")
+    tensors, _, state = _read(Path(path))
     _load_weights(model, tensors, path)
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -88,16 +85,6 @@ def restore(
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": own, "param_groups": groups})
     return state
-
-
-def differences(old: Any, new: Any) -> str:
-    """The fields in which two settings of the same kind differ, for a message."""
-    old, new = (v if isinstance(v, dict) else v.to_dict() for v in (old, new))
-    return ", ".join(
-        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    )
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
@@ -117,15 +104,10 @@ def _open(path: Path) -> tuple[Any, AnyModelConfig, dict[str, Any]]:
         metadata = file.metadata() or {}
         config = config_from_dict(json.loads(metadata["model"]))
         return file, config, json.loads(metadata["state"])
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path} is truncated or not a checkpoint ({error}); use another one, or start over "
-            "with --fresh"
-        ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path} is a safetensors file without this project's metadata; "
-            "give a checkpoint written by `crt train`"
+            f"{path} is truncated or not a checkpoint of `crt train` ({error}); use another one, "
+            "or start over with --fresh"
         ) from error
 
 
@@ -150,7 +132,7 @@ def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: str | Path
     found, expected = ({n: v.shape for n, v in s.items()} for s in (weights, model.state_dict()))
     wrong = sorted({name for name, _ in found.items() ^ expected.items()})
     if wrong:
-        raise InputError(f"{path} does not fit its own configuration: {', '.join(wrong[:3])}")
+        raise InputError(f"{path} does not fit its model: {', '.join(wrong[:3])}")
     model.load_state_dict(weights)
 
 
@@ -190,8 +172,7 @@ class RunFolder:
             )
         os.truncate(self.metrics, metrics_bytes)
         rows = _rows(self.timing)[:updates_done]
-        with atomic_path(self.timing) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.timing, "".join(json.dumps(row) + "\n" for row in rows))
         return rows[-1]["seconds"] if rows else 0.0
 
     def sync(self) -> None:

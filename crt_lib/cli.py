@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from crt_lib.commands import models, notebooks, studies, training
+from crt_lib.commands import models, studies, training
 from crt_lib.commands.bench import bench_app
 from crt_lib.commands.options import PLAIN_HELP
 from crt_lib.files import InputError, RunError
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (training, models, studies, notebooks):
+for group in (training, models, studies):
     app.add_typer(group.app)
 app.add_typer(bench_app, name="bench")
 

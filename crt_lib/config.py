@@ -74,10 +74,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, option) for option in options)
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 

@@ -87,22 +87,15 @@ class PaddedLines(_Epochs):
     """Training batches of the released protocol: a line a row, cut or padded to `seq_len`.
 
     Inputs are the whole row; targets are the row shifted left, the last one not scored. Padding is
-    `eot_id`, and it is scored as in the released script unless `score_padding` is False.
+    `eot_id`, and it is scored as in the released script.
     Raises InputError when there are fewer lines than rows of a batch.
     """
 
     def __init__(
-        self,
-        lines: Sequence[np.ndarray],
-        seq_len: int,
-        batch_size: int,
-        seed: int,
-        eot_id: int,
-        score_padding: bool = True,
+        self, lines: Sequence[np.ndarray], seq_len: int, batch_size: int, seed: int, eot_id: int
     ):
         super().__init__(seq_len, batch_size, seed)
-        self.eot_id, self.score_padding = eot_id, score_padding
-        self._lines = lines
+        self._lines, self.eot_id = lines, eot_id
         self.steps_per_epoch = len(lines) // batch_size
         if self.steps_per_epoch < 1:
             raise InputError(
@@ -121,7 +114,7 @@ class PaddedLines(_Epochs):
 
     def _rows(self, chosen: np.ndarray) -> Batch:
         lines = [self._lines[i] for i in chosen]
-        return _padded(lines, self.seq_len, self.eot_id, self.score_padding)
+        return _padded(lines, self.seq_len, self.eot_id, score_padding=True)
 
 
 def evaluation_windows(

@@ -45,26 +45,22 @@ class Evaluation:
 
     def rows(self, **labels: Any) -> list[dict[str, Any]]:
         """A row an exit: loss and token PPL; word PPL exp(nll / words) and bits per byte."""
-        rows = []
-        for loop, loss in self.loss.items():
-            nll = loss * self.tokens
-            per_word = exp(nll / self.words) if self.words else None
-            per_byte = nll / math.log(2) / self.original_bytes if self.original_bytes else None
-            rows.append(
-                {
-                    **labels,
-                    "protocol": self.protocol,
-                    "exit": loop,
-                    "tokens": self.tokens,
-                    "words": self.words,
-                    "bytes": self.original_bytes,
-                    "loss": loss,
-                    "token_ppl": exp(loss),
-                    "word_ppl": per_word,
-                    "bits_per_byte": per_byte,
-                }
-            )
-        return rows
+        words, in_bytes = self.words, self.original_bytes
+        return [
+            {
+                **labels,
+                "protocol": self.protocol,
+                "exit": loop,
+                "tokens": self.tokens,
+                "words": words,
+                "bytes": in_bytes,
+                "loss": loss,
+                "token_ppl": exp(loss),
+                "word_ppl": exp(loss * self.tokens / words) if words else None,
+                "bits_per_byte": loss * self.tokens / math.log(2) / in_bytes if in_bytes else None,
+            }
+            for loop, loss in self.loss.items()
+        ]
 
 
 def evaluate(
@@ -92,7 +88,11 @@ def evaluate(
         if stride is not None or max_tokens is not None:
             raise InputError("the released protocol has no stride and counts lines, not tokens")
         rows = evaluation_lines(split.lines[:max_lines], seq_len, batch_size, eot_id)
-        return _evaluate_released(model, rows)
+        parts = [sum_losses(model, [batch]) for batch in rows]
+        if not parts:
+            raise InputError("the released protocol scores lines over 50 characters; there is none")
+        means = {k: float(np.mean([total[k] / n for total, n in parts])) for k in parts[0][0]}
+        return Evaluation("released", means, sum(n for _, n in parts))
     if protocol != "honest":
         raise InputError(f"protocol is {protocol!r}; choose 'honest' or 'released'")
     ids = split.ids if max_tokens is None else split.ids[:max_tokens]
@@ -139,14 +139,6 @@ def device_of(model: Model) -> torch.device:
     """That of its parameters; the CPU for a function."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in parameters), torch.device("cpu"))
-
-
-def _evaluate_released(model: Model, rows: Iterable[Batch]) -> Evaluation:
-    parts = [sum_losses(model, [batch]) for batch in rows]
-    if not parts:
-        raise InputError("the released protocol scores lines over 50 characters; there is none")
-    means = {k: float(np.mean([total[k] / n for total, n in parts])) for k in parts[0][0]}
-    return Evaluation("released", means, sum(n for _, n in parts))
 
 
 def sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float], int]:

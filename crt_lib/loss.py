@@ -62,7 +62,11 @@ def _chunked(
     if not _TORCH_CHUNKS or (on_cpu and dtype != weight.dtype):
         # on a CPU torch's chunks compute half precision as float32: recomputing is faster
         return _checkpointed_chunks(features, weight, targets, reduction, chunk)
-    return _torch_chunks(features.to(dtype), weight.to(dtype), targets, reduction, chunk)
+    options = torch.nn.LinearCrossEntropyOptions(  # compact: no second (V, d) gradient buffer
+        batch_chunk_size=chunk, chunking_method=None, acc_policy="compact", acc_dtype=torch.float32
+    )
+    how: dict[str, Any] = {"ignore_index": NOT_SCORED, "reduction": reduction, "options": options}
+    return F.linear_cross_entropy(features.to(dtype), weight.to(dtype), targets, **how)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -141,17 +145,6 @@ def _fused_pass(
         else:
             by_weight += z.T @ (inputs * scale)
     return loss, by_features
-
-
-def _torch_chunks(
-    features: Tensor, weight: Tensor, targets: Tensor, reduction: str, chunk: int
-) -> Tensor:
-    options = torch.nn.LinearCrossEntropyOptions(  # compact: no second (V, d) gradient buffer
-        batch_chunk_size=chunk, chunking_method=None, acc_policy="compact", acc_dtype=torch.float32
-    )
-    return F.linear_cross_entropy(
-        features, weight, targets, ignore_index=NOT_SCORED, reduction=reduction, options=options
-    )
 
 
 def _checkpointed_chunks(

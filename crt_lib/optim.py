@@ -147,12 +147,11 @@ def learning_rate(update: int, updates: int, config: TrainConfig) -> float:
     From max_lr / 25 up to max_lr over the warm-up, then down to max_lr / 250,000. A function, since
     torch's scheduler divides by zero when the warm-up ends on update 0.
     """
-    peak = config.warmup * updates - 1
+    peak = max(config.warmup * updates - 1, 0.0)
     low, high, end = config.max_lr / 25, config.max_lr, config.max_lr / 250_000
     if update < peak:
         start, stop, share = low, high, update / peak
     else:
-        peak = max(peak, 0.0)
         start, stop, share = high, end, (update - peak) / (updates - 1 - peak or 1.0)
     return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
 

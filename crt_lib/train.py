@@ -18,7 +18,6 @@ import torch
 from crt_lib.checkpoint import (
     RunFolder,
     append_row,
-    differences,
     read_metrics,
     read_state,
     restore,
@@ -329,12 +328,11 @@ class _Run:
     def _restore_or_begin(self, on_start: Callable[[], None] | None) -> None:
         """Go on from the last checkpoint in `out`, or make `out` ready for a new run."""
         if self._earlier is not None:
+            now = _flat(self.record)
             changed = [
-                f"{part}: {differences(earlier, self.record[part])}"
-                if isinstance(earlier, dict)
-                else f"{part} was {earlier!r}, now {self.record[part]!r}"
-                for part, earlier in self._earlier.items()
-                if earlier != self.record[part]
+                f"{name} was {earlier!r}, now {now.get(name)!r}"
+                for name, earlier in _flat(self._earlier).items()
+                if earlier != now.get(name)
             ]
             if changed:
                 raise InputError(
@@ -350,6 +348,15 @@ class _Run:
                 self.record, self.state["update"], self.state["metrics_bytes"]
             )
         self.accelerator.wait_for_everyone()
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """The values of a record by name, those of its parts as `part.name`."""
+    flat: dict[str, Any] = {}
+    for part, value in record.items():
+        inner = isinstance(value, dict)
+        flat |= {f"{part}.{name}": one for name, one in value.items()} if inner else {part: value}
+    return flat
 
 
 def _check_lengths(model: AnyModelConfig, config: TrainConfig, data: "TokenizedCorpus") -> None:

@@ -109,7 +109,7 @@ def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> i
     validations += not config.eval_every or updates % config.eval_every > 0
     tables = 0
     for split in (data.valid, data.test):
-        lines = len(released_lines(split.text.text))
+        lines = len(released_lines(split.text))
         tables += len(split.ids) + line * min(lines, profile.released_lines or lines)
     return validations * min(config.eval_tokens, len(data.valid.ids)) + tables
 

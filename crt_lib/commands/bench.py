@@ -1,19 +1,20 @@
 """The commands of `crt bench`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from crt_lib.commands.options import PLAIN_HELP, ProfileName, Recipe, key_value, parse_value, short
+from crt_lib.commands import options
 from crt_lib.config import ModelConfig
+from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.profiles import load_profile
 
 bench_app = typer.Typer(
     help="Measure speed and memory on this machine.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings=PLAIN_HELP,
+    context_settings=options.PLAIN_HELP,
 )
 
 
@@ -22,8 +23,8 @@ def bench_train(
     batch_size: Annotated[int, typer.Option(help="Rows a step.", min=1)] = 2,
     seq_len: Annotated[int, typer.Option(help="Positions a row.", min=2)] = 384,
     steps: Annotated[int, typer.Option(help="Measured steps of each side.", min=1)] = 3,
-    corpus: Annotated[str, typer.Option(help="Where the lines come from.")] = "wikitext-2",
-    tokenizer: Annotated[str, typer.Option(help="gpt2, bpe:<vocabulary> or word.")] = "gpt2",
+    corpus: Annotated[str, options.CORPUS] = "wikitext-2",
+    tokenizer: Annotated[str, options.TOKENIZER] = "gpt2",
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting, for instance n_loops=4.", metavar="K=V"),
@@ -31,18 +32,13 @@ def bench_train(
     precision: Annotated[str, typer.Option(help="Of our side: auto, fp32, bf16.")] = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="CSV file, and <file>_parts.csv; rows of other shapes, precisions and machines "
-            "are kept."
-        ),
+        typer.Option(help="CSV file, and <file>_parts.csv; rows of other measurements are kept."),
     ] = None,
 ) -> None:
     """A training step as released against ours: tokens/s, memory, MFU, and the time by part."""
-    settings = dict(key_value(text) for text in changes or [])
-    config = ModelConfig().replace(**{name: parse_value(text) for name, text in settings.items()})
+    config = ModelConfig().replace(**options.settings(changes))
 
     from crt_lib.bench.training import bench_training, keep_others, print_bench
-    from crt_lib.files import read_rows, write_rows
 
     rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
     print_bench(rows, parts)
@@ -53,26 +49,19 @@ def bench_train(
 
 @bench_app.command("decode")
 def bench_decode_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    batch_sizes: Annotated[
-        list[int] | None,
-        typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
-    ] = None,
+    checkpoint: options.Checkpoint,
+    batch_sizes: options.BatchSizes = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=3)] = 128,
     texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 2,
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 5,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="Ways with this in their name, beside full depth (repeatable)."),
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Ways with this in their name.")] = None,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
-    out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
+    out: options.Table = None,
 ) -> None:
     """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
     import torch
 
-    from crt_lib.files import write_rows
     from crt_lib.study.analysis import analyse
 
     judged = analyse(checkpoint)
@@ -81,21 +70,15 @@ def bench_decode_command(
     rows = []
     for batch_size in batch_sizes or [1, 8]:
         rows += judged.bench(batch_size, texts, echo=typer.echo, **how)
-    for row in rows:
-        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row if row[key] is not None))
-    if out is not None:
-        write_rows(out, rows)
+    options.show_rows(rows, out)
 
 
 @bench_app.command("quantize")
 def bench_quantize_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    batch_sizes: Annotated[
-        list[int] | None,
-        typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
-    ] = None,
+    checkpoint: options.Checkpoint,
+    batch_sizes: options.BatchSizes = None,
     max_tokens: Annotated[int, typer.Option("--tokens", help="Of test.", min=2)] = 16_384,
-    out: Annotated[Path | None, typer.Option(help="CSV file.")] = None,
+    out: options.Table = None,
 ) -> None:
     """What 8-bit weights lose, by exit, against float32, and the memory they take."""
     from crt_lib.bench.quantize import bench_quantize
@@ -107,22 +90,16 @@ def bench_quantize_command(
     found = []
     for rows in batch_sizes or [1, 8]:
         found += bench_quantize(model, data, seq_len, rows=rows, max_tokens=max_tokens)
-    _show(found, out and out.parent, out.name if out else "")
+    options.show_rows(found, out)
 
 
 @bench_app.command("step")
 def bench_step_command(
-    profile: ProfileName = "small",
-    recipe: Recipe = None,
+    profile: options.ProfileName = "small",
+    recipe: options.Recipe = None,
     steps: Annotated[int, typer.Option(help="Measured steps of each path.", min=1)] = 7,
-    sizes: Annotated[
-        list[str] | None,
-        typer.Option("--size", help="Profile whose update is measured (repeatable)."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for step_updates.csv, step.csv and step_costs.csv."),
-    ] = None,
+    sizes: Annotated[list[str] | None, typer.Option("--size", help="Profile (repeatable).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the three tables.")] = None,
 ) -> None:
     """The optimiser's share of an update, what the fast paths save, and what costs most.
 
@@ -134,14 +111,9 @@ def bench_step_command(
     from crt_lib.bench.step import bench_step, bench_updates, step_costs
 
     updates = bench_updates(sizes or ["quick", "small", "paper"])
-    _show(updates, out, "step_updates.csv")
-    most = max(updates, key=lambda row: row["optimizer_share"])
-    typer.echo(
-        f"the optimiser takes at most {most['optimizer_share']:.1%} of an update "
-        f"({most['profile']}, {most['recipe']}); the bar is 5 %"
-    )
-    _show(bench_step(chosen, steps), out, "step.csv")
-    _show(step_costs(chosen), out, "step_costs.csv")
+    options.show_rows(updates, out and out / "step_updates.csv")
+    options.show_rows(bench_step(chosen, steps), out and out / "step.csv")
+    options.show_rows(step_costs(chosen), out and out / "step_costs.csv")
 
 
 @bench_app.command("cost")
@@ -152,13 +124,6 @@ def bench_cost_command(
     """Cost against size: tokens/s and peak memory by batch, length, loops, width and threads."""
     from crt_lib.bench.cost import bench_cost
 
-    _show(bench_cost(seconds, echo=typer.echo), out, "cost.csv", echo=False)
-
-
-def _show(rows: list[dict[str, Any]], out: Path | None, name: str, echo: bool = True) -> None:
-    from crt_lib.files import write_rows
-
-    for row in rows if echo else ():
-        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row))
+    rows = bench_cost(seconds, echo=typer.echo)
     if out is not None:
-        write_rows(out / name, rows)
+        write_rows(out / "cost.csv", rows)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crt_lib.commands.options import CORPUS
+from crt_lib.commands import options
 from crt_lib.files import InputError
 
 app = typer.Typer()
@@ -16,28 +16,20 @@ app = typer.Typer()
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    checkpoint: options.Checkpoint,
     prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=0)] = 64,
-    criterion: Annotated[
-        str | None, typer.Option(help="Exit criterion; none runs every loop.")
-    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="Exit criterion; else every loop.")] = None,
     tau0: Annotated[float, typer.Option(help="Threshold at the first loop (eq. 6).")] = 0.92,
     tau_min: Annotated[float, typer.Option(help="The lowest threshold.")] = 0.8,
     decay: Annotated[float, typer.Option(help="Of the threshold, by loop.")] = 0.98,
-    exit_loop: Annotated[
-        int | None, typer.Option(help="Every token leaves after it, or before by the criterion.")
-    ] = None,
-    draft_loop: Annotated[
-        int | None, typer.Option(help="Lossless speculation, drafts by this exit.")
-    ] = None,
+    exit_loop: Annotated[int | None, typer.Option(help="Every token leaves by this loop.")] = None,
+    draft_loop: Annotated[int | None, typer.Option(help="Lossless, drafts by this exit.")] = None,
     temperature: Annotated[float, typer.Option(help="0: the most probable token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
     top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    quantize: Annotated[
-        str | None, typer.Option(help="int8: large weights are read in 8 bits.")
-    ] = None,
+    quantize: Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, with exits or with lossless speculation if asked for."""
@@ -47,10 +39,11 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p)
     policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
-    if draft_loop is not None and policy.leaves:
-        raise InputError("--draft-loop runs every loop; leave out --criterion and --exit-loop")
-    if draft_loop is not None and quantize is not None:
-        raise InputError("--draft-loop keeps the text of float32; leave out --quantize")
+    if draft_loop is not None and (policy.leaves or quantize is not None):
+        raise InputError(
+            "--draft-loop keeps the text of every loop in float32; leave out --criterion, "
+            "--exit-loop and --quantize"
+        )
     loaded, tokenizer, _ = load_trained_model(checkpoint)
     model = as_crt(loaded, checkpoint)
     made: Sequence[Generated]
@@ -73,13 +66,9 @@ def generate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    out: Annotated[
-        Path, typer.Argument(help="A folder for transformers, or a file ending in .pt2.")
-    ],
-    exit_loop: Annotated[
-        int | None, typer.Option(help="Exit of the .pt2 program; the last by default.")
-    ] = None,
+    checkpoint: options.Checkpoint,
+    out: Annotated[Path, typer.Argument(help="Folder for transformers, or a file ending in .pt2.")],
+    exit_loop: Annotated[int | None, typer.Option(help="Exit of a .pt2 program.")] = None,
 ) -> None:
     """Write a model as a folder that transformers loads, or as a torch.export program."""
     from crt_lib.hf.export import export_run
@@ -90,8 +79,8 @@ def export(
 @app.command()
 def lm_task(
     out: Annotated[Path, typer.Argument(help="Folder for the task; it will hold the text.")],
-    corpus: Annotated[str, CORPUS] = "wikitext-2",
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    corpus: Annotated[str, options.CORPUS] = "wikitext-2",
+    split: options.Split = "test",
 ) -> None:
     """Write a corpus as a task for lm_eval, which then scores any model on it."""
     from crt_lib.hf.lmtask import write_task
@@ -106,7 +95,7 @@ def lm_task(
 
 @app.command()
 def gate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
+    checkpoint: options.Checkpoint,
     tokens: Annotated[int, typer.Option(help="Of the training text.", min=1)] = 50_000,
 ) -> None:
     """Fit an exit gate beside a checkpoint, for the criterion gate; the model stays as it is."""
@@ -124,9 +113,7 @@ def audit(
         typer.Argument(help="A run's folder, a checkpoint, hf:<folder> or <module>:<name>."),
     ],
     length: Annotated[int, typer.Option(help="Tokens in the probe.", min=2)] = 24,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Where the model does not say it.", min=2)
-    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="If the model has none.", min=2)] = None,
     only_causality: Annotated[
         bool, typer.Option("--only-causality", help="Neither parameters nor speed.")
     ] = False,

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from crt_lib.files import InputError
+from crt_lib.files import InputError, write_rows
 from crt_lib.runs.profiles import Profile
 
 # With a value for `--help` where it is not given, typer converts nothing and imports no pydantic.
 PLAIN_HELP = {"default_map": {"help": False}, "max_content_width": 100}
 
+Checkpoint = Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")]
 ProfileName = Annotated[str, typer.Option(help="smoke, quick, small or paper.")]
 Recipe = Annotated[
     str | None,
@@ -21,7 +22,9 @@ Recipe = Annotated[
 ]
 CORPUS = typer.Option(help="A corpus name, or a folder with train.txt, valid.txt and test.txt.")
 Corpus = Annotated[str | None, CORPUS]
-Tokenizer = Annotated[str | None, typer.Option(help="gpt2, bpe:<vocabulary> or word.")]
+TOKENIZER = typer.Option(help="gpt2, bpe:<vocabulary> or word.")
+Tokenizer = Annotated[str | None, TOKENIZER]
+Split = Annotated[str, typer.Option(help="train, valid or test.")]
 Notebooks = Annotated[
     Path | None, typer.Option("--notebooks", help="Folder of the notebooks; default notebooks/.")
 ]
@@ -30,19 +33,36 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),
 ]
+BatchSizes = Annotated[
+    list[int] | None,
+    typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
+]
+Table = Annotated[Path | None, typer.Option(help="CSV file for the rows.")]
+
+
+def settings(texts: list[str] | None) -> dict[str, Any]:
+    """Values by name of texts NAME=VALUE, parsed where they are JSON."""
+    values: dict[str, Any] = {}
+    for name, text in map(key_value, texts or []):
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
 
 
 def change_profile(
-    profile: Profile, corpus: str | None, tokenizer: str | None, changes: list[str]
+    profile: Profile, corpus: str | None, tokenizer: str | None, changes: dict[str, Any]
 ) -> Profile:
-    """`profile` with another corpus or tokenizer, and settings given as model.x=v or train.x=v."""
+    """`profile` with another corpus or tokenizer, and settings named model.x or train.x."""
     parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
-    for text in changes:
-        key, value = key_value(text)
-        part, _, field = key.partition(".")
+    for name, value in changes.items():
+        part, _, field = name.partition(".")
         if part not in parts or not field:
-            raise InputError(f"--set {text}: write model.<field>=<value> or train.<field>=<value>")
-        parts[part][field] = parse_value(value)
+            raise InputError(
+                f"--set {name}={value}: write model.<field>=<value> or train.<field>=<value>"
+            )
+        parts[part][field] = value
     return profile.replace(
         corpus=corpus or profile.corpus,
         tokenizer=tokenizer or profile.tokenizer,
@@ -59,14 +79,11 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def parse_value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def short(value: Any) -> str:
-    """A value of a table, in five digits where it is a measurement."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def show_rows(rows: list[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
+    """Print rows of a table, measurements in five digits, and write them to a CSV file `out`."""
+    for row in rows:
+        cells = {name: f"{x:.5g}" if isinstance(x, float) else x for name, x in row.items()}
+        line = "  ".join(f"{name} {cell}" for name, cell in cells.items() if cell is not None)
+        typer.echo(json.dumps(row) if as_json else line)
+    if out is not None:
+        write_rows(out, rows)

@@ -1,11 +1,11 @@
-"""The commands that make results and pages: `crt search`, `gpu`, `claims`, `report`."""
+"""What makes results and pages: `crt search`, `gpu`, `claims`, `report`, `reproduce`, `sweep`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from crt_lib.commands.options import Results
+from crt_lib.commands import options
 
 app = typer.Typer()
 
@@ -20,34 +20,24 @@ def search(
     rates: Annotated[list[float], typer.Option("--lr", help="Learning rate (repeatable).")],
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
     updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Equal time: minutes of one processor for each.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Equal time: processor minutes.")] = None,
     jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
     threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
-    documents: Annotated[
-        bool, typer.Option(help="Also score the documents of test, for intervals.")
-    ] = False,
+    documents: Annotated[bool, typer.Option(help="Also score the documents of test.")] = False,
     tuned: Annotated[
         bool,
-        typer.Option(
-            "--tune",
-            help="Halve or double each arm's rate with the first seed until its best has a worse "
-            "one on either side; then train the other seeds at the best.",
-        ),
+        typer.Option("--tune", help="Find each arm's best rate with the first seed, for the rest."),
     ] = False,
 ) -> None:
-    """Train named configurations for equal tokens or equal time, and compare them on valid."""
+    """Train named configurations for equal tokens or equal time, and compare them on valid.
+
+    With --tune an arm's rate is halved or doubled until its best has a worse one on either side.
+    """
     from crt_lib.study.ladder import choose_arms
     from crt_lib.study.search import grid, search as run_search, tune
 
     chosen, seeds = choose_arms(arms), seeds or [0]
-    how: dict[str, Any] = {
-        "jobs": jobs,
-        "threads": threads,
-        "documents": documents,
-        "echo": typer.echo,
-    }
+    how: dict[str, Any] = {"jobs": jobs, "threads": threads, "documents": documents}
     if tuned:
         tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
@@ -74,9 +64,7 @@ def gpu(
 
 
 @app.command()
-def claims(
-    results: Results = Path("results"),
-) -> None:
+def claims(results: options.Results = Path("results")) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
     from crt_lib.study.claims import write_claims
     from crt_lib.study.ledger import summary
@@ -91,7 +79,7 @@ def claims(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Option(help="Where the pages are.", exists=True)] = Path("."),
-    results: Results = Path("results"),
+    results: options.Results = Path("results"),
     times: Annotated[
         Path | None,
         typer.Option(help="First take the notebooks' times from this run of `crt reproduce`."),
@@ -105,3 +93,51 @@ def report(
     for name, blocks in PAGES.items():
         changed = update_page(folder / name, results, blocks)
         typer.echo(f"{folder / name}: {'updated' if changed else 'up to date'}")
+
+
+@app.command()
+def reproduce(
+    profile: options.ProfileName = "quick",
+    only: Annotated[list[str] | None, typer.Option(help="Only this notebook (repeatable).")] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="A notebook parameter.", metavar="NAME=VALUE"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default results/<profile>.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Run again what is already done.")] = False,
+    notebooks: options.Notebooks = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time.", min=1)] = 1,
+) -> None:
+    """Run the numbered notebooks; go on where an interrupted run stopped."""
+    given = dict(map(options.key_value, parameters or []))
+    from crt_lib.book.pipeline import reproduce as run_notebooks
+
+    how: dict[str, Any] = {"out": out, "only": only or (), "parameters": given}
+    run_notebooks(profile, notebooks_dir=notebooks, fresh=fresh, jobs=jobs, **how)
+
+
+@app.command()
+def sweep(
+    notebooks: Annotated[list[str], typer.Argument(help="Notebooks to run at every point.")],
+    grid: Annotated[
+        list[str],
+        typer.Option(help="A parameter and its values (repeatable).", metavar="NAME=V,V"),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; each point has one of its own there.")],
+    profile: options.ProfileName = "quick",
+    folder: options.Notebooks = None,
+    jobs: Annotated[int, typer.Option(help="Notebooks at a time, on this machine.", min=1)] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler that runs them instead.")
+    ] = None,
+) -> None:
+    """Run notebooks over a grid of parameters; go on where an interrupted sweep stopped."""
+    values: dict[str, list[str]] = {}
+    for name, text in map(options.key_value, grid):
+        values[name] = values.get(name, []) + [value.strip() for value in text.split(",")]
+
+    from crt_lib.book.sweep import sweep as run_sweep
+
+    how: dict[str, Any] = {"profile": profile, "notebooks_dir": folder, "jobs": jobs}
+    rows = run_sweep(notebooks, values, out, scheduler=scheduler, **how)
+    typer.echo(f"{len(rows)} rows of results: {out / 'sweep.csv'}" if rows else f"done: {out}")

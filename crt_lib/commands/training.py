@@ -1,20 +1,11 @@
 """The commands that train and score: `crt train`, `evaluate`, `average`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crt_lib.commands.options import (
-    Changes,
-    Corpus,
-    ProfileName,
-    Recipe,
-    Tokenizer,
-    change_profile,
-    short,
-)
+from crt_lib.commands import options
 from crt_lib.runs.profiles import load_profile
 
 app = typer.Typer()
@@ -22,32 +13,24 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    profile: ProfileName = "quick",
-    recipe: Recipe = None,
-    corpus: Corpus = None,
-    tokenizer: Tokenizer = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder; default results/<profile>/<recipe>.")
-    ] = None,
-    changes: Changes = None,
+    profile: options.ProfileName = "quick",
+    recipe: options.Recipe = None,
+    corpus: options.Corpus = None,
+    tokenizer: options.Tokenizer = None,
+    out: Annotated[Path | None, typer.Option(help="Default results/<profile>/<recipe>.")] = None,
+    changes: options.Changes = None,
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
-    vram_limit: Annotated[
-        float | None, typer.Option(help="Gigabytes of the GPU that may be used.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, bf16 or fp16; as --set train.precision.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would take: time and memory.")
-    ] = False,
+    vram_limit: Annotated[float | None, typer.Option(help="GPU memory at most, in GB.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say time and memory.")] = False,
 ) -> None:
     """Train and evaluate a profile; go on where an interrupted run stopped."""
-    chosen = load_profile(profile, recipe)
-    chosen = change_profile(chosen, corpus, tokenizer, changes or [])
+    given = options.settings(changes)
     if precision is not None:
-        chosen = chosen.replace(train=chosen.train.replace(precision=precision))
+        given["train.precision"] = precision
+    chosen = options.change_profile(load_profile(profile, recipe), corpus, tokenizer, given)
 
     from crt_lib.runs.machine import limit_memory
     from crt_lib.runs.run import run_profile
@@ -73,27 +56,23 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or a checkpoint file.")],
-    corpus: Corpus = None,
-    tokenizer: Tokenizer = None,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    checkpoint: options.Checkpoint,
+    corpus: options.Corpus = None,
+    tokenizer: options.Tokenizer = None,
+    split: options.Split = "test",
     protocol: Annotated[str, typer.Option(help="honest, released or deployable.")] = "honest",
     seq_len: Annotated[int | None, typer.Option(help="Positions a window or line.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens scored a window (honest).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an exit.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
+    out: options.Table = None,
 ) -> None:
     """Perplexity and bits per byte of every exit of a checkpoint."""
-    from crt_lib.files import write_rows
     from crt_lib.runs.scores import evaluate_checkpoint
 
     rows = evaluate_checkpoint(
         checkpoint, corpus, tokenizer, split, protocol=protocol, seq_len=seq_len, stride=stride
     )
-    if out is not None:
-        write_rows(out, rows)
-    for row in rows:
-        typer.echo(json.dumps(row) if as_json else "  ".join(f"{k} {short(row[k])}" for k in row))
+    options.show_rows(rows, out, as_json)
 
 
 @app.command()

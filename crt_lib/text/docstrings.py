@@ -4,18 +4,17 @@ Real text with no download. The sources are read with `ast`; none of the package
 """
 
 import ast
+import contextlib
 import importlib.metadata
-import importlib.util
 import inspect
-import json
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from crt_lib.files import InputError, cache_root, sha256, write_json
+from crt_lib.files import InputError, sha256
 
 PACKAGES = ("numpy", "pandas", "matplotlib")
-SPLITS = ("train", "valid", "test")
 
 _SKIPPED_FOLDERS = {"tests", "testing", "_vendor", "vendored-meson"}
 _ADMONITIONS = ("note", "warning", "caution", "tip", "important", "attention", "hint")
@@ -39,23 +38,38 @@ _COMMON_WORDS = (
 _COMMON = frozenset(_COMMON_WORDS.split())
 
 
-def collect() -> tuple[dict[str, str], dict[str, str]]:
-    """The text of every split and the version of every package, `(texts, versions)`.
+def versions() -> dict[str, str]:
+    """The version of every package of PACKAGES; raises InputError when one is missing."""
+    try:
+        return {package: importlib.metadata.version(package) for package in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            f"corpus 'docstrings' reads {', '.join(PACKAGES)}, and {error.name} is not installed; "
+            "install the notebook extra: pip install 'crt-lm[notebooks]'"
+        ) from error
+
+
+def collect() -> dict[str, str]:
+    """The text of every split.
 
     A paragraph is one line and a docstring ends with a blank line. Modules are dealt to the splits
     by a hash of their name, about 80/10/10; a paragraph found in several places is kept at the
-    first, train before valid before test. Kept under `cache_root()`, keyed by the versions and by
-    this file. Raises InputError when a package is missing.
+    first, train before valid before test.
     """
-    versions = {package: _version(package) for package in PACKAGES}
-    rule = sha256(Path(__file__).read_bytes())
-    key = sha256(json.dumps([versions, rule]).encode())
-    path = cache_root() / "docstrings" / f"{key[:32]}.json"
-    texts = _read_cache(path)
-    if texts is None:
-        texts = _collect(versions)
-        write_json(path, {"texts": texts, "sha256": _digest(texts)})
-    return texts, versions
+    dealt: dict[str, list[Path]] = {"train": [], "valid": [], "test": []}
+    for name, path in _modules():
+        tenth = int(sha256(f"docstrings:{name}".encode())[:16], 16) % 10
+        dealt[{0: "valid", 1: "test"}.get(tenth, "train")].append(path)
+    seen: set[str] = set()
+    texts = {}
+    for split, paths in dealt.items():
+        documents = []
+        for docstring in itertools.chain.from_iterable(map(_docstrings, paths)):
+            paragraphs = [p for p in prose(docstring) if _first_time(p, seen)]
+            if paragraphs:
+                documents.append("\n".join(paragraphs) + "\n\n")
+        texts[split] = "".join(documents)
+    return texts
 
 
 def prose(docstring: str) -> list[str]:
@@ -64,82 +78,28 @@ def prose(docstring: str) -> list[str]:
     Doctests, code, tables, headings, directives and the names and types of parameter lists are
     left out; what is said about a parameter stays where it is made of sentences.
     """
-    paragraphs = (_plain(lines) for lines in _blocks(inspect.cleandoc(docstring)))
+    paragraphs = map(_plain, _blocks(inspect.cleandoc(docstring)))
     return [paragraph for paragraph in paragraphs if _is_prose(paragraph)]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(
-            f"corpus 'docstrings' reads {', '.join(PACKAGES)}, and {package} is not installed; "
-            "install the notebook extra: pip install 'crt-lm[notebooks]'"
-        ) from error
-
-
-def _read_cache(path: Path) -> dict[str, str] | None:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        texts = {split: stored["texts"][split] for split in SPLITS}
-        return texts if stored["sha256"] == _digest(texts) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent or damaged: collected anew
-
-
-def _digest(texts: dict[str, str]) -> str:
-    return sha256(json.dumps([texts[split] for split in SPLITS]).encode())
-
-
-def _collect(versions: dict[str, str]) -> dict[str, str]:
-    modules = [module for package in versions for module in _modules(package)]
-    seen: set[str] = set()
-    texts = {}
-    for split in SPLITS:
-        documents = []
-        for name, path in modules:
-            if _split_of(name) != split:
-                continue
-            for docstring in _docstrings(path):
-                paragraphs = [p for p in prose(docstring) if _first_time(p, seen)]
-                if paragraphs:
-                    documents.append("\n".join(paragraphs) + "\n\n")
-        texts[split] = "".join(documents)
-    return texts
 
 
 def _first_time(paragraph: str, seen: set[str]) -> bool:
     letters = re.sub(r"[^a-z]+", " ", paragraph.lower()).strip()
-    if letters in seen:
-        return False
+    new = letters not in seen
     seen.add(letters)
-    return True
+    return new
 
 
-def _split_of(module: str) -> str:
-    tenth = int(sha256(f"docstrings:{module}".encode())[:16], 16) % 10
-    return {0: "valid", 1: "test"}.get(tenth, "train")
-
-
-def _modules(package: str) -> list[tuple[str, Path]]:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the installed {package} has no source folder; install it again with pip")
-    root = Path(spec.submodule_search_locations[0])
-    found = []
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if not _SKIPPED_FOLDERS.intersection(parts):
-            found.append((".".join((package, *parts)), path))
-    return sorted(found)
+def _modules() -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        root = Path(str(importlib.metadata.distribution(package).locate_file(package)))
+        paths = {path.relative_to(root).with_suffix("").parts: path for path in root.rglob("*.py")}
+        for parts in sorted(parts for parts in paths if not _SKIPPED_FOLDERS.intersection(parts)):
+            yield ".".join((package, *parts)), paths[parts]
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return  # a template, not a module
-    yield from _docstrings_of(tree)
+    with contextlib.suppress(SyntaxError):  # of a later Python
+        yield from _docstrings_of(ast.parse(path.read_bytes()))
 
 
 def _docstrings_of(node: ast.AST) -> Iterator[str]:
@@ -148,20 +108,17 @@ def _docstrings_of(node: ast.AST) -> Iterator[str]:
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
             yield docstring
-    elif isinstance(node, ast.Expr):
-        call = node.value
-        if isinstance(call, ast.Call) and _name(call.func).startswith("add_newdoc"):
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        function = node.value.func
+        name = getattr(function, "id", "") or getattr(function, "attr", "")
+        if name.startswith("add_newdoc"):
             # numpy documents its C functions by calls that pass the docstring
-            for value in ast.walk(call):
+            for value in ast.walk(node.value):
                 if isinstance(value, ast.Constant) and "\n" in str(value.value):
                     yield str(value.value)
     for field in ("body", "orelse", "finalbody", "handlers"):
         for child in getattr(node, field, ()):
             yield from _docstrings_of(child)
-
-
-def _name(function: ast.expr) -> str:
-    return getattr(function, "id", "") or getattr(function, "attr", "")
 
 
 def _blocks(text: str) -> Iterator[list[str]]:
@@ -184,7 +141,9 @@ def _blocks(text: str) -> Iterator[list[str]]:
         directive = _DIRECTIVE.match(body)
         if directive and directive[1] not in _ADMONITIONS:
             skip_deeper_than = depth
-        elif body and not (directive or _is_heading(body, following.strip())):
+        elif body and not (
+            directive or _UNDERLINE.fullmatch(body) or _UNDERLINE.fullmatch(following.strip())
+        ):
             if bullet:
                 body = body[bullet.end() :]
                 indent = depth + bullet.end()
@@ -193,10 +152,6 @@ def _blocks(text: str) -> Iterator[list[str]]:
                 skip_deeper_than = depth
     if block:
         yield block
-
-
-def _is_heading(line: str, following: str) -> bool:
-    return bool(_UNDERLINE.fullmatch(line) or _UNDERLINE.fullmatch(following))
 
 
 def _plain(lines: list[str]) -> str:

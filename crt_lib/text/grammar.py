@@ -13,6 +13,7 @@ line, and the line end is the word that ends it:
 import functools
 import math
 import random
+import re
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from crt_lib.files import InputError
 
 LINE_END = "\n"
 
-_WORDS = {
+_CLASSES = {
     "end": LINE_END,
     "det_sg": "the a every this",
     "det_pl": "some many these",
@@ -36,6 +37,7 @@ _WORDS = {
     "prep": "near with without",
     "adverb": "today quietly often here",
 }
+_WORDS = {name: members.split(" ") for name, members in _CLASSES.items()}
 _FOLLOWERS = {
     "end": {"det_sg": 0.6, "det_pl": 0.4},
     "det_sg": {"noun_sg": 0.7, "adj_sg": 0.3},
@@ -56,7 +58,7 @@ _FOLLOWERS = {
 
 def words() -> tuple[str, ...]:
     """Every word of the language; the first is the line end."""
-    return tuple(word for members in _classes().values() for word in members)
+    return tuple(word for members in _WORDS.values() for word in members)
 
 
 @functools.cache
@@ -66,14 +68,14 @@ def transitions() -> np.ndarray:
     Inside a class the probabilities are Zipf's, 1 / rank; the i-th word of the class before it
     ranks the i-th member first, so that words of one class differ in what follows them.
     """
-    classes, index = _classes(), {word: i for i, word in enumerate(words())}
+    index = {word: i for i, word in enumerate(words())}
     matrix = np.zeros((len(index), len(index)))
-    for name, members in classes.items():
+    for name, members in _WORDS.items():
         for i, word in enumerate(members):
             for follower, share in _FOLLOWERS[name].items():
-                n = len(classes[follower])
+                n = len(_WORDS[follower])
                 harmonic = sum(1 / rank for rank in range(1, n + 1))
-                for j, following in enumerate(classes[follower]):
+                for j, following in enumerate(_WORDS[follower]):
                     rank = (j - i) % n + 1
                     matrix[index[word], index[following]] = share / (rank * harmonic)
     matrix.setflags(write=False)
@@ -118,22 +120,15 @@ def log_prob(text: str) -> float:
     Raises InputError for a word or a pair of neighbouring words that the language does not have.
     """
     index = {word: i for i, word in enumerate(words())}
-    matrix = transitions()
-    total, state, before = 0.0, 0, LINE_END
-    for word in text.replace(LINE_END, f" {LINE_END} ").split(" "):
-        if not word:
-            continue
+    total, before = 0.0, LINE_END
+    for word in re.findall(r"[^ \n]+|\n", text):
         if word not in index:
             raise InputError(
                 f"{word!r} is not a word of the grammar; it has {', '.join(words()[1:])}"
             )
-        probability = matrix[state, index[word]]
+        probability = transitions()[index[before], index[word]]
         if not probability:
             raise InputError(f"in the grammar {word!r} never follows {before!r}")
         total += math.log(probability)
-        state, before = index[word], word
+        before = word
     return total
-
-
-def _classes() -> dict[str, list[str]]:
-    return {name: members.split(" ") for name, members in _WORDS.items()}

@@ -25,24 +25,21 @@ def data_rows(data: TokenizedCorpus) -> list[dict[str, Any]]:
     `lines` are those longer than 50 characters, `padding_share` the share of padding when each is
     cut or padded to 384 tokens; None for a split without such a line.
     """
-    rows = []
-    for name in SPLITS:
-        split = data.split(name)
-        rows.append(
-            {
-                "corpus": data.corpus.name,
-                "tokenizer": data.tokenizer.name,
-                "vocab_size": data.tokenizer.vocab_size,
-                "split": name,
-                "tokens": len(split.ids),
-                "words": split.n_words,
-                "bytes": split.n_bytes,
-                "bytes_per_token": split.n_bytes / len(split.ids),
-                "lines": len(split.lines),
-                "padding_share": padding_share(split),
-            }
-        )
-    return rows
+    return [
+        {
+            "corpus": data.corpus.name,
+            "tokenizer": data.tokenizer.name,
+            "vocab_size": data.tokenizer.vocab_size,
+            "split": name,
+            "tokens": len(split.ids),
+            "words": split.n_words,
+            "bytes": split.n_bytes,
+            "bytes_per_token": split.n_bytes / len(split.ids),
+            "lines": len(split.lines),
+            "padding_share": padding_share(split),
+        }
+        for name, split in ((name, data.split(name)) for name in SPLITS)
+    ]
 
 
 def padding_share(split: TokenSplit, seq_len: int = RELEASED_SEQ_LEN) -> float | None:
@@ -53,46 +50,45 @@ def padding_share(split: TokenSplit, seq_len: int = RELEASED_SEQ_LEN) -> float |
     return PaddedLines(split.lines, seq_len, batch_size=1, seed=0, eot_id=eot_id).padding_share
 
 
-def line_length_rows(data: TokenizedCorpus, split: str = "train") -> list[dict[str, Any]]:
-    """How many lines over 50 characters have `shortest`..`longest` tokens, in bins of 16.
+def line_length_rows(data: TokenizedCorpus) -> list[dict[str, Any]]:
+    """How many lines of train over 50 characters have `shortest`..`longest` tokens, in bins of 16.
 
     What is longer than 384 tokens, the length at which the released script cuts, is one bin with
     `longest` None.
     """
-    edges = np.arange(1, RELEASED_SEQ_LEN + 2, BIN)  # 1, 17, ..., 385
-    lengths = np.array([len(line) for line in data.split(split).lines], dtype=np.int64)
-    counts = np.histogram(lengths, np.append(edges, np.iinfo(np.int64).max))[0].tolist()
-    labels = {"corpus": data.corpus.name, "tokenizer": data.tokenizer.name, "split": split}
-    last = [*(int(edge) - 1 for edge in edges[1:]), None]
+    n_bins = RELEASED_SEQ_LEN // BIN
+    lengths = np.array([len(line) for line in data.train.lines], dtype=np.int64)
+    counts = np.bincount(np.minimum((lengths - 1) // BIN, n_bins), minlength=n_bins + 1)
     return [
-        {**labels, "shortest": int(first), "longest": longest, "lines": count}
-        for first, longest, count in zip(edges, last, counts, strict=True)
+        {
+            "corpus": data.corpus.name,
+            "tokenizer": data.tokenizer.name,
+            "split": "train",
+            "shortest": i * BIN + 1,
+            "longest": (i + 1) * BIN if i < n_bins else None,
+            "lines": count,
+        }
+        for i, count in enumerate(counts.tolist())
     ]
 
 
-def write_statistics(
-    out: str | Path, corpus: str = "wikitext-2", tokenizers: Sequence[str] = MEASURED
-) -> None:
-    """Measure a corpus with each tokenizer: `out`/data.csv and `out`/line_lengths.csv.
+def write_statistics(out: str | Path, tokenizers: Sequence[str] = MEASURED) -> None:
+    """Measure WikiText-2 with each tokenizer: `out`/data.csv and `out`/line_lengths.csv.
 
     Raises InputError when the corpus or a tokenizer cannot be had; nothing is written then.
     """
-    text = load_corpus(corpus)
+    text = load_corpus("wikitext-2")
     measured = [tokenize(text, load_tokenizer(name, text)) for name in tokenizers]
-    rows = [row for data in measured for row in data_rows(data)]
-    lengths = [row for data in measured for row in line_length_rows(data)]
-    write_rows(Path(out) / "data.csv", rows)
-    write_rows(Path(out) / "line_lengths.csv", lengths)
+    for file, rows_of in (("data.csv", data_rows), ("line_lengths.csv", line_length_rows)):
+        write_rows(Path(out) / file, [row for data in measured for row in rows_of(data)])
 
 
 def read_statistics(out: str | Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of data.csv and line_lengths.csv in `out`; raises InputError without them."""
-    paths = [Path(out) / name for name in ("data.csv", "line_lengths.csv")]
-    for path in paths:
-        if not path.is_file():
-            raise InputError(
-                f"{path} does not exist; it is stored in a checkout of the project, or write it "
-                "with crt_lib.text.stats.write_statistics, which needs WikiText-2"
-            )
-    rows, lengths = (read_rows(path) for path in paths)
-    return rows, lengths
+    try:
+        return read_rows(Path(out) / "data.csv"), read_rows(Path(out) / "line_lengths.csv")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename} does not exist; it is stored in a checkout of the project, or write "
+            "it with crt_lib.text.stats.write_statistics, which needs WikiText-2"
+        ) from error

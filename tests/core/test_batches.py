@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from crt_lib.data import (
+    Batch,
     PackedWindows,
     PaddedLines,
     evaluation_lines,
@@ -116,44 +117,41 @@ def test_a_stride_that_would_skip_tokens_is_refused(stride: int):
         list(evaluation_windows(np.arange(20), 8, 2, EOT, stride))
 
 
-@given(
-    st.lists(st.integers(0, 14), min_size=1, max_size=20),
-    st.integers(1, 8),
-    st.integers(1, 3),
-    st.booleans(),
-)
-def test_padded_lines_hold_a_line_a_row(lengths, seq_len, batch_size, score_padding):
+@given(st.lists(st.integers(0, 14), min_size=1, max_size=20), st.integers(1, 8), st.integers(1, 3))
+def test_padded_lines_hold_a_line_a_row(lengths, seq_len, batch_size):
     batch_size = min(batch_size, len(lengths))
-    rows = PaddedLines(ragged(lengths), seq_len, batch_size, 3, EOT, score_padding)
-    expected = {}
+    rows = PaddedLines(ragged(lengths), seq_len, batch_size, 3, EOT)
+    expected = []
     for i, n in enumerate(lengths, 1):
         row = [100 * i + j if j < n else EOT for j in range(seq_len)]
-        target = [*row[1:], -100]
-        if not score_padding:
-            target = [-100 if token == EOT else token for token in target]
-        expected[i] = (row, target)
+        expected.append((row, [*row[1:], -100]))
     found = []
     for step in range(rows.steps_per_epoch):
         batch = rows.batch(7, step)
         assert same(batch, rows.batch(7, step)) and len(batch.inputs) == batch_size
-        found += zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True)
-    left = [expected[i] for i in expected]
+        found += pairs(batch)
+    left = list(expected)
     for row in found:
         left.remove(row)  # raises where a row is repeated or never existed
     assert len(left) == len(lengths) % batch_size
-
-    every = evaluation_lines(ragged(lengths), seq_len, batch_size, EOT, score_padding)
-    in_order = [
-        pair for b in every for pair in zip(b.inputs.tolist(), b.targets.tolist(), strict=True)
-    ]
-    assert in_order == list(expected.values())
     real = sum(min(n, seq_len) for n in lengths)
     assert rows.padding_share == pytest.approx(1 - real / (len(lengths) * seq_len))
 
+    every = evaluation_lines(ragged(lengths), seq_len, batch_size, EOT)
+    assert [pair for batch in every for pair in pairs(batch)] == expected
+    unscored = evaluation_lines(ragged(lengths), seq_len, batch_size, EOT, score_padding=False)
+    assert [pair for batch in unscored for pair in pairs(batch)] == [
+        (row, [-100 if token == EOT else token for token in target]) for row, target in expected
+    ]
+
+
+def pairs(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    return list(zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True))
+
 
 def test_a_real_token_equal_to_the_padding_is_scored():
-    rows = PaddedLines([np.array([5, EOT, 7])], 5, 1, 0, EOT, score_padding=False)
-    assert rows.batch(0, 0).targets.tolist() == [[EOT, 7, -100, -100, -100]]
+    (batch,) = evaluation_lines([np.array([5, EOT, 7])], 5, 1, EOT, score_padding=False)
+    assert batch.targets.tolist() == [[EOT, 7, -100, -100, -100]]
 
 
 def test_released_lines_count_the_line_end():

@@ -61,7 +61,7 @@ def test_a_uniform_model_scores_log_v(protocol):
 def test_a_bigram_model_reaches_the_entropy_of_the_grammar():
     bigram = Bigram(data().train.ids, data().tokenizer.vocab_size)
     result = evaluate(bigram, data().test, data().tokenizer.eot_id)
-    exact = -grammar.log_prob(data().test.text.text) / data().test.n_words
+    exact = -grammar.log_prob(data().test.text) / data().test.n_words
     assert result.loss[0] == pytest.approx(exact, rel=0.01)
     assert result.loss[0] > exact - 1e-3  # nothing causal is below the source's own probability
     assert exact == pytest.approx(data().corpus.entropy, rel=0.03)
@@ -71,7 +71,7 @@ def test_every_token_of_the_text_is_scored_once():
     result = evaluate(Uniform(), data().valid, 0, seq_len=100, stride=37, batch_size=3)
     split = data().valid
     assert (result.tokens, result.words) == (len(split.ids), split.n_words)
-    assert result.original_bytes == len(split.text.text.encode())
+    assert result.original_bytes == len(split.text.encode())
     (row,) = result.rows(split="valid")
     assert row["bits_per_byte"] == pytest.approx(
         result.loss[0] * result.tokens / math.log(2) / split.n_bytes

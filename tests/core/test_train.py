@@ -104,7 +104,7 @@ KILLER = """
     import os, signal, sys
     import torch
     torch.set_num_threads({threads})
-    import crt_lib.checkpoint, crt_lib.checkpoint, crt_lib.train
+    import crt_lib.checkpoint, crt_lib.train
     from crt_lib.data import PackedWindows
     sys.path[:0] = {tests!r}
     import test_train
