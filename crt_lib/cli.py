@@ -28,7 +28,8 @@ def main() -> None:
         app()
     except (InputError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        asked_for = (InputError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        sys.exit(2 if isinstance(error, asked_for) else 1)
 
 
 if __name__ == "__main__":

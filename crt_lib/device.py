@@ -48,6 +48,20 @@ def choose_precision(
     return Precision(name, f"auto: {measured}")
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raise InputError where torch.compile would find no C++ compiler for a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        if device.type == "cpu":
+            get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise InputError(
+            "train.compile needs a C++ compiler: install one, name it in CXX, or train without"
+        ) from error
+
+
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether bf16 matrix products are worth their casts on `device`."""
     return bf16_speed(device.type) >= FAST

@@ -25,7 +25,7 @@ from crt_lib.checkpoint import (
 )
 from crt_lib.config import AnyModelConfig, LanguageModel, TrainConfig, config_from_dict, make_model
 from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
-from crt_lib.device import Precision, choose_precision
+from crt_lib.device import Precision, check_compiler, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, RunError, locked, stop_signals
 from crt_lib.loss import total_loss
@@ -148,9 +148,12 @@ class _Run:
         _check_launch()
         config = self.config
         cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        device = PartialState(cpu=cpu).device
         self.precision = choose_precision(
-            config.precision, PartialState(cpu=cpu).device, model_config.d_model, config.optimizer
+            config.precision, device, model_config.d_model, config.optimizer
         )
+        if config.compile:
+            check_compiler(device)
         if self._earlier and config.precision == "auto":
             self.precision = Precision(self._earlier["precision"], "as the run began")
         AcceleratorState._reset_state()  # an earlier run of this process may have had another one

@@ -1,4 +1,4 @@
-"""What makes results and pages: `crt search`, `gpu`, `claims`, `report`, `reproduce`, `sweep`."""
+"""What makes results and pages: `crt search`, `gpu`, `claims`, `report`, `results`, `reproduce`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +12,17 @@ app = typer.Typer()
 
 @app.command()
 def search(
-    arms: Annotated[
-        list[str],
-        typer.Argument(help="Names or groups, as ladder, variants, baselines, paper-ablations."),
-    ],
     out: Annotated[Path, typer.Option(help="CSV file; rows it has are not made again.")],
-    rates: Annotated[list[float], typer.Option("--lr", help="Learning rate (repeatable).")],
+    arms: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names or groups, as ladder, variants, baselines, paper-ablations."),
+    ] = None,
+    rates: Annotated[
+        list[float] | None, typer.Option("--lr", help="Learning rate (repeatable).")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="CSV file of trainings, instead of arms and rates.")
+    ] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
     updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Equal time: processor minutes.")] = None,
@@ -34,10 +39,16 @@ def search(
     With --tune an arm's rate is halved or doubled until its best has a worse one on either side.
     """
     from crt_lib.study.ladder import choose_arms
+    from crt_lib.study.made import read_plan
     from crt_lib.study.search import grid, search as run_search, tune
 
-    chosen, seeds = choose_arms(arms), seeds or [0]
-    how: dict[str, Any] = {"jobs": jobs, "threads": threads, "documents": documents}
+    how: dict[str, Any] = {"jobs": jobs, "threads": threads}
+    if plan is not None:
+        for scored, trials in read_plan(plan).items():
+            run_search(trials, out, documents=scored, **how)
+        return
+    chosen, rates, seeds = choose_arms(arms or []), rates or [], seeds or [0]
+    how["documents"] = documents
     if tuned:
         tune(chosen, out, rates, seeds, updates=updates, minutes=minutes, **how)
     else:
@@ -87,12 +98,25 @@ def report(
 ) -> None:
     """Rewrite the tables of the pages from the files under results/."""
     from crt_lib.show.pages import PAGES, record_times, update_page
+    from crt_lib.study.made import check
 
     if times is not None:
         record_times(times, results)
+    check(results)
     for name, blocks in PAGES.items():
         changed = update_page(folder / name, results, blocks)
         typer.echo(f"{folder / name}: {'updated' if changed else 'up to date'}")
+
+
+@app.command("results")
+def remake_results(
+    folder: options.Results = Path("results"),
+    only_list: Annotated[bool, typer.Option("--list", help="Only list, make nothing.")] = False,
+) -> None:
+    """List what is missing or stale under results/, and make it; go on where it stopped."""
+    from crt_lib.study.made import remake
+
+    remake(folder, run=not only_list)
 
 
 @app.command()

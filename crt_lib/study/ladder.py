@@ -163,6 +163,8 @@ def choose_arms(names: Sequence[str]) -> dict[str, Profile]:
     groups = arms()
     every = {name: profile for group in groups.values() for name, profile in group.items()}
     chosen: dict[str, Profile] = {}
+    if not names:
+        raise InputError(f"no arm; name some, or groups: {', '.join(groups)}")
     for name in names:
         if name not in groups and name not in every:
             known = "; ".join(f"{group}: {', '.join(members)}" for group, members in groups.items())

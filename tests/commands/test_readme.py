@@ -57,7 +57,8 @@ def arguments(command: str) -> list[str] | None:
 def inline(page: str) -> list[str]:
     """Commands in the page's tables and sentences."""
     text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
-    return re.findall(r"`(crt [a-z-]+(?: [^`]+)?)`", text)
+    found = re.findall(r"`(crt [a-z-]+(?: [^`]+)?)`", text)
+    return [command for each in found for command in each.split(" && ")]
 
 
 @pytest.fixture(scope="module")

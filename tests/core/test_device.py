@@ -28,3 +28,12 @@ def test_the_speed_of_bf16_is_measured_once():
 def test_fp16_where_it_cannot_be(optimizer, said):
     with pytest.raises(InputError, match=said):
         choose_precision("fp16", CPU, 512, optimizer)
+
+
+def test_compiling_without_a_compiler(monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nonexistent/c++"))
+    device.check_compiler(torch.device("meta"))  # only a CPU's code needs one
+    with pytest.raises(InputError, match=r"train\.compile needs a C\+\+ compiler"):
+        device.check_compiler(CPU)
