@@ -20,12 +20,11 @@ from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.step import Step
+from crt_lib.cached.step import Step, Window
 from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED, check_ids
 from crt_lib.exits.gate import Gate
-from crt_lib.exits.leaving import step_with_exits
-from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.exits.policy import Policy, leave, run_with_exits
 from crt_lib.files import InputError, write_text
 from crt_lib.hf.cache import CRTCache
 from crt_lib.hf.code import folder_code
@@ -255,10 +254,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         memory = self._memory(held, inputs, starts)
         step = held.step(self.model, inputs)
         if step is not None:
-            with torch.no_grad():
-                own, left = step_with_exits(step, inputs[:, 0], policy)
-            logits = own[:, None][:, _kept(logits_to_keep)]
-            loops = torch.tensor(left, device=own.device)[:, None]
+            exited = leave(step, inputs[:, 0], policy)
+            logits = exited.logits[:, None][:, _kept(logits_to_keep)]
+            loops = exited.loops[:, None]
             return CRTOutput(logits=logits, exit_loops=loops, past_key_values=cache)
         last = isinstance(logits_to_keep, int) and logits_to_keep == 1
         exited = run_with_exits(self.model, inputs, policy, memory, last=last)
@@ -284,7 +282,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         logits = []
         with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
             step = cache.step(model, inputs) if cache is not None else None
-            states = self._states(inputs, memory) if step is None else _stepped(step, inputs)
+            states = _states(step or Window(model, memory), inputs)
         if back is not None:
             states = [rotate_rows(state, back) for state in states]
         every = labels is not None or with_exits
@@ -301,20 +299,6 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             hidden_states=tuple(states) if with_states else None,
         )
-
-    def _states(self, inputs: Tensor, memory: Memory | None) -> list[Tensor]:
-        """The state that enters loop 1 and that after each loop."""
-        start = memory.length if memory is not None else 0
-        z, embedded = self.model.begin(inputs, memory)
-        states = [z]
-        for loop in range(1, self.model.config.n_loops + 1):
-            layer = None if memory is None else memory.loops[loop - 1]
-            if memory is not None and layer is not None and loop > 1:
-                layer.catch_up(memory.loops[loop - 2], start)  # tokens that left before it
-                layer.follow(memory.loops[loop - 2], None)
-            z = self.model.apply_loop(loop, z, embedded, layer)
-            states.append(z)
-        return states
 
     def _memory(self, cache: CRTCache, inputs: Tensor, starts: Tensor | None) -> Memory:
         like = self.model.loop_encoding.detach()
@@ -386,14 +370,14 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             write_text(Path(save_directory) / f"{name}.py", text)
 
 
-def _stepped(step: Step, inputs: Tensor) -> list[Tensor]:
-    """As `CRTForCausalLM._states`, of one token a row."""
-    n_loops = step.config.n_loops
-    states = [step.begin(inputs[:, 0], n_loops)]
+def _states(run: Window | Step, inputs: Tensor) -> list[Tensor]:
+    """The state (B, n, d) that enters loop 1 and that after each loop."""
+    n_loops, single = run.model.config.n_loops, isinstance(run, Step)
+    states = [run.begin(inputs[:, 0] if single else inputs)]
     for loop in range(1, n_loops + 1):
-        states.append(step.loop(loop, states[-1]))
-    step.end(n_loops, settle=False)
-    return [state[:, None] for state in states]
+        states.append(run.loop(loop, states[-1]))
+    run.end(n_loops)
+    return [state[:, None] for state in states] if single else states
 
 
 class _GateWeights(Mapping[int, Tensor]):
