@@ -139,18 +139,14 @@ class Layout:
 
         Logits are read to the third digit, so in 8 bits a `vocabulary` has x in two parts.
         """
-        made = self._of(weight, bias, vocabulary)
-        in_8_bits = isinstance(made, Quantized)
-        self.sizes.append(weight.numel() + 8 * len(weight) if in_8_bits else weight.nbytes)
-        return made
-
-    def _of(self, weight: Tensor, bias: Tensor | None, vocabulary: bool) -> Product:
         if self.quantize is not None:
             check_quantize(self.quantize, weight)
             if weight.numel() >= (LARGE if self.rows == 1 else LARGE_FOR_ROWS):
+                self.sizes.append(weight.numel() + 8 * len(weight))
                 if vocabulary:
                     return FinelyQuantized(weight, bias, self.rows)
                 return Quantized(weight, bias)
+        self.sizes.append(weight.nbytes)
         if not wide_on_cpu(weight):
             return Product(weight, bias)
         if self.rows == 1:

@@ -4,6 +4,8 @@ The parts of `step` that touch the memory. Where all layers write and what they 
 found once a token (`begin`), not once a loop; B rows, H heads of D features.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,30 +19,46 @@ class Convolutions:
 
     def __init__(self, model: CRT, memory: Memory):
         config, blocks = model.config, [*model.prelude, *[model.block] * model.config.n_loops]
-        self.memory, self.cycles = memory, config.n_cycles
-        own, dilations = [], []
-        for trm in (model.embed, *(block.trm for block in blocks)):
-            for i, dilation in enumerate(trm.dilations if config.trm != "linear" else ()):
-                own.append(trm.cycles[i % len(trm.cycles)].conv)
-                dilations.append(dilation)
-        self.count, device = len(own), memory.inputs.device
-        self.sites = torch.arange(self.count, device=device)[:, None]
-        steps = torch.arange(1 - config.kernel_size, 0, device=device)
-        self.taps = torch.tensor(dilations, device=device)[:, None] * steps  # (sites, k - 1)
-        self.depthwise = bool(own) and own[0].is_depthwise
+        trms = [model.embed, *(block.trm for block in blocks)] if config.trm != "linear" else []
+        own = [
+            (trm.cycles[i % len(trm.cycles)].conv, dilation)
+            for trm in trms
+            for i, dilation in enumerate(trm.dilations)
+        ]
+        self.memory, self.cycles, self.count = memory, config.n_cycles, len(own)
+        self.depthwise = bool(own) and own[0][0].is_depthwise
         if self.depthwise:
-            kernels = torch.stack([conv.depthwise.weight.detach()[:, 0].T for conv in own])
-            self.before, self.now = kernels[:, :-1, None], kernels[:, -1].unbind(0)
+            kernels = torch.stack([conv.depthwise.weight.detach()[:, 0].T for conv, _ in own])
+            kernels = kernels[:, :, None]  # (sites, k, 1, d)
+            self.now = kernels[:, -1].unbind(0)
+        # alike, and computed at once: a cycle of all blocks; each of the embedding's is alone
+        alone = [slice(i, i + 1) for i in range(config.n_embed_cycles)]
+        groups = alone + [slice(len(alone) + i, None, self.cycles) for i in range(self.cycles)]
+        self.groups = []
+        for group in groups if own else ():
+            backs = [own[group.start][1] * i for i in range(config.kernel_size - 1, 0, -1)]
+            before = kernels[group, :-1].unbind(1) if self.depthwise else ()
+            self.groups.append((group, backs, before))
+        self.held = torch.empty(0)  # `memory.inputs` when it was last looked at
 
     def begin(self, at: int) -> None:
-        self.inputs: list[Tensor] = []  # (B, d) of each convolution that was asked
+        if self.held is not self.memory.inputs:
+            self.held = self.memory.inputs
+            self.views = [self.held[group] for group, _, _ in self.groups]
         self.at = at = self.memory.reach + at
-        if self.count:
-            past = self.memory.inputs[self.sites, :, at + self.taps]  # (sites, k - 1, B, d)
-            past = (
-                (past * self.before).sum(1) if self.depthwise else past.transpose(1, 2).flatten(2)
-            )
-            self.past = past.unbind(0)
+        self.inputs: list[Tensor] = []  # (B, d) of each convolution that was asked
+        self.past: list[Any] = [None] * self.count  # what earlier inputs bring
+        for (group, backs, before), held in zip(self.groups, self.views, strict=True):
+            taps = [held.select(2, at - back) for back in backs]  # (n, B, d)
+            if not taps:
+                continue
+            if not self.depthwise:
+                past = torch.cat(taps, -1)
+            else:
+                past = taps[0] * before[0]
+                for tap, kernel in zip(taps[1:], before[1:], strict=True):
+                    past = torch.addcmul(past, tap, kernel)
+            self.past[group] = past.unbind(0)
 
     def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
         """What is made of the next input x (B, d) at the token: (B, d), or its k taps (B, k * d).
@@ -51,16 +69,19 @@ class Convolutions:
         if active is not None:
             x = torch.where(active, x, self.inputs[-self.cycles])
         self.inputs.append(x)
-        if self.depthwise:
-            return torch.addcmul(self.past[site], x, self.now[site])
-        return torch.cat([self.past[site], x], -1)
+        past = self.past[site]
+        if not self.depthwise:
+            return x if past is None else torch.cat([past, x], -1)
+        now = self.now[site]
+        return x * now if past is None else torch.addcmul(past, x, now)
 
     def end(self) -> None:
         """Keep the inputs; layers that were not run have those of the last that was."""
         while len(self.inputs) < self.count:
             self.inputs.append(self.inputs[-self.cycles])
         if self.count:
-            self.memory.inputs.select(2, self.at).copy_(torch.stack(self.inputs))
+            here = self.held.select(2, self.at)
+            here.copy_(torch.stack(self.inputs))
 
 
 class Heads:
@@ -70,6 +91,7 @@ class Heads:
         config, like = model.config, model.loop_encoding.detach()
         B, H, D = memory.rows, config.n_heads, config.d_model // config.n_heads
         self.memory, self.rotary = memory, config.positions == "rotary"
+        self.kv = torch.empty(0)  # `memory.kv` when it was last looked at
         self.given = like.new_empty(B, 3 * config.d_model)  # for queries, keys and values
         self.heads = like.new_empty(3, B, H, 1, D)  # the same, turned
         self.query, self.pair = self.heads[0].flatten(0, 1), self.heads[1:, :, :, 0]
@@ -85,10 +107,14 @@ class Heads:
 
     def begin(self, at: int) -> None:
         kv, starts = self.memory.kv, self.memory.starts
+        if self.kv is not kv:
+            self.kv = kv
+            self.all_keys, self.all_values = kv.flatten(2, 3).unbind(1)  # (layers, B * H, ., D)
+            self.all_keys = self.all_keys.mT
         self.slot = kv.select(4, at)  # (layers, 2, B, H, D)
         self.slots = self.slot.unbind(0)
-        keys, values = kv.narrow(4, 0, at + 1).flatten(2, 3).unbind(1)  # (layers, B * H, at + 1, D)
-        self.keys, self.values = keys.mT.unbind(0), values.unbind(0)
+        self.keys = self.all_keys.narrow(3, 0, at + 1).unbind(0)  # (B * H, D, at + 1) a layer
+        self.values = self.all_values.narrow(2, 0, at + 1).unbind(0)
         self.mask: Tensor | None = None
         if starts is not None:
             before = torch.arange(at + 1, device=kv.device) < starts[:, None]  # padding

@@ -22,6 +22,8 @@ from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
+LONGEST, SHORTLIST = 16, 2048  # tokens: of a draft, and that are drafted without being in the text
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -135,9 +137,10 @@ def generate(
             unfinished -= {row for row in unfinished if tokens[-1][row] == stop}
             if each is not None:
                 each(tokens[-1])
-    by_row = zip(zip(*tokens, strict=True), zip(*loops, strict=True), strict=True)
-    made = [_until(stop, list(own), list(left)) for own, left in by_row]
-    return made or [Generated([], []) for _ in prompts]
+    return [
+        _until(stop, [own[row] for own in (tokens)], [left[row] for left in loops])
+        for row in range(rows)
+    ]
 
 
 def _beside_each_other(
@@ -185,16 +188,13 @@ class Speculated(Generated):
 class Speculation:
     """Lossless decoding of one prompt: loops 1..`draft_loop` draft, the others verify.
 
-    The draft length follows what was accepted: one more after a draft that was kept whole, one more
-    than what was kept otherwise, within 1..`longest`. Drafts are of the first `shortlist` tokens of
-    the vocabulary (None: all), in a trained BPE the most frequent, and of those that the text has
-    had, so that a draft costs a part of a head.
+    A draft is one token longer than what was kept of the one before, at most LONGEST. It is of the
+    first SHORTLIST tokens of the vocabulary, in a trained BPE the most frequent, and of those that
+    the text has had, so that it costs a part of a head. Raises InputError for no such exit.
     """
 
     model: CRT
     draft_loop: int
-    longest: int = 16
-    shortlist: int | None = 2048
 
     def __post_init__(self) -> None:
         exits = self.model.config.exit_loops
@@ -202,10 +202,6 @@ class Speculation:
             raise InputError(
                 f"loop {self.draft_loop} cannot draft; loops with a head before the last: {exits}"
             )
-        if self.longest < 1:
-            raise InputError(f"the longest draft is {self.longest}; it must be at least 1")
-        if self.shortlist is not None and self.shortlist < 1:
-            raise InputError(f"the shortlist has {self.shortlist} tokens; it must have at least 1")
 
     @torch.inference_mode()
     def generate(
@@ -231,8 +227,8 @@ class Speculation:
             while len(tokens) < new_tokens and stop not in tokens:
                 budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
                 kept, new = text.continued(budget)
-                drafted, accepted, length = drafted + budget, accepted + kept, kept + 1
-                length = min(self.longest, length)
+                drafted, accepted = drafted + budget, accepted + kept
+                length = min(LONGEST, kept + 1)
                 tokens += new
                 if each is not None:
                     each(new)
@@ -250,9 +246,8 @@ class _Text:
         self.memory = Memory(model.config, 1, capacity, model.loop_encoding)
         self.window, self.step = Window(model, self.memory), Step(model, self.memory)
         self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
-        self.first = min(how.shortlist or len(self.vocabulary), len(self.vocabulary))
-        self.candidates = torch.arange(self.first, device=ids.device)  # (C,)
-        self.weight = self.vocabulary[: self.first]  # (C, width)
+        self.weight = self.vocabulary[:SHORTLIST]  # (C, width)
+        self.candidates = torch.arange(len(self.weight), device=ids.device)  # (C,)
         self.rare: set[int] = set()
         self._allow(ids[0].tolist())
 
@@ -268,7 +263,7 @@ class _Text:
 
     def _allow(self, tokens: Sequence[int]) -> None:
         """Also those of `tokens` may be drafted."""
-        new = {token for token in tokens if token >= self.first} - self.rare
+        new = {token for token in tokens if token >= SHORTLIST} - self.rare
         if new:
             self.rare |= new
             more = torch.tensor(sorted(new), device=self.candidates.device)
@@ -282,9 +277,9 @@ class _Text:
         """
         tokens: list[int] = []
         q: list[Tensor] = []
-        states, embedded = map(list, zip(self._first_loops(self.waiting), strict=True))
+        passed = [self._first_loops(self.waiting)]
         for _ in range(budget):
-            features, _ = self.step.readout(self.loop, states[-1][:, -1])
+            features, _ = self.step.readout(self.loop, passed[-1][0][:, -1])
             logits = F.linear(features, self.weight)
             if self.sampling.temperature == 0:
                 chosen = best(logits)
@@ -293,11 +288,9 @@ class _Text:
                 chosen = draw(q[-1][None], self.generator)
             token = self.candidates[chosen][:, None]
             tokens.append(int(token))
-            z, from_ = self._first_loops(token)
-            states.append(z)
-            embedded.append(from_)
-        self.window.embedded = torch.cat(embedded, 1)
-        return tokens, q, torch.cat(states, 1)
+            passed.append(self._first_loops(token))
+        states, self.window.embedded = (torch.cat(each, 1) for each in zip(*passed, strict=True))
+        return tokens, q, states
 
     def _first_loops(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The states (1, n, d) after the draft loop, and the embeddings they came from."""

@@ -95,17 +95,12 @@ def depth_sweep(
 
     found = by_token(model, ids, eot_id, seq_len, measure)
     means = {name: values.mean(0, dtype=np.float64) for name, values in found.items()}
-    return [
-        {
-            "loops": loop,
-            "head": nearest_head(model, loop),
-            "trained": int(loop in model.config.head_loops),
-            "loss": float(means["loss"][loop - 1]),
-            "cosine": float(means["cosine"][loop - 1]) if loop > 1 else None,
-            "kl": float(means["kl"][loop - 1]) if loop > 1 else None,
-        }
-        for loop in range(1, n_loops + 1)
-    ]
+    rows: list[dict[str, Any]] = []
+    for i in range(n_loops):
+        trained = int(i + 1 in model.config.head_loops)
+        rows.append({"loops": i + 1, "head": nearest_head(model, i + 1), "trained": trained})
+        rows[i] |= {name: float(mean[i]) for name, mean in means.items()}
+    return [rows[0] | {"cosine": None, "kl": None}, *rows[1:]]
 
 
 @dataclass(frozen=True)

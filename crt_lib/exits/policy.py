@@ -217,7 +217,9 @@ class Exited:
     loops: Tensor
 
 
-@torch.no_grad()
+Own = dict[Product | None, tuple[Tensor, Tensor | None]]  # by vocabulary: features, whose they are
+
+
 def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
     """Tokens `ids` (B, n), or (B,) for a `Step`, with exits, after what the memory of `run` holds.
 
@@ -227,51 +229,52 @@ def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
     """
     allowed, final = exits_of(policy, run.model.config)
     z = run.begin(ids)
-    active = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
-    loops = torch.full(active.shape, final, device=z.device)
-    found: dict[Product | None, tuple[Tensor, Tensor]] = {}  # features of a vocabulary, and whose
+    loops = torch.full(z.shape[:-1], final, device=z.device)
+    active: Tensor | None = None  # all
+    found: Own = {}
     seen: Loop | None = None
     for number in range(1, final + 1):
         before, z = z, run.loop(number, z)
         if number not in run.model.config.head_loops:
             continue
         here = seen = Loop(run, number, z, before, seen)
-        leaving = active
-        if number < final:
-            if number not in allowed:
-                continue
-            passes = policy.passes(here)
-            if not passes.any():
-                continue
-            leaving = active & passes
-            loops, active = torch.where(leaving, number, loops), active & ~passes
-        if number == final or leaving[run.kept].any():
+        if number == final:
+            _collect(found, here, active)
+            break
+        if number not in allowed:
+            continue
+        passes = policy.passes(here)
+        if not passes.any():
+            continue
+        leaving = passes if active is None else active & passes
+        loops = torch.where(leaving, number, loops)
+        if leaving[run.kept].any():
             _collect(found, here, leaving)
-        if number == final or not active.any():
+        active = ~passes if active is None else active & ~passes
+        if not active.any():
             break
         run.keep(active)
     run.end(number)
     return Exited(_own_logits(found), loops)
 
 
-def _collect(
-    found: dict[Product | None, tuple[Tensor, Tensor]], loop: Loop, leaving: Tensor
-) -> None:
-    """Add to `found` the features of those that leave, or their logits if they were asked for."""
-    vocabulary: Product | None = None
-    kept, leaving = loop.run.kept, leaving[loop.run.kept]
+def _collect(found: Own, loop: Loop, leaving: Tensor | None) -> None:
+    """Add the features of those that leave, None for all, or their logits if they were asked."""
+    kept = loop.run.kept
     if "logits" in loop.__dict__:
-        features = loop.logits[kept]
+        features, vocabulary = loop.logits[kept], None
     else:
         features, vocabulary = loop.run.readout(loop.number, loop.z[kept])
-    if vocabulary in found:  # one product for all exits that share a vocabulary
-        others, before = found[vocabulary]
-        features, leaving = torch.where(leaving[..., None], features, others), leaving | before
+    if leaving is not None:
+        leaving = leaving[kept]
+        if vocabulary in found:  # one product for all exits that share a vocabulary
+            others, before = found[vocabulary]
+            features, leaving = torch.where(leaving[..., None], features, others), leaving | before
     found[vocabulary] = features, leaving
 
 
-def _own_logits(found: dict[Product | None, tuple[Tensor, Tensor]]) -> Tensor:
-    """(B, n, V) from the features of each vocabulary, logits under None, and whose they are."""
+def _own_logits(found: Own) -> Tensor:
+    """(B, n, V), from the features of each vocabulary, under None logits, and whose they are."""
     logits: Tensor | None = None
     for vocabulary, (features, leaving) in found.items():
         own = features if vocabulary is None else vocabulary(features)
@@ -280,6 +283,7 @@ def _own_logits(found: dict[Product | None, tuple[Tensor, Tensor]]) -> Tensor:
     return logits
 
 
+@torch.no_grad()
 def run_with_exits(
     model: CRT, ids: Tensor, policy: Policy, memory: Memory | None = None, *, last: bool = False
 ) -> Exited:

@@ -254,7 +254,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         memory = self._memory(held, inputs, starts)
         step = held.step(self.model, inputs)
         if step is not None:
-            exited = leave(step, inputs[:, 0], policy)
+            with torch.no_grad():
+                exited = leave(step, inputs[:, 0], policy)
             logits = exited.logits[:, None][:, _kept(logits_to_keep)]
             loops = exited.loops[:, None]
             return CRTOutput(logits=logits, exit_loops=loops, past_key_values=cache)
