@@ -87,7 +87,8 @@ class Step:
     def begin(self, ids: Tensor) -> Tensor:
         """The state (B, d) that enters loop 1, of tokens `ids` (B,)."""
         memory = self.memory
-        self.at, self.active = memory.length, None
+        self.at = memory.length
+        self.active: Tensor | None = None
         self.attention.begin(self.at)
         self.convolutions.begin(self.at)
         z = self.embed_trm(self.project(torch.embedding(self.table, ids)), None)
@@ -200,10 +201,11 @@ def _norm(norm: nn.Module) -> Function:
     if isinstance(norm, nn.Identity):
         return _same
     assert isinstance(norm, nn.RMSNorm | nn.LayerNorm)  # `make_norm` makes no other
-    shape, weight, eps = norm.normalized_shape, norm.weight.detach(), norm.eps
+    shape, weight = norm.normalized_shape, norm.weight.detach()
     if isinstance(norm, nn.RMSNorm):
-        return lambda x: torch.rms_norm(x, shape, weight, eps)
-    bias = norm.bias.detach()
+        least = norm.eps
+        return lambda x: torch.rms_norm(x, shape, weight, least)
+    bias, eps = norm.bias.detach(), norm.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
 
 

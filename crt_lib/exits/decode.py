@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.products import check_quantize, wide_on_cpu
+from crt_lib.cached.products import wide_on_cpu
 from crt_lib.cached.step import Step, Window
 from crt_lib.data import check_ids
 from crt_lib.exits.policy import Policy, leave
@@ -22,7 +22,7 @@ from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
-LONGEST, SHORTLIST = 16, 2048  # tokens: of a draft, and that are drafted without being in the text
+LONGEST, SHORTLIST = 16, 2048  # tokens: of a draft, and that may always be drafted
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,18 @@ def generate(
 
     A seed gives the same text. Without `cache` all positions are computed again for every token:
     the slow way that the fast one is compared with. `quantize` "int8" reads large weights in 8 bits
-    (after the prompt). `each` is called with every row's new token as it comes. Raises InputError
-    for an empty prompt, tokens outside the vocabulary, more positions than the model has, a model
-    that sees the future, and 8 bits where they are not to be had.
+    after the prompt. `each` is called with every row's new token. Raises InputError for prompts
+    empty, too long or of other tokens, a model that sees the future, and 8 bits not to be had.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
     ids, starts = _beside_each_other(model, prompts, new_tokens)
-    if quantize is not None:
-        check_quantize(quantize, model.loop_encoding)
-        if not cache:
-            raise InputError("int8 weights are read with a cache; leave cache on")
-    rows, room = len(ids), ids.shape[1] + new_tokens
+    if quantize is not None and not cache:
+        raise InputError("int8 weights are read with a cache; leave cache on")
+    rows, room, step = len(ids), ids.shape[1] + new_tokens, None
     generator = torch.Generator(ids.device).manual_seed(seed)
     tokens: list[list[int]] = []
     loops: list[list[int]] = []
     unfinished = set(range(rows))
-    step: Step | None = None
     with evaluating(model):
         while len(tokens) < new_tokens and unfinished:
             if step is not None:
@@ -129,7 +125,8 @@ def generate(
             else:  # the prompt, and without a cache everything again
                 memory = Memory(model.config, rows, room, model.loop_encoding, starts)
                 exited = leave(Window(model, memory, last=True), ids, policy)
-                step = Step(model, memory, quantize) if cache and new_tokens > 1 else None
+                if cache and (new_tokens > 1 or quantize is not None):
+                    step = Step(model, memory, quantize)
             chosen = sampling.choose(exited.logits.view(rows, -1), generator)  # (B,)
             ids = chosen[:, None] if cache else torch.cat([ids, chosen[:, None]], 1)
             tokens.append(chosen.tolist())
@@ -138,7 +135,7 @@ def generate(
             if each is not None:
                 each(tokens[-1])
     return [
-        _until(stop, [own[row] for own in (tokens)], [left[row] for left in loops])
+        _until(stop, [own[row] for own in tokens], [left[row] for left in loops])
         for row in range(rows)
     ]
 

@@ -269,6 +269,7 @@ def _collect(found: Own, loop: Loop, leaving: Tensor | None) -> None:
         leaving = leaving[kept]
         if vocabulary in found:  # one product for all exits that share a vocabulary
             others, before = found[vocabulary]
+            assert before is not None  # else nobody was left
             features, leaving = torch.where(leaving[..., None], features, others), leaving | before
     found[vocabulary] = features, leaving
 
@@ -278,7 +279,10 @@ def _own_logits(found: Own) -> Tensor:
     logits: Tensor | None = None
     for vocabulary, (features, leaving) in found.items():
         own = features if vocabulary is None else vocabulary(features)
-        logits = own if logits is None else torch.where(leaving[..., None], own, logits)
+        if logits is None or leaving is None:
+            logits = own
+        else:
+            logits = torch.where(leaving[..., None], own, logits)
     assert logits is not None  # every token leaves, at the last loop if not before
     return logits
 
