@@ -195,7 +195,7 @@ def _draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None
         ax.plot(
             [row["multiply_adds"] / 1e6 for row in rows],
             [np.exp(row["loss"]) for row in rows],
-            color=CRITERION_COLORS[name],
+            color=CRITERION_COLORS.get(name, GREY),
             linewidth=2.4 if name == strong else 1.2,
             alpha=1.0 if strong in (None, name) else 0.35,
             label=name,

@@ -33,7 +33,10 @@ def run_policy(model, data, policy, max_tokens):
                     before = exits[number] = Loop(Window(model), number, z, z_before, before)
                 z_before = z
             last = model.config.n_loops
-            passes = {k: policy.passes(loop)[0] for k, loop in exits.items() if k < last}
+            score = CRITERIA[policy.criterion].score
+            passes = {
+                k: score(loop)[0] >= policy.threshold(k) for k, loop in exits.items() if k < last
+            }
             for t, token in enumerate(target):
                 number = next((k for k in passes if passes[k][t]), last)
                 nats.append(-exits[number].logits[0, t].log_softmax(-1)[token].item())
