@@ -209,15 +209,15 @@ class Policy:
         """Of exit `loop` (eq. 6)."""
         return max(self.tau_min, self.tau0 * self.decay ** (loop - 1))
 
-    def passes(self, loop: Loop) -> Tensor | None:
-        """Which tokens (B, n) may exit after this exit loop, None for none of them."""
+    def passes(self, loop: Loop) -> Tensor | bool:
+        """Which tokens (B, n) may exit after this exit loop, or whether all or none may."""
         assert self.criterion is not None
         criterion, tau = CRITERIA[self.criterion], self.threshold(loop.number)
         if criterion.of_rows is not None and loop.z.ndim == 2 and wide_on_cpu(loop.z):
             some = [score >= tau for score in criterion.of_rows(loop)]
-            return torch.tensor(some) if True in some else None
+            return some[0] if len(set(some)) == 1 else torch.tensor(some)
         passes = criterion.score(loop) >= tau
-        return passes if passes.any() else None
+        return passes if passes.any() else False
 
 
 def exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]:
@@ -265,8 +265,12 @@ def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
         if number not in allowed:
             continue
         passes = policy.passes(here)
-        if passes is None:
+        if passes is False:
             continue
+        if passes is True:
+            loops = loops.fill_(number) if active is None else torch.where(active, number, loops)
+            _collect(found, here, active)
+            break
         leaving = passes if active is None else active & passes
         loops = torch.where(leaving, number, loops)
         if leaving[run.kept].any():
