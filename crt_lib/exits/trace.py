@@ -5,7 +5,6 @@ A trace holds numbers only (losses, scores, flags): no text, no token it could b
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -112,12 +111,7 @@ def document_or_window(
 
 
 def make_trace(
-    model: CRT,
-    data: TokenizedCorpus,
-    split: str,
-    seq_len: int,
-    *,
-    max_tokens: int | None = None,
+    model: CRT, data: TokenizedCorpus, split: str, seq_len: int, *, max_tokens: int | None = None
 ) -> Trace:
     """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol).
 
@@ -125,16 +119,10 @@ def make_trace(
     """
     ids = data.split(split).ids[:max_tokens]
     owner, sizes = document_or_window(data, split, seq_len)
-    owner = owner[: len(ids)]
+    owner = owner[: len(ids)].astype(np.int32)
     found = by_token(model, ids, data.tokenizer.eot_id, seq_len, partial(_exits, model))
-    return _trace(
-        model,
-        seq_len,
-        found,
-        document=owner.astype(np.int32),
-        document_bytes=sizes[: owner.max() + 1].astype(np.int64),
-        about={"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name},
-    )
+    about = {"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name}
+    return _trace(model, seq_len, found, owner, sizes[: owner.max() + 1].astype(np.int64), about)
 
 
 @torch.inference_mode()
@@ -152,28 +140,16 @@ def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
         [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
         for own, sure in zip(found["guess"].T, found["sure"].T, strict=True)
     ]
-    return _trace(
-        model,
-        len(ids),
-        found,
-        document=np.zeros(len(ids), np.int32),
-        document_bytes=np.array([len(text.encode())]),
-        about={"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses},
-    )
+    about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses}
+    owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
+    return _trace(model, len(ids), found, owner, sizes, about)
 
 
-def _trace(model: CRT, seq_len: int, found: dict[str, np.ndarray], **rest: Any) -> Trace:
+def _trace(model: CRT, seq_len: int, found: dict[str, np.ndarray], *rest: Any) -> Trace:
     """The trace of what `_exits` found, without the guesses: the text could be read from them."""
-    guess = found["guess"]
-    return Trace(
-        config=model.config,
-        seq_len=seq_len,
-        loss=found["loss"],
-        right=found["right"],
-        changed=guess[:, 1:] != guess[:, :-1],
-        scores={name: found[name] for name in CRITERIA if name in found},
-        **rest,
-    )
+    changed = np.diff(found["guess"], axis=1) != 0
+    scores = {name: found[name] for name in CRITERIA if name in found}
+    return Trace(model.config, seq_len, found["loss"], found["right"], changed, scores, *rest)
 
 
 def _exits(model: CRT, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -268,9 +244,7 @@ def _outcome(
     )
 
 
-def calibrate(
-    trace: Trace, criterion: str, allowed: float, exits: Sequence[int] | None = None
-) -> Policy:
+def calibrate(trace: Trace, criterion: str, allowed: float) -> Policy:
     """The cheapest constant threshold and last exit whose loss is at most log(1 + allowed) above
     that of full depth.
 
@@ -282,11 +256,10 @@ def calibrate(
     if allowed <= -1:
         raise InputError(f"the allowed loss is {allowed}; it must be above -1")
     limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
-    exits = None if exits is None else tuple(exits)
     taus = sorted({*trace.thresholds(criterion, 101), 1.0})
     best, least = Policy(), apply_policy(trace, Policy()).multiply_adds
     for fixed in (*trace.loops[:-1], None):
-        asking = [Policy(criterion, tau, tau, 1.0, exits, fixed) for tau in taus]
+        asking = [Policy(criterion, tau, tau, 1.0, fixed=fixed) for tau in taus]
         for policy in (Policy(fixed=fixed), *asking):
             outcome = apply_policy(trace, policy)
             if outcome.loss <= limit and outcome.multiply_adds < least:
