@@ -82,10 +82,10 @@ def _losses(
 def _every_exit(step: Step, ids: Tensor) -> Iterator[Tensor]:
     """Logits (B, V) of each exit for one token a row."""
     last = step.config.n_loops
-    z = step.begin(ids, last)
+    z = step.begin(ids)
     for loop in range(1, last + 1):
         z = step.loop(loop, z)
         if loop in step.config.head_loops:
             features, vocabulary = step.readout(loop, z)
             yield vocabulary(features)
-    step.end(last, settle=False)
+    step.end(last)

@@ -2,7 +2,7 @@
 
 Every loop has its own: attention's keys and values, and the inputs of each convolution. A token
 that has left keeps what it had at the loop it left after: there a deeper loop finds, in place of
-its own, the entries of the loop before (`LayerMemory.follow`). B rows, n new positions.
+its own, the entries of the loop before (`Memory.active`). B rows, n new positions.
 """
 
 from collections.abc import Callable
@@ -17,54 +17,32 @@ from crt_lib.files import InputError
 
 
 class ConvMemory:
-    """The inputs of one causal convolution, cycle `cycle` of `layer`."""
+    """The inputs of one causal convolution, which are number `site` in `Memory.inputs`."""
 
-    def __init__(self, layer: "LayerMemory", cycle: int, reach: int):
-        self.layer, self.cycle, self.reach = layer, cycle, reach
-        self.site = 0  # where it is in `Memory.inputs`
-
-    @property
-    def inputs(self) -> Tensor:
-        """(B, reach + capacity, d), zeros first."""
-        memory = self.layer.memory
-        return memory.inputs[self.site, :, memory.reach - self.reach :]
+    def __init__(self, layer: "LayerMemory", site: int, reach: int):
+        self.layer, self.site, self.reach = layer, site, reach
 
     def extend(self, h: Tensor) -> Tensor:
         """Add the inputs (B, n, d); returns them after the `reach` before, (B, reach + n, d)."""
-        at, n, layer, inputs = self.layer.length, h.shape[1], self.layer, self.inputs
-        here = slice(self.reach + at, self.reach + at + n)
-        if layer.active is not None:
-            before = layer.previous.convolutions[self.cycle].inputs
-            h = torch.where(layer.active[..., None], h, before[:, here])
-        if layer.memory.starts is not None:  # the convolution sees zeros before a row's first token
+        layer, memory, n = self.layer, self.layer.memory, h.shape[1]
+        begin = memory.reach + layer.length
+        here = slice(begin, begin + n)
+        if memory.active is not None:
+            before = memory.inputs[self.site - len(layer.convolutions), :, here]
+            h = torch.where(memory.active[..., None], h, before)
+        if memory.starts is not None:  # the convolution sees zeros before a row's first token
             h = h.masked_fill(layer.positions(n)[:, 0, :, None] < 0, 0.0)
-        inputs[:, here] = h
-        return inputs[:, at : self.reach + at + n]
+        memory.inputs[self.site, :, here] = h
+        return memory.inputs[self.site, :, begin - self.reach : begin + n]
 
 
 class LayerMemory:
-    """Of one application of a block, or of the embedding, which has no attention."""
+    """Of one application of a block, number `index` in `Memory.kv`, or of the embedding, -1."""
 
-    def __init__(self, memory: "Memory", index: int, config: ModelConfig, n_cycles: int):
+    def __init__(self, memory: "Memory", index: int, first_site: int, reaches: list[int]):
         self.memory, self.index, self.length = memory, index, 0
-        self.previous: LayerMemory  # there whenever `active` is
-        self.active: Tensor | None = None
-        dilations = [config.dilations[i % len(config.dilations)] for i in range(n_cycles)]
-        self.convolutions = [
-            ConvMemory(self, i, (config.kernel_size - 1) * dilation)
-            for i, dilation in enumerate(dilations)
-            if config.trm != "linear"
-        ]
-
-    @property
-    def keys(self) -> Tensor:
-        """(B, heads, capacity, head_dim)."""
-        return self.memory.kv[self.index, 0]
-
-    @property
-    def values(self) -> Tensor:
-        """(B, heads, capacity, head_dim)."""
-        return self.memory.kv[self.index, 1]
+        self.sites = slice(first_site, first_site + len(reaches))
+        self.convolutions = [ConvMemory(self, first_site + i, r) for i, r in enumerate(reaches)]
 
     def positions(self, n: int) -> Tensor:
         """Of the next n tokens, counted from each row's first: (n,), or (B, 1, n) with starts."""
@@ -79,37 +57,16 @@ class LayerMemory:
             kept = self.memory.kept[name] = (self.length, n), make()
         return kept[1]
 
-    def follow(self, previous: "LayerMemory", active: Tensor | None) -> None:
-        """For the next pass: positions not `active` (B, n) take the entries of `previous`."""
-        self.previous, self.active = previous, active
-
-    def catch_up(self, previous: "LayerMemory", length: int) -> None:
-        """Take over from `previous` what all tokens before `length` left there, if this is behind.
-
-        A loop that nobody runs is not written; it is made up for when somebody does.
-        """
-        if self.length >= length:
-            return
-        here = slice(self.length, length)
-        self.keys[:, :, here] = previous.keys[:, :, here]
-        self.values[:, :, here] = previous.values[:, :, here]
-        for mine, other in zip(self.convolutions, previous.convolutions, strict=True):
-            there = slice(mine.reach + self.length, mine.reach + length)
-            mine.inputs[:, there] = other.inputs[:, there]
-        self.length = length
-
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add (B, heads, n, head_dim) each; all keys, all values, and who attends to whom."""
-        at, n = self.length, keys.shape[2]
-        here = slice(at, at + n)
-        if self.active is not None:
-            active = self.active[:, None, :, None]
-            keys = torch.where(active, keys, self.previous.keys[:, :, here])
-            values = torch.where(active, values, self.previous.values[:, :, here])
-        self.keys[:, :, here] = keys
-        self.values[:, :, here] = values
-        mask = self.shared("mask", n, lambda: self._mask(at, n))
-        return self.keys[:, :, : at + n], self.values[:, :, : at + n], mask
+        at, n, memory = self.length, keys.shape[2], self.memory
+        new = torch.stack([keys, values])
+        if memory.active is not None:
+            before = memory.kv[self.index - 1, ..., at : at + n, :]
+            new = torch.where(memory.active[:, None, :, None], new, before)
+        memory.kv[self.index, ..., at : at + n, :] = new
+        keys, values = memory.kv[self.index, ..., : at + n, :]
+        return keys, values, self.shared("mask", n, lambda: self._mask(at, n))
 
     def _mask(self, at: int, n: int) -> Tensor | None:
         starts = self.memory.starts
@@ -127,7 +84,8 @@ class LayerMemory:
 class Memory:
     """Of a whole model, for `rows` texts of up to `capacity` tokens.
 
-    `starts` (B,): how much padding each row has on its left; None: none. Raises InputError for more
+    `starts` (B,): how much padding each row has on its left; None: none. `active` (B, n): which of
+    the tokens that are being computed have not left; None: all. Raises InputError for more
     positions than the model has, and for a model that sees the future: its earlier outputs would
     change with every new token.
     """
@@ -146,59 +104,58 @@ class Memory:
                 "token after it, so there is nothing to keep, and no next token to predict that "
                 "it has not seen; only a causal model generates"
             )
-        self.max_seq_len = config.max_seq_len
-        self._check_capacity(capacity)
-        self.rows, self.capacity = rows, capacity
+        self.rows, self.starts, self.max_seq_len = rows, starts, config.max_seq_len
+        self.active: Tensor | None = None
         self.kept: dict[str, tuple[tuple[int, int], Any]] = {}  # of `LayerMemory.shared`
-        self.starts = starts
-        blocks = config.n_prelude + config.n_loops
-        self.embedding = LayerMemory(self, -1, config, config.n_embed_cycles)
-        layers = [LayerMemory(self, i, config, config.n_cycles) for i in range(blocks)]
-        self.prelude, self.loops = layers[: config.n_prelude], layers[config.n_prelude :]
-        shape = (blocks, 2, rows, config.n_heads, capacity, config.d_model // config.n_heads)
-        self.kv = like.new_zeros(shape)  # keys and values
-        every = [conv for layer in self._layers for conv in layer.convolutions]
-        self.convolutions = sorted(every, key=lambda conv: conv.reach)
-        for site, convolution in enumerate(self.convolutions):
-            convolution.site = site
-        self.reach = max((conv.reach for conv in every), default=0)
-        self.inputs = like.new_zeros(len(every), rows, self.reach + capacity, config.d_model)
+        blocks, sites = config.n_prelude + config.n_loops, 0
+        self.layers: list[LayerMemory] = []  # as they are computed, the embedding first
+        for index in range(-1, blocks):
+            count = config.n_embed_cycles if index < 0 else config.n_cycles
+            own = [config.dilations[i % len(config.dilations)] for i in range(count)]
+            reaches = [(config.kernel_size - 1) * d for d in own if config.trm != "linear"]
+            self.layers.append(LayerMemory(self, index, sites, reaches))
+            sites += len(reaches)
+        self.embedding, *others = self.layers
+        self.prelude, self.loops = others[: config.n_prelude], others[config.n_prelude :]
+        every = [conv.reach for layer in self.layers for conv in layer.convolutions]
+        self.reach, self.capacity = max(every, default=0), 0
+        heads, width = config.n_heads, config.d_model // config.n_heads
+        self.kv = like.new_zeros(blocks, 2, rows, heads, 0, width)  # keys and values
+        self.inputs = like.new_zeros(sites, rows, self.reach, config.d_model)
+        self.reserve(capacity)
 
     @property
     def length(self) -> int:
-        """Positions that the embedding has seen; deeper layers may be behind."""
+        """Positions that the embedding has seen."""
         return self.embedding.length
+
+    def settle(self, last: int) -> None:
+        """All tokens have left: loops after `last` take over from it what they have not run for."""
+        self.active, before = None, self.loops[last - 1]
+        for layer in self.loops[last:]:
+            here, there = (slice(at + layer.length, at + self.length) for at in (0, self.reach))
+            self.kv[layer.index, ..., here, :] = self.kv[before.index, ..., here, :]
+            self.inputs[layer.sites, :, there] = self.inputs[before.sites, :, there]
+            layer.length = self.length
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.length = min(layer.length, length)
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` positions, keeping what is there; InputError for too many."""
-        self._check_capacity(capacity)
-        more = capacity - self.capacity
-        if more > 0:
-            self.capacity = capacity
-            self._replace(lambda held, _: F.pad(held, (0, 0, 0, more)))
+        if capacity > self.max_seq_len:
+            raise InputError(
+                f"{capacity} tokens asked for, max_seq_len is {self.max_seq_len}; ask for fewer"
+            )
+        more = max(0, capacity - self.capacity)
+        self.capacity += more
+        self.kv, self.inputs = (F.pad(held, (0, 0, 0, more)) for held in (self.kv, self.inputs))
 
     def select(self, rows: Tensor) -> None:
         """Make row i hold what row `rows[i]` held; there may be more or fewer than before."""
         self.rows, self.kept = len(rows), {}
         if self.starts is not None:
             self.starts = self.starts[rows]
-        self._replace(lambda held, dim: held.index_select(dim, rows))
-
-    @property
-    def _layers(self) -> tuple[LayerMemory, ...]:
-        return (self.embedding, *self.prelude, *self.loops)
-
-    def _replace(self, change: Callable[[Tensor, int], Tensor]) -> None:
-        """Put in the place of what is held `change` of it and of the dimension of its rows."""
-        self.kv, self.inputs = change(self.kv, 2), change(self.inputs, 1)
-
-    def _check_capacity(self, capacity: int) -> None:
-        if capacity > self.max_seq_len:
-            raise InputError(
-                f"{capacity} tokens asked for, max_seq_len is {self.max_seq_len}; ask for fewer"
-            )
+        self.kv, self.inputs = self.kv.index_select(2, rows), self.inputs.index_select(1, rows)

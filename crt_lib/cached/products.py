@@ -50,16 +50,13 @@ class Transposed(Product):
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__(weight.t().contiguous(), bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         if self.bias is None:
-            return torch.mm(x, self.weight)
-        return torch.addmm(self.bias, x, self.weight)
+            return torch.mm(x, self.weight, out=out)
+        return torch.addmm(self.bias, x, self.weight, out=out)
 
     def into(self, out: Tensor, x: Tensor) -> None:
-        if self.bias is None:
-            torch.mm(x, self.weight, out=out)
-        else:
-            torch.addmm(self.bias, x, self.weight, out=out)
+        self(x, out)
 
     def add(self, h: Tensor, x: Tensor) -> Tensor:
         y = torch.addmm(h, x, self.weight)
@@ -142,18 +139,14 @@ class Layout:
 
         Logits are read to the third digit, so in 8 bits a `vocabulary` has x in two parts.
         """
-        made = self._of(weight, bias, vocabulary)
-        in_8_bits = isinstance(made, Quantized)
-        self.sizes.append(weight.numel() + 8 * len(weight) if in_8_bits else weight.nbytes)
-        return made
-
-    def _of(self, weight: Tensor, bias: Tensor | None, vocabulary: bool) -> Product:
         if self.quantize is not None:
             check_quantize(self.quantize, weight)
             if weight.numel() >= (LARGE if self.rows == 1 else LARGE_FOR_ROWS):
+                self.sizes.append(weight.numel() + 8 * len(weight))
                 if vocabulary:
                     return FinelyQuantized(weight, bias, self.rows)
                 return Quantized(weight, bias)
+        self.sizes.append(weight.nbytes)
         if not wide_on_cpu(weight):
             return Product(weight, bias)
         if self.rows == 1:
@@ -168,7 +161,17 @@ class Layout:
 
     def mlp(self, up: nn.Linear, down: nn.Linear, gated: bool) -> Branch:
         """(h, x) -> h + down(gelu(up(x))), or with silu(gate) * value in the middle; (B, d)."""
-        return _mlp(self.layer(up), self.layer(down), gated)
+        first, second = self.layer(up), self.layer(down)
+        if isinstance(first, Transposed) and isinstance(second, Transposed) and not gated:
+            return _row_mlp(first, second)
+
+        def apply(h: Tensor, x: Tensor) -> Tensor:
+            if not gated:
+                return second.add(h, first.gelu(x))
+            gate, value = first(x).chunk(2, -1)
+            return second.add(h, F.silu(gate) * value)
+
+        return apply
 
 
 def wide_on_cpu(x: Tensor) -> bool:
@@ -187,22 +190,6 @@ def check_quantize(quantize: str, weight: Tensor) -> None:
         )
     if torch.backends.quantized.engine == "none":
         raise InputError("int8 needs a torch with a quantized engine; this build has none")
-
-
-def _mlp(first: Product, second: Product, gated: bool) -> Branch:
-    if gated:
-
-        def apply(h: Tensor, x: Tensor) -> Tensor:
-            gate, value = first(x).chunk(2, -1)
-            return second.add(h, F.silu(gate) * value)
-    elif isinstance(first, Transposed) and isinstance(second, Transposed):
-        return _row_mlp(first, second)
-    else:
-
-        def apply(h: Tensor, x: Tensor) -> Tensor:
-            return second.add(h, first.gelu(x))
-
-    return apply
 
 
 def _row_mlp(first: Transposed, second: Transposed) -> Branch:

@@ -1,14 +1,14 @@
-"""One token of each row at a time: what the model computes, without its modules.
+"""The model as decoding runs it, with a memory: many positions at a time, or one fast.
 
-`Step` reads like `crt_lib.model`, over plain (B, d) tensors: `begin`, `loop` and `readout` compute
-for one new position what those of `CRT` compute for any number, and leave the same in the same
-memory. It is fast because weights are laid out for B rows (`products`) and operations are
-few; an operation costs as much as a small product.
+`Window` is `crt_lib.model.CRT` itself. `Step` computes the same for one new token of each row, over
+plain (B, d) tensors and without modules, and leaves the same in the same memory. It is fast because
+weights are laid out for B rows (`products`) and operations are few; an operation costs as much as a
+small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`.
 """
 
-import itertools
 from collections.abc import Callable
-from typing import Any, cast
+from types import EllipsisType
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,51 @@ from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
 Function = Callable[[Tensor], Tensor]
 
 
+class Window:
+    """`model` on n positions of each row, after what `memory` holds; None: nothing before them.
+
+    `kept`: those whose logits are wanted, of states (B, n, d); with `last`, the last alone.
+    """
+
+    def __init__(self, model: CRT, memory: Memory | None = None, last: bool = False):
+        self.model, self.memory = model, memory
+        self.kept: tuple[slice, ...] = (slice(None), slice(-1 if last else None, None))
+        self._vocabularies: dict[Tensor, Product] = {}
+
+    def begin(self, ids: Tensor) -> Tensor:
+        """The state (B, n, d) that enters loop 1, of `ids` (B, n) or their embeddings."""
+        z, self.embedded = self.model.begin(ids, self.memory)
+        return z
+
+    def loop(self, number: int, z: Tensor) -> Tensor:
+        """The state after loop `number`, from that before it."""
+        memory = None if self.memory is None else self.memory.loops[number - 1]
+        return self.model.apply_loop(number, z, self.embedded, memory)
+
+    def readout(self, number: int, z: Tensor) -> tuple[Tensor, Product]:
+        """The features of exit `number`, and the vocabulary that makes them logits."""
+        features, weight = self.model.readout(number, z)
+        return features, self._vocabularies.setdefault(weight, Product(weight, None))
+
+    def keep(self, active: Tensor) -> None:
+        """From now on tokens that are not `active` (B, n) leave behind what the loop before did."""
+        if self.memory is not None:
+            self.memory.active = active
+
+    def end(self, last: int) -> None:
+        """All tokens have left after loop `last`: deeper ones take over what it left."""
+        if self.memory is not None:
+            self.memory.settle(last)
+
+
 class Step:
     """`model` in evaluation mode on one token a row, after what `memory` holds.
 
     The weights are read when it is made: a model that is trained further needs another. `quantize`:
     None or "int8" (`crt_lib.cached.products.Layout`).
     """
+
+    kept: EllipsisType = ...  # of states (B, d) all
 
     def __init__(self, model: CRT, memory: Memory, quantize: str | None = None):
         config, self.layout = model.config, Layout(memory.rows, quantize)
@@ -43,18 +82,16 @@ class Step:
         self.block = _Block(model.block, self)
         self.encodings = model.loop_encoding.detach()[:, None]  # (n_loops, 1, d)
         self.injection = model.injection.detach() if config.injection else None
-        self.heads = _heads(model, self.table, self.layout)
-        self.asked: dict[str, Any] = {}  # criteria as `crt_lib.exits.policy` asks them of a step
+        self.heads = _heads(model, self.layout)
 
-    def begin(self, ids: Tensor, final: int) -> Tensor:
-        """The state (B, d) that enters loop 1, of tokens `ids` (B,); loops to `final` may run."""
+    def begin(self, ids: Tensor) -> Tensor:
+        """The state (B, d) that enters loop 1, of tokens `ids` (B,)."""
         memory = self.memory
-        self.final, self.at = final, memory.length
+        self.at = memory.length
         self.active: Tensor | None = None
-        self._catch_up()
         self.attention.begin(self.at)
         self.convolutions.begin(self.at)
-        z = self.embed_trm(self.project(torch.embedding(self.table, ids)), -1, None)
+        z = self.embed_trm(self.project(torch.embedding(self.table, ids)), None)
         if self.learned is not None:
             z = z + self.learned[self.at if memory.starts is None else self.at - memory.starts]
         self.embedded, entering = z, self.encodings
@@ -79,24 +116,17 @@ class Step:
         """From now on rows that are not `active` (B,) leave behind what the loop before did."""
         self.active = active[:, None]  # (B, 1)
 
-    def end(self, last: int, settle: bool) -> None:
-        """All rows have left after loop `last`; with `settle`, those to `final` take over from it.
+    def end(self, last: int, settle: bool = True) -> None:
+        """All rows have left after loop `last`: deeper ones take over what it left.
 
-        Without, they take over when they are run.
+        Without `settle` they are behind, and must be run before the next step.
         """
-        memory, more = self.memory, self.final - last if settle else 0
-        run = self.config.n_prelude + last
-        self.convolutions.end(run)
-        self.attention.end(run, more)
-        for layer in (memory.embedding, *memory.prelude, *memory.loops[: last + more]):
+        memory, run = self.memory, self.config.n_prelude + last
+        self.convolutions.end()
+        if settle and run < len(self.attention.slots):
+            self.attention.slot[run:] = self.attention.slot[run - 1]
+        for layer in memory.layers if settle else memory.layers[: run + 1]:
             layer.length = self.at + 1
-
-    def _catch_up(self) -> None:
-        """Loops that were not run for earlier tokens take over what those left."""
-        loops = self.memory.loops[: self.final]
-        if loops[-1].length < self.at:
-            for before, layer in itertools.pairwise(loops):
-                layer.catch_up(before, self.at)
 
 
 class _Block:
@@ -116,9 +146,9 @@ class _Block:
         self.qkv.into(self.attention.given, self.norm1(x) if self.pre else x)
         x = self.out.add(x, self.attention(layer, active))
         if self.pre:
-            return self.trm(x, layer, active)
+            return self.trm(x, active)
         x = self.norm1(x)
-        return self.norm2(x + self.trm(x, layer, active))
+        return self.norm2(x + self.trm(x, active))
 
 
 class _TRM:
@@ -128,9 +158,9 @@ class _TRM:
         own = [_Cycle(cast(Cycle, cycle), step) for cycle in trm.cycles]
         self.cycles = [own[i % len(own)] for i in range(len(trm.dilations))]
 
-    def __call__(self, h: Tensor, layer: int, active: Tensor | None) -> Tensor:
-        for index, cycle in enumerate(self.cycles):
-            h = cycle(h, layer, index, active)
+    def __call__(self, h: Tensor, active: Tensor | None) -> Tensor:
+        for cycle in self.cycles:
+            h = cycle(h, active)
         return h
 
 
@@ -141,25 +171,23 @@ class _Cycle:
         layout = step.layout
         self.norm, self.norm_first = _norm(cycle.norm), cycle.conv_after_norm
         self.convolve = step.convolutions if cycle.has_conv else None
-        self.mix = _mixing(cycle.conv, layout) if cycle.has_conv else None
+        self.mix = _mixing(cycle.conv, layout) if cycle.has_conv else _same
         self.mlp = layout.mlp(cycle.up, cycle.down, cycle.gated) if cycle.has_mlp else torch.add
 
-    def __call__(self, h: Tensor, layer: int, index: int, active: Tensor | None) -> Tensor:
+    def __call__(self, h: Tensor, active: Tensor | None) -> Tensor:
         x = self.norm(h) if self.norm_first else h
         if self.convolve is not None:
-            x = self.convolve(x, layer, index, active)
-        if self.mix is not None:
-            x = self.mix(x)
+            x = self.mix(self.convolve(x, active))
         return self.mlp(h, x if self.norm_first else self.norm(x))
 
 
-def _mixing(conv: DilatedConv, layout: Layout) -> Function | None:
+def _mixing(conv: DilatedConv, layout: Layout) -> Function:
     """What a convolution does after its sum over time."""
     if not conv.is_depthwise:
         weight = conv.full.weight.detach().permute(0, 2, 1).flatten(1)  # (d, k * d)
         return layout.of(weight, None).gelu
     if not conv.has_pointwise:
-        return None
+        return _same
     pointwise = layout.layer(conv.pointwise)
     return lambda x: pointwise(F.gelu(x))
 
@@ -181,23 +209,18 @@ def _norm(norm: nn.Module) -> Function:
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
 
 
-def _heads(
-    model: CRT, table: Tensor, layout: Layout
-) -> dict[int, tuple[Function, Function, Product]]:
+def _heads(model: CRT, layout: Layout) -> dict[int, tuple[Function, Function, Product]]:
     """Of each exit its norm, its map to the width of the vocabulary, and the vocabulary."""
-    config, heads = model.config, model.heads
-    norms = {
-        n: _norm(model.exit_norms[str(n)]) if config.exit_norm else _same for n in config.head_loops
-    }
-    if config.head_sharing == "tied":
-        vocabulary = layout.of(table, None, vocabulary=True)
-        return {n: (norms[n], _linear(heads[str(n)], layout), vocabulary) for n in norms}
-    vocabularies = {
-        name: layout.layer(cast(nn.Linear, head), vocabulary=True) for name, head in heads.items()
-    }
-    shared = {n: "final" if n == config.n_loops else "aux" for n in norms}
-    names = {n: str(n) for n in norms} if config.head_sharing == "separate" else shared
-    return {n: (norms[n], _same, vocabularies[names[n]]) for n in norms}
+    config, found = model.config, {}
+    vocabularies: dict[Tensor, Product] = {}
+    for n in config.head_loops:
+        norm = _norm(model.exit_norms[str(n)]) if config.exit_norm else _same
+        narrow = _linear(model.heads[str(n)], layout) if config.head_sharing == "tied" else _same
+        weight = model.readout(n, model.loop_encoding[None, :1])[1]
+        if weight not in vocabularies:
+            vocabularies[weight] = layout.of(weight.detach(), None, vocabulary=True)
+        found[n] = norm, narrow, vocabularies[weight]
+    return found
 
 
 def _linear(layer: nn.Module, layout: Layout) -> Function:

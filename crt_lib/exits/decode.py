@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.products import check_quantize, wide_on_cpu
-from crt_lib.cached.step import Step
-from crt_lib.exits.leaving import step_with_exits
-from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.cached.products import wide_on_cpu
+from crt_lib.cached.step import Step, Window
+from crt_lib.data import check_ids
+from crt_lib.exits.policy import Policy, leave
+from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
 from crt_lib.model import CRT
+
+LONGEST, SHORTLIST = 16, 2048  # tokens: of a draft, and that may always be drafted
 
 
 @dataclass(frozen=True)
@@ -103,91 +106,71 @@ def generate(
 
     A seed gives the same text. Without `cache` all positions are computed again for every token:
     the slow way that the fast one is compared with. `quantize` "int8" reads large weights in 8 bits
-    (after the prompt). `each` is called with every row's new token as it comes. Raises InputError
-    for an empty prompt, tokens outside the vocabulary, more positions than the model has, a model
-    that sees the future, and 8 bits where they are not to be had.
+    after the prompt. `each` is called with every row's new token. Raises InputError for prompts
+    empty, too long or of other tokens, a model that sees the future, and 8 bits not to be had.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
-    lengths = _check(model, prompts, new_tokens)
-    if quantize is not None:
-        check_quantize(quantize, model.loop_encoding)
-        if not cache:
-            raise InputError("int8 weights are read with a cache; leave cache on")
-    waiting, starts = _beside_each_other(prompts, lengths, model.loop_encoding.device)
-    generator = torch.Generator(waiting.device).manual_seed(seed)
-
-    def fresh() -> Memory:
-        capacity = max(lengths) + new_tokens
-        return Memory(model.config, len(prompts), capacity, model.loop_encoding, starts)
-
+    ids, starts = _beside_each_other(model, prompts, new_tokens)
+    if quantize is not None and not cache:
+        raise InputError("int8 weights are read with a cache; leave cache on")
+    rows, room, step = len(ids), ids.shape[1] + new_tokens, None
+    generator = torch.Generator(ids.device).manual_seed(seed)
     tokens: list[list[int]] = []
     loops: list[list[int]] = []
-    unfinished = set(range(len(prompts)))
-    was_training = model.training
-    model.eval()
-    try:
-        memory, chosen = fresh(), None
-        step = Step(model, memory, quantize) if cache and new_tokens > 1 else None
+    unfinished = set(range(rows))
+    with evaluating(model):
         while len(tokens) < new_tokens and unfinished:
-            if chosen is None or step is None:
-                exited = run_with_exits(model, waiting, policy, memory, last=True)
-                logits, left = exited.logits[:, -1], exited.loops[:, -1].tolist()
-            else:
-                logits, left = step_with_exits(step, chosen, policy)
-            chosen = sampling.choose(logits, generator)  # (B,)
+            if step is not None:
+                exited = leave(step, ids[:, -1], policy)
+            else:  # the prompt, and without a cache everything again
+                memory = Memory(model.config, rows, room, model.loop_encoding, starts)
+                exited = leave(Window(model, memory, last=True), ids, policy)
+                if cache and (new_tokens > 1 or quantize is not None):
+                    step = Step(model, memory, quantize)
+            chosen = sampling.choose(exited.logits.view(rows, -1), generator)  # (B,)
+            ids = chosen[:, None] if cache else torch.cat([ids, chosen[:, None]], 1)
             tokens.append(chosen.tolist())
-            loops.append(left)
-            if stop in tokens[-1]:
-                unfinished -= {row for row, token in enumerate(tokens[-1]) if token == stop}
+            loops.append(exited.loops.view(rows, -1)[:, -1].tolist())
+            unfinished -= {row for row in unfinished if tokens[-1][row] == stop}
             if each is not None:
                 each(tokens[-1])
-            if not cache:
-                memory, waiting = fresh(), torch.cat([waiting, chosen[:, None]], dim=1)
-    finally:
-        model.train(was_training)
     return [
-        _until(stop, [token[row] for token in tokens], [loop[row] for loop in loops])
-        for row in range(len(prompts))
+        _until(stop, [own[row] for own in tokens], [left[row] for left in loops])
+        for row in range(rows)
     ]
 
 
 def _beside_each_other(
-    prompts: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
+    model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> tuple[Tensor, Tensor | None]:
-    """The prompts (B, longest), padded on the left; where each starts (B,), if any is shorter."""
-    longest = max(lengths)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[longest - len(prompt) :] = torch.as_tensor(prompt)
-    shorter = min(lengths) < longest
-    return ids, longest - torch.tensor(lengths, device=device) if shorter else None
+    """The prompts (B, longest), padded on the left; where each starts (B,), if any is shorter.
+
+    Raises InputError as `generate` does.
+    """
+    if new_tokens < 0:
+        raise InputError(f"new_tokens is {new_tokens}; it must be at least 0")
+    if not prompts:
+        raise InputError("no prompt was given")
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest, room = int(lengths.max()), model.config.max_seq_len
+    if not lengths.all():
+        raise InputError("a prompt is empty; begin with at least one token, as end-of-text")
+    if longest + new_tokens > room:
+        raise InputError(
+            f"{longest} tokens of prompt and {new_tokens} new ones are more than the model's "
+            f"{room} positions; shorten one of them"
+        )
+    rows = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+    check_ids(ids, model.config)
+    device = model.loop_encoding.device
+    starts = (longest - lengths).to(device) if int(lengths.min()) < longest else None
+    return ids.to(device), starts
 
 
 def _until(stop: int | None, tokens: list[int], loops: list[int]) -> Generated:
     end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
     return Generated(tokens[:end], loops[:end])
-
-
-def _check(model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[int]:
-    config = model.config
-    if new_tokens < 0:
-        raise InputError(f"new_tokens is {new_tokens}; it must be at least 0")
-    if not prompts:
-        raise InputError("no prompt was given")
-    for prompt in prompts:
-        if len(prompt) == 0:
-            raise InputError("a prompt is empty; begin with at least one token, as end-of-text")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise InputError(
-                f"a prompt has tokens outside the vocabulary 0..{config.vocab_size - 1}"
-            )
-    longest = max(map(len, prompts))
-    if longest + new_tokens > config.max_seq_len:
-        raise InputError(
-            f"{longest} tokens of prompt and {new_tokens} new ones are more than the model's "
-            f"{config.max_seq_len} positions; shorten one of them"
-        )
-    return [len(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -198,29 +181,24 @@ class Speculated(Generated):
     accepted: int
 
 
+@dataclass(frozen=True)
 class Speculation:
     """Lossless decoding of one prompt: loops 1..`draft_loop` draft, the others verify.
 
-    The draft length follows what was accepted: one more after a draft that was kept whole, one more
-    than what was kept otherwise, within 1..`longest`. Drafts are of the first `shortlist` tokens of
-    the vocabulary (None: all), in a trained BPE the most frequent, and of those that the text has
-    had, so that a draft costs a part of a head.
+    A draft is one token longer than what was kept of the one before, at most LONGEST. It is of the
+    first SHORTLIST tokens of the vocabulary, in a trained BPE the most frequent, and of those that
+    the text has had, so that it costs a part of a head. Raises InputError for no such exit.
     """
 
-    def __init__(
-        self, model: CRT, draft_loop: int, longest: int = 16, shortlist: int | None = 2048
-    ):
-        if draft_loop not in model.config.exit_loops:
+    model: CRT
+    draft_loop: int
+
+    def __post_init__(self) -> None:
+        exits = self.model.config.exit_loops
+        if self.draft_loop not in exits:
             raise InputError(
-                f"loop {draft_loop} cannot draft; loops with a head before the last are "
-                f"{model.config.exit_loops}"
+                f"loop {self.draft_loop} cannot draft; loops with a head before the last: {exits}"
             )
-        if longest < 1:
-            raise InputError(f"the longest draft is {longest}; it must be at least 1")
-        if shortlist is not None and shortlist < 1:
-            raise InputError(f"the shortlist has {shortlist} tokens; it must have at least 1")
-        self.model, self.draft_loop, self.longest = model, draft_loop, longest
-        self.shortlist = shortlist
 
     @torch.inference_mode()
     def generate(
@@ -237,142 +215,113 @@ class Speculation:
 
         `each` is called with the new tokens of a verification.
         """
-        model, sampling = self.model, sampling or Sampling()
-        _check(model, [prompt], new_tokens)
-        like = model.loop_encoding
-        step = Step(model, Memory(model.config, 1, len(prompt) + new_tokens, like))
-        memory = step.memory
-        generator = torch.Generator(like.device).manual_seed(seed)
+        ids, _ = _beside_each_other(self.model, [prompt], new_tokens)
         tokens: list[int] = []
         drafted = accepted = 0
         length = 1
-        _, weight = model.readout(self.draft_loop, like[:1])
-        candidates = _Candidates(weight, self.shortlist)
-        candidates.add(prompt)
-        waiting = torch.as_tensor(prompt, device=like.device)[None]  # not yet in the memory
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(self.model):
+            text = _Text(self, ids, ids.shape[1] + new_tokens, sampling or Sampling(), seed)
             while len(tokens) < new_tokens and stop not in tokens:
                 budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
-                draft = self._draft(waiting, budget, step, candidates, sampling, generator)
-                kept, new = self._verify(draft, waiting.shape[1], memory, sampling, generator)
+                kept, new = text.continued(budget)
                 drafted, accepted = drafted + budget, accepted + kept
-                length = min(self.longest, kept + 1)
+                length = min(LONGEST, kept + 1)
                 tokens += new
-                candidates.add(new)
                 if each is not None:
                     each(new)
-                memory.truncate(len(prompt) + len(tokens) - 1)
-                waiting = torch.tensor([new[-1:]], device=like.device)
-        finally:
-            model.train(was_training)
-        done = _until(stop, tokens, [model.config.n_loops] * len(tokens))
+        done = _until(stop, tokens, [self.model.config.n_loops] * len(tokens))
         return Speculated(done.tokens, done.loops, drafted, accepted)
 
-    def _draft(
-        self,
-        waiting: Tensor,
-        budget: int,
-        step: Step,
-        candidates: "_Candidates",
-        sampling: Sampling,
-        generator: torch.Generator,
-    ) -> "_Draft":
-        """Run `waiting`, and the `budget` tokens drawn after it, through the first loops."""
-        states, embeddings, tokens, q = [], [], [], []
-        for i in range(budget + 1):
-            z, embedded = self._first_loops(waiting, step)
-            states.append(z)
-            embeddings.append(embedded)
-            if i == budget:
-                break
-            features, _ = step.readout(self.draft_loop, z[:, -1])
-            logits = F.linear(features, candidates.weight)
-            if sampling.temperature == 0:
+
+class _Text:
+    """The text that a speculation continues: its memory, and the tokens that may be drafted."""
+
+    def __init__(self, how: Speculation, ids: Tensor, capacity: int, sampling: Sampling, seed: int):
+        model = self.model = how.model
+        self.loop, self.sampling, self.waiting = how.draft_loop, sampling, ids
+        self.generator = torch.Generator(ids.device).manual_seed(seed)
+        self.memory = Memory(model.config, 1, capacity, model.loop_encoding)
+        self.window, self.step = Window(model, self.memory), Step(model, self.memory)
+        self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
+        self.weight = self.vocabulary[:SHORTLIST]  # (C, width)
+        self.candidates = torch.arange(len(self.weight), device=ids.device)  # (C,)
+        self.rare: set[int] = set()
+        self._allow(ids[0].tolist())
+
+    def continued(self, budget: int) -> tuple[int, list[int]]:
+        """How many of `budget` drafted tokens stay; the new ones: those, and what comes next."""
+        length = self.memory.length + self.waiting.shape[1]
+        drafted, q, states = self._draft(budget)
+        kept, new = self._verify(drafted, q, states)
+        self._allow(new)
+        self.memory.truncate(length + kept)
+        self.waiting = torch.tensor([new[-1:]], device=self.waiting.device)  # not in the memory
+        return kept, new
+
+    def _allow(self, tokens: Sequence[int]) -> None:
+        """Also those of `tokens` may be drafted."""
+        new = {token for token in tokens if token >= SHORTLIST} - self.rare
+        if new:
+            self.rare |= new
+            more = torch.tensor(sorted(new), device=self.candidates.device)
+            self.candidates = torch.cat([self.candidates, more])
+            self.weight = torch.cat([self.weight, self.vocabulary[more]])
+
+    def _draft(self, budget: int) -> tuple[list[int], list[Tensor], Tensor]:
+        """Tokens, the probabilities (C,) that each was drawn by, and the states (1, n, d) of all.
+
+        Greedy, there are no probabilities. The states are of `waiting` and the drafted tokens.
+        """
+        tokens: list[int] = []
+        q: list[Tensor] = []
+        passed = [self._first_loops(self.waiting)]
+        for _ in range(budget):
+            features, _ = self.step.readout(self.loop, passed[-1][0][:, -1])
+            logits = F.linear(features, self.weight)
+            if self.sampling.temperature == 0:
                 chosen = best(logits)
             else:
-                p = sampling.probabilities(logits)
-                chosen = draw(p, generator)
-                q.append(p[0])
-            waiting = candidates.tokens[chosen][:, None]
-            tokens.append(int(waiting))
-        drawn_from = candidates.tokens
-        return _Draft(torch.cat(states, 1), torch.cat(embeddings, 1), tokens, drawn_from, q)
+                q.append(self.sampling.probabilities(logits)[0])
+                chosen = draw(q[-1][None], self.generator)
+            token = self.candidates[chosen][:, None]
+            tokens.append(int(token))
+            passed.append(self._first_loops(token))
+        states, self.window.embedded = (torch.cat(each, 1) for each in zip(*passed, strict=True))
+        return tokens, q, states
 
-    def _first_loops(self, waiting: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def _first_loops(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The states (1, n, d) after the draft loop, and the embeddings they came from."""
-        loops = range(1, self.draft_loop + 1)
-        if waiting.shape[1] == 1:
-            z = step.begin(waiting[0], self.draft_loop)
-            for loop in loops:
-                z = step.loop(loop, z)
-            step.end(self.draft_loop, settle=False)
-            return z[:, None], step.embedded[:, None]
-        z, embedded = self.model.begin(waiting, step.memory)
-        for loop in loops:
-            z = self.model.apply_loop(loop, z, embedded, step.memory.loops[loop - 1])
-        return z, embedded
+        single = ids.shape[1] == 1
+        run: Window | Step = self.step if single else self.window
+        z = run.begin(ids[0] if single else ids)
+        for loop in range(1, self.loop + 1):
+            z = run.loop(loop, z)
+        if not single:
+            return z, run.embedded
+        self.step.end(self.loop, settle=False)
+        return z[:, None], run.embedded[:, None]
 
-    def _verify(
-        self,
-        draft: "_Draft",
-        first: int,
-        memory: Memory,
-        sampling: Sampling,
-        generator: torch.Generator,
-    ) -> tuple[int, list[int]]:
-        """How many drafted tokens stay; the new tokens: those, and the one that comes next."""
-        model, z = self.model, draft.states
-        final = model.config.n_loops
-        for loop in range(self.draft_loop + 1, final + 1):
-            z = model.apply_loop(loop, z, draft.embedded, memory.loops[loop - 1])
-        features, vocabulary = model.readout(final, z[0, first - 1 :])
-        # for a few rows on a CPU about twice as fast as features @ vocabulary.T
-        logits = (vocabulary @ features.T).T  # (drafted + 1, V)
+    def _verify(self, drafted: list[int], q: list[Tensor], z: Tensor) -> tuple[int, list[int]]:
+        """As `continued`, from what was drafted."""
+        final, sampling = self.model.config.n_loops, self.sampling
+        for loop in range(self.loop + 1, final + 1):
+            z = self.window.loop(loop, z)
+        features, vocabulary = self.window.readout(final, z[0, -1 - len(drafted) :])
+        # for a few rows on a CPU about twice as fast as features @ weight.T
+        logits = (vocabulary.weight @ features.T).T  # (drafted + 1, V)
         if sampling.temperature == 0:
             wanted = best(logits).tolist()
-            pairs = zip(draft.tokens, wanted, strict=False)
-            kept = next((i for i, (a, b) in enumerate(pairs) if a != b), len(draft.tokens))
+            pairs = enumerate(zip(drafted, wanted, strict=False))
+            kept = next((i for i, (a, b) in pairs if a != b), len(drafted))
             return kept, wanted[: kept + 1]
         p = sampling.probabilities(logits)
-        for i, (token, q) in enumerate(zip(draft.tokens, draft.q, strict=True)):
-            spread = torch.zeros_like(p[i]).index_add(0, draft.candidates, q)
+        for i, (token, own) in enumerate(zip(drafted, q, strict=True)):
+            spread = torch.zeros_like(p[i]).index_add(0, self.candidates, own)
             ratio = p[i, token] / spread[token]
-            if torch.rand((), generator=generator, device=p.device) < ratio:
+            if torch.rand((), generator=self.generator, device=p.device) < ratio:
                 continue
             rest = (p[i] - spread).clamp(min=0)
             if float(rest.sum()) == 0:  # rounding: the two are equal
                 rest = p[i]
-            return i, [*draft.tokens[:i], int(draw(rest[None], generator))]
-        following = sampling.choose(logits[-1:], generator)
-        return len(draft.tokens), [*draft.tokens, int(following)]
-
-
-@dataclass(frozen=True)
-class _Draft:
-    states: Tensor  # (1, n, d) after the draft loop, the last drafted token's included
-    embedded: Tensor  # (1, n, d)
-    tokens: list[int]
-    candidates: Tensor  # (C,) tokens that could be drawn
-    q: list[Tensor]  # (C,) each: their probabilities; none if greedy
-
-
-class _Candidates:
-    """The tokens (C,) that may be drafted, and their rows (C, width) of the vocabulary matrix."""
-
-    def __init__(self, vocabulary: Tensor, shortlist: int | None):
-        self.vocabulary = vocabulary
-        self.first = len(vocabulary) if shortlist is None else min(shortlist, len(vocabulary))
-        self.tokens = torch.arange(self.first, device=vocabulary.device)
-        self.weight = vocabulary[: self.first]
-        self.rare: set[int] = set()
-
-    def add(self, tokens: Sequence[int]) -> None:
-        """Also those of `tokens`."""
-        new = {int(token) for token in tokens if token >= self.first} - self.rare
-        if new:
-            self.rare |= new
-            more = torch.tensor(sorted(new), device=self.tokens.device)
-            self.tokens = torch.cat([self.tokens, more])
-            self.weight = torch.cat([self.weight, self.vocabulary[more]])
+            return i, [*drafted[:i], int(draw(rest[None], self.generator))]
+        return len(drafted), [*drafted, int(draw(p[-1:], self.generator))]

@@ -4,10 +4,9 @@ It is asked without a vocabulary head: d multiply-adds a token. Fitted by ridge 
 sqrt(KL(full depth || exit)) on the normalised state, in closed form; the model stays as it is.
 """
 
-import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crt_lib.cached.products import wide_on_cpu
-from crt_lib.data import NOT_SCORED, evaluation_windows
+from crt_lib.exits.policy import divergence, full_pass
+from crt_lib.exits.scoring import windows_of
 from crt_lib.files import InputError, atomic_path, check_sum
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
@@ -35,27 +34,18 @@ class Gate:
 
     def distance(self, loop: int, z: Tensor) -> Tensor:
         """The expected sqrt(KL), at least 0, of states z (..., d) after exit `loop`: (...)."""
-        z = _normalised(z)
-        weight = self.weights[loop].to(z)
-        return (z @ weight[:-1] + weight[-1]).clamp(min=0)
+        weight = self.weights[loop].to(z := at_least_float32(z))
+        # the norm's own scale makes the products: two operations less
+        return (torch.layer_norm(z, z.shape[-1:], weight[:-1]).sum(-1) + weight[-1]).clamp(min=0)
 
-    def asker(self) -> Callable[[int, Tensor], list[float]]:
-        """A function of an exit loop and states (B, d) to their distances, of few operations."""
-        held = {loop: (weight[:-1], weight[-1:]) for loop, weight in self.weights.items()}
-        plain = {loop: (w.cpu().numpy(), float(w.sum()), float(b)) for loop, (w, b) in held.items()}
-        ones = np.ones(len(next(iter(held.values()))[0]), np.float32)
-
-        def distances(loop: int, z: Tensor) -> list[float]:
-            if len(z) == 1 and wide_on_cpu(z):
-                (w, total, b), x = plain[loop], z.numpy()[0]  # half the time of torch's calls
-                mean = float(x @ ones) / len(x)
-                deviation = math.sqrt(float(x @ x) / len(x) - mean**2 + 1e-5)
-                return [max((float(x @ w) - mean * total) / deviation + b, 0.0)]
-            weight, bias = held[loop]
-            z = torch.layer_norm(at_least_float32(z), weight.shape, None, None, 1e-5, False)
-            return [max(d, 0.0) for d in torch.addmv(bias.to(z), z, weight.to(z)).tolist()]
-
-        return distances
+    def distances(self, loop: int, z: Tensor) -> list[float]:
+        """The same of states (B, d) on a CPU; of one row in half the time."""
+        if len(z) > 1:
+            return self.distance(loop, z).tolist()
+        weight, x = self.weights[loop].numpy(), z.numpy()[0]
+        x = x - x.sum() / len(x)
+        deviation = math.sqrt(float(x @ x) / len(x) + 1e-5)
+        return [max(float(x @ weight[:-1]) / deviation + float(weight[-1]), 0.0)]
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
@@ -91,36 +81,20 @@ def fit_gate(
 
     The text is read by the full model, which is the teacher: nothing of the right answers is used.
     """
-    exits, d = model.config.exit_loops, model.config.d_model
-    device = model.loop_encoding.device
-    double = functools.partial(torch.zeros, device=device, dtype=torch.float64)
-    squares = {loop: double(d + 1, d + 1) for loop in exits}
-    moments = {loop: double(d + 1) for loop in exits}
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in evaluation_windows(ids, seq_len, 8, eot_id):
-            scored = (batch.targets != NOT_SCORED).to(device)
-            loops = model.hidden_states(batch.inputs.to(device), model.config.n_loops)
-            states = {loop: z[scored] for loop, z in loops}
-            log_p = _log_probabilities(model, model.config.n_loops, states)
-            for loop in exits:
-                log_q = _log_probabilities(model, loop, states)
-                kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
-                x = F.pad(_normalised(states[loop]).double(), (0, 1), value=1.0)
-                squares[loop] += x.T @ x
-                moments[loop] += x.T @ kl.double().sqrt()
-    finally:
-        model.train(was_training)
+    d, device = model.config.d_model, model.loop_encoding.device
     penalty = ridge * torch.eye(d + 1, device=device, dtype=torch.float64)
     penalty[-1, -1] = 0.0
-    fitted = {loop: torch.linalg.solve(squares[loop] + penalty, moments[loop]) for loop in exits}
+    squares = {loop: penalty.clone() for loop in model.config.exit_loops}
+    moments = {loop: penalty.new_zeros(d + 1) for loop in squares}
+    for inputs, _ in windows_of(model, ids, eot_id, seq_len):
+        loops = {loop.number: loop for loop in full_pass(model, inputs)}
+        log_p = loops[model.config.n_loops].log_probabilities
+        for number in squares:
+            loop = loops.pop(number)
+            kl = divergence(log_p, loop.log_probabilities).flatten()
+            z = at_least_float32(loop.z.flatten(0, 1))
+            x = F.pad(F.layer_norm(z, (d,)).double(), (0, 1), value=1.0)
+            squares[number] += x.T @ x
+            moments[number] += x.T @ kl.double().sqrt()
+    fitted = {loop: torch.linalg.solve(squares[loop], moments[loop]) for loop in squares}
     return Gate({loop: weight.float() for loop, weight in fitted.items()})
-
-
-def _normalised(z: Tensor) -> Tensor:
-    return F.layer_norm(at_least_float32(z), z.shape[-1:])
-
-
-def _log_probabilities(model: CRT, loop: int, states: dict[int, Tensor]) -> Tensor:
-    return at_least_float32(F.linear(*model.readout(loop, states[loop]))).log_softmax(-1)

@@ -1,13 +1,14 @@
-"""When a token may exit: criteria, the decaying threshold of eq. 6, and exits of a whole window.
+"""When a token may exit: criteria, the decaying threshold of eq. 6, and decoding with exits.
 
 A criterion is a function of `Loop`, what is known after a loop, to a score in [0, 1] for each
 token; a token leaves after the first exit loop whose score reaches the threshold.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.step import Step
+from crt_lib.cached.products import Product, wide_on_cpu
+from crt_lib.cached.step import Step, Window
 from crt_lib.config import ModelConfig
-from crt_lib.data import NOT_SCORED, evaluation_windows
+from crt_lib.exits.scoring import by_token
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
@@ -25,28 +27,22 @@ from crt_lib.model import CRT
 
 @dataclass
 class Loop:
-    """What a criterion may look at after exit loop `number`; what it asks for is computed once."""
+    """What a criterion may look at after loop `number`; what it asks for is computed once.
 
-    model: CRT
+    States are (B, n, d), and (B, d) where a `Step` computes them: then there is no n below.
+    """
+
+    run: Window | Step
     number: int
-    z: Tensor  # (B, n, d), the state after the loop
-    z_before: Tensor  # (B, n, d), the state before it
+    z: Tensor  # the state after the loop
+    z_before: Tensor  # the state before it
     previous: "Loop | None"  # the exit loop before, if any
-    step: Step | None = None  # that computed it: then there is no n, one token a row
 
     @cached_property
     def logits(self) -> Tensor:
-        """(B, n, V) of the loop's own head."""
-        if self.step is not None:
-            features, vocabulary = self.step.readout(self.number, self.z)
-            return vocabulary(features)
-        return F.linear(*self.model.readout(self.number, self.z))
-
-    def logits_of(self, positions: slice) -> Tensor:
-        """(B, k, V) of some positions; not computed again where a criterion has asked for all."""
-        if "logits" in self.__dict__:
-            return self.logits[:, positions]
-        return F.linear(*self.model.readout(self.number, self.z[:, positions]))
+        """(B, n, V) of the loop's own head; without one, of the next loop's that has one."""
+        features, vocabulary = self.run.readout(nearest_head(self.run.model, self.number), self.z)
+        return vocabulary(features)
 
     @cached_property
     def log_probabilities(self) -> Tensor:
@@ -59,23 +55,55 @@ class Loop:
         tokens = self.logits.topk(2, dim=-1).indices
         return self.log_probabilities.gather(-1, tokens).exp(), tokens
 
+    def losses(self, targets: Tensor) -> Tensor:
+        """Nats (B, n) of `targets` (B, n)."""
+        return nats_of(self.log_probabilities, targets)
 
-Score = Callable[[Loop], Tensor]
+
+def nearest_head(model: CRT, loop: int) -> int:
+    """The loop of the head that reads the state after `loop`: its own, else the next, or last."""
+    return next((own for own in model.config.head_loops if own >= loop), model.config.n_loops)
+
+
+def nats_of(log_p: Tensor, targets: Tensor) -> Tensor:
+    """The losses (B, n) of targets (B, n) by log-probabilities (B, n, V)."""
+    return -log_p.gather(-1, targets[..., None])[..., 0]
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats (...), at least 0, of log-probabilities (..., V)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+
+
+def full_pass(model: CRT, ids: Tensor, n_loops: int | None = None) -> Iterator[Loop]:
+    """What is known after each loop of all tokens `ids` (B, T), without exits.
+
+    `n_loops` may be more than the model was trained with; loops past the last have its encoding.
+    """
+    run, seen = Window(model), None
+    z = run.begin(ids)
+    for number in range(1, (n_loops or model.config.n_loops) + 1):
+        before, z = z, run.loop(min(number, model.config.n_loops), z)
+        here = Loop(run, number, z, before, seen)
+        yield here
+        here.previous = None  # its logits are of no more use
+        if number in model.config.head_loops:
+            seen = here
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named score (B, n) in [0, 1], high where a token may exit, and the heads it asks.
+    """A score (B, n) in [0, 1], high where a token may exit, and the heads it asks.
 
     `heads`: vocabulary heads that must be computed for a token to ask once; the head of the exit
     it leaves by is computed anyway. `compares`: also the head of the exit before, if it was not
-    asked there.
+    asked there. `of_rows`: the same of states (B, d) on a CPU, in less time, where that counts.
     """
 
-    name: str
-    heads: int
-    score: Score
+    score: Callable[[Loop], Tensor]
+    heads: int = 1
     compares: bool = False
+    of_rows: Callable[[Loop], list[float]] | None = None
 
 
 def confidence(loop: Loop) -> Tensor:
@@ -100,39 +128,49 @@ def similarity(loop: Loop) -> Tensor:
     return F.cosine_similarity(z, before, dim=-1).clamp(min=0)
 
 
+def _similarities(loop: Loop) -> list[float]:
+    a, b = loop.z_before.numpy(), loop.z.numpy()  # a call of numpy's takes a third of torch's
+    between, norms = np.vecdot(a, b), np.sqrt(np.vecdot(a, a) * np.vecdot(b, b))
+    return (np.maximum(between, 0) / np.maximum(norms, 1e-8)).tolist()
+
+
 def gate(loop: Loop) -> Tensor:
     """exp(-KL), the KL that the model's trained gate expects between full depth and this exit."""
-    if loop.model.gate is None:
+    return torch.exp(-(_gate_of(loop).distance(loop.number, loop.z) ** 2))
+
+
+def _gates(loop: Loop) -> list[float]:
+    return [math.exp(-(d**2)) for d in _gate_of(loop).distances(loop.number, loop.z)]
+
+
+def _gate_of(loop: Loop) -> Any:
+    if loop.run.model.gate is None:
         raise InputError("this model has no trained exit gate; `crt gate` fits one to a run")
-    return torch.exp(-(loop.model.gate.distance(loop.number, loop.z) ** 2))
+    return loop.run.model.gate
 
 
 def stability(loop: Loop) -> Tensor:
     """exp(-KL(this exit || the exit before)); 0 at the first exit."""
     if loop.previous is None:
-        return torch.zeros(loop.z.shape[:-1], device=loop.z.device)
-    log_p, log_q = loop.log_probabilities, loop.previous.log_probabilities
-    return torch.exp(-(log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0))
+        return loop.z.new_zeros(loop.z.shape[:-1])
+    return torch.exp(-divergence(loop.log_probabilities, loop.previous.log_probabilities))
 
 
 def agreement(loop: Loop) -> Tensor:
     """1 where the best token is that of the exit before, else 0; 0 at the first exit."""
     if loop.previous is None:
-        return torch.zeros(loop.z.shape[:-1], device=loop.z.device)
+        return loop.z.new_zeros(loop.z.shape[:-1])
     return (loop.top[1][..., 0] == loop.previous.top[1][..., 0]).float()
 
 
 CRITERIA = {
-    criterion.name: criterion
-    for criterion in (
-        Criterion("confidence", 1, confidence),
-        Criterion("margin", 1, margin),
-        Criterion("certainty", 1, certainty),
-        Criterion("similarity", 0, similarity),
-        Criterion("gate", 0, gate),
-        Criterion("stability", 1, stability, compares=True),
-        Criterion("agreement", 1, agreement, compares=True),
-    )
+    "confidence": Criterion(confidence),
+    "margin": Criterion(margin),
+    "certainty": Criterion(certainty),
+    "similarity": Criterion(similarity, heads=0, of_rows=_similarities),
+    "gate": Criterion(gate, heads=0, of_rows=_gates),
+    "stability": Criterion(stability, compares=True),
+    "agreement": Criterion(agreement, compares=True),
 }
 
 
@@ -171,18 +209,15 @@ class Policy:
         """Of exit `loop` (eq. 6)."""
         return max(self.tau_min, self.tau0 * self.decay ** (loop - 1))
 
-    def passes(self, loop: Loop) -> Tensor:
-        """Which tokens (B, n) may exit after this exit loop; the policy has a criterion."""
+    def passes(self, loop: Loop) -> Tensor | bool:
+        """Which tokens (B, n) may exit after this exit loop, or whether all or none may."""
         assert self.criterion is not None
-        return CRITERIA[self.criterion].score(loop) >= self.threshold(loop.number)
-
-
-@dataclass(frozen=True)
-class Exited:
-    """Logits (B, n, V) of each token's own exit, and that exit's loop (B, n)."""
-
-    logits: Tensor
-    loops: Tensor
+        criterion, tau = CRITERIA[self.criterion], self.threshold(loop.number)
+        if criterion.of_rows is not None and loop.z.ndim == 2 and wide_on_cpu(loop.z):
+            some = [score >= tau for score in criterion.of_rows(loop)]
+            return some[0] if len(set(some)) == 1 else torch.tensor(some)
+        passes = criterion.score(loop) >= tau
+        return passes if passes.any() else False
 
 
 def exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]:
@@ -195,92 +230,116 @@ def exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]
     return asked if policy.criterion is not None else (), last
 
 
+@dataclass(frozen=True)
+class Exited:
+    """Logits (B, n, V) of each token's own exit, and that exit's loop (B, n); no n by a `Step`."""
+
+    logits: Tensor
+    loops: Tensor
+
+
+Own = dict[Product | None, tuple[Tensor, Tensor | None]]  # by vocabulary: features, whose they are
+
+
+def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
+    """Tokens `ids` (B, n), or (B,) for a `Step`, with exits, after what the memory of `run` holds.
+
+    A token that leaves after loop k gets the logits of its head, and all deeper loops find there
+    what loop k left. One function of the input: however the tokens are split over calls, the
+    logits are the same.
+    """
+    allowed, final = exits_of(policy, run.model.config)
+    z = run.begin(ids)
+    loops = torch.full(z.shape[:-1], final, device=z.device)
+    active: Tensor | None = None  # all
+    found: Own = {}
+    seen: Loop | None = None
+    for number in range(1, final + 1):
+        before, z = z, run.loop(number, z)
+        if number not in run.model.config.head_loops:
+            continue
+        here = seen = Loop(run, number, z, before, seen)
+        if number == final:
+            _collect(found, here, active)
+            break
+        if number not in allowed:
+            continue
+        passes = policy.passes(here)
+        if passes is False:
+            continue
+        if passes is True:
+            loops = loops.fill_(number) if active is None else torch.where(active, number, loops)
+            _collect(found, here, active)
+            break
+        leaving = passes if active is None else active & passes
+        loops = torch.where(leaving, number, loops)
+        if leaving[run.kept].any():
+            _collect(found, here, leaving)
+        active = ~passes if active is None else active & ~passes
+        if not active.any():
+            break
+        run.keep(active)
+    run.end(number)
+    return Exited(_own_logits(found), loops)
+
+
+def _collect(found: Own, loop: Loop, leaving: Tensor | None) -> None:
+    """Add the features of those that leave, None for all, or their logits if they were asked."""
+    kept = loop.run.kept
+    if "logits" in loop.__dict__:
+        features, vocabulary = loop.logits[kept], None
+    else:
+        features, vocabulary = loop.run.readout(loop.number, loop.z[kept])
+    if leaving is not None:
+        leaving = leaving[kept]
+        if vocabulary in found:  # one product for all exits that share a vocabulary
+            others, before = found[vocabulary]
+            assert before is not None  # else nobody was left
+            features, leaving = torch.where(leaving[..., None], features, others), leaving | before
+    found[vocabulary] = features, leaving
+
+
+def _own_logits(found: Own) -> Tensor:
+    """(B, n, V), from the features of each vocabulary, under None logits, and whose they are."""
+    logits: Tensor | None = None
+    for vocabulary, (features, leaving) in found.items():
+        own = features if vocabulary is None else vocabulary(features)
+        if logits is None or leaving is None:
+            logits = own
+        else:
+            logits = torch.where(leaving[..., None], own, logits)
+    assert logits is not None  # every token leaves, at the last loop if not before
+    return logits
+
+
 @torch.no_grad()
 def run_with_exits(
     model: CRT, ids: Tensor, policy: Policy, memory: Memory | None = None, *, last: bool = False
 ) -> Exited:
-    """Tokens `ids` (B, n), or their embeddings, with exits, after what `memory` holds.
+    """`leave` for ids (B, n), or their embeddings, after what `memory` holds; None: nothing.
 
-    A token that leaves after loop k gets the logits of its head, and all deeper loops find there
-    what loop k left. One function of the input: however the tokens are split over calls, the
-    logits are the same. `last`: only the logits of the last token, (B, 1, V). Raises InputError
-    for no tokens at all.
+    `last`: only the logits of the last token, (B, 1, V). Raises InputError for no tokens at all.
     """
     rows, n = ids.shape[:2]
     if not rows * n:
         raise InputError(f"ids of shape {tuple(ids.shape)} are no tokens; give at least one")
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
-    allowed, final = exits_of(policy, model.config)
-    start = memory.length
-    z, embedded = model.begin(ids, memory)
-    active = torch.ones(rows, n, dtype=torch.bool, device=ids.device)
-    loops = torch.full((rows, n), final, device=ids.device)
-    keep = slice(n - 1, n) if last else slice(0, n)
-    logits: Tensor | None = None
-    seen: Loop | None = None
-    staying = rows * n
-    for number in range(1, final + 1):
-        layer = memory.loops[number - 1]
-        if number > 1:
-            before = memory.loops[number - 2]
-            layer.catch_up(before, start)
-            layer.follow(before, None if staying == rows * n else active)
-        after = model.apply_loop(number, z, embedded, layer)
-        here = Loop(model, number, after, z, seen)
-        z = after if staying == rows * n else torch.where(active[..., None], after, z)
-        if number == final:
-            leaving, count = active, staying
-        elif number in allowed:
-            leaving = active & policy.passes(here)
-            count = int(leaving.sum())
-        else:
-            count = 0
-        if number in model.config.head_loops:
-            seen = here
-        if not count:
-            continue
-        if count == rows * n or leaving[:, keep].any():
-            own = here.logits_of(keep)
-            # tokens that stay get theirs later
-            logits = own if logits is None else torch.where(leaving[:, keep, None], own, logits)
-        loops = torch.where(leaving, number, loops)
-        staying -= count
-        if not staying:
-            break
-        active = active & ~leaving
-    assert logits is not None  # every token leaves, at the last loop if not before
-    return Exited(logits, loops)
+    return leave(Window(model, memory, last), ids, policy)
 
 
 def evaluate_with_exits(
-    model: CRT,
-    ids: np.ndarray,
-    eot_id: int,
-    policy: Policy,
-    *,
-    seq_len: int,
-    batch_size: int = 8,
+    model: CRT, ids: np.ndarray, eot_id: int, policy: Policy, *, seq_len: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each token's nats (honest protocol) with exits taken as in decoding, and its exit loop.
 
     Unlike a trace's, the context of a token has left too where the policy let it.
     """
-    nats, loops = np.empty(len(ids)), np.empty(len(ids), np.int64)
-    device, begin = model.loop_encoding.device, 0
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in evaluation_windows(ids, seq_len, batch_size, eot_id):
-            targets = batch.targets.to(device)
-            exited = run_with_exits(model, batch.inputs.to(device), policy)
-            scored = targets != NOT_SCORED
-            losses = F.cross_entropy(
-                at_least_float32(exited.logits).flatten(0, 1), targets.flatten(), reduction="none"
-            )
-            here = slice(begin, begin := begin + int(scored.sum()))
-            nats[here] = losses.view(targets.shape)[scored].double().cpu().numpy()
-            loops[here] = exited.loops[scored].cpu().numpy()
-    finally:
-        model.train(was_training)
-    return nats, loops
+
+    def measure(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        exited = run_with_exits(model, inputs, policy)
+        log_p = at_least_float32(exited.logits).log_softmax(-1)
+        return {"nats": nats_of(log_p, targets).double(), "loops": exited.loops}
+
+    found = by_token(model, ids, eot_id, seq_len, measure)
+    return found["nats"], found["loops"]

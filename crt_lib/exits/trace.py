@@ -5,25 +5,23 @@ A trace holds numbers only (losses, scores, flags): no text, no token it could b
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.audit.compare import document_of_tokens
 from crt_lib.config import ModelConfig
-from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.policy import CRITERIA, Loop, Policy
+from crt_lib.exits.policy import CRITERIA, Policy, full_pass
+from crt_lib.exits.scoring import by_token
 from crt_lib.files import InputError, atomic_path
-from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
@@ -61,6 +59,17 @@ class Trace:
         head = by_exit[0]["heads"]
         return np.array([sum(parts.values()) - head for parts in by_exit]), head
 
+    def scores_of(self, criterion: str) -> np.ndarray:
+        """Those of `criterion` (N, E - 1); InputError if there are none."""
+        if criterion not in self.scores:
+            raise InputError(f"the trace has no {criterion}; it has {', '.join(self.scores)}")
+        return self.scores[criterion]
+
+    def thresholds(self, criterion: str, points: int) -> list[float]:
+        """Quantiles of the scores of `criterion`, ascending, in [0, 1]."""
+        quantiles = np.quantile(self.scores_of(criterion), np.linspace(0, 1, points))
+        return np.unique(quantiles.clip(0, 1)).tolist()
+
     def save(self, path: str | Path) -> None:
         """Write it to one safetensors file, atomically."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
@@ -80,17 +89,13 @@ class Trace:
                 about = json.loads((file.metadata() or {})["trace"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
-            scores["agreement"] = _agreement(arrays["changed"])
-            counts = arrays["document"]
+            changed, counts = arrays["changed"], arrays["document"]
+            # the criterion's scores, which `changed` holds already
+            scores["agreement"] = np.pad(1 - changed[:, :-1].astype(np.float32), ((0, 0), (1, 0)))
             arrays["document"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-            return cls(
-                config=ModelConfig.from_dict(about["config"]),
-                seq_len=about["seq_len"],
-                scores=scores,
-                about=about["about"],
-                **{name: arrays[name] for name in ARRAYS},
-            )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            about["config"] = ModelConfig.from_dict(about["config"])
+            return cls(**about, scores=scores, **{name: arrays[name] for name in ARRAYS})
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a trace that can be read: {error!r}") from error
 
 
@@ -105,21 +110,8 @@ def document_or_window(
         return owner, np.zeros(owner[-1] + 1)
 
 
-def _agreement(changed: np.ndarray) -> np.ndarray:
-    """The criterion's scores (N, E - 1), which `changed` holds already."""
-    never = np.zeros((len(changed), 1), np.float32)
-    return np.hstack([never, 1 - changed[:, :-1]]).astype(np.float32)
-
-
-@torch.inference_mode()
 def make_trace(
-    model: CRT,
-    data: TokenizedCorpus,
-    split: str,
-    seq_len: int,
-    *,
-    max_tokens: int | None = None,
-    batch_size: int = 8,
+    model: CRT, data: TokenizedCorpus, split: str, seq_len: int, *, max_tokens: int | None = None
 ) -> Trace:
     """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol).
 
@@ -127,32 +119,10 @@ def make_trace(
     """
     ids = data.split(split).ids[:max_tokens]
     owner, sizes = document_or_window(data, split, seq_len)
-    owner = owner[: len(ids)]
-    device, begin = model.loop_encoding.device, 0
-    arrays: dict[str, np.ndarray] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in evaluation_windows(ids, seq_len, batch_size, data.tokenizer.eot_id):
-            targets = batch.targets.to(device)
-            scored = targets != NOT_SCORED
-            exits = _exits(model, batch.inputs.to(device), targets)
-            del exits["guess"]  # the text could be read back from it
-            here = slice(begin, begin := begin + int(scored.sum()))
-            for name, values in exits.items():
-                found = values[scored].cpu().numpy()  # (tokens, E)
-                whole = arrays.setdefault(name, np.empty((len(ids), *found.shape[1:]), found.dtype))
-                whole[here] = found
-    finally:
-        model.train(was_training)
-    return _trace(
-        model,
-        seq_len,
-        arrays,
-        document=owner.astype(np.int32),
-        document_bytes=sizes[: owner.max() + 1].astype(np.int64),
-        about={"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name},
-    )
+    owner = owner[: len(ids)].astype(np.int32)
+    found = by_token(model, ids, data.tokenizer.eot_id, seq_len, partial(_exits, model))
+    about = {"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name}
+    return _trace(model, seq_len, found, owner, sizes[: owner.max() + 1].astype(np.int64), about)
 
 
 @torch.inference_mode()
@@ -165,62 +135,37 @@ def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
     ids = tokenizer.encode(text)
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
-    device = model.loop_encoding.device
-    targets = torch.tensor(ids, dtype=torch.int64, device=device)[None]
-    inputs = torch.cat([targets.new_tensor([[tokenizer.eot_id]]), targets[:, :-1]], dim=1)
-    exits = {
-        name: values[0].cpu().numpy() for name, values in _exits(model, inputs, targets).items()
-    }
+    found = by_token(model, ids, tokenizer.eot_id, len(ids), partial(_exits, model))
     guesses = [
         [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
-        for own, sure in zip(exits["guess"].T, exits["confidence"].T, strict=True)
+        for own, sure in zip(found["guess"].T, found["sure"].T, strict=True)
     ]
-    return _trace(
-        model,
-        len(ids),
-        exits,
-        document=np.zeros(len(ids), np.int32),
-        document_bytes=np.array([len(text.encode())]),
-        about={"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses},
-    )
+    about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses}
+    owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
+    return _trace(model, len(ids), found, owner, sizes, about)
 
 
-def _trace(model: CRT, seq_len: int, exits: dict[str, np.ndarray], **rest: Any) -> Trace:
-    """The trace of what `_exits` found, each (N, E)."""
-    return Trace(
-        config=model.config,
-        seq_len=seq_len,
-        loss=exits["loss"],
-        right=exits["right"],
-        changed=exits["agreement"][:, 1:] == 0,
-        scores={
-            name: exits[name][:, : exits["loss"].shape[1] - 1] for name in CRITERIA if name in exits
-        },
-        **rest,
-    )
+def _trace(model: CRT, seq_len: int, found: dict[str, np.ndarray], *rest: Any) -> Trace:
+    """The trace of what `_exits` found, without the guesses: the text could be read from them."""
+    changed = np.diff(found["guess"], axis=1) != 0
+    scores = {name: found[name] for name in CRITERIA if name in found}
+    return Trace(model.config, seq_len, found["loss"], found["right"], changed, scores, *rest)
 
 
-def _exits(model: CRT, ids: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Loss, correctness and every criterion's score, each (B, T, E)."""
-    found: dict[str, list[torch.Tensor]] = {}
-    previous = None
-    z_before, embedded = model.begin(ids)
-    for loop in range(1, model.config.n_loops + 1):
-        z = model.apply_loop(loop, z_before, embedded)
-        if loop in model.config.head_loops:
-            here = Loop(model, loop, z, z_before, previous)
-            logits = at_least_float32(here.logits).flatten(0, 1)
-            loss = F.cross_entropy(logits, targets.flatten(), reduction="none")
-            found.setdefault("loss", []).append(loss.view(targets.shape).float())
-            guess = here.top[1][..., 0]
-            found.setdefault("guess", []).append(guess)
-            found.setdefault("right", []).append(guess == targets)
-            for name, criterion in CRITERIA.items():
-                if name == "gate" and (model.gate is None or loop == model.config.n_loops):
-                    continue
-                found.setdefault(name, []).append(criterion.score(here).float())
-            previous = here
-        z_before = z
+def _exits(model: CRT, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Loss, guess, its probability, whether it is right, (B, T, E); scores (B, T, E - 1)."""
+    found: dict[str, list[Tensor]] = {}
+    asked = {name: own for name, own in CRITERIA.items() if name != "gate" or model.gate}
+    for loop in full_pass(model, ids):
+        if loop.number not in model.config.head_loops:
+            continue
+        sure, guess = (pair[..., 0] for pair in loop.top)
+        values = {"loss": loop.losses(targets).float(), "guess": guess, "sure": sure}
+        values["right"] = guess == targets
+        if loop.number < model.config.n_loops:
+            values |= {name: own.score(loop).float() for name, own in asked.items()}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
     return {name: torch.stack(values, -1) for name, values in found.items()}
 
 
@@ -241,6 +186,10 @@ class Outcome:
         """exp of the loss."""
         return math.exp(self.loss)
 
+    def losses(self, trace: Trace) -> np.ndarray:
+        """Nats (N,) of each token of `trace`, which it is of."""
+        return np.take_along_axis(trace.loss, self.exit[:, None], 1)[:, 0]
+
 
 def apply_policy(trace: Trace, policy: Policy) -> Outcome:
     """Where each token of `trace` leaves under `policy`; raises InputError for exits it has not."""
@@ -249,30 +198,20 @@ def apply_policy(trace: Trace, policy: Policy) -> Outcome:
     for loop in (*allowed, last):
         if loop not in trace.loops:
             raise InputError(f"exit {loop} is not in the trace, which has {trace.loops}")
-    exit_of = np.full(len(trace.loss), trace.loops.index(last), dtype=np.int64)
-    asked, asks = np.zeros(len(trace.loss)), np.zeros(len(trace.loss))  # heads; questions
-    if policy.criterion is not None:
-        scores, criterion = _scores(trace, policy.criterion), CRITERIA[policy.criterion]
-        heads = criterion.heads
-        staying = np.ones(len(trace.loss), dtype=bool)
-        for i, loop in enumerate(trace.loops):
-            if loop not in allowed or loop >= last:
-                continue
-            unseen = criterion.compares and i > 0 and trace.loops[i - 1] not in allowed
-            asked[staying] += heads + unseen
-            asks[staying] += 1
-            leaving = staying & (scores[:, i] >= policy.threshold(loop))
-            exit_of[leaving] = i
-            if heads:  # the head that was asked is the one that predicts
-                asked[leaving] -= 1
-            staying &= ~leaving
-    return _outcome(trace, exit_of, asked + 1, asks)
-
-
-def _scores(trace: Trace, criterion: str) -> np.ndarray:
-    if criterion not in trace.scores:
-        raise InputError(f"the trace has no {criterion}; it has {', '.join(trace.scores)}")
-    return trace.scores[criterion]
+    exit_of = np.full(len(trace.loss), trace.loops.index(last))
+    if policy.criterion is None:
+        return _outcome(trace, exit_of)
+    scores, criterion = trace.scores_of(policy.criterion), CRITERIA[policy.criterion]
+    before = trace.loops[:-1]
+    asks = np.array([loop in allowed and loop < last for loop in before], bool)
+    unseen = [i > 0 and before[i - 1] not in allowed for i in range(len(before))]
+    heads = asks * (criterion.heads + criterion.compares * np.array(unseen, int))
+    passes = asks & (scores >= np.array([policy.threshold(loop) for loop in before], scores.dtype))
+    leaves = passes.any(1)
+    exit_of[leaves] = passes[leaves].argmax(1)
+    # up to each exit; the head that was asked where a token leaves is the one that predicts
+    asked, computed = (np.append(each, 0).cumsum()[exit_of] for each in (asks, heads))
+    return _outcome(trace, exit_of, computed + 1 - criterion.heads * leaves, asked)
 
 
 def oracle(trace: Trace) -> Outcome:
@@ -281,29 +220,31 @@ def oracle(trace: Trace) -> Outcome:
     It knows the next token, so no policy can do it.
     """
     first = np.where(trace.right.any(1), trace.right.argmax(1), trace.loss.argmin(1))
-    return _outcome(trace, first, np.ones(len(first)))
+    return _outcome(trace, first)
 
 
 def _outcome(
-    trace: Trace, exit_of: np.ndarray, heads: np.ndarray, asks: np.ndarray | None = None
+    trace: Trace,
+    exit_of: np.ndarray,
+    heads: np.ndarray | None = None,
+    asks: np.ndarray | None = None,
 ) -> Outcome:
+    """Of tokens that leave at `exit_of`, after `heads` heads, one if not given, and `asks`."""
     without, head = trace.costs
-    loops = np.array(trace.loops)[exit_of]
+    heads = np.ones(len(exit_of)) if heads is None else heads
     counts = np.bincount(exit_of, minlength=len(trace.loops))
     return Outcome(
         exit=exit_of,
         loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
-        mean_loops=float(loops.mean()),
+        mean_loops=float(np.array(trace.loops)[exit_of].mean()),
         heads=float(heads.mean()),
         asks=0.0 if asks is None else float(asks.mean()),
         multiply_adds=float((without[exit_of] + heads * head).mean()),
-        shares=tuple(float(c) for c in counts / len(exit_of)),
+        shares=tuple((counts / len(exit_of)).tolist()),
     )
 
 
-def calibrate(
-    trace: Trace, criterion: str, allowed: float, exits: Sequence[int] | None = None
-) -> Policy:
+def calibrate(trace: Trace, criterion: str, allowed: float) -> Policy:
     """The cheapest constant threshold and last exit whose loss is at most log(1 + allowed) above
     that of full depth.
 
@@ -315,20 +256,15 @@ def calibrate(
     if allowed <= -1:
         raise InputError(f"the allowed loss is {allowed}; it must be above -1")
     limit = float(trace.loss[:, -1].mean(dtype=np.float64)) + math.log1p(allowed)
-    exits = None if exits is None else tuple(exits)
-    scores = _scores(trace, criterion)
-    taus = sorted({*np.quantile(scores, np.linspace(0, 1, 101)).clip(0, 1).tolist(), 1.0})
-    candidates = []
-    for last in trace.loops:
-        fixed = None if last == trace.loops[-1] else last
-        candidates.append(Policy(fixed=fixed))
-        candidates += [Policy(criterion, tau, tau, 1.0, exits, fixed) for tau in taus]
-    best = apply_policy(trace, Policy()).multiply_adds, Policy()
-    for policy in candidates:
-        outcome = apply_policy(trace, policy)
-        if outcome.loss <= limit and outcome.multiply_adds < best[0]:
-            best = outcome.multiply_adds, policy
-    return best[1]
+    taus = sorted({*trace.thresholds(criterion, 101), 1.0})
+    best, least = Policy(), apply_policy(trace, Policy()).multiply_adds
+    for fixed in (*trace.loops[:-1], None):
+        asking = [Policy(criterion, tau, tau, 1.0, fixed=fixed) for tau in taus]
+        for policy in (Policy(fixed=fixed), *asking):
+            outcome = apply_policy(trace, policy)
+            if outcome.loss <= limit and outcome.multiply_adds < least:
+                best, least = policy, outcome.multiply_adds
+    return best
 
 
 def chance(valid: Trace, test: Trace, allowed: float, seed: int = 0) -> Outcome:
@@ -348,4 +284,4 @@ def chance(valid: Trace, test: Trace, allowed: float, seed: int = 0) -> Outcome:
             best = min(best, (share * costs[i] + (1 - share) * costs[j], i, j, share))
     _, i, j, share = best
     early = np.random.default_rng(seed).random(len(test.loss)) < share
-    return _outcome(test, np.where(early, i, j), np.ones(len(test.loss)))
+    return _outcome(test, np.where(early, i, j))

@@ -9,8 +9,7 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.step import Step
 from crt_lib.config import ModelConfig
 from crt_lib.data import check_ids
-from crt_lib.exits.leaving import step_with_exits
-from crt_lib.exits.policy import Exited, Policy, run_with_exits
+from crt_lib.exits.policy import Exited, Policy, leave, run_with_exits
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
@@ -36,8 +35,8 @@ class CRTCache(Cache):
             return run_with_exits(model, inputs, policy, memory, last=last)
         if self._step is None or (self._step.model, self._step.rows) != (model, memory.rows):
             self._step = Step(model, memory)
-        logits, loops = step_with_exits(self._step, inputs[:, 0], policy)
-        return Exited(logits[:, None], torch.tensor(loops, device=logits.device)[:, None])
+        exited = leave(self._step, inputs[:, 0], policy)
+        return Exited(exited.logits[:, None], exited.loops[:, None])
 
     def room_for(self, model: CRT, inputs: Tensor, starts: Tensor | None) -> Memory:
         """The memory, made on first use, with room for `inputs` (B, T) or (B, T, width) too."""

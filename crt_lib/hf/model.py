@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
+from crt_lib.cached.step import Window
 from crt_lib.config import ModelConfig
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import Policy
@@ -245,16 +246,12 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         turned = starts if memory is None else None
         if turned is not None:  # causal: padding after the tokens changes nothing before it
             inputs = rotate_rows(inputs, turned)
-        before = 0 if memory is None else memory.length
+        run = Window(model, memory)
         with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
-            z, embedded = model.begin(inputs, memory)
-            states = [z]
+            states = [run.begin(inputs)]
             for loop in range(1, model.config.n_loops + 1):
-                layer = None if memory is None else memory.loops[loop - 1]
-                if memory is not None and layer is not None and loop > 1:
-                    layer.catch_up(memory.loops[loop - 2], before)  # tokens that left before it
-                    layer.follow(memory.loops[loop - 2], None)
-                states.append(model.apply_loop(loop, states[-1], embedded, layer))
+                states.append(run.loop(loop, states[-1]))
+            run.end(model.config.n_loops)
         return states if turned is None else [rotate_rows(state, -turned) for state in states]
 
     def _read_out(

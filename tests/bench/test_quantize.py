@@ -12,8 +12,7 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import FinelyQuantized, Quantized
 from crt_lib.cached.step import Step
 from crt_lib.exits.decode import generate
-from crt_lib.exits.leaving import step_with_exits
-from crt_lib.exits.policy import Policy
+from crt_lib.exits.policy import Policy, leave
 
 SEQ_LEN = 32
 
@@ -32,8 +31,8 @@ def test_a_step_in_8_bits(rows, all_in_8_bits):
     for quantize in (None, "int8"):
         step = Step(model, Memory(model.config, rows, 9, model.loop_encoding), quantize)
         for at in range(9):
-            own, _ = step_with_exits(step, ids[:, at], Policy())
-        logits.append(own)
+            exited = leave(step, ids[:, at], Policy())
+        logits.append(exited.logits)
     kinds = [type(product) for _, _, product in step.heads.values()]
     assert set(kinds) == {FinelyQuantized} and isinstance(step.block.qkv, Quantized)
     plain, rounded = logits

@@ -1,6 +1,7 @@
 """Generated text: cached or not, speculated or not, it is the same; a seed repeats it."""
 
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, strategies as st
 from tiny_models import ALL_OPTIONS, exact_model
 
 from crt_lib import InputError, load_profile
+from crt_lib.exits import decode
 from crt_lib.exits.decode import Sampling, Speculation, generate
 from crt_lib.exits.policy import Policy
 from crt_lib.runs.trained import load_data
@@ -77,17 +79,19 @@ def test_stop_ends_a_row():
     new=st.integers(0, 24),
     longest=st.integers(1, 6),
     loop=st.sampled_from([1, 2, 3]),
-    shortlist=st.sampled_from([None, 1, 9]),
+    shortlist=st.sampled_from([2048, 1, 9]),
 )
 def test_speculated_greedy_text_is_the_plain_one(trained, prompt, new, longest, loop, shortlist):
     (plain,) = generate(trained, [prompt], new)
-    speculated = Speculation(trained, loop, longest, shortlist).generate(prompt, new)
+    with patch.multiple(decode, LONGEST=longest, SHORTLIST=shortlist):
+        speculated = Speculation(trained, loop).generate(prompt, new)
     assert (speculated.tokens, speculated.loops) == (plain.tokens, plain.loops)
     assert 0 <= speculated.accepted <= speculated.drafted
 
 
-def test_a_rare_token_of_the_text_can_be_drafted(trained):
-    draft = Speculation(trained, 1, shortlist=1)
+def test_a_rare_token_of_the_text_can_be_drafted(trained, monkeypatch):
+    monkeypatch.setattr(decode, "SHORTLIST", 1)
+    draft = Speculation(trained, 1)
     (plain,) = generate(trained, [[5, 6]], 40)
     assert draft.generate([5, 6], 40).accepted > 0
     assert draft.generate([5, 6], 40).tokens == plain.tokens
@@ -104,13 +108,15 @@ def test_drafts_are_kept_and_thrown_away(trained):
     assert accepted < drafted
 
 
-@pytest.mark.parametrize("shortlist", [None, 12])
-def test_speculation_keeps_the_distribution(trained, shortlist):
+@pytest.mark.parametrize("shortlist", [2048, 12])
+def test_speculation_keeps_the_distribution(trained, shortlist, monkeypatch):
     """Two samples of the same distribution: the chi-square of their counts stays near its mean."""
     runs, sampling = 600, Sampling(temperature=1.5, top_k=3)
     plain = generate(trained, [[3, 4]] * runs, 3, sampling=sampling, seed=0)
     counts = Counter(tuple(generated.tokens) for generated in plain)
-    draft = Speculation(trained, 1, longest=3, shortlist=shortlist)
+    monkeypatch.setattr(decode, "LONGEST", 3)
+    monkeypatch.setattr(decode, "SHORTLIST", shortlist)
+    draft = Speculation(trained, 1)
     other = Counter(
         tuple(draft.generate([3, 4], 3, sampling=sampling, seed=seed).tokens)
         for seed in range(runs)
@@ -180,7 +186,3 @@ def test_samplings_that_cannot_be(changes, message):
 def test_loops_that_cannot_draft():
     with pytest.raises(InputError, match=r"loop 4 cannot draft.*\(1, 3\)"):
         Speculation(exact_model(), 4)
-    with pytest.raises(InputError, match="longest draft is 0"):
-        Speculation(exact_model(), 1, longest=0)
-    with pytest.raises(InputError, match="shortlist has 0 tokens"):
-        Speculation(exact_model(), 1, shortlist=0)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crt_lib import InputError
 from crt_lib.cached.memory import Memory
+from crt_lib.cached.step import Window
 from crt_lib.exits.policy import CRITERIA, Loop, Policy, run_with_exits
 from crt_lib.layers import Attention, DilatedConv
 
@@ -172,7 +173,7 @@ def test_the_criteria_by_hand():
     previous, z_before = None, None
     for number, z in model.hidden_states(ids, 3):
         if number in model.config.head_loops:
-            loop = Loop(model, number, z, z_before if z_before is not None else z, previous)
+            loop = Loop(Window(model), number, z, z_before if z_before is not None else z, previous)
             p = model(ids)[number].softmax(-1)
             first, second = p.sort(-1, descending=True).values[..., :2].unbind(-1)
             entropy = -(p * p.log()).sum(-1)

@@ -7,6 +7,7 @@ from closeness import near, same
 from tiny_models import exact_model
 
 from crt_lib import InputError, load_profile
+from crt_lib.cached.step import Window
 from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.exits.gate import GATE_FILE, Gate, fit_gate
 from crt_lib.exits.policy import CRITERIA, Loop, Policy
@@ -48,7 +49,7 @@ def test_its_score_is_of_the_expected_distance():
     model.gate = Gate({1: weight, 3: -weight})
     z = torch.randn(2, 5, d, dtype=torch.float64)
     for loop, expected in ((1, np.exp(-0.25)), (3, 1.0)):
-        score = CRITERIA["gate"].score(Loop(model, loop, z, z, None))
+        score = CRITERIA["gate"].score(Loop(Window(model), loop, z, z, None))
         same(score, torch.full((2, 5), float(expected), dtype=torch.float64))
 
 

@@ -90,7 +90,7 @@ def test_a_frontier_is_of_policies(scored, criterion):
 
 
 def test_a_frontier_of_what_is_not_a_criterion(scored):
-    with pytest.raises(InputError, match="'best' is not one of confidence"):
+    with pytest.raises(InputError, match="the trace has no best; it has confidence"):
         frontier(scored[2], "best")
 
 

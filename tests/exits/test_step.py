@@ -13,8 +13,7 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
 from crt_lib.cached.step import Step
 from crt_lib.exits.gate import Gate
-from crt_lib.exits.leaving import step_with_exits
-from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.exits.policy import Policy, leave, run_with_exits
 
 KNOWN = 6  # tokens that the model itself has read
 NEW = 7
@@ -45,12 +44,11 @@ def two_ways(model, ids, policies, starts=None):
         logits, loops = [], []
         for at, policy in enumerate([*policies[1:NEW], Policy()], KNOWN):
             if fast:
-                own, left = step_with_exits(step, ids[:, at], policy)
+                exited = leave(step, ids[:, at], policy)
             else:
                 exited = run_with_exits(model, ids[:, at : at + 1], policy, memory)
-                own, left = exited.logits[:, 0], exited.loops[:, 0].tolist()
-            logits.append(own)
-            loops.append(left)
+            logits.append(exited.logits.view(len(ids), -1))
+            loops.append(exited.loops.flatten().tolist())
         ways.append((torch.stack(logits), loops, (memory.kv, memory.inputs)))
     return ways
 
@@ -130,12 +128,12 @@ def test_a_memory_that_grows_and_changes_its_rows():
     memory = Memory(model.config, 3, 7, model.loop_encoding)
     run_with_exits(model, ids[:, :6], Policy(), memory)
     step = Step(model, memory)
-    step_with_exits(step, ids[:, 6], Policy())
+    leave(step, ids[:, 6], Policy())
     memory.reserve(12)
     memory.select(rows)
-    logits = [step_with_exits(step, ids[rows, at], Policy())[0] for at in range(7, 12)]
+    logits = [leave(step, ids[rows, at], Policy()).logits for at in range(7, 12)]
     memory.truncate(7)
-    again = [step_with_exits(step, ids[rows, at], Policy())[0] for at in range(7, 12)]
+    again = [leave(step, ids[rows, at], Policy()).logits for at in range(7, 12)]
     whole = run_with_exits(model, ids[rows], Policy()).logits[:, 7:]
     for made in (logits, again):
         same(torch.stack(made, 1), whole)
@@ -197,5 +195,5 @@ def test_a_step_leaves_the_weights_alone():
     model = random_model(**ALL_OPTIONS)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     step = Step(model, Memory(model.config, 1, 8, model.loop_encoding))
-    step_with_exits(step, torch.tensor([3]), Policy("confidence"))
+    leave(step, torch.tensor([3]), Policy("confidence"))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

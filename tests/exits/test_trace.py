@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 
 from crt_lib import InputError, evaluate
 from crt_lib.audit.accounting import multiply_adds
+from crt_lib.cached.step import Window
 from crt_lib.data import evaluation_windows
 from crt_lib.exits.policy import CRITERIA, Loop, Policy, run_with_exits
 from crt_lib.exits.trace import Trace, apply_policy, calibrate, chance, oracle
@@ -29,10 +30,13 @@ def run_policy(model, data, policy, max_tokens):
             for number in range(1, model.config.n_loops + 1):
                 z = model.apply_loop(number, z_before, embedded)
                 if number in model.config.head_loops:
-                    before = exits[number] = Loop(model, number, z, z_before, before)
+                    before = exits[number] = Loop(Window(model), number, z, z_before, before)
                 z_before = z
             last = model.config.n_loops
-            passes = {k: policy.passes(loop)[0] for k, loop in exits.items() if k < last}
+            score = CRITERIA[policy.criterion].score
+            passes = {
+                k: score(loop)[0] >= policy.threshold(k) for k, loop in exits.items() if k < last
+            }
             for t, token in enumerate(target):
                 number = next((k for k in passes if passes[k][t]), last)
                 nats.append(-exits[number].logits[0, t].log_softmax(-1)[token].item())
