@@ -5,7 +5,8 @@ import time
 
 from waiting import PATIENCE
 
-from crt_lib.gpu.parts import Job, Table, Unfinished
+from crt_lib.bench.table import Table
+from crt_lib.gpu.parts import Job, Unfinished
 
 
 def works(job: Job) -> None:

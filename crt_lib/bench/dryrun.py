@@ -1,16 +1,23 @@
 """`crt train --dry-run`: what a training would take, from a few of its updates and from counts."""
 
+import dataclasses
+import tempfile
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
-from crt_lib.bench.trial import Trial, run_rehearsal
+from crt_lib.bench.trial import Training, Trial, ask, measure, own_process
+from crt_lib.checkpoint import save_checkpoint
 from crt_lib.data import make_batches, updates_planned
-from crt_lib.evaluate import RELEASED_SEQ_LEN
+from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate
 from crt_lib.files import InputError
 from crt_lib.optim import exits_of_update
 from crt_lib.runs.machine import machine_memory
+from crt_lib.runs.manifest import peak_memory
 from crt_lib.runs.profiles import Profile
+from crt_lib.runs.run import load_data
 from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
 
@@ -48,7 +55,7 @@ class Prediction:
                 f"{_duration(self.evaluation_seconds)}",
                 f"peak memory: {self.trial.peak_memory / 1e9:.2f} GB "
                 f"of the {machine_memory() / 1e9:.1f} here",
-                f"from {len(self.trial.exits)} measured updates of one micro-batch, a validation "
+                f"from {self.trial.updates} measured updates of one micro-batch, a validation "
                 "and a checkpoint; nothing was kept",
             ]
         )
@@ -59,54 +66,35 @@ def predict(profile: Profile) -> Prediction:
 
     A micro-batch is measured, and an update counts `grad_accum` of them; where updates draw how
     deep they go, their mean cost follows from the multiply-adds. Raises InputError for settings
-    that `train` refuses, and for what cannot fit into this machine's memory.
+    that `train` refuses, and for what does not fit into this machine's memory.
     """
-    from crt_lib.runs.run import load_data
-
-    data = load_data(profile)
-    profile = profile.replace(model=profile.model.replace(vocab_size=data.tokenizer.vocab_size))
-    config = profile.train
-    if config.seq_len > profile.model.max_seq_len:
+    data, config = load_data(profile), profile.train
+    model = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
+    profile = profile.replace(model=model)
+    if config.seq_len > model.max_seq_len:
         raise InputError(
-            f"seq_len {config.seq_len} is longer than max_seq_len {profile.model.max_seq_len}; "
+            f"seq_len {config.seq_len} is longer than max_seq_len {model.max_seq_len}; "
             "lower train.seq_len or raise model.max_seq_len"
         )
     updates = updates_planned(config, make_batches(config, data).steps_per_epoch)
-    least, memory = least_memory(profile), machine_memory()
-    if least > memory:
-        raise InputError(
-            f"training {profile.name} needs at least {least / 1e9:.1f} GB for weights, gradients, "
-            f"moments and activations; this machine has {memory / 1e9:.1f}"
-        )
-    trial = run_rehearsal(profile, MEASURED_SECONDS)
-    micro_batch = trial.micro_batch * _drawn_share(profile, trial)
+    with own_process() as process:
+        trial = ask(process, _rehearse, profile, MEASURED_SECONDS)
+
+    def work(first: int, last: int) -> float:  # mean multiply-adds of some updates
+        drawn = (exits_of_update(model.head_loops, i, config) for i in range(first, last))
+        return mean(sum(multiply_adds(model, config.seq_len, exits).values()) for exits in drawn)
+
+    micro_batch = trial.micro_batch * work(0, DRAWN) / work(1, 1 + trial.updates)
     update = config.grad_accum * micro_batch + trial.clipping + trial.optimizer
     scored = scored_positions(profile, data, updates)
     return Prediction(profile, trial, updates, update, scored * trial.evaluation)
-
-
-def least_memory(profile: Profile) -> int:
-    """Bytes below which no training of `profile` stays: a bound to refuse by, no prediction.
-
-    Weights, gradients and moments in float32; without checkpointing also, for each block, the
-    inputs of its products in half precision.
-    """
-    model, config = profile.model, profile.train
-    held = 3 if config.optimizer == "muon" else 4
-    numbers = held * sum(parameters_by_part(model).values())
-    if config.gradient_checkpointing:
-        return 4 * numbers
-    positions = config.batch_size * config.seq_len
-    a_block = model.d_model * (8 if not hasattr(model, "n_cycles") else 4 + 5 * model.n_cycles)
-    return 4 * numbers + 2 * positions * model.n_loops * a_block
 
 
 def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> int:
     """Positions that `crt train` scores: its validations, and what its tables need at the end."""
     config = profile.train
     line = min(RELEASED_SEQ_LEN, profile.model.max_seq_len)
-    validations = updates // config.eval_every if config.eval_every else 0
-    validations += not config.eval_every or updates % config.eval_every > 0
+    validations = -(-updates // config.eval_every) if config.eval_every else 1
     tables = 0
     for split in (data.valid, data.test):
         lines = len(released_lines(split.text.text))
@@ -114,17 +102,21 @@ def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> i
     return validations * min(config.eval_tokens, len(data.valid.ids)) + tables
 
 
-def _drawn_share(profile: Profile, trial: Trial) -> float:
-    """Mean multiply-adds of an update's forward pass over those of the measured ones."""
-    config, heads = profile.train, profile.model.head_loops
-    if config.loop_sampling == "none":
-        return 1.0
+def _rehearse(profile: Profile, seconds: float) -> Trial:
+    """Updates on the profile's text, and what `crt train` does besides: validate and save."""
+    import accelerate  # noqa: F401  its memory is the training's
 
-    def cost(exits: tuple[int, ...]) -> int:
-        return sum(multiply_adds(profile.model, config.seq_len, exits).values())
-
-    planned = mean(cost(exits_of_update(heads, i, config)) for i in range(DRAWN))
-    return planned / mean(map(cost, trial.exits))
+    data, config = load_data(profile), profile.train
+    training = Training(profile.model, config)
+    trial = measure(training, make_batches(config, data), seconds)
+    rows = max(8, config.batch_size)
+    scored = min(rows * config.seq_len, config.eval_tokens, len(data.valid.ids))
+    eot, model, started = data.tokenizer.eot_id, training.model, time.perf_counter()
+    evaluate(model, data.valid, eot, seq_len=config.seq_len, batch_size=rows, max_tokens=scored)
+    evaluation = (time.perf_counter() - started) / scored
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "last", model, {}, training.optimizers)
+    return dataclasses.replace(trial, evaluation=evaluation, peak_memory=peak_memory())
 
 
 def _duration(seconds: float) -> str:

@@ -41,14 +41,18 @@ def bench_train(
     settings = dict(key_value(text) for text in changes or [])
     config = ModelConfig().replace(**{name: parse_value(text) for name, text in settings.items()})
 
-    from crt_lib.bench.training import bench_training, keep_others, print_bench
-    from crt_lib.files import read_rows, write_rows
+    from crt_lib.bench.table import Table
+    from crt_lib.bench.training import CASE, bench_training
 
     rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
-    print_bench(rows, parts)
+    _show(rows + parts)
+    for name in ("useful_tokens_per_second", "peak_memory_bytes"):
+        typer.echo(f"{name}: {rows[1][name] / rows[0][name]:.2f}x")
+    most = max(parts, key=lambda row: row["share_of_lost"])
+    typer.echo(f"most is lost in {most['part']}: {most['share_of_lost']:.0%} of it")
     if out is not None:
-        for path, new in ((out, rows), (out.with_name(f"{out.stem}_parts.csv"), parts)):
-            write_rows(path, keep_others(read_rows(path) if path.exists() else [], new))
+        Table(out, *CASE).put(rows)
+        Table(out.with_name(f"{out.stem}_parts.csv"), *CASE).put(parts)
 
 
 @bench_app.command("decode")
@@ -72,7 +76,6 @@ def bench_decode_command(
     """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
     import torch
 
-    from crt_lib.files import write_rows
     from crt_lib.study.analysis import judge_run
 
     judged = judge_run(checkpoint)
@@ -81,10 +84,7 @@ def bench_decode_command(
     rows = []
     for batch_size in batch_sizes or [1, 8]:
         rows += judged.bench(batch_size, texts, echo=typer.echo, **how)
-    for row in rows:
-        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row if row[key] is not None))
-    if out is not None:
-        write_rows(out, rows)
+    _show(rows, out)
 
 
 @bench_app.command("quantize")
@@ -107,7 +107,7 @@ def bench_quantize_command(
     found = []
     for rows in batch_sizes or [1, 8]:
         found += bench_quantize(model, data, seq_len, rows=rows, max_tokens=max_tokens)
-    _show(found, out and out.parent, out.name if out else "")
+    _show(found, out)
 
 
 @bench_app.command("step")
@@ -134,14 +134,14 @@ def bench_step_command(
     from crt_lib.bench.step import bench_step, bench_updates, step_costs
 
     updates = bench_updates(sizes or ["quick", "small", "paper"])
-    _show(updates, out, "step_updates.csv")
+    _show(updates, out and out / "step_updates.csv")
     most = max(updates, key=lambda row: row["optimizer_share"])
     typer.echo(
         f"the optimiser takes at most {most['optimizer_share']:.1%} of an update "
         f"({most['profile']}, {most['recipe']}); the bar is 5 %"
     )
-    _show(bench_step(chosen, steps), out, "step.csv")
-    _show(step_costs(chosen), out, "step_costs.csv")
+    _show(bench_step(chosen, steps), out and out / "step.csv")
+    _show(step_costs(chosen), out and out / "step_costs.csv")
 
 
 @bench_app.command("cost")
@@ -150,15 +150,18 @@ def bench_cost_command(
     out: Annotated[Path | None, typer.Option(help="Folder for cost.csv.")] = None,
 ) -> None:
     """Cost against size: tokens/s and peak memory by batch, length, loops, width and threads."""
-    from crt_lib.bench.cost import bench_cost
-
-    _show(bench_cost(seconds, echo=typer.echo), out, "cost.csv", echo=False)
-
-
-def _show(rows: list[dict[str, Any]], out: Path | None, name: str, echo: bool = True) -> None:
+    from crt_lib.bench.step import bench_cost
     from crt_lib.files import write_rows
 
-    for row in rows if echo else ():
-        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row))
+    rows = bench_cost(seconds, echo=typer.echo)
     if out is not None:
-        write_rows(out / name, rows)
+        write_rows(out / "cost.csv", rows)
+
+
+def _show(rows: list[dict[str, Any]], out: Path | None = None) -> None:
+    from crt_lib.files import write_rows
+
+    for row in rows:
+        typer.echo("  ".join(f"{key} {short(row[key])}" for key in row if row[key] is not None))
+    if out is not None:
+        write_rows(out, rows)
