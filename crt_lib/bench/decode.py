@@ -3,8 +3,7 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,7 @@ COLUMNS = (
 )
 WARM_UP = 8  # tokens
 READINGS = 16  # of the weights, after each way in each round
+SHOWN = ("tokens_per_second", "ms")
 READING = "reading the weights"  # the row of the bound itself
 READING_ALL = "reading weights, keys and values"
 
@@ -97,35 +97,40 @@ def bench_decode(
     (columns `..._1`); those without a cache take one turn, of one batch. Perplexities are those of
     `losses`, nats a token by policy; mean loops and multiply-adds are of the trace `test`.
 
-    `ms`: the wait for one more token of every row, its median and 5th and 95th percentile;
-    `first_ms`: for the first, the prompt included, which tokens/s leave out. `speedup`: the median
-    over rounds of the ratio to full depth. `bound_share`: of `ms`, what the way's products with
-    weights take alone (`crt_lib.bench.bound.Reading`); `bound_share_all`: with keys and values
-    too; the last two rows are these readings. `echo` is told how long it takes, and each figure.
+    `ms`: the wait for one more token of every row; `first_ms`: for the first, the prompt included,
+    which tokens/s leave out. `speedup`: the median over rounds of the ratio to full depth.
+    `bound_share`: of `ms`, what the way's products with weights take alone (`Reading`, the last two
+    rows); `bound_share_all`: with keys and values too.
     """
     _check(prompts, batch_size, new_tokens, rounds)
     left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
     ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
     first = {policies[name]: name for name in reversed(ways) if name in policies}
     timed_as = {name: first[policies[name]] if name in policies else name for name in ways}
-    reading = Reading(model, batch_size, len(prompts[0]) + new_tokens // 2)
-    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    timed = {name: ways[name] for name in ways if timed_as[name] == name}
-    bench = _Bench(timed, reading, batches, new_tokens, rounds, echo)
+    bench = _Bench(
+        {name: ways[name] for name in ways if timed_as[name] == name},
+        Reading(model, batch_size, len(prompts[0]) + new_tokens // 2),
+        [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)],
+        new_tokens,
+        rounds,
+        echo,
+    )
     with torch.inference_mode():
         bench.run()
     rows = []
     for name, own in timed_as.items():
         if own in bench.made:  # it could be compiled
             cost = _cost(model, name, policies, losses, bench.made[own], test)
-            rows.append(
-                {"way": name} | cost | bench.columns(own, _products(name, cost, batch_size))
-            )
-    rows += [{"way": name} | bench.reading_columns(name) for name in (READING, READING_ALL)]
-    shape = {"batch": batch_size, "texts": len(prompts)}
-    shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
+            # in a batch that leaves by token, a row runs loops for other rows
+            alone = name not in UNCACHED and (batch_size == 1 or not cost["decoded_asks"])
+            reads = (1, cost["decoded_loops"], cost["decoded_heads"])
+            columns = bench.columns(own, reads if alone and cost["decoded_loops"] else None)
+            rows.append({"way": name} | cost | columns)
+    rows += [{"way": name} | bench.bound_columns(name) for name in (READING, READING_ALL)]
     where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
-    return [{"way": row["way"]} | shape | dict.fromkeys(COLUMNS) | row | where for row in rows]
+    shape = {"way": "", "batch": batch_size, "texts": len(prompts)}
+    shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
+    return [shape | dict.fromkeys(COLUMNS) | row | where for row in rows]
 
 
 def _check(prompts: Sequence[Any], batch_size: int, new_tokens: int, rounds: int) -> None:
@@ -155,17 +160,17 @@ def _cost(
     test: Trace,
 ) -> dict[str, Any]:
     """COLUMNS of a way: of what it made, and for a policy what `test` and `losses` say of it."""
+    cost: dict[str, Any] = dict.fromkeys(COLUMNS)
     if isinstance(made[0], Speculated):
-        drafted = sum(one.drafted for one in made)
-        return {"accepted": sum(one.accepted for one in made) / max(drafted, 1)}
+        cost["accepted"] = sum(one.accepted for one in made) / max(sum(o.drafted for o in made), 1)
     policy = {**policies, **asking(model), "no cache": policies[FULL]}.get(name)
     if policy is None:
-        return {}
+        return cost
     known = name if name in policies else FULL  # what a text is worth, asked or not, cached or not
     outcome = apply_policy(test, policies[known])
     loops = [loop for one in made for loop in one.loops]
     heads, asks = asks_of(model, policy, loops)
-    return {
+    return cost | {
         "tau": policies[known].tau0 if policies[known].criterion else None,
         "mean_loops": outcome.mean_loops,
         "multiply_adds": outcome.multiply_adds,
@@ -174,16 +179,6 @@ def _cost(
         "decoded_heads": heads,
         "decoded_asks": asks,
     }
-
-
-def _products(name: str, cost: dict[str, Any], rows: int) -> tuple[float, ...] | None:
-    """How often a token reads embedding, loop and head; None where the weights are read for others.
-
-    In a batch that leaves by token a row runs loops for other rows.
-    """
-    if not cost.get("decoded_loops") or name in UNCACHED or (rows > 1 and cost["decoded_asks"]):
-        return None
-    return 1, cost["decoded_loops"], cost["decoded_heads"]
 
 
 @dataclass
@@ -208,35 +203,38 @@ class _Bench:
     def run(self) -> None:
         """Warm up, say how long it takes, and measure."""
         self._warm_up()
-        for threads in self.threads:
-            with use_threads(threads):
+        try:
+            for threads in self.threads:
+                torch.set_num_threads(threads)
                 for round_ in range(self.rounds):
                     self._measure(threads, round_)
+        finally:
+            torch.set_num_threads(self.threads[0])
 
-    def columns(self, name: str, products: tuple[float, ...] | None) -> dict[str, Any]:
-        """Of a way; `products`: how often a token reads embedding, loop and head."""
+    def columns(self, name: str, reads: tuple[float, ...] | None) -> dict[str, Any]:
+        """Of a way; `reads`: how often a token of it reads embedding, loop and head."""
         columns: dict[str, Any] = {}
         for threads, suffix in self.suffixes.items():
             if (threads, name) not in self.times:
                 continue
             waits, speeds = np.stack(self.times[threads, name]), self._speeds(threads, name)
-            low, middle, high = 1e3 * np.nanpercentile(waits[..., 1:], (5, 50, 95))
-            own = {"tokens_per_second": np.median(speeds), "ms": middle, "ms_p5": low}
-            own |= {"ms_p95": high, "first_ms": 1e3 * np.median(waits[..., 0])}
+            low, ms, high = 1e3 * np.nanpercentile(waits[..., 1:], (5, 50, 95))
+            own = {"tokens_per_second": np.median(speeds), "ms": ms, "ms_p5": low, "ms_p95": high}
+            own["first_ms"] = 1e3 * np.median(waits[..., 0])
             own["speedup"] = np.median(speeds / self._speeds(threads, FULL)[: len(speeds)])
-            if products is not None:
-                own["bound_share"] = 1e3 * self._least(threads, READING, products) / middle
-                own["bound_share_all"] = 1e3 * self._least(threads, READING_ALL, products) / middle
+            if reads is not None:
+                own["bound_share"] = self._bound_ms(threads, READING, reads) / ms
+                own["bound_share_all"] = self._bound_ms(threads, READING_ALL, reads) / ms
             columns |= {column + suffix: float(value) for column, value in own.items()}
         return columns | {"rounds": len(self.times[self.threads[0], name])}
 
-    def reading_columns(self, name: str) -> dict[str, Any]:
+    def bound_columns(self, reading: str) -> dict[str, Any]:
         """Of a reading at full depth: milliseconds a step, and the tokens/s that it allows."""
         columns: dict[str, Any] = {}
         for threads, suffix in self.suffixes.items():
-            seconds = self._least(threads, name, (1, len(self.reading.kept), 1))
-            columns[f"tokens_per_second{suffix}"] = len(self.batches[0]) / seconds
-            columns[f"ms{suffix}"] = seconds * 1e3
+            ms = self._bound_ms(threads, reading, (1, len(self.reading.kept), 1))
+            columns[f"tokens_per_second{suffix}"] = 1e3 * len(self.batches[0]) / ms
+            columns[f"ms{suffix}"] = ms
         return columns | {"rounds": self.rounds}
 
     def _speeds(self, threads: int, name: str) -> np.ndarray:
@@ -244,8 +242,8 @@ class _Bench:
         waits = np.stack(self.times[threads, name])[..., 1:]
         return len(self.batches[0]) / np.nanmean(waits, (1, 2))
 
-    def _least(self, threads: int, reading: str, products: tuple[float, ...]) -> float:
-        return float(np.median(self.read[threads, reading], 0) @ products)
+    def _bound_ms(self, threads: int, reading: str, reads: tuple[float, ...]) -> float:
+        return 1e3 * float(np.median(self.read[threads, reading], 0) @ reads)
 
     def _warm_up(self) -> None:
         started, seconds, tokens = time.perf_counter(), 0.0, min(WARM_UP, self.new_tokens)
@@ -282,12 +280,10 @@ class _Bench:
                 read = [self.reading(everything) for _ in range(READINGS)]
                 self.read[threads, reading] += read
             if round_ == 0:
-                waits = np.stack(self.times[threads, name])[..., 1:]
-                ms, speed = 1e3 * np.nanmedian(waits), self._speeds(threads, name)[0]
+                row = self.columns(name, None)
+                speed, ms = (row[column + self.suffixes[threads]] for column in SHOWN)
                 self.echo(f"  {threads} threads, {name}: {speed:.0f} tokens/s, {ms:.2f} ms")
-        if round_:
-            speed = np.median(self._speeds(threads, FULL))
-            self.echo(f"  round {round_ + 1} of {self.rounds}: full depth {speed:.0f} tokens/s")
+        self.echo(f"  {threads} threads: round {round_ + 1} of {self.rounds} done")
 
 
 def _timed(way: Way, prompts: Prompts, new_tokens: int) -> tuple[Any, np.ndarray]:
@@ -308,14 +304,3 @@ def _timed(way: Way, prompts: Prompts, new_tokens: int) -> tuple[Any, np.ndarray
     waits[: steps[0]] = np.nan
     waits[0] = marks[1] - marks[0]
     return made, waits
-
-
-@contextmanager
-def use_threads(threads: int) -> Iterator[None]:
-    """Compute with that many threads, and afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

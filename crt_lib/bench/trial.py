@@ -147,12 +147,10 @@ def ask(process: ProcessPoolExecutor, function: Callable[..., T], *given: Any) -
     """`function(*given)` in `process`; InputError where that needs more memory than there is."""
     try:
         return process.submit(function, *given).result()
-    except BrokenProcessPool as error:
-        raise InputError(f"{TOO_LARGE}: its process was killed") from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise InputError(TOO_LARGE) from error
+    except (MemoryError, RuntimeError) as error:  # of torch, or of a killed process
+        if isinstance(error, BrokenProcessPool) or "memory" in repr(error).lower():
+            raise InputError(TOO_LARGE) from error
+        raise
 
 
 def run_trial(

@@ -12,7 +12,7 @@ from crt_lib import InputError
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds
 from crt_lib.bench import ways as ways_module
 from crt_lib.bench.bound import Reading
-from crt_lib.bench.decode import READING, READING_ALL, bench_decode, measured_pace, use_threads
+from crt_lib.bench.decode import READING, READING_ALL, bench_decode, measured_pace
 from crt_lib.bench.ways import (
     INT8,
     NEVER,
@@ -93,11 +93,13 @@ def test_rows_of_every_way(bench):
 
 
 def test_only_some_ways(bench):
+    threads = torch.get_num_threads()
     ways = [
         row["way"] for row in bench(model=copy.deepcopy(bench.model).float(), only=["exit", "int8"])
     ]
     exits = [f"exit {loop}" for loop in bench.model.config.exit_loops]
     assert ways == ["full depth", *exits, INT8, READING, READING_ALL]
+    assert torch.get_num_threads() == threads
     with pytest.raises(InputError, match="no way of decoding has 'nothing' in its name"):
         bench(only=["nothing"])
 
@@ -111,14 +113,6 @@ def test_what_cannot_be_compiled_is_left_out(bench, monkeypatch):
     ways = [row["way"] for row in bench(only=["GPT-2"], compiled=True, echo=said.append)]
     assert not any("compiled" in way for way in ways) and len(ways) == 4
     assert any("is left out: torch.compile: No working C++ compiler" in line for line in said)
-
-
-def test_threads_are_put_back():
-    before = torch.get_num_threads()
-    with pytest.raises(ValueError, match="x"), use_threads(1):
-        assert torch.get_num_threads() == 1
-        raise ValueError("x")
-    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("changes", [{}, ALL_OPTIONS, *OPTIONS.values()])
