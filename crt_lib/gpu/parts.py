@@ -25,10 +25,6 @@ TO_STOP = 5  # seconds that a part has from the signal to its end
 Row = dict[str, Any]
 
 
-class Unfinished(Exception):
-    """Why a part stopped before its end; another call goes on with it."""
-
-
 @dataclass(frozen=True)
 class Job:
     """What a part is told: where its files go, at which size to run, until when."""
@@ -44,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the whole; `run` raises `Unfinished` when its time is up, else it has failed.
+    """A part of the whole. `run` keeps each result as it comes: it is ended when its time is up.
 
     `share`: of the time that is left, against those of the parts that wait with it.
     """
@@ -54,7 +50,7 @@ class Part:
     run: Callable[[Job], None]
 
 
-def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool, command: str) -> bool:
+def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) -> bool:
     """Run the parts that `out` does not hold yet, for `minutes` in all; whether all are done.
 
     Raises InputError when `out` is of the other size (`toy`), holds something else or is being
@@ -62,8 +58,14 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool, co
     """
     until, path = time.time() + 60 * minutes - TO_STOP, out / "manifest.json"
     with locked(path, wait=False):
-        manifest = _read_manifest(path, toy)
-        manifest["calls"].append({"command": command, "minutes": minutes, "started": now()})
+        manifest: dict[str, Any] = {"rehearsal": toy, "calls": [], "parts": {}}
+        if path.exists():
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("rehearsal") != toy:
+            kind = "measurements" if toy else "a rehearsal"
+            raise InputError(f"{out} holds {kind}, or what is not of this command; use another")
+        asked = [part.name for part in parts]
+        manifest["calls"].append({"parts": asked, "minutes": minutes, "started": now()})
         write_json(path, manifest)
         done = [name for name, entry in manifest["parts"].items() if entry["status"] == "done"]
         waiting = [part for part in parts if part.name not in done]
@@ -71,34 +73,19 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool, co
             shares = sum(other.share for other in waiting[i:])
             limit = (until - time.time()) * part.share / shares
             if limit < TO_BEGIN:
-                _say(f"{part.name}: not begun, no time is left")
+                say(f"{part.name}: not begun, no time is left")
                 continue
-            _say(f"{part.name}: at most {limit:.0f} s")
+            say(f"{part.name}: at most {limit:.0f} s")
             entry = _run(part, Job(out, toy, time.time() + limit))
             why = f": {entry['error']}" if entry["error"] else ""
-            _say(f"{part.name}: {entry['status']} after {entry['seconds']:.0f} s{why}")
+            say(f"{part.name}: {entry['status']} after {entry['seconds']:.0f} s{why}")
             done += [part.name] * (entry["status"] == "done")
     return all(part.name in done for part in parts)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print it now."""
     print(line, flush=True)
-
-
-def _read_manifest(path: Path, toy: bool) -> dict[str, Any]:
-    if not path.exists():
-        return {"rehearsal": toy, "calls": [], "parts": {}}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        rehearsal, _, _ = (manifest[name] for name in ("rehearsal", "calls", "parts"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not of this command ({error!r}); use another folder"
-        ) from error
-    if rehearsal != toy:
-        kind = "a rehearsal" if rehearsal else "measurements"
-        raise InputError(f"{path.parent} holds {kind}; use another folder")
-    return manifest
 
 
 def _run(part: Part, job: Job) -> Row:
@@ -115,12 +102,12 @@ def _run(part: Part, job: Job) -> Row:
         process.kill()
         process.join()
     entry = _record(part, job, finished=now(), seconds=round(time.time() - begun, 1))
-    if entry["status"] != "running":
-        return entry
     if late:
         return _record(part, job, status="unfinished", error="its time was up")
-    why = f"its process ended with code {process.exitcode}"
-    return _record(part, job, status="failed", error=why)
+    if entry["status"] == "running":
+        why = f"its process ended with code {process.exitcode}"
+        return _record(part, job, status="failed", error=why)
+    return entry
 
 
 def _record(part: Part, job: Job, **changes: Any) -> Row:
@@ -141,8 +128,6 @@ def _work(part: Part, job: Job) -> None:
     try:
         _record(part, job, environment=environment())
         part.run(job)
-    except Unfinished as why:
-        told = {"status": "unfinished", "error": str(why)}
     except Exception as error:  # a part may fail in any way; the others go on
         if not isinstance(error, InputError):
             traceback.print_exc()
@@ -151,15 +136,14 @@ def _work(part: Part, job: Job) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """`run_environment`, the library's hash, and of a GPU its driver, memory and precisions."""
+    """`run_environment`, the library's hash, and of a GPU its memory, driver and precisions."""
     found = run_environment() | {"library_sha256": library_sha256()}
     driver = Path("/proc/driver/nvidia/version")
     if torch.cuda.is_available():
         found["gpu"] = {
-            "properties": str(torch.cuda.get_device_properties(0)),  # name, capability, memory
+            "properties": str(torch.cuda.get_device_properties(0)),
             "driver": driver.read_text().splitlines()[0] if driver.is_file() else None,
             "cuda": torch.version.cuda,
             "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
-            "float32_products": torch.get_float32_matmul_precision(),
         }
     return found

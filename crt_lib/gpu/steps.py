@@ -1,10 +1,11 @@
-"""`crt gpu`, parts memory and steps: what training at Table 1's size takes on this device.
+"""`crt gpu`, parts memory, steps and decode: training at Table 1's size, and the stored run's text.
 
 MFU counts six FLOPs a multiply-add of the forward pass, nothing twice, and is held against the
 fastest matrix product in the update's own precision, measured in the same process.
 """
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from crt_lib.bench.table import Table
 from crt_lib.bench.trial import RandomBatches, Training, best_device, measure
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.device import DTYPES
-from crt_lib.gpu.parts import Job, Row, Unfinished
+from crt_lib.gpu.parts import Job, Row, say
 from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation
-from crt_lib.runs.manifest import peak_memory, run_environment
+from crt_lib.runs.manifest import checkout_root, peak_memory, run_environment
 from crt_lib.runs.profiles import load_profile
+from crt_lib.study.analysis import judge_run
 
+DECODED = Path("results/small/crt2")  # the run that decodes: policies and traces are stored there
 LIMIT = 6.0  # gigabytes of the card that the paper names
 SECONDS = 5.0  # of updates of a shape
 PAPER = "2 rows x 8, recomputed"  # section 3.3
@@ -50,7 +53,7 @@ def run_steps(job: Job) -> None:
 
 
 def _measure(job: Job, shapes: dict[str, dict[str, Any]], limit: str) -> list[Row]:
-    """The rows of `shapes`, made where steps.csv has none; raises Unfinished without the time."""
+    """The rows of `shapes`, made where steps.csv has none."""
     device, precision = best_device(), "fp32" if job.toy else "bf16"
     table = Table(job.out / "steps.csv", "shape", "memory_limit")
     tries = 1 if job.toy else 10  # clocks take a while
@@ -58,22 +61,20 @@ def _measure(job: Job, shapes: dict[str, dict[str, Any]], limit: str) -> list[Ro
     for name, changes in shapes.items():
         if table.find(name, limit):
             continue
-        if job.left() < 3:
-            raise Unfinished(f"no time was left for {name!r} and what follows")
         train = TrainConfig(seq_len=32 if job.toy else 384, precision=precision, **changes)
         gc.collect()
         torch._dynamo.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        row = _row(train, min(SECONDS, job.left()), job.toy, peak)
+        row = _row(train, job.toy, peak)
         table.put([{"shape": name, "memory_limit": limit} | row])
         told = row["error"] or f"{row['tokens_per_second']:.0f} tokens/s, MFU {row['mfu']:.1%}"
-        print(f"  {name}: {told}, {row['memory'] / 1e9:.2f} GB", flush=True)
+        say(f"  {name}: {told}, {row['memory'] / 1e9:.2f} GB")
     return [row for name in shapes for row in table.find(name, limit)]
 
 
-def _row(train: TrainConfig, seconds: float, toy: bool, peak: float) -> Row:
+def _row(train: TrainConfig, toy: bool, peak: float) -> Row:
     """An update by micro-batches counted from one, and memory; `error` where it is too little."""
     smoke = load_profile("smoke", "paper").model.replace(vocab_size=500)
     model = smoke if toy else ModelConfig()
@@ -83,7 +84,7 @@ def _row(train: TrainConfig, seconds: float, toy: bool, peak: float) -> Row:
     row |= {"parameters": sum(parameters_by_part(model).values())}
     row |= dict.fromkeys(("updates", "seconds", "tokens_per_second", "mfu", "error"))
     try:
-        found = measure(Training(model, train), RandomBatches(model.vocab_size, train), seconds)
+        found = measure(Training(model, train), RandomBatches(model.vocab_size, train), SECONDS)
     except torch.OutOfMemoryError as error:
         row["error"] = str(error).splitlines()[0]
     else:
@@ -92,3 +93,13 @@ def _row(train: TrainConfig, seconds: float, toy: bool, peak: float) -> Row:
         row["tokens_per_second"] = positions / row["seconds"]
         row["mfu"] = utilisation(model, train, [row["seconds"]], peak)
     return row | {"memory": peak_memory()}
+
+
+def run_decode(job: Job) -> None:
+    """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
+    judged = judge_run(checkout_root() / DECODED)
+    table = Table(job.out / "decode.csv", "batch")
+    for batch_size in (1, 8):
+        if not table.find(batch_size):
+            size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
+            table.put(judged.bench(batch_size, 2, compiled=not job.toy, echo=say, **size))

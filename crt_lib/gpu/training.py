@@ -7,11 +7,6 @@ do.
 """
 
 import json
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +16,14 @@ from crt_lib.bench.dryrun import predict
 from crt_lib.bench.table import Table
 from crt_lib.bench.ways import cost_of_a_token, matched
 from crt_lib.config import GPT2Config, config_from_dict
-from crt_lib.files import InputError, stop_signals, write_json
-from crt_lib.gpu.parts import Job, Row, Unfinished
+from crt_lib.files import InputError, write_json
+from crt_lib.gpu.parts import Job, Row, say
 from crt_lib.runs.manifest import run_environment
 from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.runs.run import Run, run_profile
 
 VALIDATIONS = 6  # of an arm, with a checkpoint each
 SPARE = 0.1  # of the time, for reading the text and what was not foreseen
-TO_BEGIN = 5.0  # seconds that must be left to go on with an arm, and to train at all
 TOY_UPDATES = 60  # that an arm makes in a rehearsal
 DROPOUT, WEIGHT_DECAY = 0.3, 0.1
 WORDS = 33_278  # of WikiText-2
@@ -57,41 +51,31 @@ def arms(toy: bool) -> dict[str, Profile]:
 def run_training(job: Job) -> None:
     """Train and score each arm, in training/: rows of training.csv, and of curves.csv.
 
-    Raises Unfinished when an arm was cut; the next call goes on from its checkpoint with the plan
-    that it began with.
+    Raises RuntimeError when one was stopped; the next call goes on from its checkpoint with the
+    plan that it began with.
     """
-    folder, cut = job.out / "training", []
+    folder, chosen = job.out / "training", arms(job.toy)
     table, curves = Table(job.out / "training.csv", "arm"), Table(job.out / "curves.csv", "arm")
-    plan = _plan(job, folder / "plan.json")
-    waiting = [name for name in plan["arms"] if not table.find(name)]
-    for i, name in enumerate(waiting):
-        seconds = job.left() - (len(waiting) - i - 1) * plan["seconds"]
-        if seconds < TO_BEGIN:
-            cut.append(name)
+    for name, settings in _plan(job, chosen, folder / "plan.json").items():
+        if table.find(name):
             continue
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        profile = arms(job.toy)[name]
-        profile = profile.replace(train=profile.train.replace(**plan["arms"][name]))
-        with _stop_after(seconds):
-            run = run_profile(profile, folder / name, progress=False)
+        profile = chosen[name].replace(train=chosen[name].train.replace(**settings))
+        run = run_profile(profile, folder / name, progress=False)
         if not isinstance(run, Run):
-            cut.append(name)
-            continue
-        table.put(_scored(name, run))
+            raise RuntimeError(f"the training of {name} was stopped")
         curves.put(_validated(name, run))
-        last = table.find(name)[-1]
-        print(
-            f"  {name}: {last['updates']} updates in {last['seconds']:.0f} s, test "
-            f"{last['word_ppl']:.1f} a word, {last['parameters'] / 1e6:.1f}M parameters",
-            flush=True,
+        table.put(_scored(name, run))
+        row = table.rows[-1]
+        say(
+            f"  {name}: {row['updates']} updates in {row['seconds']:.0f} s, test "
+            f"{row['word_ppl']:.1f} a word, {row['parameters'] / 1e6:.1f}M parameters"
         )
-    if cut:
-        raise Unfinished(f"no time was left to end {', '.join(cut)}")
 
 
-def _plan(job: Job, path: Path) -> dict[str, Any]:
-    """The updates of each arm, and the seconds that one takes in all, as first planned."""
+def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
+    """The settings of each arm that make its training last as long, as first planned."""
     device = run_environment()["device"]
     if path.is_file():
         plan = json.loads(path.read_text(encoding="utf-8"))
@@ -100,52 +84,36 @@ def _plan(job: Job, path: Path) -> dict[str, Any]:
                 f"{path.parent} was begun on {plan['device']}, this is {device}; equal minutes "
                 "need one kind of machine: use another folder"
             )
-        return plan
+        return plan["arms"]
     found = {}
-    for name, arm in arms(job.toy).items():
-        often = arm.train.replace(updates=VALIDATIONS, eval_every=1)
-        found[name] = predict(arm.replace(train=often))
+    for name, arm in chosen.items():
+        settings = arm.train.replace(updates=VALIDATIONS, eval_every=1)
+        found[name] = predict(arm.replace(train=settings))
     slowest = max(arm.update_seconds for arm in found.values())
-    in_all = (1 - SPARE) * job.left() / len(found)
-    seconds = in_all - max(arm.evaluation_seconds for arm in found.values())  # of updates
+    halts = max(arm.evaluation_seconds for arm in found.values())
+    seconds = (1 - SPARE) * job.left() / len(found) - halts  # of updates
     seconds = min(seconds, TOY_UPDATES * slowest) if job.toy else seconds
-    if seconds < max(TO_BEGIN * (not job.toy), VALIDATIONS * slowest):
-        raise Unfinished("no time was left to train")
-    plan: dict[str, Any] = {"device": device, "seconds": in_all, "arms": {}}
+    if seconds < VALIDATIONS * slowest:
+        raise RuntimeError("no time was left to train")
+    plan = {}
     for name, arm in found.items():
         updates = round(seconds / arm.update_seconds)
         often = -(-updates // VALIDATIONS)
-        settings = {"updates": updates, "eval_every": often, "checkpoint_every": often}
-        plan["arms"][name] = settings
-        print(f"  {name}: {updates} updates of {arm.update_seconds:.4f} s", flush=True)
-    write_json(path, plan)
+        plan[name] = {"updates": updates, "eval_every": often, "checkpoint_every": often}
+        say(f"  {name}: {updates} updates of {arm.update_seconds:.4f} s")
+    write_json(path, {"device": device, "arms": plan})
     return plan
-
-
-@contextmanager
-def _stop_after(seconds: float) -> Iterator[None]:
-    """Tell the training of this process to save and to stop when its time is up."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    with stop_signals():  # should the training be over, nothing else is stopped
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def _scored(name: str, run: Run) -> list[Row]:
     """A row for each split and exit of the best checkpoint, honestly scored."""
     made, model = run.manifest, config_from_dict(run.manifest["model"])
-    settings = ("batch_size", "seq_len", "weight_decay", "optimizer", "max_lr")
     common = {
         "arm": name,
         "parameters": made["parameters"],
         "multiply_adds": cost_of_a_token(model, made["train"]["seq_len"]),
         "layers": model.n_loops,
-        "d_model": model.d_model,
-        "dropout": model.dropout,
-        **{setting: made["train"][setting] for setting in settings},
+        "max_lr": made["train"]["max_lr"],
         "precision": made["precision"]["name"],
         "updates": len(run.timing),
         "tokens_seen": run.metrics[-1]["tokens"],
