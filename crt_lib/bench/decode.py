@@ -107,14 +107,8 @@ def bench_decode(
     ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
     first = {policies[name]: name for name in reversed(ways) if name in policies}
     timed_as = {name: first[policies[name]] if name in policies else name for name in ways}
-    bench = _Bench(
-        {name: ways[name] for name in ways if timed_as[name] == name},
-        Reading(model, batch_size, len(prompts[0]) + new_tokens // 2),
-        [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)],
-        new_tokens,
-        rounds,
-        echo,
-    )
+    timed = {name: ways[name] for name in ways if timed_as[name] == name}
+    bench = _Bench(model, timed, prompts, batch_size, new_tokens, rounds, echo)
     with torch.inference_mode():
         bench.run()
     rows = []
@@ -185,14 +179,19 @@ def _cost(
 class _Bench:
     """Times the ways in turn, with all threads and with one; each round begins with another way."""
 
+    model: CRT
     ways: dict[str, Way]
-    reading: Reading
-    batches: Sequence[Prompts]
+    prompts: Prompts
+    batch_size: int
     new_tokens: int
     rounds: int
     echo: Callable[[str], None]
 
     def __post_init__(self) -> None:
+        starts = range(0, len(self.prompts), self.batch_size)
+        self.batches = [self.prompts[i : i + self.batch_size] for i in starts]
+        length = len(self.prompts[0]) + self.new_tokens // 2  # the mean
+        self.reading = Reading(self.model, self.batch_size, length)
         self.threads = list(dict.fromkeys((torch.get_num_threads(), 1)))
         self.suffixes = dict(zip(self.threads, ("", "_1"), strict=False))  # of columns
         # of each way: rounds of (batches, new tokens), the seconds that each token was waited for
@@ -233,14 +232,14 @@ class _Bench:
         columns: dict[str, Any] = {}
         for threads, suffix in self.suffixes.items():
             ms = self._bound_ms(threads, reading, (1, len(self.reading.kept), 1))
-            columns[f"tokens_per_second{suffix}"] = 1e3 * len(self.batches[0]) / ms
+            columns[f"tokens_per_second{suffix}"] = 1e3 * self.batch_size / ms
             columns[f"ms{suffix}"] = ms
         return columns | {"rounds": self.rounds}
 
     def _speeds(self, threads: int, name: str) -> np.ndarray:
         """Tokens/s of each round, first tokens apart."""
         waits = np.stack(self.times[threads, name])[..., 1:]
-        return len(self.batches[0]) / np.nanmean(waits, (1, 2))
+        return self.batch_size / np.nanmean(waits, (1, 2))
 
     def _bound_ms(self, threads: int, reading: str, reads: tuple[float, ...]) -> float:
         return 1e3 * float(np.median(self.read[threads, reading], 0) @ reads)
@@ -261,7 +260,7 @@ class _Bench:
             seconds += times * (waits[0] + (self.new_tokens - 1) * np.nanmedian(waits[1:]))
         took = time.perf_counter() - started
         self.echo(
-            f"{len(self.batches[0])} at a time: {len(self.ways)} ways, {self.rounds} rounds, "
+            f"{self.batch_size} at a time: {len(self.ways)} ways, {self.rounds} rounds, "
             f"{' and '.join(map(str, self.threads))} threads; warmed up in {took:.0f} s, about "
             f"{seconds:.0f} s to go"
         )

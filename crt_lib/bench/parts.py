@@ -47,10 +47,8 @@ class Clock:
     def watch(self, model: CRT) -> Iterator[None]:
         """A context in which the parts of `model` are timed.
 
-        embedding: all of it; attention; convolution: a cycle's, with its mixing of channels; MLP: a
-        cycle without its convolution; heads: what is outside of blocks, products with the
-        vocabulary matrix and the losses; recomputation: of activations, in the backward pass;
-        other: what is left of a block.
+        convolution: a cycle's, with its mixing of channels; MLP: the rest of a cycle; heads: what
+        is outside of blocks, most of it products with the vocabulary matrix and the losses.
         """
         inside: dict[nn.Module, tuple[str, str]] = {model.embed: ("embedding", OTHER)}
         for block in (model.block, *model.prelude):
@@ -116,12 +114,11 @@ class _Mark(torch.autograd.Function):
 def part_bounds(
     config: ModelConfig, rows: int, seq_len: int, peak: float, bandwidth: float
 ) -> dict[str, float]:
-    """Seconds below which each part of a step cannot take less, by part of PARTS.
+    """Seconds that each part of a step takes at least, by part of PARTS.
 
-    Products: six FLOPs a multiply-add of the forward pass (it and the backward pass, nothing
-    recomputed) at `peak` FLOP/s. The depthwise convolution and AdamW with the clipping before it:
-    their bytes, in float32, at `bandwidth` bytes/s; what stays in cache can be faster. No bound for
-    recomputation and other: all they take is lost.
+    Products: six FLOPs a multiply-add of the forward pass at `peak` FLOP/s. The depthwise
+    convolution and AdamW with the clipping before it: their bytes, in float32, at `bandwidth`
+    bytes/s. None for recomputation and other: all they take is lost.
     """
     positions = rows * seq_len
     counts = multiply_adds(config, seq_len)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from crt_lib import loss
-from crt_lib.bench.trial import RandomBatches, Training, run_trial
+from crt_lib.bench.process import ask, own_process
+from crt_lib.bench.trial import RandomBatches, Training, Trial, measure
 from crt_lib.config import AnyModelConfig, TrainConfig
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
@@ -81,6 +82,18 @@ def with_vocabulary(profile: Profile) -> Profile:
 
         vocabulary = load_data(profile).tokenizer.vocab_size
     return profile.replace(model=profile.model.replace(vocab_size=vocabulary))
+
+
+def run_trial(
+    model: AnyModelConfig, train: TrainConfig, seconds: float, threads: int | None = None
+) -> Trial:
+    """`measure` on random ids in a process of its own; raises InputError as `ask`."""
+    with own_process(threads) as process:
+        return ask(process, _trial, model, train, seconds)
+
+
+def _trial(model: AnyModelConfig, train: TrainConfig, seconds: float) -> Trial:
+    return measure(Training(model, train), RandomBatches(model.vocab_size, train), seconds)
 
 
 def bench_updates(sizes: Sequence[str], seconds: float = 4.0) -> Rows:

@@ -13,17 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.audit.reference import reference_loss
 from crt_lib.bench.parts import PARTS, part_bounds
-from crt_lib.bench.trial import Training, ask, best_device, own_process
+from crt_lib.bench.process import ask, own_process
+from crt_lib.bench.trial import Training
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.data import Batch, make_batches
-from crt_lib.device import DTYPES, choose_precision
-from crt_lib.runs.machine import matmul_peak, measured_on, memory_bandwidth, utilisation
-from crt_lib.runs.manifest import peak_memory
-from crt_lib.text.corpus import load_corpus
-from crt_lib.text.tokenizer import load_tokenizer, tokenize
+from crt_lib.runs.machine import measured_on, utilisation
+from crt_lib.text.tokenizer import TokenizedCorpus
 
 CASE = ("rows", "seq_len", "case", "device", "isa", "threads")  # what rows of one comparison share
 
@@ -51,8 +48,7 @@ class Released(Training):
 
 def bench_training(
     config: ModelConfig,
-    corpus: str,
-    tokenizer: str,
+    data: TokenizedCorpus,
     batch_size: int,
     seq_len: int,
     steps: int,
@@ -60,51 +56,42 @@ def bench_training(
 ) -> tuple[Rows, Rows]:
     """A row a side, and a row a part of our step; medians of `steps`, `case` our side's precision.
 
-    A side's row: seconds a step, useful tokens/s, peak memory, MFU. Each side has a process of its
-    own, so that its peak memory is its own, and steps while the other waits. Useful tokens are
-    those that are no padding: every position of a packed window, and of padded lines the share that
-    the train split has. MFU is 6 * multiply-adds a position (forward and backward, nothing
-    recomputed) over the fastest matrix product of the side's own precision in its own process.
-
-    A part's row: its seconds and share of the step, its bound (`crt_lib.bench.parts.part_bounds`),
-    the share of the bound that it reaches, and its share of all that is lost against the bounds.
+    A side's row: seconds a step, useful tokens/s (no padding), peak memory of its own process, MFU
+    (`utilisation`) of the fastest matrix product there in its precision. A part's row: its share of
+    the step, its bound (`part_bounds`), the share of the bound that it reaches, and its share of
+    all that is lost against the bounds.
     """
-    source = load_corpus(corpus)
-    data = tokenize(source, load_tokenizer(tokenizer, source))
     config = config.replace(vocab_size=data.tokenizer.vocab_size)
-    precision = choose_precision(precision, best_device(), config.d_model).name
-    ours = TrainConfig(
-        batch_size=batch_size, seq_len=seq_len, gradient_checkpointing=True, precision=precision
-    )
+    sizes = {"batch_size": batch_size, "seq_len": seq_len, "grad_accum": 1}
+    ours = TrainConfig(**sizes, gradient_checkpointing=True, precision=precision)
+    theirs = ours.replace(batching="padded", precision="fp32")
     sides = {
-        "released": (
-            Released,
-            config.replace(causal=False),
-            ours.replace(batching="padded", precision="fp32"),
-        ),
+        "released": (Released, config.replace(causal=False), theirs),
         "ours": (Training, config, ours),
     }
     batches = {name: make_batches(train, data) for name, (_, _, train) in sides.items()}
-    found = _alternate(sides, batches, steps)
-    case = {"rows": batch_size, "seq_len": seq_len, "case": precision, **measured_on()}
+    updates, ends = _alternate(sides, batches, steps)
+    case = {"rows": batch_size, "seq_len": seq_len, "case": ends["ours"]["precision"]}
+    case |= measured_on()
     rows = []
     for name, (_, model, train) in sides.items():
         useful = 1 - getattr(batches[name], "padding_share", 0.0)
-        rows.append(case | {"side": name} | _side(model, train, useful, *found[name]))
-    updates, ends = found["ours"]
-    bounds = part_bounds(config, batch_size, seq_len, ends["matmul_peak"], ends["bandwidth"])
-    return rows, [case | row for row in part_rows(updates, bounds)]
+        side = _side(model, train, useful, updates[name], ends[name])
+        rows.append(case | {"side": name} | side)
+    peak, bandwidth = ends["ours"]["matmul_peak"], ends["ours"]["bandwidth"]
+    bounds = part_bounds(config, batch_size, seq_len, peak, bandwidth)
+    return rows, [case | row for row in part_rows(updates["ours"], bounds)]
 
 
 def _side(
-    model: ModelConfig, train: TrainConfig, useful: float, updates: Updates, ends: dict[str, float]
+    model: ModelConfig, train: TrainConfig, useful: float, updates: Updates, ends: dict[str, Any]
 ) -> dict[str, Any]:
     """What a side's row says of its speed; `useful`: the share of positions that are no padding."""
     seconds = median(sum(update.values()) for update in updates)
     positions = train.batch_size * train.seq_len
     return {
-        "precision": train.precision,
-        "parameters": sum(parameters_by_part(model).values()),
+        "precision": ends["precision"],
+        "parameters": ends["parameters"],
         "seconds_per_step": seconds,
         "positions_per_second": positions / seconds,
         "useful_share": useful,
@@ -135,38 +122,29 @@ def part_rows(updates: Updates, bounds: dict[str, float]) -> Rows:
 
 def _alternate(
     sides: dict[str, Any], batches: dict[str, Any], steps: int
-) -> dict[str, tuple[Updates, dict[str, float]]]:
-    """Of each side, the seconds by part of its updates, and `_ends`; one unmeasured update first.
-
-    The sides have a process each and take turns.
-    """
+) -> tuple[dict[str, Updates], dict[str, dict[str, Any]]]:
+    """By side, updates after an unmeasured one, and `Training.ends`; each in its own process."""
     updates: dict[str, Updates] = {name: [] for name in sides}
     ends = {}
     with contextlib.ExitStack() as held:
         processes = {name: held.enter_context(own_process()) for name in sides}
         for number in range(steps + 1):
             for name, process in processes.items():
-                at = divmod(number, batches[name].steps_per_epoch)
-                batch = batches[name].batch(*at)
-                updates[name].append(ask(process, _update, *sides[name], number, batch))
+                batch = batches[name].batch(*divmod(number, batches[name].steps_per_epoch))
+                updates[name].append(ask(process, _update, sides[name], number, batch))
         for name, process in processes.items():
-            ends[name] = ask(process, _ends, sides[name][-1].precision)
+            ends[name] = ask(process, _ends, sides[name])
             process.shutdown()  # or its end would disturb the peaks of the next
-    return {name: (updates[name][1:], ends[name]) for name in sides}
+    return {name: own[1:] for name, own in updates.items()}, ends
 
 
 _training = functools.cache(lambda kind, model, train: kind(model, train))  # one a process
 
 
-def _update(
-    kind: type[Training], model: ModelConfig, train: TrainConfig, number: int, batch: Batch
-) -> dict[str, float]:
-    seconds = _training(kind, model, train).update(number, batch, watched=kind is Training)
+def _update(side: tuple[Any, ...], number: int, batch: Batch) -> dict[str, float]:
+    seconds = _training(*side).update(number, batch, watched=side[0] is Training)
     return seconds | {"optimiser": seconds["clipping"] + seconds["optimiser"], "clipping": 0.0}
 
 
-def _ends(precision: str) -> dict[str, float]:
-    """The process's peak memory, then the device's peaks."""
-    memory, device = peak_memory(), best_device()
-    peak = matmul_peak(device, DTYPES[precision])
-    return {"memory": memory, "matmul_peak": peak, "bandwidth": memory_bandwidth(device)}
+def _ends(side: tuple[Any, ...]) -> dict[str, Any]:
+    return _training(*side).ends()

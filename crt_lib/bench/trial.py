@@ -1,14 +1,10 @@
-"""Updates of a training in a process of its own: their seconds by part, and its peak memory."""
+"""Updates of a training: their seconds by part, and the memory that they take."""
 
 import contextlib
-import multiprocessing
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,18 +13,12 @@ from crt_lib.bench.parts import OTHER, Clock
 from crt_lib.config import AnyModelConfig, TrainConfig, make_model
 from crt_lib.data import Batch
 from crt_lib.device import DTYPES, choose_precision
-from crt_lib.files import InputError
 from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, make_optimizers
-from crt_lib.runs.machine import end_with_parent, machine_memory
+from crt_lib.runs.machine import matmul_peak, memory_bandwidth
 from crt_lib.runs.manifest import peak_memory
 
-T = TypeVar("T")
 LONGEST = 60  # updates of a trial, however fast
-TOO_LARGE = (
-    "these settings need more memory than there is here; lower train.batch_size or train.seq_len, "
-    "set train.gradient_checkpointing=true, or take a smaller model"
-)
 
 
 class Training:
@@ -73,13 +63,22 @@ class Training:
         clock.switch(OTHER)
         return dict(clock.seconds)
 
+    def ends(self) -> dict[str, Any]:
+        """Precision, parameters and the process's peak memory; then the device's peaks."""
+        return {
+            "precision": self.precision,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "memory": peak_memory(),
+            "matmul_peak": matmul_peak(self.device, DTYPES[self.precision]),
+            "bandwidth": memory_bandwidth(self.device),
+        }
+
 
 @dataclass(frozen=True)
 class Trial:
     """Medians in seconds: of a micro-batch, of clipping, of the optimizers' steps.
 
-    `updates`: how many were measured. `evaluation`: seconds a position that is scored, 0 where none
-    was. `peak_memory` in bytes, of the process so far.
+    `updates`: how many were measured. `peak_memory` in bytes, of the process so far.
     """
 
     precision: str
@@ -87,8 +86,7 @@ class Trial:
     clipping: float
     optimizer: float
     updates: int
-    evaluation: float = 0.0
-    peak_memory: int = 0
+    peak_memory: int
 
     def update(self, grad_accum: int) -> float:
         """Seconds of an update of so many micro-batches."""
@@ -106,7 +104,7 @@ def measure(training: Training, batches: Any, seconds: float) -> Trial:
         if number == 0:
             began = time.perf_counter()
     medians = (median(f[part] for f in found[1:]) for part in (OTHER, "clipping", "optimiser"))
-    return Trial(training.precision, *medians, len(found) - 1, peak_memory=peak_memory())
+    return Trial(training.precision, *medians, len(found) - 1, peak_memory())
 
 
 @dataclass(frozen=True)
@@ -123,46 +121,6 @@ class RandomBatches:
         shape = (self.config.batch_size, self.config.seq_len + 1)
         rows = torch.randint(self.vocab_size, shape, generator=generator)
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-
-
-def own_process(threads: int | None = None) -> ProcessPoolExecutor:
-    """A process to `submit` functions to, no larger than the memory, which may have less threads.
-
-    It ends with this one.
-    """
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (threads,))
-
-
-def _begin(threads: int | None) -> None:
-    end_with_parent()
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (machine_memory(),) * 2)
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def ask(process: ProcessPoolExecutor, function: Callable[..., T], *given: Any) -> T:
-    """`function(*given)` in `process`; InputError where that needs more memory than there is."""
-    try:
-        return process.submit(function, *given).result()
-    except (MemoryError, RuntimeError) as error:  # of torch, or of a killed process
-        if isinstance(error, BrokenProcessPool) or "memory" in repr(error).lower():
-            raise InputError(TOO_LARGE) from error
-        raise
-
-
-def run_trial(
-    model: AnyModelConfig, train: TrainConfig, seconds: float, threads: int | None = None
-) -> Trial:
-    """`measure` on random ids in a process of its own; raises InputError as `ask`."""
-    with own_process(threads) as process:
-        return ask(process, _trial, model, train, seconds)
-
-
-def _trial(model: AnyModelConfig, train: TrainConfig, seconds: float) -> Trial:
-    return measure(Training(model, train), RandomBatches(model.vocab_size, train), seconds)
 
 
 def best_device() -> torch.device:

@@ -90,7 +90,7 @@ def cost_of_a_token(config: AnyModelConfig, seq_len: int) -> int:
     return sum(multiply_adds(config, seq_len, config.head_loops[-1:]).values())
 
 
-def matched(gpt2: GPT2Config, config: AnyModelConfig, seq_len: int) -> GPT2Config:
+def matched(gpt2: Any, config: AnyModelConfig, seq_len: int) -> GPT2Config:
     """`gpt2` with the layers that bring it nearest to `config` in multiply-adds a token."""
     wanted = cost_of_a_token(config, seq_len)
     tried = (gpt2.replace(n_layers=layers) for layers in range(1, 65))

@@ -43,8 +43,12 @@ def bench_train(
 
     from crt_lib.bench.table import Table
     from crt_lib.bench.training import CASE, bench_training
+    from crt_lib.text.corpus import load_corpus
+    from crt_lib.text.tokenizer import load_tokenizer, tokenize
 
-    rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
+    source = load_corpus(corpus)
+    data = tokenize(source, load_tokenizer(tokenizer, source))
+    rows, parts = bench_training(config, data, batch_size, seq_len, steps, precision)
     _show(rows + parts)
     for name in ("useful_tokens_per_second", "peak_memory_bytes"):
         typer.echo(f"{name}: {rows[1][name] / rows[0][name]:.2f}x")

@@ -5,11 +5,27 @@ from pathlib import Path
 
 import torch
 
+from crt_lib.bench.table import Table
 from crt_lib.files import InputError
 from crt_lib.gpu.checks import run_checks
-from crt_lib.gpu.parts import Part, run_parts
-from crt_lib.gpu.steps import run_decode, run_memory, run_steps
+from crt_lib.gpu.parts import Job, Part, run_parts, say
+from crt_lib.gpu.steps import run_memory, run_steps
 from crt_lib.gpu.training import run_training
+from crt_lib.runs.manifest import checkout_root
+from crt_lib.study.analysis import judge_run
+
+DECODED = Path("results/small/crt2")  # the run that decodes: policies and traces are stored there
+
+
+def run_decode(job: Job) -> None:
+    """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
+    judged = judge_run(checkout_root() / DECODED)
+    table = Table(job.out / "decode.csv", "batch")
+    for batch_size in (1, 8):
+        if not table.find(batch_size):
+            size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
+            table.put(judged.bench(batch_size, 2, compiled=not job.toy, echo=say, **size))
+
 
 PARTS = (  # name, share of the time, what it does
     Part("checks", 3, run_checks),

@@ -1,27 +1,23 @@
-"""`crt gpu`, parts memory, steps and decode: training at Table 1's size, and the stored run's text.
+"""`crt gpu`, parts memory and steps: what training at Table 1's size takes on this device.
 
 MFU counts six FLOPs a multiply-add of the forward pass, nothing twice, and is held against the
 fastest matrix product in the update's own precision, measured in the same process.
 """
 
 import gc
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.bench.table import Table
 from crt_lib.bench.trial import RandomBatches, Training, best_device, measure
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.device import DTYPES
 from crt_lib.gpu.parts import Job, Row, say
 from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation
-from crt_lib.runs.manifest import checkout_root, peak_memory, run_environment
+from crt_lib.runs.manifest import peak_memory, run_environment
 from crt_lib.runs.profiles import load_profile
-from crt_lib.study.analysis import judge_run
 
-DECODED = Path("results/small/crt2")  # the run that decodes: policies and traces are stored there
 LIMIT = 6.0  # gigabytes of the card that the paper names
 SECONDS = 5.0  # of updates of a shape
 PAPER = "2 rows x 8, recomputed"  # section 3.3
@@ -81,7 +77,6 @@ def _row(train: TrainConfig, toy: bool, peak: float) -> Row:
     settings = ("batch_size", "grad_accum", "seq_len", "compile", "gradient_checkpointing")
     row: Row = {name: getattr(train, name) for name in (*settings, "precision")}
     row |= {"device": run_environment()["device"], "matmul_peak": peak}
-    row |= {"parameters": sum(parameters_by_part(model).values())}
     row |= dict.fromkeys(("updates", "seconds", "tokens_per_second", "mfu", "error"))
     try:
         found = measure(Training(model, train), RandomBatches(model.vocab_size, train), SECONDS)
@@ -93,13 +88,3 @@ def _row(train: TrainConfig, toy: bool, peak: float) -> Row:
         row["tokens_per_second"] = positions / row["seconds"]
         row["mfu"] = utilisation(model, train, [row["seconds"]], peak)
     return row | {"memory": peak_memory()}
-
-
-def run_decode(job: Job) -> None:
-    """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
-    judged = judge_run(checkout_root() / DECODED)
-    table = Table(job.out / "decode.csv", "batch")
-    for batch_size in (1, 8):
-        if not table.find(batch_size):
-            size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
-            table.put(judged.bench(batch_size, 2, compiled=not job.toy, echo=say, **size))

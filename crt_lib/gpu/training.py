@@ -15,7 +15,6 @@ import torch
 from crt_lib.bench.dryrun import predict
 from crt_lib.bench.table import Table
 from crt_lib.bench.ways import cost_of_a_token, matched
-from crt_lib.config import GPT2Config, config_from_dict
 from crt_lib.files import InputError, write_json
 from crt_lib.gpu.parts import Job, Row, say
 from crt_lib.runs.manifest import run_environment
@@ -32,18 +31,17 @@ WORDS = 33_278  # of WikiText-2
 def arms(toy: bool) -> dict[str, Profile]:
     """`crt2` of 24M parameters, and the GPT-2 of its width that has the nearest multiply-adds."""
     crt2, gpt2 = (load_profile("smoke" if toy else "small", name) for name in ("crt2", "gpt2"))
+    theirs = gpt2.model.replace(vocab_size=crt2.model.vocab_size)
     if not toy:
         size = {"d_model": 512, "max_seq_len": 256, "dropout": DROPOUT, "vocab_size": WORDS}
-        wide = crt2.model.replace(**size, embed_dim=512, embed_dropout=DROPOUT)
+        ours = crt2.model.replace(**size, embed_dim=512, embed_dropout=DROPOUT)
+        theirs = gpt2.model.replace(**size, n_heads=ours.n_heads)
         settings = crt2.train.replace(
             batch_size=32, weight_decay=WEIGHT_DECAY, precision="bf16", eval_tokens=65_536
         )
-        theirs = GPT2Config(**size, n_heads=wide.n_heads)
         rates = {arm.recipe: settings.replace(max_lr=arm.train.max_lr / 2) for arm in (crt2, gpt2)}
-        crt2 = crt2.replace(tokenizer="word", model=wide, train=rates["crt2"])
-        gpt2 = crt2.replace(recipe="gpt2", model=theirs, train=rates["gpt2"])
-    assert isinstance(gpt2.model, GPT2Config)
-    theirs = gpt2.model.replace(vocab_size=crt2.model.vocab_size)
+        crt2 = crt2.replace(tokenizer="word", model=ours, train=rates["crt2"])
+        gpt2 = crt2.replace(recipe="gpt2", train=rates["gpt2"])
     equal = matched(theirs, crt2.model, crt2.train.seq_len)
     return {"crt2": crt2, "gpt2": gpt2.replace(model=equal)}
 
@@ -65,8 +63,8 @@ def run_training(job: Job) -> None:
         run = run_profile(profile, folder / name, progress=False)
         if not isinstance(run, Run):
             raise RuntimeError(f"the training of {name} was stopped")
-        curves.put(_validated(name, run))
-        table.put(_scored(name, run))
+        curves.put(_validated(name, profile, run))
+        table.put(_scored(name, profile, run))
         row = table.rows[-1]
         say(
             f"  {name}: {row['updates']} updates in {row['seconds']:.0f} s, test "
@@ -90,7 +88,7 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
         settings = arm.train.replace(updates=VALIDATIONS, eval_every=1)
         found[name] = predict(arm.replace(train=settings))
     slowest = max(arm.update_seconds for arm in found.values())
-    halts = max(arm.evaluation_seconds for arm in found.values())
+    halts = max(arm.measured.evaluation_seconds for arm in found.values())
     seconds = (1 - SPARE) * job.left() / len(found) - halts  # of updates
     seconds = min(seconds, TOY_UPDATES * slowest) if job.toy else seconds
     if seconds < VALIDATIONS * slowest:
@@ -105,15 +103,15 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
     return plan
 
 
-def _scored(name: str, run: Run) -> list[Row]:
+def _scored(name: str, profile: Profile, run: Run) -> list[Row]:
     """A row for each split and exit of the best checkpoint, honestly scored."""
-    made, model = run.manifest, config_from_dict(run.manifest["model"])
+    made = run.manifest
     common = {
         "arm": name,
         "parameters": made["parameters"],
-        "multiply_adds": cost_of_a_token(model, made["train"]["seq_len"]),
-        "layers": model.n_loops,
-        "max_lr": made["train"]["max_lr"],
+        "multiply_adds": cost_of_a_token(profile.model, profile.train.seq_len),
+        "layers": profile.model.n_loops,
+        "max_lr": profile.train.max_lr,
         "precision": made["precision"]["name"],
         "updates": len(run.timing),
         "tokens_seen": run.metrics[-1]["tokens"],
@@ -125,10 +123,10 @@ def _scored(name: str, run: Run) -> list[Row]:
     return [common | row for row in run.results if row["protocol"] == "honest"]
 
 
-def _validated(name: str, run: Run) -> list[Row]:
+def _validated(name: str, profile: Profile, run: Run) -> list[Row]:
     """A row a validation."""
     seconds = {row["update"]: row["seconds"] for row in run.timing}
-    loss = f"valid_loss_{config_from_dict(run.manifest['model']).n_loops}"
+    loss = f"valid_loss_{profile.model.n_loops}"
     return [
         {"arm": name, "update": row["update"], "tokens_seen": row["tokens"]}
         | {"seconds": seconds[row["update"]], "valid_loss": row[loss]}

@@ -4,16 +4,18 @@ import pytest
 import torch
 from tiny_models import TINY
 
+from crt_lib import load_profile
 from crt_lib.bench import step as benchstep
 from crt_lib.bench.parts import PARTS
 from crt_lib.bench.training import bench_training
 from crt_lib.bench.trial import Trial
+from crt_lib.runs.run import load_data
 
-MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, updates=1, peak_memory=10**9)
+MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, 1, 10**9)
 
 
 def test_two_sides_and_the_parts_of_ours(capfd):
-    rows, parts = bench_training(TINY, "grammar", "word", 2, 32, 1, "fp32")
+    rows, parts = bench_training(TINY, load_data(load_profile("smoke")), 2, 32, 1, "fp32")
     released, ours = rows
     assert [row["side"] for row in rows] == ["released", "ours"]
     assert released["parameters"] == ours["parameters"] and 0 < released["useful_share"] < 1

@@ -9,16 +9,18 @@ import torch
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.bench import dryrun
-from crt_lib.bench.dryrun import predict, scored_positions
-from crt_lib.bench.step import with_vocabulary
-from crt_lib.bench.trial import RandomBatches, Training, Trial, ask, measure, own_process, run_trial
+from crt_lib.bench.dryrun import predict
+from crt_lib.bench.process import ask, own_process
+from crt_lib.bench.rehearsal import Rehearsal, rehearse, scored_positions
+from crt_lib.bench.step import run_trial, with_vocabulary
+from crt_lib.bench.trial import RandomBatches, Training, Trial, measure
 from crt_lib.config import TrainConfig
 from crt_lib.data import Batch
 from crt_lib.optim import exits_of_update
 from crt_lib.runs.run import load_data
 
 SMOKE = with_vocabulary(load_profile("smoke"))
-MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, updates=1, evaluation=0.01, peak_memory=10**9)
+MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, 1, 10**8)
 
 
 def test_the_vocabulary_is_the_tokenizers():
@@ -70,17 +72,16 @@ def out_of_memory():
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 
+def made_up(updates):
+    trial = dataclasses.replace(MADE_UP, updates=updates)
+    return lambda process, function, profile, seconds: Rehearsal(profile, trial, 30, 7.0, 10**9)
+
+
 def test_a_prediction_by_hand(monkeypatch):
-    monkeypatch.setattr(dryrun, "ask", lambda *_: MADE_UP)
-    profile = load_profile("smoke")
-    profile = profile.replace(train=profile.train.replace(grad_accum=3))
-    found = predict(profile)
+    monkeypatch.setattr(dryrun, "ask", made_up(updates=1))
+    found = predict(SMOKE.replace(train=SMOKE.train.replace(grad_accum=3)))
     assert found.update_seconds == 3 * 2.0 + 0.5 + 0.25
-    data = load_data(profile)
-    valid, test = len(data.valid.ids), len(data.test.ids)
-    lines = 128 * (len(data.valid.lines) + len(data.test.lines))
-    scored = 3 * min(2048, valid) + valid + test + lines
-    assert found.seconds == pytest.approx(30 * 6.75 + 0.01 * scored)
+    assert found.seconds == pytest.approx(30 * 6.75 + 7)
     assert "30 updates of 1,536 positions" in str(found) and "1.00 GB" in str(found)
 
 
@@ -90,8 +91,7 @@ def test_sampled_loops_scale_with_their_work(monkeypatch):
     seeds = (profile.train.replace(loop_sampling="uniform", seed=seed) for seed in range(100))
     drawn = next(train for train in seeds if exits_of_update(depth, 1, train) == depth)
     for updates, least, most in ((1, 0.4, 0.8), (1000, 0.98, 1.02)):
-        made_up = dataclasses.replace(MADE_UP, updates=updates)
-        monkeypatch.setattr(dryrun, "ask", lambda *_, made_up=made_up: made_up)
+        monkeypatch.setattr(dryrun, "ask", made_up(updates))
         update = predict(profile.replace(train=drawn)).update_seconds
         assert least < update / predict(profile).update_seconds < most
 
@@ -106,5 +106,12 @@ def test_validations_are_counted(every, updates, validations):
 
 
 def test_the_rehearsal_reads_text_validates_and_saves():
-    found = dryrun._rehearse(SMOKE, 0.0)
-    assert found.evaluation > 0 and found.updates == 1
+    found = rehearse(load_profile("smoke"), 0.0)
+    assert found.profile.model == SMOKE.model and found.updates == 30
+    assert found.evaluation_seconds > 0 and found.trial.updates == 1
+    assert found.peak_memory >= found.trial.peak_memory
+
+
+def test_more_positions_than_the_model_has_are_refused():
+    with pytest.raises(InputError, match="seq_len 4096 is longer than max_seq_len"):
+        predict(SMOKE.replace(train=SMOKE.train.replace(seq_len=4096)))

@@ -237,7 +237,8 @@ def test_a_training_goes_on_only_on_the_machine_of_its_plan(tmp_path):
 
 
 def test_without_time_nothing_is_trained(tmp_path, monkeypatch):
-    slow = SimpleNamespace(update_seconds=0.1, evaluation_seconds=4.0)
+    measured = SimpleNamespace(evaluation_seconds=4.0)
+    slow = SimpleNamespace(update_seconds=0.1, measured=measured)
     monkeypatch.setattr(gputraining, "predict", lambda profile: slow)
     with pytest.raises(RuntimeError, match="no time"):
         gputraining.run_training(Job(tmp_path, True, time.time() + 9))
