@@ -34,7 +34,8 @@ def rehearse(profile: Profile, seconds: float) -> Rehearsal:
     model = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
     batches = make_batches(config, data)
     training = Training(model, config)
-    trial = measure(training, batches, seconds)
+    steps = batches.steps_per_epoch
+    trial = measure(training, lambda number: batches.batch(*divmod(number, steps)), seconds)
     rows, eot = max(8, config.batch_size), data.tokenizer.eot_id
     size = {"seq_len": config.seq_len, "batch_size": rows}
     count = min(rows * config.seq_len, config.eval_tokens, len(data.valid.ids))
@@ -43,7 +44,7 @@ def rehearse(profile: Profile, seconds: float) -> Rehearsal:
     a_position = (time.perf_counter() - started) / count
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "last", training.model, {}, training.optimizers)
-    updates = updates_planned(config, batches.steps_per_epoch)
+    updates = updates_planned(config, steps)
     evaluation = a_position * scored_positions(profile, data, updates)
     return Rehearsal(profile.replace(model=model), trial, updates, evaluation, peak_memory())
 

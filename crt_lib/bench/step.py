@@ -12,7 +12,7 @@ import torch
 
 from crt_lib import loss
 from crt_lib.bench.process import ask, own_process
-from crt_lib.bench.trial import RandomBatches, Training, Trial, measure
+from crt_lib.bench.trial import Training, Trial, measure_on_random, random_batch
 from crt_lib.config import AnyModelConfig, TrainConfig
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
@@ -31,6 +31,8 @@ AXES = {
     "loops": (2, 4, 8),
     "d": (128, 256, 512),
 }
+TOP = 5  # operations
+SECONDS = 4.0  # of updates, for a row of `bench_updates`
 Rows = list[dict[str, Any]]
 
 
@@ -87,27 +89,21 @@ def with_vocabulary(profile: Profile) -> Profile:
 def run_trial(
     model: AnyModelConfig, train: TrainConfig, seconds: float, threads: int | None = None
 ) -> Trial:
-    """`measure` on random ids in a process of its own; raises InputError as `ask`."""
+    """`measure_on_random` in a process of its own; raises InputError as `ask`."""
     with own_process(threads) as process:
-        return ask(process, _trial, model, train, seconds)
+        return ask(process, measure_on_random, model, train, seconds)
 
 
-def _trial(model: AnyModelConfig, train: TrainConfig, seconds: float) -> Trial:
-    return measure(Training(model, train), RandomBatches(model.vocab_size, train), seconds)
-
-
-def bench_updates(sizes: Sequence[str], seconds: float = 4.0) -> Rows:
+def bench_updates(sizes: Sequence[str]) -> Rows:
     """What an update's time goes to, a row a profile and recipe (paper: AdamW; crt2: Muon).
 
-    Medians over about `seconds` of updates, two at least, in the precision that the profile gets
-    here. A micro-batch is measured; `forward_backward_ms` counts the update's `micro_batches` of
-    them. `optimizer_share`: of forward and backward, clipping and step together.
+    A micro-batch is measured; `forward_backward_ms` counts the update's `micro_batches` of them.
     """
     rows = []
     for size, recipe in itertools.product(sizes, ("paper", "crt2")):
         profile = with_vocabulary(load_profile(size, recipe))
         train = profile.train
-        found = run_trial(profile.model, train, seconds)
+        found = run_trial(profile.model, train, SECONDS)
         update = found.update(train.grad_accum)
         rows.append(
             {
@@ -140,14 +136,14 @@ def bench_step(profile: Profile, steps: int) -> Rows:
     if torch.cuda.is_available():
         raise InputError("crt bench step compares the paths of a CPU; hide the GPU from it")
     model, train = with_vocabulary(profile).model, profile.train
-    batches = RandomBatches(model.vocab_size, train)
     runs = {name: Training(model, train.replace(**own)) for name, (_, own) in PATHS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     try:
         for i in range(2 + steps):
             for name, run in runs.items():
                 loss.FUSED = PATHS[name][0]
-                seconds[name].append(sum(run.update(i, batches.batch(0, i)).values()))
+                update = run.update(i, random_batch(model, train, i))
+                seconds[name].append(sum(update.values()))
     finally:
         loss.FUSED = True
     medians = {name: median(times[2:]) for name, times in seconds.items()}
@@ -167,18 +163,17 @@ def bench_step(profile: Profile, steps: int) -> Rows:
     ]
 
 
-def step_costs(profile: Profile, top: int = 5) -> Rows:
-    """The `top` operations of an update of the fastest uncompiled path: milliseconds and share.
+def step_costs(profile: Profile) -> Rows:
+    """The TOP operations of an update of the fastest uncompiled path: milliseconds and share.
 
     Time spent in an operation itself, not in those it calls; forward, backward and optimizer.
     """
-    model = with_vocabulary(profile).model
-    run = Training(model, profile.train.replace(**PATHS["fused loss, one exit"][1]))
-    batches = RandomBatches(model.vocab_size, profile.train)
+    model, train = with_vocabulary(profile).model, profile.train
+    run = Training(model, train.replace(**PATHS["fused loss, one exit"][1]))
     for i in range(3):
-        run.update(i, batches.batch(0, i))
+        run.update(i, random_batch(model, train, i))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        run.update(3, batches.batch(0, 3))
+        run.update(3, random_batch(model, train, 3))
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     return [
@@ -188,5 +183,5 @@ def step_costs(profile: Profile, top: int = 5) -> Rows:
             "share": round(event.self_cpu_time_total / total, 4),
             "calls": event.count,
         }
-        for event in events[:top]
+        for event in events[:TOP]
     ]

@@ -2,7 +2,9 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -93,34 +95,29 @@ class Trial:
         return grad_accum * self.micro_batch + self.clipping + self.optimizer
 
 
-def measure(training: Training, batches: Any, seconds: float) -> Trial:
-    """Updates for about `seconds`, at least one after one unmeasured."""
+def measure(training: Training, batch_of: Callable[[int], Batch], seconds: float) -> Trial:
+    """Updates for about `seconds`, at least one after one unmeasured, on batches by number."""
+    training.update(0, batch_of(0))
     found: list[dict[str, float]] = []
     began = time.perf_counter()
-    while len(found) < 2 or (len(found) < LONGEST and time.perf_counter() - began < seconds):
-        number = len(found)
-        batch = batches.batch(*divmod(number, batches.steps_per_epoch))
-        found.append(training.update(number, batch))
-        if number == 0:
-            began = time.perf_counter()
-    medians = (median(f[part] for f in found[1:]) for part in (OTHER, "clipping", "optimiser"))
-    return Trial(training.precision, *medians, len(found) - 1, peak_memory())
+    while not found or (len(found) < LONGEST and time.perf_counter() - began < seconds):
+        number = len(found) + 1
+        found.append(training.update(number, batch_of(number)))
+    medians = (median(f[part] for f in found) for part in (OTHER, "clipping", "optimiser"))
+    return Trial(training.precision, *medians, len(found), peak_memory())
 
 
-@dataclass(frozen=True)
-class RandomBatches:
-    """Batches (rows, length) of random ids: what a step costs does not depend on the text."""
+def measure_on_random(model: AnyModelConfig, train: TrainConfig, seconds: float) -> Trial:
+    """The same on random ids: what a step costs does not depend on the text."""
+    return measure(Training(model, train), partial(random_batch, model, train), seconds)
 
-    vocab_size: int
-    config: TrainConfig
-    steps_per_epoch = 1 << 30
 
-    def batch(self, epoch: int, step: int) -> Batch:
-        """As `PackedWindows.batch`."""
-        generator = torch.Generator().manual_seed(step)
-        shape = (self.config.batch_size, self.config.seq_len + 1)
-        rows = torch.randint(self.vocab_size, shape, generator=generator)
-        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+def random_batch(model: AnyModelConfig, train: TrainConfig, number: int) -> Batch:
+    """Random ids (rows, length), and those that follow."""
+    generator = torch.Generator().manual_seed(number)
+    shape = (train.batch_size, train.seq_len + 1)
+    ids = torch.randint(model.vocab_size, shape, generator=generator)
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
 
 def best_device() -> torch.device:

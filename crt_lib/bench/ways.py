@@ -27,7 +27,6 @@ FULL = "full depth"
 UNCACHED = ("no cache, every head", "no cache")
 INT8 = "full depth, int8"
 COMPILED = ", compiled"
-NEVER = {"similarity": "full depth, similarity asked", "gate": "full depth, gate asked"}
 
 
 def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:
@@ -69,8 +68,8 @@ class Never(Policy):
 
 def asking(model: CRT) -> dict[str, Policy]:
     """Full depth with a question at every exit: against full depth it is what asking costs."""
-    names = [name for name in NEVER if name != "gate" or model.gate is not None]
-    return {NEVER[name]: Never(name) for name in names}
+    names = ("similarity", "gate") if model.gate is not None else ("similarity",)
+    return {f"full depth, {name} asked": Never(name) for name in names}
 
 
 def generate_as_released(

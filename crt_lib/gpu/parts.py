@@ -136,14 +136,10 @@ def _work(part: Part, job: Job) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """`run_environment`, the library's hash, and of a GPU its memory, driver and precisions."""
+    """`run_environment`, the library's hash, and a GPU's properties and driver."""
     found = run_environment() | {"library_sha256": library_sha256()}
-    driver = Path("/proc/driver/nvidia/version")
     if torch.cuda.is_available():
-        found["gpu"] = {
-            "properties": str(torch.cuda.get_device_properties(0)),
-            "driver": driver.read_text().splitlines()[0] if driver.is_file() else None,
-            "cuda": torch.version.cuda,
-            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
-        }
+        driver = Path("/proc/driver/nvidia/version")
+        found["gpu"] = str(torch.cuda.get_device_properties(0))
+        found["driver"] = driver.read_text() if driver.is_file() else None
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from crt_lib.bench.table import Table
-from crt_lib.bench.trial import RandomBatches, Training, best_device, measure
+from crt_lib.bench.trial import best_device, measure_on_random
 from crt_lib.config import ModelConfig, TrainConfig
 from crt_lib.device import DTYPES
 from crt_lib.gpu.parts import Job, Row, say
@@ -20,6 +20,7 @@ from crt_lib.runs.profiles import load_profile
 
 LIMIT = 6.0  # gigabytes of the card that the paper names
 SECONDS = 5.0  # of updates of a shape
+SETTINGS = ("batch_size", "grad_accum", "seq_len", "precision")  # shown of a shape
 PAPER = "2 rows x 8, recomputed"  # section 3.3
 SHAPES: dict[str, dict[str, Any]] = {  # what matters most first: time may end
     "32 rows": {"batch_size": 32, "grad_accum": 1},
@@ -74,12 +75,11 @@ def _row(train: TrainConfig, toy: bool, peak: float) -> Row:
     """An update by micro-batches counted from one, and memory; `error` where it is too little."""
     smoke = load_profile("smoke", "paper").model.replace(vocab_size=500)
     model = smoke if toy else ModelConfig()
-    settings = ("batch_size", "grad_accum", "seq_len", "compile", "gradient_checkpointing")
-    row: Row = {name: getattr(train, name) for name in (*settings, "precision")}
+    row: Row = {name: getattr(train, name) for name in SETTINGS}
     row |= {"device": run_environment()["device"], "matmul_peak": peak}
     row |= dict.fromkeys(("updates", "seconds", "tokens_per_second", "mfu", "error"))
     try:
-        found = measure(Training(model, train), RandomBatches(model.vocab_size, train), SECONDS)
+        found = measure_on_random(model, train, SECONDS)
     except torch.OutOfMemoryError as error:
         row["error"] = str(error).splitlines()[0]
     else:

@@ -15,7 +15,6 @@ from crt_lib.bench.bound import Reading
 from crt_lib.bench.decode import READING, READING_ALL, bench_decode, measured_pace
 from crt_lib.bench.ways import (
     INT8,
-    NEVER,
     UNCACHED,
     cost_of_a_token,
     generate_as_released,
@@ -54,7 +53,7 @@ def test_rows_of_every_way(bench):
     one = {row["way"]: row for row in bench(echo=said.append)}
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
-    asked = {NEVER["similarity"], NEVER["gate"]}
+    asked = {"full depth, similarity asked", "full depth, gate asked"}
     assert set(one) == {
         *UNCACHED,
         *policies,

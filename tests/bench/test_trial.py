@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from tiny_models import TINY
 
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import parameters_by_part
@@ -13,7 +14,7 @@ from crt_lib.bench.dryrun import predict
 from crt_lib.bench.process import ask, own_process
 from crt_lib.bench.rehearsal import Rehearsal, rehearse, scored_positions
 from crt_lib.bench.step import run_trial, with_vocabulary
-from crt_lib.bench.trial import RandomBatches, Training, Trial, measure
+from crt_lib.bench.trial import Training, Trial, measure_on_random, random_batch
 from crt_lib.config import TrainConfig
 from crt_lib.data import Batch
 from crt_lib.optim import exits_of_update
@@ -30,19 +31,20 @@ def test_the_vocabulary_is_the_tokenizers():
 
 
 def test_random_batches_are_shifted_rows():
-    batches = RandomBatches(11, TrainConfig(seq_len=6, batch_size=3))
-    batch = batches.batch(0, 5)
-    assert batch.inputs.shape == (3, 6) and batch.inputs.max() < 11
+    train = TrainConfig(seq_len=6, batch_size=3)
+    batch = random_batch(TINY, train, 5)
+    assert batch.inputs.shape == (3, 6) and batch.inputs.max() < TINY.vocab_size
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
-    assert torch.equal(batch.inputs, batches.batch(0, 5).inputs)
+    assert torch.equal(batch.inputs, random_batch(TINY, train, 5).inputs)
 
 
 def test_updates_are_those_of_a_training():
     """Every weight moves, and the exits are the ones that `train` would draw."""
     every = Training(SMOKE.model, SMOKE.train.replace(exits_trained="all"))
     before = {name: value.clone() for name, value in every.model.state_dict().items()}
-    found = measure(every, RandomBatches(SMOKE.model.vocab_size, every.config), 0.0)
+    every.update(0, random_batch(SMOKE.model, SMOKE.train, 0))
     assert all(not torch.equal(v, before[name]) for name, v in every.model.state_dict().items())
+    found = measure_on_random(SMOKE.model, SMOKE.train, 0.0)
     assert found.updates == 1
     assert found.micro_batch > 0 and found.clipping > 0 and found.optimizer > 0
     one, asked = Training(SMOKE.model, SMOKE.train), []
