@@ -1,11 +1,10 @@
 """The matvec bound of decoding: the time that the products with the weights take alone."""
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crt_lib.cached.products import Layout, Product
 from crt_lib.model import CRT
@@ -22,45 +21,43 @@ class Reading:
 
     def __init__(self, model: CRT, rows: int, length: int):
         config, self.layout = model.config, Layout(rows)
-        self.embedding = self._of(model.embed)
+        shared = config.share_cycle_weights
+        own, others = (n if shared else 1 for n in (config.n_cycles, config.n_embed_cycles))
+        self.embedding = self._of(model.embed, others)
         for block in model.prelude:
-            self.embedding += self._of(block)
-        self.block, last = self._of(model.block), str(config.n_loops)
-        narrow = self._of(model.heads[last]) if config.head_sharing == "tied" else []
-        _, vocabulary = model.readout(config.n_loops, model.loop_encoding[:1])
+            self.embedding += self._of(block, own)
+        self.block, last = self._of(model.block, own), config.n_loops
+        narrow = self._of(model.heads[str(last)]) if config.head_sharing == "tied" else []
+        _, vocabulary = model.readout(last, model.loop_encoding[:1])
         self.head = [*narrow, self._product(vocabulary)]
         heads, width = rows * config.n_heads, config.d_model // config.n_heads
         kept = torch.randn(config.n_loops, 2, heads, length, width).to(model.loop_encoding)
         self.query, self.scores = kept[0, 0, :, :1], kept.new_ones(heads, 1, length)
         self.kept = [(keys.mT, values) for keys, values in kept.unbind(0)]
 
-    def __call__(self, keys_and_values: bool) -> np.ndarray:
-        """Seconds of the embedding, of one loop (the mean of all) and of the last head, (3,)."""
+    def __call__(self) -> np.ndarray:
+        """Seconds of embedding, one loop, its keys and values (means of all), last head, (4,)."""
         marks = [time.perf_counter()]
         _run(self.embedding)
         marks.append(time.perf_counter())
-        for keys, values in self.kept:
+        for _ in self.kept:
             _run(self.block)
-            if keys_and_values:
-                torch.bmm(self.query, keys)
-                torch.bmm(self.scores, values)
+        marks.append(time.perf_counter())
+        for keys, values in self.kept:
+            torch.bmm(self.query, keys)
+            torch.bmm(self.scores, values)
         marks.append(time.perf_counter())
         _run(self.head)
         marks.append(time.perf_counter())
-        return np.diff(marks) / (1, len(self.kept), 1)
+        return np.diff(marks) / (1, len(self.kept), len(self.kept), 1)
 
-    def _of(self, module: Any) -> Products:
-        """Of the matrices that a token meets in a block, embedding or head, repeated ones too."""
-        apart = ("tokens", "cycles", "trm")  # looked up, or by cycle
-        meets = [own for name, own in module.named_children() if name not in apart] or [module]
-        trm = getattr(module, "trm", module)
-        for i in range(len(getattr(trm, "dilations", ()))):
-            meets.append(trm.cycles[i % len(trm.cycles)])
+    def _of(self, module: nn.Module, cycles: int = 1) -> Products:
+        """Of the matrices that a token meets in a module, a shared cycle's as often as it runs."""
         return [
             self._product(weight)
-            for part in meets
-            for name, weight in part.named_parameters()
-            if weight.ndim > 1 and "depthwise" not in name
+            for name, weight in module.named_parameters()
+            for _ in range(cycles if "cycles." in name else 1)
+            if weight.ndim > 1 and not name.startswith("tokens.") and "depthwise." not in name
         ]
 
     def _product(self, weight: Tensor) -> tuple[Product, Tensor]:

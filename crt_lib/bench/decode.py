@@ -33,10 +33,9 @@ COLUMNS = (
     *("decoded_loops", "decoded_heads", "decoded_asks", "accepted"),
 )
 WARM_UP = 8  # tokens
-READINGS = 16  # of the weights, after each way in each round
+OFTEN = 16  # readings of the weights, after each way in each round
 SHOWN = ("tokens_per_second", "ms")
-READING = "reading the weights"  # the row of the bound itself
-READING_ALL = "reading weights, keys and values"
+READINGS = ("reading the weights", "reading weights, keys and values")  # rows of the bounds
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
 
     Raises InputError when there are fewer than three cached ways with exits among them.
     """
-    left_out = (*UNCACHED, READING, READING_ALL)
+    left_out = (*UNCACHED, *READINGS)
     cached = [row for row in rows if row["batch"] == 1 and row["way"] not in left_out]
     names = ("decoded_loops", "decoded_heads", "decoded_asks")
     fit = {  # a way that is the same as another was timed once
@@ -117,10 +116,9 @@ def bench_decode(
             cost = _cost(model, name, policies, losses, bench.made[own], test)
             # in a batch that leaves by token, a row runs loops for other rows
             alone = name not in UNCACHED and (batch_size == 1 or not cost["decoded_asks"])
-            reads = (1, cost["decoded_loops"], cost["decoded_heads"])
-            columns = bench.columns(own, reads if alone and cost["decoded_loops"] else None)
-            rows.append({"way": name} | cost | columns)
-    rows += [{"way": name} | bench.bound_columns(name) for name in (READING, READING_ALL)]
+            reads = (cost["decoded_loops"], cost["decoded_heads"]) if alone else ()
+            rows.append({"way": name} | cost | bench.columns(own, *reads))
+    rows += bench.bounds()
     where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
     shape = {"way": "", "batch": batch_size, "texts": len(prompts)}
     shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
@@ -196,7 +194,7 @@ class _Bench:
         self.suffixes = dict(zip(self.threads, ("", "_1"), strict=False))  # of columns
         # of each way: rounds of (batches, new tokens), the seconds that each token was waited for
         self.times: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
-        self.read: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
+        self.read: dict[int, list[np.ndarray]] = defaultdict(list)
         self.made: dict[str, list[Any]] = {}
 
     def run(self) -> None:
@@ -210,8 +208,8 @@ class _Bench:
         finally:
             torch.set_num_threads(self.threads[0])
 
-    def columns(self, name: str, reads: tuple[float, ...] | None) -> dict[str, Any]:
-        """Of a way; `reads`: how often a token of it reads embedding, loop and head."""
+    def columns(self, name: str, loops: float | None = None, heads: float = 1) -> dict[str, Any]:
+        """Of a way; `loops` and `heads`: whose weights a token of it reads, if for itself alone."""
         columns: dict[str, Any] = {}
         for threads, suffix in self.suffixes.items():
             if (threads, name) not in self.times:
@@ -221,28 +219,30 @@ class _Bench:
             own = {"tokens_per_second": np.median(speeds), "ms": ms, "ms_p5": low, "ms_p95": high}
             own["first_ms"] = 1e3 * np.median(waits[..., 0])
             own["speedup"] = np.median(speeds / self._speeds(threads, FULL)[: len(speeds)])
-            if reads is not None:
-                own["bound_share"] = self._bound_ms(threads, READING, reads) / ms
-                own["bound_share_all"] = self._bound_ms(threads, READING_ALL, reads) / ms
+            if loops:
+                least = self._bound_ms(threads, loops, heads) / ms
+                own |= dict(zip(("bound_share", "bound_share_all"), least, strict=True))
             columns |= {column + suffix: float(value) for column, value in own.items()}
         return columns | {"rounds": len(self.times[self.threads[0], name])}
 
-    def bound_columns(self, reading: str) -> dict[str, Any]:
-        """Of a reading at full depth: milliseconds a step, and the tokens/s that it allows."""
-        columns: dict[str, Any] = {}
+    def bounds(self) -> list[dict[str, Any]]:
+        """Rows of the readings at full depth: milliseconds a step, the tokens/s that it allows."""
+        rows: list[dict[str, Any]] = [{"way": name, "rounds": self.rounds} for name in READINGS]
         for threads, suffix in self.suffixes.items():
-            ms = self._bound_ms(threads, reading, (1, len(self.reading.kept), 1))
-            columns[f"tokens_per_second{suffix}"] = 1e3 * self.batch_size / ms
-            columns[f"ms{suffix}"] = ms
-        return columns | {"rounds": self.rounds}
+            least = self._bound_ms(threads, self.model.config.n_loops, 1).tolist()
+            for row, ms in zip(rows, least, strict=True):
+                row |= {f"tokens_per_second{suffix}": 1e3 * self.batch_size / ms, f"ms{suffix}": ms}
+        return rows
 
     def _speeds(self, threads: int, name: str) -> np.ndarray:
         """Tokens/s of each round, first tokens apart."""
         waits = np.stack(self.times[threads, name])[..., 1:]
         return self.batch_size / np.nanmean(waits, (1, 2))
 
-    def _bound_ms(self, threads: int, reading: str, reads: tuple[float, ...]) -> float:
-        return 1e3 * float(np.median(self.read[threads, reading], 0) @ reads)
+    def _bound_ms(self, threads: int, loops: float, heads: float) -> np.ndarray:
+        """Without and with keys and values, (2,)."""
+        reads = [(1, loops, 0, heads), (1, loops, loops, heads)]
+        return 1e3 * np.array(reads) @ np.median(self.read[threads], 0)
 
     def _warm_up(self) -> None:
         started, seconds, tokens = time.perf_counter(), 0.0, min(WARM_UP, self.new_tokens)
@@ -275,11 +275,9 @@ class _Bench:
             found = [_timed(self.ways[name], batch, self.new_tokens) for batch in batches]
             self.made[name] = [one for made, _ in found for one in made]
             self.times[threads, name].append(np.stack([waits for _, waits in found]))
-            for reading, everything in ((READING, False), (READING_ALL, True)):
-                read = [self.reading(everything) for _ in range(READINGS)]
-                self.read[threads, reading] += read
+            self.read[threads] += [self.reading() for _ in range(OFTEN)]
             if round_ == 0:
-                row = self.columns(name, None)
+                row = self.columns(name)
                 speed, ms = (row[column + self.suffixes[threads]] for column in SHOWN)
                 self.echo(f"  {threads} threads, {name}: {speed:.0f} tokens/s, {ms:.2f} ms")
         self.echo(f"  {threads} threads: round {round_ + 1} of {self.rounds} done")

@@ -1,6 +1,7 @@
 """`crt train --dry-run`: what a training would take, from a few of its updates and from counts."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from statistics import mean
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
@@ -37,8 +38,8 @@ class Prediction:
             f"updates of {tokens:,} positions, in {found.trial.precision}\n"
             f"an update:   {self.update_seconds:.3g} s, {tokens / self.update_seconds:.0f} "
             f"positions/s, the optimizer {optimizer:.1%} of it\n"
-            f"in all:      {_duration(self.seconds)}, of it evaluation "
-            f"{_duration(found.evaluation_seconds)}\n"
+            f"in all:      {timedelta(seconds=round(self.seconds))} hours, of it evaluation "
+            f"{timedelta(seconds=round(found.evaluation_seconds))}\n"
             f"peak memory: {found.peak_memory / 1e9:.2f} GB of the {machine_memory() / 1e9:.1f} "
             f"here\nfrom {found.trial.updates} measured updates of one micro-batch, a validation "
             "and a checkpoint; nothing was kept"
@@ -69,9 +70,3 @@ def predict(profile: Profile) -> Prediction:
     share = work(0, DRAWN) / work(1, 1 + trial.updates)
     micro_batches = config.grad_accum * trial.micro_batch * share
     return Prediction(found, micro_batches + trial.clipping + trial.optimizer)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ from crt_lib import InputError
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds
 from crt_lib.bench import ways as ways_module
 from crt_lib.bench.bound import Reading
-from crt_lib.bench.decode import READING, READING_ALL, bench_decode, measured_pace
+from crt_lib.bench.decode import READINGS, bench_decode, measured_pace
 from crt_lib.bench.ways import (
     INT8,
     UNCACHED,
@@ -60,14 +60,13 @@ def test_rows_of_every_way(bench):
         *drafts,
         *asked,
         gpt2,
-        READING,
-        READING_ALL,
+        *READINGS,
     }  # int8: of float32
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     for row in one.values():
         assert row["tokens_per_second"] > 0 and row["rounds"] == 1
         assert row["isa"] and row["threads"] and row["precision"] == "float64"
-        if row["way"] not in (READING, READING_ALL):
+        if row["way"] not in READINGS:
             assert 0 < row["ms_p5"] <= row["ms"] <= row["ms_p95"] and row["first_ms"] > 0
         if row["way"] not in UNCACHED and row["threads"] > 1:
             assert row["tokens_per_second_1"] > 0
@@ -85,7 +84,7 @@ def test_rows_of_every_way(bench):
     assert math.isfinite(pace.tokens_per_second(apply_policy(bench.trace, Policy())))
 
     two = bench(2, batch_size=2, uncached=False)
-    assert {row["way"] for row in two} == {*policies, *asked, gpt2, READING, READING_ALL}
+    assert {row["way"] for row in two} == {*policies, *asked, gpt2, *READINGS}
     assert two[0]["bound_share"] > 0
     with pytest.raises(InputError, match="1 prompts are not whole batches of 2"):
         bench(1, batch_size=2)
@@ -97,7 +96,7 @@ def test_only_some_ways(bench):
         row["way"] for row in bench(model=copy.deepcopy(bench.model).float(), only=["exit", "int8"])
     ]
     exits = [f"exit {loop}" for loop in bench.model.config.exit_loops]
-    assert ways == ["full depth", *exits, INT8, READING, READING_ALL]
+    assert ways == ["full depth", *exits, INT8, *READINGS]
     assert torch.get_num_threads() == threads
     with pytest.raises(InputError, match="no way of decoding has 'nothing' in its name"):
         bench(only=["nothing"])
@@ -134,8 +133,7 @@ def test_the_bound_multiplies_with_every_matrix(changes):
     taps = cycles * cycle_multiply_adds(config)["depthwise"]
     assert made == sum(counted.values()) - taps, (size, counted)
     assert len(reading.kept) == config.n_loops
-    for everything in (False, True):
-        assert reading(everything).shape == (3,) and (reading(everything) > 0).all()
+    assert reading().shape == (4,) and (reading() > 0).all()
 
 
 def test_the_slow_way_makes_the_same_text(scored):
