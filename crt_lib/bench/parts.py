@@ -57,7 +57,7 @@ class Clock:
             inside |= {c.conv: ("convolution", "MLP") for c in block.trm.cycles if c.has_conv}
         hooks = [hook for module, pair in inside.items() for hook in self._hooks(module, *pair)]
         frozen = kernels.frozen_running_statistics
-        kernels.frozen_running_statistics = self._recomputing(frozen)  # type: ignore[assignment]
+        kernels.frozen_running_statistics = self._recomputing(frozen)
         try:
             yield
         finally:

@@ -51,7 +51,8 @@ def _losses(
     """Nats of each token at each exit (exits, tokens), and the bytes of the weights."""
     found, size = [], 0
     for batch in evaluation_windows(ids, seq_len, rows, eot_id):
-        memory = Memory(model.config, *batch.inputs.shape, model.loop_encoding)
+        count, length = batch.inputs.shape
+        memory = Memory(model.config, count, length, model.loop_encoding)
         step = Step(model, memory, quantize)
         losses = [
             [F.cross_entropy(z, targets, reduction="none") for z in _every_exit(step, inputs)]

@@ -62,8 +62,9 @@ def bench_training(
     all that is lost against the bounds.
     """
     config = config.replace(vocab_size=data.tokenizer.vocab_size)
-    sizes = {"batch_size": batch_size, "seq_len": seq_len, "grad_accum": 1}
-    ours = TrainConfig(**sizes, gradient_checkpointing=True, precision=precision)
+    ours = TrainConfig(gradient_checkpointing=True, grad_accum=1).replace(
+        batch_size=batch_size, seq_len=seq_len, precision=precision
+    )
     theirs = ours.replace(batching="padded", precision="fp32")
     sides = {
         "released": (Released, config.replace(causal=False), theirs),

@@ -103,8 +103,11 @@ def measure(training: Training, batch_of: Callable[[int], Batch], seconds: float
     while not found or (len(found) < LONGEST and time.perf_counter() - began < seconds):
         number = len(found) + 1
         found.append(training.update(number, batch_of(number)))
-    medians = (median(f[part] for f in found) for part in (OTHER, "clipping", "optimiser"))
-    return Trial(training.precision, *medians, len(found), peak_memory())
+    micro_batch, clipping, optimizer = (
+        median(update[part] for update in found) for part in (OTHER, "clipping", "optimiser")
+    )
+    held = peak_memory()
+    return Trial(training.precision, micro_batch, clipping, optimizer, len(found), held)
 
 
 def measure_on_random(model: AnyModelConfig, train: TrainConfig, seconds: float) -> Trial:

@@ -45,8 +45,9 @@ def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict
     ways[UNCACHED[0]] = partial(generate_as_released, model)
     ways[UNCACHED[1]] = ours(cache=False)
     config = model.config
-    width = {"vocab_size": config.vocab_size, "d_model": config.d_model, "n_heads": config.n_heads}
-    settings = matched(GPT2Config(**width, max_seq_len=config.max_seq_len), config, 1)
+    shared = ("vocab_size", "d_model", "n_heads", "max_seq_len")
+    like_ours = GPT2Config().replace(**{name: getattr(config, name) for name in shared})
+    settings = matched(like_ours, config, 1)
     gpt2 = make_model(settings).to(model.loop_encoding).eval()
     name = f"GPT-2 {settings.d_model} x {settings.n_layers}"
     ways[name] = partial(gpt2_generate, gpt2, None)
@@ -109,7 +110,8 @@ def gpt2_generate(
     cache: Any = DynamicCache()
     if compiled is not None:
         cache = StaticCache(transformer.config, max_cache_len=longest)
-    step, made = _step, []
+    made: list[Tensor] = []
+    step: Step = _step
     for at in range(len(prompts[0]), longest):
         positions = torch.arange(at - waiting.shape[1], at, device=waiting.device)[None]
         waiting = step(transformer, waiting, cache, positions)

@@ -100,7 +100,7 @@ def _gradients(bench: Bench) -> Pairs:
 def _loss_in_chunks(bench: Bench) -> Pairs:
     """The loss in chunks and its gradients with those of whole logits, float32."""
     generator = torch.Generator(bench.device).manual_seed(3)
-    drawn = {"generator": generator, "device": bench.device}
+    drawn: dict[str, Any] = {"generator": generator, "device": bench.device}
     elements = WHOLE_ELEMENTS if bench.toy else 2 * GPU_CHUNK_ELEMENTS
     rows, d = elements // VOCABULARY + 100, 32
     x, w = (torch.randn(n, d, **drawn).requires_grad_() for n in (rows, VOCABULARY))

@@ -87,7 +87,7 @@ def cache(bench: Bench) -> Pairs:
 @torch.no_grad()
 def _by_token(model: CRT, ids: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     """Logits and loops, a token at a time."""
-    memory = Memory(model.config, *ids.shape, model.loop_encoding)
+    memory = Memory(model.config, len(ids), ids.shape[1], model.loop_encoding)
     steps = [run_with_exits(model, column, policy, memory) for column in ids.split(1, 1)]
     return torch.cat([s.logits for s in steps], 1), torch.cat([s.loops for s in steps], 1)
 

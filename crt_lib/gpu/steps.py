@@ -58,7 +58,8 @@ def _measure(job: Job, shapes: dict[str, dict[str, Any]], limit: str) -> list[Ro
     for name, changes in shapes.items():
         if table.find(name, limit):
             continue
-        train = TrainConfig(seq_len=32 if job.toy else 384, precision=precision, **changes)
+        length = 32 if job.toy else 384
+        train = TrainConfig().replace(seq_len=length, precision=precision, **changes)
         gc.collect()
         torch._dynamo.reset()
         if device.type == "cuda":

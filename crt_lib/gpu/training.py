@@ -94,11 +94,11 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
     if seconds < VALIDATIONS * slowest:
         raise RuntimeError("no time was left to train")
     plan = {}
-    for name, arm in found.items():
-        updates = round(seconds / arm.update_seconds)
+    for name, predicted in found.items():
+        updates = round(seconds / predicted.update_seconds)
         often = -(-updates // VALIDATIONS)
         plan[name] = {"updates": updates, "eval_every": often, "checkpoint_every": often}
-        say(f"  {name}: {updates} updates of {arm.update_seconds:.4f} s")
+        say(f"  {name}: {updates} updates of {predicted.update_seconds:.4f} s")
     write_json(path, {"device": device, "arms": plan})
     return plan
 
