@@ -20,21 +20,20 @@ TOO_LARGE = (
 
 
 def own_process(threads: int | None = None) -> ProcessPoolExecutor:
-    """A process for `ask`, no larger than the memory, which may have fewer threads.
-
-    It ends with this one.
-    """
+    """A process for `ask`, no larger than the memory, which may have fewer threads."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (threads,))
 
 
 def _begin(threads: int | None) -> None:
     end_with_parent()
+    if threads:
+        torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        return  # its driver maps more than it holds
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (machine_memory(),) * 2)
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def ask(process: ProcessPoolExecutor, function: Callable[..., T], *given: Any) -> T:

@@ -36,10 +36,11 @@ def rehearse(profile: Profile, seconds: float) -> Rehearsal:
     training = Training(model, config)
     steps = batches.steps_per_epoch
     trial = measure(training, lambda number: batches.batch(*divmod(number, steps)), seconds)
-    length, rows, eot = config.seq_len, max(8, config.batch_size), data.tokenizer.eot_id
-    count = min(rows * length, config.eval_tokens, len(data.valid.ids))
-    started, of = time.perf_counter(), (training.model, data.valid, eot)
-    evaluate(*of, seq_len=length, batch_size=rows, max_tokens=count)
+    valid, eot = data.valid, data.tokenizer.eot_id
+    length, rows = config.seq_len, max(8, config.batch_size)
+    count = min(rows * length, config.eval_tokens, len(valid.ids))
+    started = time.perf_counter()
+    evaluate(training.model, valid, eot, seq_len=length, batch_size=rows, max_tokens=count)
     a_position = (time.perf_counter() - started) / count
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "last", training.model, {}, training.optimizers)
