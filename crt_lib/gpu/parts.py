@@ -63,7 +63,7 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) ->
             manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest.get("rehearsal") != toy:
             kind = "measurements" if toy else "a rehearsal"
-            raise InputError(f"{out} holds {kind}, or what is not of this command; use another")
+            raise InputError(f"{out} holds {kind} or something else; use another folder")
         asked = [part.name for part in parts]
         manifest["calls"].append({"parts": asked, "minutes": minutes, "started": now()})
         write_json(path, manifest)

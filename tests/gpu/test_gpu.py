@@ -128,7 +128,7 @@ def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
     assert not out.exists()
     out.mkdir()
     (out / "manifest.json").write_text('{"profile": "quick"}')
-    with pytest.raises(InputError, match="use another"):
+    with pytest.raises(InputError, match="use another folder"):
         run_gpu(out, rehearse=True)
 
 
