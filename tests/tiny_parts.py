@@ -5,7 +5,9 @@ import time
 
 from waiting import PATIENCE
 
-from crt_lib.gpu.parts import Job, Table, Unfinished
+from crt_lib.bench.table import Table
+from crt_lib.files import InputError
+from crt_lib.gpu.parts import Job
 
 
 def works(job: Job) -> None:
@@ -28,4 +30,4 @@ def hangs(job: Job) -> None:
 def late(job: Job) -> None:
     if not (job.out / "again").exists():
         (job.out / "again").touch()
-        raise Unfinished("half is done")
+        raise InputError("half is done")

@@ -2,20 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from crt_lib.bench.bound import Reading
 from crt_lib.bench.ways import (
     COMPILED,
     FULL,
     UNCACHED,
     Prompts,
-    Reading,
     Way,
     asking,
     asks_of,
@@ -33,9 +33,9 @@ COLUMNS = (
     *("decoded_loops", "decoded_heads", "decoded_asks", "accepted"),
 )
 WARM_UP = 8  # tokens
-READINGS = 16  # of the weights, after each way in each round
-READING = "reading the weights"  # the row of the bound itself
-READING_ALL = "reading weights, keys and values"
+OFTEN = 16  # readings of the weights, after each way in each round
+SHOWN = ("tokens_per_second", "ms")
+READINGS = ("reading the weights", "reading weights, keys and values")  # rows of the bounds
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
 
     Raises InputError when there are fewer than three cached ways with exits among them.
     """
-    left_out = (*UNCACHED, READING, READING_ALL)
+    left_out = (*UNCACHED, *READINGS)
     cached = [row for row in rows if row["batch"] == 1 and row["way"] not in left_out]
     names = ("decoded_loops", "decoded_heads", "decoded_asks")
     fit = {  # a way that is the same as another was timed once
@@ -72,29 +72,6 @@ def measured_pace(rows: Sequence[Mapping[str, Any]]) -> Pace:
         raise InputError("a pace needs three or more measured ways of decoding one text at a time")
     known, seconds = np.array(list(fit)), np.array(list(fit.values()))
     return Pace(*map(float, np.linalg.lstsq(known, seconds, rcond=None)[0]))
-
-
-@dataclass
-class Timing:
-    """Of one way and one number of threads: seconds to each text's first token, the seconds that
-    later tokens were waited for, and the tokens/s of each round, the first tokens apart.
-    """
-
-    first: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-    rounds: list[float] = field(default_factory=list)
-
-    @property
-    def speed(self) -> float:
-        """Tokens/s of the median round."""
-        return float(np.median(self.rounds))
-
-    def columns(self, suffix: str = "") -> dict[str, float]:
-        """Tokens/s, and milliseconds a step."""
-        low, middle, high = np.percentile(self.waits, (5, 50, 95)) * 1e3
-        columns = {"tokens_per_second": self.speed, "ms": middle, "ms_p5": low, "ms_p95": high}
-        columns["first_ms"] = float(np.median(self.first)) * 1e3
-        return {f"{name}{suffix}": float(value) for name, value in columns.items()}
 
 
 def bench_decode(
@@ -110,76 +87,54 @@ def bench_decode(
     uncached: bool = True,
     compiled: bool = True,
     only: Sequence[str] = (),
-    echo: Callable[[str], None] | None = None,
+    echo: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """A row a way of decoding: its speed and latency, share of the matvec bound, cost, perplexity.
+    """A row a way of decoding (`ways_of`): speed, latency, share of the bound, cost, perplexity.
 
-    Ways: each of the named `policies`, "full depth" among them;
-    full depth with a criterion asked at every exit that no token passes; with 8-bit weights; for a
-    batch of one speculation from each exit; without a cache, and as the released code would, every
-    head of every position; and an untrained GPT-2 of equal multiply-adds with transformers' growing
-    cache, and with its static cache, compiled. `only`: the ways whose names hold one of these, and
-    full depth. Perplexities are those of `losses`, nats a token by policy; mean loops and
-    multiply-adds are of the trace `test`. Greedy; prompts of one length, `batch_size` of them at a
-    time, one batch after the other.
+    Greedy; prompts of one length, `batch_size` at a time. `only`: the ways whose names hold one of
+    these, and full depth. The ways take turns, `rounds` times, with all threads and then with one
+    (columns `..._1`); those without a cache take one turn, of one batch. Perplexities are those of
+    `losses`, nats a token by policy; mean loops and multiply-adds are of the trace `test`.
 
-    The ways take turns, `rounds` times, with all threads and then with one (columns `..._1`); those
-    without a cache take one turn, of one batch. `ms` is the wait for one more token of every row,
-    its median and 5th and 95th percentile, `first_ms` that for the first, the prompt included;
-    tokens/s count from the first token on and are of the median round, `speedup` is the median of
-    the ratios to full depth within a round. `bound_share`: the time that the way's products with
-    weights take alone (`crt_lib.bench.ways.Reading`, between the ways), over `ms`;
-    `bound_share_all`: with keys and values of the mean length read too; the last two rows are these
-    readings. A policy that is equal to an earlier one is not timed again. `echo` is told how
-    long it takes, and each figure as it comes.
+    `ms`: the wait for one more token of every row; `first_ms`: for the first, the prompt included,
+    which tokens/s leave out. `speedup`: the median over rounds of the ratio to full depth.
+    `bound_share`: of `ms`, what the way's products with weights take alone (`Reading`, the last two
+    rows); `bound_share_all`: with keys and values too.
     """
-    prompts = [list(prompt) for prompt in prompts]
+    _check(prompts, batch_size, new_tokens, rounds)
+    left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
+    ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
+    first = {policies[name]: name for name in reversed(ways) if name in policies}
+    timed_as = {name: first[policies[name]] if name in policies else name for name in ways}
+    timed = {name: ways[name] for name in ways if timed_as[name] == name}
+    bench = _Bench(model, timed, prompts, batch_size, new_tokens, rounds, echo)
+    with torch.inference_mode():
+        bench.run()
+    rows = []
+    for name, own in timed_as.items():
+        if own in bench.made:  # it could be compiled
+            cost = _cost(model, name, policies, losses, bench.made[own], test)
+            # in a batch that leaves by token, a row runs loops for other rows
+            alone = name not in UNCACHED and (batch_size == 1 or not cost["decoded_asks"])
+            reads = (cost["decoded_loops"], cost["decoded_heads"]) if alone else ()
+            rows.append({"way": name} | cost | bench.columns(own, *reads))
+    rows += bench.bounds()
+    where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
+    shape = {"way": "", "batch": batch_size, "texts": len(prompts)}
+    shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
+    return [shape | dict.fromkeys(COLUMNS) | row | where for row in rows]
+
+
+def _check(prompts: Sequence[Any], batch_size: int, new_tokens: int, rounds: int) -> None:
     if not prompts or len(prompts) % batch_size:
         raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
     if new_tokens < 3 or rounds < 1:  # a first verification gives two
         raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
-    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
-    ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
-    same = _same(policies)
-    timed = {name: way for name, way in ways.items() if same.get(name) not in ways}
-    reading = Reading(model, batch_size, len(prompts[0]) + new_tokens // 2)
-    bench = _Bench(timed, reading, batches, new_tokens, rounds, echo)
-    with torch.inference_mode():
-        bench.run()
-    shape = {"batch": batch_size, "texts": len(prompts)}
-    shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
-    where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
-    rows = []
-    for name in ways:
-        key = name if name in bench.made else same.get(name)
-        if key not in bench.made:
-            continue  # what could not be compiled
-        cost = _cost(model, name, policies, losses, bench.made[key], test)
-        by_token = batch_size > 1 and cost["decoded_asks"]  # then a row runs loops for others
-        products = None
-        if cost["decoded_loops"] and name not in UNCACHED and not by_token:
-            products = cost["decoded_loops"], cost["decoded_heads"]
-        rows.append({"way": name} | shape | cost | bench.columns(key, products) | where)
-    for name in (READING, READING_ALL):
-        columns = bench.reading_columns(name, model.config.n_loops)
-        rows.append({"way": name} | shape | dict.fromkeys(COLUMNS) | columns | where)
-    return rows
-
-
-def _same(policies: Mapping[str, Policy]) -> dict[str, str]:
-    """Of each policy that is equal to an earlier one, the earlier one's name."""
-    first: dict[Policy, str] = {}
-    for name, policy in policies.items():
-        first.setdefault(policy, name)
-    return {name: first[policy] for name, policy in policies.items() if first[policy] != name}
 
 
 def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) -> dict[str, Way]:
     ways = {name: way for name, way in ways.items() if not name.endswith(tuple(left_out))}
-    if not only:
-        return ways
-    chosen = [name for name in ways if any(text in name for text in only)]
+    chosen = [name for name in ways if any(text in name for text in only or [""])]
     if not chosen:
         raise InputError(
             f"no way of decoding has {' or '.join(map(repr, only))} in its name; they are "
@@ -218,145 +173,131 @@ def _cost(
     }
 
 
+@dataclass
 class _Bench:
     """Times the ways in turn, with all threads and with one; each round begins with another way."""
 
-    def __init__(
-        self,
-        ways: dict[str, Way],
-        reading: Reading,
-        batches: Sequence[Prompts],
-        new_tokens: int,
-        rounds: int,
-        echo: Callable[[str], None] | None,
-    ):
-        self.ways, self.reading, self.batches = ways, reading, batches
-        self.new_tokens, self.rounds, self.echo = new_tokens, rounds, echo or (lambda text: None)
+    model: CRT
+    ways: dict[str, Way]
+    prompts: Prompts
+    batch_size: int
+    new_tokens: int
+    rounds: int
+    echo: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        starts = range(0, len(self.prompts), self.batch_size)
+        self.batches = [self.prompts[i : i + self.batch_size] for i in starts]
+        length = len(self.prompts[0]) + self.new_tokens // 2  # the mean
+        self.reading = Reading(self.model, self.batch_size, length)
         self.threads = list(dict.fromkeys((torch.get_num_threads(), 1)))
         self.suffixes = dict(zip(self.threads, ("", "_1"), strict=False))  # of columns
-        self.times: dict[tuple[int, str], Timing] = {}
-        self.read: dict[tuple[int, str], list[dict[str, float]]] = {}
+        # of each way: rounds of (batches, new tokens), the seconds that each token was waited for
+        self.times: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
+        self.read: dict[int, list[np.ndarray]] = defaultdict(list)
         self.made: dict[str, list[Any]] = {}
 
     def run(self) -> None:
         """Warm up, say how long it takes, and measure."""
         self._warm_up()
-        for threads in self.threads:
-            with use_threads(threads):
-                self._measure(threads)
+        try:
+            for threads in self.threads:
+                torch.set_num_threads(threads)
+                for round_ in range(self.rounds):
+                    self._measure(threads, round_)
+        finally:
+            torch.set_num_threads(self.threads[0])
 
-    def columns(self, name: str, products: tuple[float, float] | None) -> dict[str, Any]:
-        """Of a way; `products`: the loops and heads that its new tokens are multiplied with."""
+    def columns(self, name: str, loops: float | None = None, heads: float = 1) -> dict[str, Any]:
+        """Of a way; `loops` and `heads`: whose weights a token of it reads, if for itself alone."""
         columns: dict[str, Any] = {}
         for threads, suffix in self.suffixes.items():
-            own = self.times.get((threads, name))
-            if own is None:
+            if (threads, name) not in self.times:
                 continue
-            full = self.times[threads, FULL].rounds[: len(own.rounds)]
-            columns |= own.columns(suffix)
-            columns[f"speedup{suffix}"] = float(np.median(np.array(own.rounds) / full))
-            if products is not None:
-                for reading, share in ((READING, "bound_share"), (READING_ALL, "bound_share_all")):
-                    least = self._least(threads, reading, *products)
-                    columns[share + suffix] = least * 1e3 / columns[f"ms{suffix}"]
-        return columns | {"rounds": len(self.times[self.threads[0], name].rounds)}
+            waits, speeds = np.stack(self.times[threads, name]), self._speeds(threads, name)
+            low, ms, high = 1e3 * np.nanpercentile(waits[..., 1:], (5, 50, 95))
+            own = {"tokens_per_second": np.median(speeds), "ms": ms, "ms_p5": low, "ms_p95": high}
+            own["first_ms"] = 1e3 * np.median(waits[..., 0])
+            own["speedup"] = np.median(speeds / self._speeds(threads, FULL)[: len(speeds)])
+            if loops:
+                least = self._bound_ms(threads, loops, heads) / ms
+                own |= dict(zip(("bound_share", "bound_share_all"), least, strict=True))
+            columns |= {column + suffix: float(value) for column, value in own.items()}
+        return columns | {"rounds": len(self.times[self.threads[0], name])}
 
-    def reading_columns(self, name: str, n_loops: int) -> dict[str, Any]:
-        """Of a reading at full depth: milliseconds a step, and the tokens/s that it allows."""
-        columns: dict[str, Any] = {}
+    def bounds(self) -> list[dict[str, Any]]:
+        """Rows of the readings at full depth: milliseconds a step, the tokens/s that it allows."""
+        rows: list[dict[str, Any]] = [{"way": name, "rounds": self.rounds} for name in READINGS]
         for threads, suffix in self.suffixes.items():
-            seconds = self._least(threads, name, n_loops, 1)
-            columns[f"tokens_per_second{suffix}"] = len(self.batches[0]) / seconds
-            columns[f"ms{suffix}"] = seconds * 1e3
-        return columns | {"rounds": self.rounds}
+            least = self._bound_ms(threads, self.model.config.n_loops, 1).tolist()
+            for row, ms in zip(rows, least, strict=True):
+                row |= {f"tokens_per_second{suffix}": 1e3 * self.batch_size / ms, f"ms{suffix}": ms}
+        return rows
 
-    def _least(self, threads: int, reading: str, loops: float, heads: float) -> float:
-        parts = self.read[threads, reading]
-        part = {name: float(np.median([part[name] for part in parts])) for name in parts[0]}
-        return part["embedding"] + loops * part["loop"] + heads * part["head"]
+    def _speeds(self, threads: int, name: str) -> np.ndarray:
+        """Tokens/s of each round, first tokens apart."""
+        waits = np.stack(self.times[threads, name])[..., 1:]
+        return self.batch_size / np.nanmean(waits, (1, 2))
+
+    def _bound_ms(self, threads: int, loops: float, heads: float) -> np.ndarray:
+        """Without and with keys and values, (2,)."""
+        reads = [(1, loops, 0, heads), (1, loops, loops, heads)]
+        return 1e3 * np.array(reads) @ np.median(self.read[threads], 0)
 
     def _warm_up(self) -> None:
         started, seconds, tokens = time.perf_counter(), 0.0, min(WARM_UP, self.new_tokens)
-        for name in list(self.ways):
+        for name, way in list(self.ways.items()):
             try:
                 for _ in range(2):
-                    once = Timing()
-                    self.ways[name](self.batches[0], tokens, _Clock(once, len(self.batches[0])))
-            except InputError as error:
-                self.echo(f"{name} is left out: {error}")
+                    _, waits = _timed(way, self.batches[0], tokens)
+            except RuntimeError as error:
+                if not name.endswith(COMPILED):
+                    raise
+                self.echo(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
                 del self.ways[name]
                 continue
-            a_batch = once.first[0] + (self.new_tokens - 1) * float(np.median(once.waits))
             times = 1 if name in UNCACHED else len(self.batches) * self.rounds * len(self.threads)
-            seconds += a_batch * times
+            seconds += times * (waits[0] + (self.new_tokens - 1) * np.nanmedian(waits[1:]))
         took = time.perf_counter() - started
         self.echo(
-            f"{len(self.batches[0])} at a time: {len(self.ways)} ways, {self.rounds} rounds, "
+            f"{self.batch_size} at a time: {len(self.ways)} ways, {self.rounds} rounds, "
             f"{' and '.join(map(str, self.threads))} threads; warmed up in {took:.0f} s, about "
             f"{seconds:.0f} s to go"
         )
 
-    def _measure(self, threads: int) -> None:
-        names = list(self.ways)
-        if threads != self.threads[0]:
+    def _measure(self, threads: int, round_: int) -> None:
+        names = [*self.ways]
+        if (threads, round_) != (self.threads[0], 0):
             names = [name for name in names if name not in UNCACHED]
-        for round_ in range(self.rounds):
-            begin = round_ * len(names) // self.rounds
-            for name in names[begin:] + names[:begin]:
-                if name not in UNCACHED:
-                    self._time(threads, name, self.batches)
-                elif round_ == 0:
-                    self._time(threads, name, self.batches[:1])
-                for reading, everything in ((READING, False), (READING_ALL, True)):
-                    found = self.read.setdefault((threads, reading), [])
-                    found += [self.reading(everything) for _ in range(READINGS)]
+        begin = round_ * len(names) // self.rounds
+        for name in names[begin:] + names[:begin]:
+            batches = self.batches[:1] if name in UNCACHED else self.batches
+            found = [_timed(self.ways[name], batch, self.new_tokens) for batch in batches]
+            self.made[name] = [one for made, _ in found for one in made]
+            self.times[threads, name].append(np.stack([waits for _, waits in found]))
+            self.read[threads] += [self.reading() for _ in range(OFTEN)]
             if round_ == 0:
-                for name in names:
-                    own = self.times[threads, name]
-                    ms = own.columns()["ms"]
-                    self.echo(f"  {threads} threads, {name}: {own.speed:.0f} tokens/s, {ms:.2f} ms")
-            else:
-                speed = self.times[threads, FULL].speed
-                self.echo(f"  round {round_ + 1} of {self.rounds}: full depth {speed:.0f} tokens/s")
-
-    def _time(self, threads: int, name: str, batches: Sequence[Prompts]) -> None:
-        own = self.times.setdefault((threads, name), Timing())
-        made, before = [], len(own.waits)
-        for batch in batches:
-            made += self.ways[name](batch, self.new_tokens, _Clock(own, len(batch)))
-        waits = own.waits[before:]
-        own.rounds.append(len(batches[0]) * len(waits) / sum(waits))
-        self.made[name] = made
+                row = self.columns(name)
+                speed, ms = (row[column + self.suffixes[threads]] for column in SHOWN)
+                self.echo(f"  {threads} threads, {name}: {speed:.0f} tokens/s, {ms:.2f} ms")
+        self.echo(f"  {threads} threads: round {round_ + 1} of {self.rounds} done")
 
 
-class _Clock:
-    """Called with the new tokens of `rows` rows: writes down how long they were waited for.
+def _timed(way: Way, prompts: Prompts, new_tokens: int) -> tuple[Any, np.ndarray]:
+    """What the way made, and the seconds that each new token of a row was waited for.
 
-    Tokens that come together share their wait.
+    Tokens that come together share their wait; beside the first one they have none.
     """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    marks, steps = [time.perf_counter()], []
 
-    def __init__(self, timing: Timing, rows: int):
-        self.timing, self.rows = timing, rows
-        self.last, self.begun = time.perf_counter(), False
+    def each(tokens: list[int]) -> None:
+        wait(device)
+        marks.append(time.perf_counter())
+        steps.append(len(tokens) // len(prompts))
 
-    def __call__(self, tokens: list[int]) -> None:
-        wait("cuda" if torch.cuda.is_available() else "cpu")
-        now = time.perf_counter()
-        if self.begun:
-            steps = len(tokens) // self.rows
-            self.timing.waits += [(now - self.last) / steps] * steps
-        else:
-            self.begun = True
-            self.timing.first.append(now - self.last)
-        self.last = now
-
-
-@contextmanager
-def use_threads(threads: int) -> Iterator[None]:
-    """Compute with that many threads, and afterwards with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    made = way(prompts, new_tokens, each)
+    waits = np.repeat(np.diff(marks) / steps, steps)
+    waits[: steps[0]] = np.nan
+    waits[0] = marks[1] - marks[0]
+    return made, waits

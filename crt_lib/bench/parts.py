@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crt_lib import model as model_module
+from crt_lib import kernels
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
 from crt_lib.config import ModelConfig
-from crt_lib.kernels import Recomputing
 from crt_lib.model import CRT
 from crt_lib.runs.machine import wait
 
@@ -33,8 +32,7 @@ class Clock:
     def __init__(self, device: str):
         self.device, self.part = device, OTHER
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._held = self._backward = False
-        self._since = time.perf_counter()
+        self._held, self._since = False, time.perf_counter()
 
     def switch(self, part: str) -> None:
         """From now on, time is of `part`."""
@@ -46,51 +44,33 @@ class Clock:
         self._since, self.part = now, part
 
     @contextlib.contextmanager
-    def backward(self) -> Iterator[None]:
-        """A context for the backward pass: activations that are computed there are recomputed."""
-        self._backward = True
-        try:
-            yield
-        finally:
-            self._backward = False
-            self.switch(OTHER)
-
-    @contextlib.contextmanager
     def watch(self, model: CRT) -> Iterator[None]:
         """A context in which the parts of `model` are timed.
 
-        embedding: all of it; attention; convolution: a cycle's, with its mixing of channels; MLP: a
-        cycle without its convolution; heads: products with the vocabulary matrix and the losses.
-        Recomputing activations is a part of its own; norms outside of cycles and sums are other.
+        convolution: a cycle's, with its mixing of channels; MLP: the rest of a cycle; heads: what
+        is outside of blocks, most of it products with the vocabulary matrix and the losses.
         """
-        blocks = [model.block, *model.prelude]
-        cycles = [cycle for block in blocks for cycle in block.trm.cycles]
-        parents = {cycle: ("MLP", OTHER) for cycle in cycles}
-        parents |= {c.conv: ("convolution", "MLP") for c in cycles if c.has_conv}
-        parents |= {block.attention: ("attention", OTHER) for block in blocks}
-        parents[model.embed] = ("embedding", OTHER)
-        hooks = [hook for m, (part, of) in parents.items() for hook in self._hooks(m, part, of)]
-        recomputing = [m for m in model.modules() if isinstance(m, Recomputing)]
-        for module in recomputing:
-            module.compute = self._marked(module.compute)
-        losses = model_module.exit_losses
-        model_module.exit_losses = self._heads(losses)
+        inside: dict[nn.Module, tuple[str, str]] = {model.embed: ("embedding", OTHER)}
+        for block in (model.block, *model.prelude):
+            inside |= {block: (OTHER, "heads"), block.attention: ("attention", OTHER)}
+            inside |= {cycle: ("MLP", OTHER) for cycle in block.trm.cycles}
+            inside |= {c.conv: ("convolution", "MLP") for c in block.trm.cycles if c.has_conv}
+        hooks = [hook for module, pair in inside.items() for hook in self._hooks(module, *pair)]
+        frozen = kernels.frozen_running_statistics
+        kernels.frozen_running_statistics = self._recomputing(frozen)
         try:
             yield
         finally:
-            model_module.exit_losses = losses
-            for module in recomputing:
-                del module.compute
+            kernels.frozen_running_statistics = frozen
             for hook in hooks:
                 hook.remove()
 
-    def _hooks(self, module: nn.Module, part: str, of: str) -> list[Any]:
+    def _hooks(self, module: nn.Module, part: str, outside: str) -> list[Any]:
         def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, *rest = inputs
-            return self._pass(x, of, part), *rest
+            return self._pass(inputs[0], outside, part), *inputs[1:]
 
         def leave(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            return self._pass(output, part, of)
+            return self._pass(output, part, outside)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
@@ -100,25 +80,20 @@ class Clock:
         self.switch(after)
         return x
 
-    def _marked(self, compute: Any) -> Any:
-        def run(*inputs: Any) -> Tensor:
-            if not self._backward:
-                return compute(*inputs)
+    def _recomputing(self, frozen: Any) -> Any:
+        """`frozen`, the context of a recomputation, with its time apart."""
+
+        @contextlib.contextmanager
+        def run(module: nn.Module) -> Iterator[None]:
             part = self.part
             self.switch(RECOMPUTED)
             self._held = True
             try:
-                return compute(*inputs)
+                with frozen(module):
+                    yield
             finally:  # torch ends a recomputation by an exception where it has all it needs
                 self._held = False
                 self.switch(part)
-
-        return run
-
-    def _heads(self, losses: Any) -> Any:
-        def run(exits: list[Tensor], *rest: Any) -> list[Tensor]:
-            exits = [self._pass(x, OTHER, "heads") for x in exits]
-            return [self._pass(loss, "heads", OTHER) for loss in losses(exits, *rest)]
 
         return run
 
@@ -139,12 +114,11 @@ class _Mark(torch.autograd.Function):
 def part_bounds(
     config: ModelConfig, rows: int, seq_len: int, peak: float, bandwidth: float
 ) -> dict[str, float]:
-    """Seconds below which each part of a step cannot take less, by part of PARTS.
+    """Seconds that each part of a step takes at least, by part of PARTS.
 
-    Products: six FLOPs a multiply-add of the forward pass (it and the backward pass, nothing
-    recomputed) at `peak` FLOP/s. The depthwise convolution and AdamW with the clipping before it:
-    their bytes, in float32, at `bandwidth` bytes/s; what stays in cache can be faster. No bound for
-    recomputation and other: all they take is lost.
+    Products: six FLOPs a multiply-add of the forward pass at `peak` FLOP/s. The depthwise
+    convolution and AdamW with the clipping before it: their bytes, in float32, at `bandwidth`
+    bytes/s. None for recomputation and other: all they take is lost.
     """
     positions = rows * seq_len
     counts = multiply_adds(config, seq_len)

@@ -1,6 +1,5 @@
 """`crt bench quantize`: what 8-bit weights lose, by exit, and the memory they take."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from crt_lib.audit.compare import by_document
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.products import QUANTIZE
 from crt_lib.cached.step import Step
 from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.exits.trace import document_or_window
@@ -22,7 +20,7 @@ from crt_lib.text.tokenizer import TokenizedCorpus
 
 @torch.inference_mode()
 def bench_quantize(
-    model: CRT, data: TokenizedCorpus, seq_len: int, *, rows: int = 8, max_tokens: int = 16_384
+    model: CRT, data: TokenizedCorpus, seq_len: int, *, rows: int, max_tokens: int
 ) -> list[dict[str, Any]]:
     """A row an exit: loss of the first `max_tokens` of test in float32 and in 8 bits, honestly.
 
@@ -30,53 +28,40 @@ def bench_quantize(
     other. `word_ppl_ratio` is exp(what is lost a word); `low` and `high` its 95 % interval over
     documents. `weight_mb`: of the weights as they lie. Raises InputError as `Layout`.
     """
-    ids, was_training = data.test.ids[:max_tokens], model.training
-    model.eval()
-    try:
-        ways = {
-            way: _losses(model, ids, data.tokenizer.eot_id, seq_len, rows, way)
-            for way in (None, *QUANTIZE)
-        }
-    finally:
-        model.train(was_training)
+    ids, eot_id = data.test.ids[:max_tokens], data.tokenizer.eot_id
     a_word = len(data.test.ids) / data.test.n_words  # tokens
     document = document_or_window(data, "test", seq_len)[0][: len(ids)]
-    plain, held = ways[None]
+    plain, size = _losses(model, ids, eot_id, seq_len, rows, None)
+    rounded, rounded_size = _losses(model, ids, eot_id, seq_len, rows, "int8")
     made = []
-    for way in QUANTIZE:
-        found, held_in_way = ways[way]
-        for loop in model.config.head_loops:
-            (more,) = by_document(document, (found[loop] - plain[loop])[:, None])
-            row: dict[str, Any] = {"quantize": way, "exit": loop, "rows": rows, "tokens": len(ids)}
-            row |= {"loss": float(plain[loop].mean()), "quantized_loss": float(found[loop].mean())}
-            ends = {"word_ppl_ratio": more.mean, "low": more.low, "high": more.high}
-            row |= {name: math.exp(a_word * nats) for name, nats in ends.items()}
-            row |= {"weight_mb": held / 1e6, "quantized_weight_mb": held_in_way / 1e6}
-            made.append(row | measured_on())
+    for loop, before, after in zip(model.config.head_loops, plain, rounded, strict=True):
+        (more,) = by_document(document, (after - before)[:, None])
+        ratio, low, high = np.exp(a_word * np.array([more.mean, more.low, more.high])).tolist()
+        row: dict[str, Any] = {"quantize": "int8", "exit": loop, "rows": rows, "tokens": len(ids)}
+        row |= {"loss": float(before.mean()), "quantized_loss": float(after.mean())}
+        row |= {"word_ppl_ratio": ratio, "low": low, "high": high}
+        row |= {"weight_mb": size / 1e6, "quantized_weight_mb": rounded_size / 1e6}
+        made.append(row | measured_on())
     return made
 
 
 def _losses(
     model: CRT, ids: np.ndarray, eot_id: int, seq_len: int, rows: int, quantize: str | None
-) -> tuple[dict[int, np.ndarray], int]:
-    """Nats of each token by exit, and the bytes of the weights."""
-    found: dict[int, list[np.ndarray]] = {loop: [] for loop in model.config.head_loops}
-    held = 0
+) -> tuple[np.ndarray, int]:
+    """Nats of each token at each exit (exits, tokens), and the bytes of the weights."""
+    found, size = [], 0
     for batch in evaluation_windows(ids, seq_len, rows, eot_id):
         count, length = batch.inputs.shape
         memory = Memory(model.config, count, length, model.loop_encoding)
         step = Step(model, memory, quantize)
-        held = sum(step.layout.sizes)
-        scored = (batch.targets != NOT_SCORED).numpy()
-        losses = torch.empty(len(found), *batch.targets.shape)
-        for at in range(length):
-            for index, logits in enumerate(_every_exit(step, batch.inputs[:, at])):
-                losses[index, :, at] = F.cross_entropy(
-                    logits, batch.targets[:, at], reduction="none", ignore_index=NOT_SCORED
-                )
-        for loop, own in zip(found, losses.double().numpy(), strict=True):
-            found[loop].append(own[scored])
-    return {loop: np.concatenate(parts) for loop, parts in found.items()}, held
+        losses = [
+            [F.cross_entropy(z, targets, reduction="none") for z in _every_exit(step, inputs)]
+            for inputs, targets in zip(batch.inputs.T, batch.targets.T, strict=True)
+        ]
+        by_exit = torch.stack([torch.stack(own) for own in losses], -1)  # (exits, B, T)
+        found.append(by_exit[:, batch.targets != NOT_SCORED].double().numpy())
+        size = sum(step.layout.sizes)
+    return np.concatenate(found, 1), size
 
 
 def _every_exit(step: Step, ids: Tensor) -> Iterator[Tensor]:

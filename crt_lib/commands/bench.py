@@ -7,7 +7,7 @@ import typer
 
 from crt_lib.commands import options
 from crt_lib.config import ModelConfig
-from crt_lib.files import read_rows, write_rows
+from crt_lib.files import write_rows
 from crt_lib.runs.profiles import load_profile
 
 bench_app = typer.Typer(
@@ -38,13 +38,22 @@ def bench_train(
     """A training step as released against ours: tokens/s, memory, MFU, and the time by part."""
     config = ModelConfig().replace(**options.settings(changes))
 
-    from crt_lib.bench.training import bench_training, keep_others, print_bench
+    from crt_lib.bench.table import Table
+    from crt_lib.bench.training import CASE, bench_training
+    from crt_lib.text.corpus import load_corpus
+    from crt_lib.text.tokenizer import load_tokenizer, tokenize
 
-    rows, parts = bench_training(config, corpus, tokenizer, batch_size, seq_len, steps, precision)
-    print_bench(rows, parts)
+    source = load_corpus(corpus)
+    data = tokenize(source, load_tokenizer(tokenizer, source))
+    rows, parts = bench_training(config, data, batch_size, seq_len, steps, precision)
+    options.show_rows(rows + parts, None)
+    for name in ("useful_tokens_per_second", "peak_memory_bytes"):
+        typer.echo(f"{name}: {rows[1][name] / rows[0][name]:.2f}x")
+    most = max(parts, key=lambda row: row["share_of_lost"])
+    typer.echo(f"most is lost in {most['part']}: {most['share_of_lost']:.0%} of it")
     if out is not None:
-        for path, new in ((out, rows), (out.with_name(f"{out.stem}_parts.csv"), parts)):
-            write_rows(path, keep_others(read_rows(path) if path.exists() else [], new))
+        Table(out, *CASE).put(rows)
+        Table(out.with_name(f"{out.stem}_parts.csv"), *CASE).put(parts)
 
 
 @bench_app.command("decode")
@@ -122,7 +131,7 @@ def bench_cost_command(
     out: Annotated[Path | None, typer.Option(help="Folder for cost.csv.")] = None,
 ) -> None:
     """Cost against size: tokens/s and peak memory by batch, length, loops, width and threads."""
-    from crt_lib.bench.cost import bench_cost
+    from crt_lib.bench.step import bench_cost
 
     rows = bench_cost(seconds, echo=typer.echo)
     if out is not None:

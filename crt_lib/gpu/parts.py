@@ -4,40 +4,25 @@ Each part has a process of its own, so that a crash, a full GPU or a hang ends n
 of the time, and an entry in manifest.json. A second call goes on: what is done is not done again.
 """
 
-import contextlib
 import json
 import multiprocessing
 import os
-import subprocess
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from crt_lib.files import (
-    InputError,
-    locked,
-    read_rows,
-    stop_signals,
-    write_json,
-    write_rows,
-)
+from crt_lib.files import InputError, locked, write_json
 from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.manifest import library_sha256, now, run_environment
 
 TO_BEGIN = 5  # seconds that must be left to begin a part
 TO_STOP = 5  # seconds that a part has from the signal to its end
 Row = dict[str, Any]
-
-
-class Unfinished(Exception):
-    """Why a part stopped before its end; another call goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the whole; `run` raises `Unfinished` when its time is up, else it has failed.
+    """A part of the whole. `run` keeps each result as it comes: it is ended when its time is up.
 
     `share`: of the time that is left, against those of the parts that wait with it.
     """
@@ -65,182 +50,96 @@ class Part:
     run: Callable[[Job], None]
 
 
-class Table:
-    """A CSV file that is written anew, atomically, with every row that is added.
-
-    `key`: the columns that tell rows apart.
-    """
-
-    def __init__(self, path: Path, *key: str):
-        self.path, self.key = path, key
-        self.rows = read_rows(path) if path.is_file() else []
-
-    def find(self, *key: Any) -> list[Row]:
-        """The rows of this key."""
-        return [row for row in self.rows if self._key(row) == key]
-
-    def put(self, rows: Sequence[Row]) -> None:
-        """Add `rows`, in place of those of the same key."""
-        new = {self._key(row) for row in rows}
-        self.rows = [row for row in self.rows if self._key(row) not in new] + list(rows)
-        write_rows(self.path, self.rows)
-
-    def _key(self, row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in self.key)
-
-
-def run_parts(
-    parts: Sequence[Part],
-    out: Path,
-    *,
-    minutes: float,
-    toy: bool,
-    command: str,
-) -> bool | None:
+def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) -> bool:
     """Run the parts that `out` does not hold yet, for `minutes` in all; whether all are done.
 
-    None if a signal stopped it. Raises InputError when `out` is of the other size (`toy`), holds
-    something else or is being written by another process.
+    Raises InputError when `out` is of the other size (`toy`), holds something else or is being
+    written by another process.
     """
-    until = time.time() + 60 * minutes - TO_STOP
-    with locked(out / "manifest.json", wait=False), stop_signals() as stopped:
-        manifest = _read_manifest(out / "manifest.json", toy)
-        manifest["calls"].append({"command": command, "minutes": minutes, "started": now()})
-        entries: dict[str, Row] = manifest["parts"]
-        waiting = [p for p in parts if entries.get(p.name, {}).get("status") != "done"]
+    until, path = time.time() + 60 * minutes - TO_STOP, out / "manifest.json"
+    with locked(path, wait=False):
+        manifest: dict[str, Any] = {"rehearsal": toy, "calls": [], "parts": {}}
+        if path.exists():
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("rehearsal") != toy:
+            kind = "measurements" if toy else "a rehearsal"
+            raise InputError(f"{out} holds {kind} or something else; use another folder")
+        asked = [part.name for part in parts]
+        manifest["calls"].append({"parts": asked, "minutes": minutes, "started": now()})
+        write_json(path, manifest)
+        done = [name for name, entry in manifest["parts"].items() if entry["status"] == "done"]
+        waiting = [part for part in parts if part.name not in done]
         for i, part in enumerate(waiting):
-            limit = time_for(part, waiting[i:], until - time.time())
+            shares = sum(other.share for other in waiting[i:])
+            limit = (until - time.time()) * part.share / shares
             if limit < TO_BEGIN:
-                _say(f"{part.name}: not begun, no time is left")
+                say(f"{part.name}: not begun, no time is left")
                 continue
-            _say(f"{part.name}: at most {limit:.0f} s")
-            entries[part.name] = {"status": "running", "started": now()}
-            write_json(out / "manifest.json", manifest)
-            begun = time.time()
-            entries[part.name] |= _run(part, Job(out, toy, begun + limit), stopped)
-            entries[part.name]["seconds"] = round(time.time() - begun, 1)
-            write_json(out / "manifest.json", manifest)
-            entry = entries[part.name]
+            say(f"{part.name}: at most {limit:.0f} s")
+            entry = _run(part, Job(out, toy, time.time() + limit))
             why = f": {entry['error']}" if entry["error"] else ""
-            _say(f"{part.name}: {entry['status']} after {entry['seconds']:.0f} s{why}")
-            if stopped.is_set():
-                return None
-    return all(entries.get(part.name, {}).get("status") == "done" for part in parts)
+            say(f"{part.name}: {entry['status']} after {entry['seconds']:.0f} s{why}")
+            done += [part.name] * (entry["status"] == "done")
+    return all(part.name in done for part in parts)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print it now."""
     print(line, flush=True)
 
 
-def time_for(part: Part, waiting: Sequence[Part], seconds: float) -> float:
-    """What `part` gets of the `seconds` that are left to it and the others that wait."""
-    return seconds * part.share / sum(other.share for other in waiting)
-
-
-def _read_manifest(path: Path, toy: bool) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        rehearsal = manifest["rehearsal"]
-        manifest["calls"], manifest["parts"]
-    except FileNotFoundError:
-        return {"rehearsal": toy, "calls": [], "parts": {}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not of this command ({error!r}); use another folder"
-        ) from error
-    if rehearsal != toy:
-        kind = "a rehearsal" if rehearsal else "measurements"
-        raise InputError(f"{path.parent} holds {kind}; use another folder")
-    return manifest
-
-
-def _run(part: Part, job: Job, stopped: threading.Event) -> Row:
-    """Run `part` in a process until it ends, its time is up or `stopped`; what its entry gets."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(part, job, theirs))
-    with _visible_devices("" if job.toy else None):
-        process.start()
-    theirs.close()
-    told: Row = {}
-    while job.left() > 0 and not stopped.is_set() and process.is_alive() and "status" not in told:
-        if ours.poll(0.1):
-            told |= _receive(ours)
-    process.join(TO_STOP if "status" in told else 0)
-    if process.is_alive():
-        process.terminate()  # a training saves its checkpoint
+def _run(part: Part, job: Job) -> Row:
+    """Run `part` in a process until it ends or its time is up; its entry in the manifest."""
+    begun = time.time()
+    _record(part, job, status="running", error=None, started=now())
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(part, job))
+    process.start()
+    process.join(job.left())
+    late = process.is_alive()
+    if late:
+        process.terminate()
         process.join(TO_STOP)
         process.kill()
         process.join()
-        why = "stopped by a signal" if stopped.is_set() else "its time was up"
-        told = {"status": "unfinished", "error": why} | told
-    while ours.poll():
-        if not (more := _receive(ours)):
-            break
-        told |= more
-    broken = f"its process ended with code {process.exitcode}"
-    return {"status": "failed", "error": broken, "finished": now()} | told
+    entry = _record(part, job, finished=now(), seconds=round(time.time() - begun, 1))
+    if late:
+        return _record(part, job, status="unfinished", error="its time was up")
+    if entry["status"] == "running":
+        why = f"its process ended with code {process.exitcode}"
+        return _record(part, job, status="failed", error=why)
+    return entry
 
 
-def _receive(pipe: Connection) -> Row:
-    try:
-        return pipe.recv()
-    except EOFError:
-        return {}
+def _record(part: Part, job: Job, **changes: Any) -> Row:
+    """The part's entry in the manifest, changed."""
+    path = job.out / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    entry = manifest["parts"].setdefault(part.name, {})
+    entry.update(changes)
+    write_json(path, manifest)
+    return entry
 
 
-@contextlib.contextmanager
-def _visible_devices(value: str | None) -> Iterator[None]:
-    """What processes that are started meanwhile see of the GPUs; None: all that this one does."""
-    name = "CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(name)
-    if value is not None:
-        os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
-        elif value is not None:
-            del os.environ[name]
-
-
-def _work(part: Part, job: Job, pipe: Connection) -> None:
+def _work(part: Part, job: Job) -> None:
     end_with_parent()
+    if job.toy:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     told: Row = {"status": "done", "error": None}
     try:
-        pipe.send({"environment": environment()})
+        _record(part, job, environment=environment())
         part.run(job)
-    except Unfinished as why:
-        told = {"status": "unfinished", "error": str(why)}
     except Exception as error:  # a part may fail in any way; the others go on
         if not isinstance(error, InputError):
             traceback.print_exc()
         told = {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    pipe.send(told)
+    _record(part, job, **told)
 
 
 def environment() -> dict[str, Any]:
-    """`run_environment`, the library's hash, and of a GPU its driver, memory and precisions."""
+    """`run_environment`, the library's hash, and a GPU's properties and driver."""
     found = run_environment() | {"library_sha256": library_sha256()}
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        found["gpu"] = {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "capability": f"{properties.major}.{properties.minor}",
-            "driver": _driver(),
-            "cuda": torch.version.cuda,
-            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
-            "float32_products": torch.get_float32_matmul_precision(),
-        }
+        driver = Path("/proc/driver/nvidia/version")
+        found["gpu"] = str(torch.cuda.get_device_properties(0))
+        found["driver"] = driver.read_text() if driver.is_file() else None
     return found
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.split("\n")[0].strip()

@@ -1,24 +1,14 @@
-"""`crt gpu`: all that is to be measured on a GPU, in one command for a bare machine.
+"""`crt gpu`: its parts, and how they are run."""
 
-    python -m crt_lib.gpu --out results/gpu [--minutes 9] [--rehearse] [--only PART]
-
-It needs torch, numpy, transformers, accelerate, tokenizers and safetensors with what these bring,
-the checkout (the part decode reads results/small/crt2), and WikiText-2 in `CRT_DATA_ROOT` for the
-part training. Where typer is installed, `crt gpu` is the same. A second call goes on where the
-first one stopped. `--rehearse` runs all of it at toy size on the CPU.
-"""
-
-import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from crt_lib.bench.table import Table
 from crt_lib.files import InputError
 from crt_lib.gpu.checks import run_checks
-from crt_lib.gpu.parts import Job, Part, Table, Unfinished, run_parts
+from crt_lib.gpu.parts import Job, Part, run_parts, say
 from crt_lib.gpu.steps import run_memory, run_steps
 from crt_lib.gpu.training import run_training
 from crt_lib.runs.manifest import checkout_root
@@ -32,17 +22,9 @@ def run_decode(job: Job) -> None:
     judged = analyse(checkout_root() / DECODED)
     table = Table(job.out / "decode.csv", "batch")
     for batch_size in (1, 8):
-        if table.find(batch_size):
-            continue
-        if job.left() < 2:
-            raise Unfinished(f"no time was left for {batch_size} at a time")
-        size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
-        texts = batch_size if job.toy else max(2, batch_size)
-        table.put(judged.bench(batch_size, texts, compiled=not job.toy, echo=_show, **size))
-
-
-def _show(text: str) -> None:
-    print(f"  {text}", flush=True)
+        if not table.find(batch_size):
+            size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
+            table.put(judged.bench(batch_size, 2, compiled=not job.toy, echo=say, **size))
 
 
 PARTS = (  # name, share of the time, what it does
@@ -57,39 +39,19 @@ PARTS = (  # name, share of the time, what it does
 def run_gpu(
     out: Path, *, minutes: float = 9.0, rehearse: bool = False, only: Sequence[str] = ()
 ) -> int:
-    """Run the parts that `out` does not hold; the exit status: 0 done, 1 not all, 143 stopped.
+    """Run the parts that `out` does not hold; the exit status: 0 done, 1 not all.
 
     Raises InputError without a GPU, for an unknown part, for minutes that are not positive, and for
     a folder that holds something else.
     """
     names = [part.name for part in PARTS]
-    for name in only:
-        if name not in names:
-            raise InputError(f"unknown part {name!r}; choose of {', '.join(names)}")
+    if unknown := set(only) - set(names):
+        raise InputError(f"unknown part {min(unknown)!r}; choose of {', '.join(names)}")
     if not minutes > 0:
         raise InputError(f"minutes is {minutes}; it must be positive")
     if not rehearse and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; --rehearse runs at toy size on the CPU")
     chosen = [part for part in PARTS if not only or part.name in only]
-    words = ["crt", "gpu", "--out", str(out), "--minutes", f"{minutes:g}"]
-    words += ["--rehearse"] * rehearse + [f"--only={name}" for name in only]
-    done = run_parts(chosen, out, minutes=minutes, toy=rehearse, command=shlex.join(words))
+    done = run_parts(chosen, out, minutes=minutes, toy=rehearse)
     print(f"tables and manifest: {out}" if done else f"not all is done; go on with {out}")
-    return 143 if done is None else int(not done)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """The command without typer."""
-    parser = argparse.ArgumentParser(prog="python -m crt_lib.gpu", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="folder; a second call goes on")
-    parser.add_argument("--minutes", type=float, default=9.0, help="in all, of this call")
-    parser.add_argument("--rehearse", action="store_true", help="at toy size on the CPU")
-    parser.add_argument("--only", action="append", default=[], help="only this part (repeatable)")
-    given = parser.parse_args(words)
-    try:
-        status = run_gpu(given.out, minutes=given.minutes, rehearse=given.rehearse, only=given.only)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2 if isinstance(error, InputError) else 1
-    sys.exit(status)
+    return int(not done)

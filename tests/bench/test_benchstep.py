@@ -21,7 +21,7 @@ def test_a_row_a_path_and_a_loss_left_as_it_was(monkeypatch):
 
 
 def test_costs_are_shares_of_a_whole_in_falling_order():
-    costs = step_costs(SMOKE, top=3)
+    costs = step_costs(SMOKE)
     shares = [row["share"] for row in costs]
-    assert len(costs) == 3 and shares == sorted(shares, reverse=True)
+    assert len(costs) == 5 and shares == sorted(shares, reverse=True)
     assert 0 < sum(shares) <= 1

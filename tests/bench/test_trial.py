@@ -1,26 +1,27 @@
 """A trial of a few updates, and the prediction that `crt train --dry-run` makes from it."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
+from tiny_models import TINY
 
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.bench import dryrun as costs, trial
-from crt_lib.bench.dryrun import least_memory, predict, scored_positions
-from crt_lib.bench.trial import RandomBatches, Trial, measure_updates, run_trial, with_vocabulary
+from crt_lib.bench import dryrun
+from crt_lib.bench.dryrun import predict
+from crt_lib.bench.process import ask, own_process
+from crt_lib.bench.rehearsal import Rehearsal, rehearse, scored_positions
+from crt_lib.bench.step import run_trial, with_vocabulary
+from crt_lib.bench.trial import Training, Trial, measure_on_random, random_batch
 from crt_lib.config import TrainConfig
+from crt_lib.data import Batch
 from crt_lib.optim import exits_of_update
 from crt_lib.runs.trained import load_data
 
 SMOKE = with_vocabulary(load_profile("smoke"))
-MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, exits=((2, 4),), evaluation=0.01, peak_memory=10**9)
-
-
-def batches_of(profile):
-    train = profile.train
-    return RandomBatches(profile.model.vocab_size, train.seq_len, train.batch_size)
+MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, 1, 10**8)
 
 
 def test_the_vocabulary_is_the_tokenizers():
@@ -30,22 +31,27 @@ def test_the_vocabulary_is_the_tokenizers():
 
 
 def test_random_batches_are_shifted_rows():
-    batch = RandomBatches(11, 6, 3).batch(0, 5)
-    assert batch.inputs.shape == (3, 6) and batch.inputs.max() < 11
+    train = TrainConfig(seq_len=6, batch_size=3)
+    batch = random_batch(TINY, train, 5)
+    assert batch.inputs.shape == (3, 6) and batch.inputs.max() < TINY.vocab_size
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
-    assert torch.equal(batch.inputs, RandomBatches(11, 6, 3).batch(0, 5).inputs)
+    assert torch.equal(batch.inputs, random_batch(TINY, train, 5).inputs)
 
 
 def test_updates_are_those_of_a_training():
     """Every weight moves, and the exits are the ones that `train` would draw."""
-    every = SMOKE.train.replace(exits_trained="all")
-    _, model, _ = measure_updates(SMOKE.model, every, batches_of(SMOKE), 0.0)
-    torch.manual_seed(every.seed)
-    before = type(model)(SMOKE.model).state_dict()
-    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    found, _, _ = measure_updates(SMOKE.model, SMOKE.train, batches_of(SMOKE), 0.0)
-    assert found.exits == (exits_of_update(SMOKE.model.head_loops, 1, SMOKE.train),)
+    every = Training(SMOKE.model, SMOKE.train.replace(exits_trained="all"))
+    before = {name: value.clone() for name, value in every.model.state_dict().items()}
+    every.update(0, random_batch(SMOKE.model, SMOKE.train, 0))
+    assert all(not torch.equal(v, before[name]) for name, v in every.model.state_dict().items())
+    found = measure_on_random(SMOKE.model, SMOKE.train, 0.0)
+    assert found.updates == 1
     assert found.micro_batch > 0 and found.clipping > 0 and found.optimizer > 0
+    one, asked = Training(SMOKE.model, SMOKE.train), []
+    one.loss = lambda inputs, targets, exits: asked.append(exits) or one.model.loop_encoding.sum()
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    one.update(7, Batch(ids, ids))
+    assert asked == [exits_of_update(SMOKE.model.head_loops, 7, SMOKE.train)]
 
 
 def test_a_process_of_its_own_holds_what_its_size_needs():
@@ -56,38 +62,40 @@ def test_a_process_of_its_own_holds_what_its_size_needs():
     assert large.peak_memory - small.peak_memory > 0.8 * held
 
 
-def test_no_memory_is_one_line(monkeypatch):
-    monkeypatch.setattr(trial, "_on_random_ids", out_of_memory)
-    with pytest.raises(InputError, match="more memory than there is here"):
-        run_trial(SMOKE.model, SMOKE.train, 0.0)
+def test_no_memory_is_one_line():
+    with own_process() as process:
+        with pytest.raises(InputError, match="more memory than there is here"):
+            ask(process, out_of_memory)
+        with pytest.raises(InputError, match="more memory than there is here"):
+            ask(process, os._exit, 9)
 
 
-def out_of_memory(*_):
+def out_of_memory():
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 
+def made_up(updates):
+    trial = dataclasses.replace(MADE_UP, updates=updates)
+    return lambda process, function, profile, seconds: Rehearsal(profile, trial, 30, 7.0, 10**9)
+
+
 def test_a_prediction_by_hand(monkeypatch):
-    monkeypatch.setattr(costs, "run_rehearsal", lambda profile, seconds: MADE_UP)
-    profile = load_profile("smoke")
-    profile = profile.replace(train=profile.train.replace(grad_accum=3))
-    found = predict(profile)
+    monkeypatch.setattr(dryrun, "ask", made_up(updates=1))
+    found = predict(SMOKE.replace(train=SMOKE.train.replace(grad_accum=3)))
     assert found.update_seconds == 3 * 2.0 + 0.5 + 0.25
-    data = load_data(profile)
-    valid, test = len(data.valid.ids), len(data.test.ids)
-    lines = 128 * (len(data.valid.lines) + len(data.test.lines))
-    scored = 3 * min(2048, valid) + valid + test + lines
-    assert found.seconds == pytest.approx(30 * 6.75 + 0.01 * scored)
+    assert found.seconds == pytest.approx(30 * 6.75 + 7)
     assert "30 updates of 1,536 positions" in str(found) and "1.00 GB" in str(found)
 
 
 def test_sampled_loops_scale_with_their_work(monkeypatch):
     """Measured at the greatest depth, a mean update of uniformly drawn depths takes less."""
-    full = dataclasses.replace(MADE_UP, exits=((1, 2, 3, 4),))
-    monkeypatch.setattr(costs, "run_rehearsal", lambda profile, seconds: full)
-    profile = load_profile("smoke", "paper")
-    update = predict(profile).update_seconds
-    drawn = profile.replace(train=profile.train.replace(loop_sampling="uniform"))
-    assert 0.4 < predict(drawn).update_seconds / update < 0.8
+    profile, depth = load_profile("smoke", "paper"), SMOKE.model.head_loops
+    seeds = (profile.train.replace(loop_sampling="uniform", seed=seed) for seed in range(100))
+    drawn = next(train for train in seeds if exits_of_update(depth, 1, train) == depth)
+    for updates, least, most in ((1, 0.4, 0.8), (1000, 0.98, 1.02)):
+        monkeypatch.setattr(dryrun, "ask", made_up(updates))
+        update = predict(profile.replace(train=drawn)).update_seconds
+        assert least < update / predict(profile).update_seconds < most
 
 
 @pytest.mark.parametrize("every, updates, validations", [(10, 30, 3), (10, 31, 4), (0, 30, 1)])
@@ -99,17 +107,13 @@ def test_validations_are_counted(every, updates, validations):
     assert scored_positions(profile, data, updates) == 100 * validations + tables
 
 
-def test_what_cannot_fit_is_refused_before_it_is_tried(monkeypatch):
-    monkeypatch.setattr(costs, "machine_memory", lambda: least_memory(SMOKE) - 1)
-    monkeypatch.setattr(costs, "run_rehearsal", lambda *_: pytest.fail("it was tried"))
-    with pytest.raises(InputError, match="needs at least"):
-        predict(SMOKE)
-    longer = SMOKE.replace(train=SMOKE.train.replace(batch_size=16))
-    assert least_memory(longer) > least_memory(SMOKE)
-    kept = longer.replace(train=longer.train.replace(gradient_checkpointing=True))
-    assert least_memory(kept) < least_memory(SMOKE)
-
-
 def test_the_rehearsal_reads_text_validates_and_saves():
-    found = trial._rehearse(SMOKE, 0.0)
-    assert found.evaluation > 0 and len(found.exits) == 1
+    found = rehearse(load_profile("smoke"), 0.0)
+    assert found.profile.model == SMOKE.model and found.updates == 30
+    assert found.evaluation_seconds > 0 and found.trial.updates == 1
+    assert found.peak_memory >= found.trial.peak_memory
+
+
+def test_more_positions_than_the_model_has_are_refused():
+    with pytest.raises(InputError, match="seq_len 4096 is longer than max_seq_len"):
+        predict(SMOKE.replace(train=SMOKE.train.replace(seq_len=4096)))

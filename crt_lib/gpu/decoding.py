@@ -1,0 +1,129 @@
+"""`crt gpu`, checks of decoding, and the small models that the checks compare."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crt_lib.cached.memory import Memory
+from crt_lib.config import ModelConfig
+from crt_lib.data import NOT_SCORED
+from crt_lib.exits.decode import Generated, Sampling, Speculation, generate
+from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.loss import total_loss
+from crt_lib.model import CRT
+from crt_lib.runs.profiles import load_profile
+
+Pairs = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and at which size the checks run: small models without dropout, random tokens."""
+
+    device: torch.device
+    toy: bool
+
+    def model(self, recipe: str, dtype: torch.dtype = torch.float64) -> CRT:
+        """In evaluation mode, no weight at the value that it begins with."""
+        d, heads, vocabulary = (32, 2, 100) if self.toy else (128, 4, 1000)
+        config = load_profile("smoke", recipe).model
+        assert isinstance(config, ModelConfig)  # no check is of a baseline
+        width = {"embed_dim": d} if recipe == "crt2" else {}
+        sizes = {"d_model": d, "n_heads": heads, "vocab_size": vocabulary, "dropout": 0.0}
+        torch.manual_seed(0)
+        model = CRT(config.replace(**sizes, **width))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        return model.to(self.device, dtype).eval()
+
+    def ids(self, rows: int = 3) -> Tensor:
+        """Tokens (rows, length) for the models."""
+        generator, length = torch.Generator().manual_seed(2), 24 if self.toy else 96
+        return torch.randint(100, (rows, length), generator=generator).to(self.device)
+
+    def targets(self) -> Tensor:
+        """What follows the tokens, the last not scored."""
+        targets = self.ids().roll(-1, 1)
+        targets[:, -1] = NOT_SCORED
+        return targets
+
+    def loss(self, model: CRT) -> Tensor:
+        """Eq. 5 on the tokens."""
+        return total_loss(model(self.ids(), targets=self.targets()), 0.3)
+
+
+def _policies(model: CRT, ids: Tensor) -> list[Policy]:
+    """Full depth, a fixed exit, and a threshold that about half of the tokens pass at the first.
+
+    It lies between two scores: at one of them, rounding would decide whether that token exits.
+    """
+    first = model.config.exit_loops[0]
+    with torch.no_grad():
+        scores = model(ids, (first,))[first].softmax(-1).amax(-1).flatten().sort().values
+    half = len(scores) // 2
+    tau = float(scores[half - 1 : half + 1].mean())
+    return [Policy(), Policy(fixed=first), Policy("confidence", tau, tau, 1.0)]
+
+
+def _text(made: Iterable[Generated]) -> Tensor:
+    """Tokens and exits."""
+    return torch.tensor([[one.tokens, one.loops] for one in made])
+
+
+def cache(bench: Bench) -> Pairs:
+    """Tokens and exits decoded with caches and without, three prompts, exits, float64."""
+    prompts = [row[: 3 + 4 * i].tolist() for i, row in enumerate(bench.ids())]
+    n = 6 if bench.toy else 24
+    for recipe in ("paper", "crt2"):
+        model = bench.model(recipe)
+        for policy in _policies(model, bench.ids()):
+            slow = generate(model, prompts, n, policy=policy, cache=False)
+            yield _text(generate(model, prompts, n, policy=policy)), _text(slow)
+
+
+@torch.no_grad()
+def _by_token(model: CRT, ids: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
+    """Logits and loops, a token at a time."""
+    memory = Memory(model.config, len(ids), ids.shape[1], model.loop_encoding)
+    steps = [run_with_exits(model, column, policy, memory) for column in ids.split(1, 1)]
+    return torch.cat([s.logits for s in steps], 1), torch.cat([s.loops for s in steps], 1)
+
+
+@torch.no_grad()
+def exits(bench: Bench) -> Pairs:
+    """Logits and loops with exits: token by token and the exit's own, with a window at once."""
+    model, ids = bench.model("crt2"), bench.ids()
+    for policy in _policies(model, ids):
+        whole = run_with_exits(model, ids, policy)
+        yield from zip(_by_token(model, ids, policy), (whole.logits, whole.loops), strict=True)
+        if policy.fixed:
+            yield model(ids, (policy.fixed,))[policy.fixed], whole.logits
+
+
+@torch.no_grad()
+def decode_half(bench: Bench) -> Pairs:
+    """bfloat16 logits of crt2 token by token with those of a forward pass."""
+    model, ids = bench.model("crt2", torch.bfloat16), bench.ids()
+    last = model.config.n_loops
+    yield _by_token(model, ids, Policy())[0], model(ids, (last,))[last]
+
+
+def speculation(bench: Bench) -> Pairs:
+    """Speculation from every exit with greedy decoding, float64."""
+    prompt, n = bench.ids(1)[0, :9].tolist(), 12 if bench.toy else 48
+    for recipe in ("paper", "crt2"):
+        model = bench.model(recipe)
+        plain = _text(generate(model, [prompt], n))
+        for loop in model.config.exit_loops:
+            yield _text([Speculation(model, loop).generate(prompt, n)]), plain
+
+
+def sampling(bench: Bench) -> Pairs:
+    """Sampled tokens of one seed, twice."""
+    model, prompts = bench.model("crt2", torch.float32), bench.ids(2)[:, :5].tolist()
+    sampling = Sampling(1.0, top_p=0.9)
+    once, again = (generate(model, prompts, 12, sampling=sampling, seed=4) for _ in range(2))
+    yield _text(once), _text(again)
