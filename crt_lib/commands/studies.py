@@ -97,7 +97,8 @@ def report(
     ] = None,
 ) -> None:
     """Rewrite the tables of the pages from the files under results/."""
-    from crt_lib.show.pages import PAGES, record_times, update_page
+    from crt_lib.show.notebooks import record_times
+    from crt_lib.show.pages import PAGES, update_page
     from crt_lib.study.made import check
 
     if times is not None:

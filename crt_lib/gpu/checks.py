@@ -118,10 +118,14 @@ def _otherwise(bench: Bench, recipe: str, half: bool, compiled: bool) -> Pairs:
     plain = _learned(model, bench.loss(model))
     if compiled:  # on a CPU only the tracing is tried, which needs no compiler
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
         model.block.compile(backend="aot_eager" if bench.toy else "inductor")
     with torch.autocast(bench.device.type, torch.bfloat16, enabled=half):
         loss = bench.loss(model)
-    yield from zip(_learned(model, loss), plain, strict=True)
+    learned = _learned(model, loss)
+    if compiled and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+        raise RuntimeError(f"nothing of {recipe} was compiled")
+    yield from zip(learned, plain, strict=True)
 
 
 def _audit(bench: Bench) -> Pairs:

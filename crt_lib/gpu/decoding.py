@@ -76,12 +76,16 @@ def _text(made: Iterable[Generated]) -> Tensor:
 def cache(bench: Bench) -> Pairs:
     """Tokens and exits decoded with caches and without, three prompts, exits, float64."""
     prompts = [row[: 3 + 4 * i].tolist() for i, row in enumerate(bench.ids())]
-    n = 6 if bench.toy else 24
+    n, seen = 6 if bench.toy else 24, set()
     for recipe in ("paper", "crt2"):
         model = bench.model(recipe)
         for policy in _policies(model, bench.ids()):
+            fast = generate(model, prompts, n, policy=policy)
             slow = generate(model, prompts, n, policy=policy, cache=False)
-            yield _text(generate(model, prompts, n, policy=policy)), _text(slow)
+            seen |= {loop for one in fast for loop in one.loops}
+            yield _text(fast), _text(slow)
+    if len(seen) < 2:
+        raise RuntimeError(f"every token exited after loop {seen}: exits were not tried")
 
 
 @torch.no_grad()
@@ -114,11 +118,16 @@ def decode_half(bench: Bench) -> Pairs:
 def speculation(bench: Bench) -> Pairs:
     """Speculation from every exit with greedy decoding, float64."""
     prompt, n = bench.ids(1)[0, :9].tolist(), 12 if bench.toy else 48
+    kept = drafted = 0
     for recipe in ("paper", "crt2"):
         model = bench.model(recipe)
         plain = _text(generate(model, [prompt], n))
         for loop in model.config.exit_loops:
-            yield _text([Speculation(model, loop).generate(prompt, n)]), plain
+            made = Speculation(model, loop).generate(prompt, n)
+            kept, drafted = kept + made.accepted, drafted + made.drafted
+            yield _text([made]), plain
+    if not 0 < kept < drafted:
+        raise RuntimeError(f"{kept} of {drafted} drafts were kept: one outcome was not tried")
 
 
 def sampling(bench: Bench) -> Pairs:

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.step import Step
+from crt_lib.cached.step import Step, Window
 from crt_lib.config import ModelConfig
 from crt_lib.data import check_ids
 from crt_lib.exits.policy import Exited, Policy, leave, run_with_exits
@@ -119,6 +119,23 @@ def check_inputs(
     if cache is not None:
         cache.check_starts(starts)
     return starts if bool(starts.any()) else None
+
+
+def states_of(
+    model: CRT, inputs: Tensor, starts: Tensor | None, cache: CRTCache | None
+) -> list[Tensor]:
+    """The state (B, T, d) that enters loop 1 and those after each; with a cache no gradients."""
+    memory = None if cache is None else cache.room_for(model, inputs, starts)
+    turned = starts if memory is None else None
+    if turned is not None:  # causal: padding after the tokens changes nothing before it
+        inputs = rotate_rows(inputs, turned)
+    run = Window(model, memory)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
+        states = [run.begin(inputs)]
+        for loop in range(1, model.config.n_loops + 1):
+            states.append(run.loop(loop, states[-1]))
+        run.end(model.config.n_loops)
+    return states if turned is None else [rotate_rows(state, -turned) for state in states]
 
 
 def rotate_rows(x: Tensor, by: Tensor) -> Tensor:

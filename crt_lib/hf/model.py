@@ -17,12 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from crt_lib.cached.step import Window
 from crt_lib.config import ModelConfig
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import Policy
 from crt_lib.files import InputError, write_text
-from crt_lib.hf.cache import CRTCache, check_inputs, rotate_rows
+from crt_lib.hf.cache import CRTCache, check_inputs, states_of
 from crt_lib.hf.code import folder_code
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
@@ -207,7 +206,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if exit_policy is not None or (cache is not None and not more):
             output = self._exit(inputs, starts, cache, exit_policy, kept)
         else:
-            states = self._states(inputs, starts, cache)
+            states = states_of(self.model, inputs, starts, cache)
             output = CRTOutput(
                 **self._read_out(states, kept, labels, output_exits, kwargs),
                 past_key_values=cache,
@@ -236,23 +235,6 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         exited = held.run(self.model, inputs, starts, asked, last=last)
         loops = None if policy is None else exited.loops
         return CRTOutput(logits=exited.logits[:, kept], exit_loops=loops, past_key_values=cache)
-
-    def _states(
-        self, inputs: Tensor, starts: Tensor | None, cache: CRTCache | None
-    ) -> list[Tensor]:
-        """The state that enters loop 1 and that after each loop."""
-        model = self.model
-        memory = None if cache is None else cache.room_for(model, inputs, starts)
-        turned = starts if memory is None else None
-        if turned is not None:  # causal: padding after the tokens changes nothing before it
-            inputs = rotate_rows(inputs, turned)
-        run = Window(model, memory)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
-            states = [run.begin(inputs)]
-            for loop in range(1, model.config.n_loops + 1):
-                states.append(run.loop(loop, states[-1]))
-            run.end(model.config.n_loops)
-        return states if turned is None else [rotate_rows(state, -turned) for state in states]
 
     def _read_out(
         self,

@@ -1,16 +1,13 @@
 """The pages: blocks of them are made from the files under results/, no number is typed by hand."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from crt_lib.files import InputError, write_rows, write_text
-from crt_lib.runs.manifest import read_manifest
-from crt_lib.show import timed, trained
-from crt_lib.show.address import Address
+from crt_lib.files import InputError, write_text
+from crt_lib.show import notebooks, timed, trained
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ledger import summary
@@ -61,54 +58,6 @@ def files(results: Path) -> str:
     return table(pd.DataFrame(shown))
 
 
-def record_times(run: Path, results: Path) -> None:
-    """Write results/notebooks.csv: what each notebook of a finished `crt reproduce` took.
-
-    Raises InputError where a notebook is not done.
-    """
-    entries = read_manifest(run, run.name).get("notebooks", {})
-    if not entries or any(entry["status"] != "done" for entry in entries.values()):
-        raise InputError(f"{run} has no finished run of the notebooks; `crt reproduce` first")
-    rows = []
-    for name, entry in entries.items():
-        environment = entry["environment"]
-        row = {"notebook": name, "profile": run.name, "seconds": entry["seconds"]}
-        row |= {"peak_memory_bytes": entry["peak_memory_bytes"], "device": environment["device"]}
-        rows.append(row | {"cpu_count": environment["cpu_count"]})
-    write_rows(results / "notebooks.csv", rows)
-
-
-def notebook_table(results: Path) -> str:
-    """Each notebook's question, as it says it, and what it took in `crt reproduce`."""
-    took = pd.read_csv(results / "notebooks.csv").set_index("notebook")
-    asked = {}
-    for path in sorted((results.parent / "notebooks").glob("[0-9]*.ipynb")):
-        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        question = re.search(r"\*\*Question\.\*\* (.*?)\n\n", text + "\n\n", re.DOTALL)
-        asked[path.stem] = " ".join(question[1].split()) if question else ""
-    first = took.iloc[0]
-    where = f"{first['profile']}, {first['device']}, {first['cpu_count']} cores"
-    made = pd.DataFrame({"question": asked, where: cells(took["seconds"], "{:.0f} s")})
-    made.insert(0, "notebook", [f"[{name}](notebooks/{name}.ipynb)" for name in made.index])
-    return table(made)
-
-
-def ways_in(results: Path) -> str:
-    """Three ways to begin, with the time and memory of the two that were measured."""
-    took = pd.read_csv(results / "notebooks.csv")
-    ours = pd.read_csv(results / "bench" / "train.csv").iloc[1]
-    colab = f"[01_data]({Address.read(results.parent).colab('01_data')})"
-    minutes, cores = took["seconds"].sum() / 60, took["cpu_count"][0]
-    step = f"{ours['rows']} x {ours['seq_len']} tokens, on a CPU"
-    gpu = "`crt train --profile paper --corpus wikitext-2 --vram-limit 6`"
-    return f"""| way | do | time | memory |
-| --- | --- | --- | --- |
-| Colab | open {colab}, run all; the next is linked at its end | as below | as below |
-| laptop | `make reproduce` | {minutes:.0f} minutes on {cores} cores, and a few of installation | \
-{took["peak_memory_bytes"].max() / 1e9:.1f} GB |
-| GPU | {gpu} | not measured yet | {ours["peak_memory_bytes"] / 1e9:.1f} GB: {step} |"""
-
-
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "files": files,
     "claims": claims_summary,
@@ -120,8 +69,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "cost": timed.cost_against_size,
     "decode": timed.decoding,
     "card": trained.model_card,
-    "notebooks": notebook_table,
-    "ways": ways_in,
+    "notebooks": notebooks.notebook_table,
+    "ways": notebooks.ways_in,
 }
 PAGES = {  # page -> the names of its blocks
     "README.md": ("claims", "notebooks", "ways"),

@@ -8,7 +8,8 @@ import pytest
 from crt_lib import InputError
 from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.manifest import update_manifest
-from crt_lib.show.pages import PAGES, notebook_table, record_times, update_page
+from crt_lib.show.notebooks import notebook_table, record_times
+from crt_lib.show.pages import PAGES, update_page
 from crt_lib.show.trained import small_results
 
 ROOT = Path(__file__).parents[2]
