@@ -117,7 +117,7 @@ def remake_results(
     """List what is missing or stale under results/, and make it; go on where it stopped."""
     from crt_lib.study.made import remake
 
-    remake(folder, run=not only_list)
+    raise typer.Exit(1 if remake(folder, run=not only_list) else 0)
 
 
 @app.command()

@@ -104,6 +104,8 @@ def load_pretrained(name: str | Path, *, local: bool = False) -> nn.Module:
 
     Only safetensors: nothing is unpickled. Raises InputError when it cannot be had.
     """
+    from crt_lib.hf import model as _ours  # noqa: F401  transformers then knows our own exports
+
     loader = transformers().AutoModelForCausalLM
     if local and not Path(name).is_dir():
         raise InputError(f"{name} is not a folder; download the model first")

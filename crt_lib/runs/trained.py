@@ -1,4 +1,4 @@
-"""What was trained, read again: model, tokenizer, corpus; its gate, and the average of its last."""
+"""What was trained, read again: model, tokenizer and corpus; its gate, and averaged weights."""
 
 from pathlib import Path
 from typing import Any

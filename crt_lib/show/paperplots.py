@@ -15,6 +15,7 @@ LOOKS = {  # of the paper's values and of the columns of `crt_lib.study.paper`
     "released, as scored": (VERMILION, "v"),
     "released, no padding": (ORANGE, "^"),
     "causal": (GREY, "D"),
+    "causal, 8 loops": (GREY, "P"),
     "crt2": (BLUE, "o"),
 }
 Rows = Sequence[Mapping[str, Any]]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +16,7 @@ from crt_lib.files import InputError, read_rows
 from crt_lib.study.ladder import choose_arms
 from crt_lib.study.search import Trial, documents_file, grid
 
-LIST = "made.csv"  # columns: path, minutes, of, columns, command
+LIST = "made.csv"  # columns: path, minutes, of, needs, command
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Made:
     path: str  # below results/
     minutes: float  # about, on two processor cores
     of: str  # the run whose best checkpoint it measured, or ""
-    columns: tuple[str, ...]  # that are read of a table
+    needs: tuple[str, ...]  # the columns of a table, the files of a run, that are read
     command: str
 
     def fault(self, results: Path) -> str | None:
@@ -34,13 +35,16 @@ class Made:
         if not path.exists():
             return "missing"
         if path.is_dir():
-            return _run_fault(path)
+            return _run_fault(path, self.needs)
         if path.name == "search.csv":
             return _search_fault(path)
-        if not self.columns:
-            return None
-        rows = read_rows(path)
-        lacking = [name for name in self.columns if not rows or name not in rows[0]]
+        try:
+            return self._table_fault(results, read_rows(path)) if self.needs else None
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            return f"stale: it cannot be read ({type(error).__name__})"
+
+    def _table_fault(self, results: Path, rows: list[dict[str, Any]]) -> str | None:
+        lacking = [name for name in self.needs if not rows or name not in rows[0]]
         if lacking:
             return f"stale: it lacks {', '.join(lacking)}"
         if self.of:
@@ -50,13 +54,14 @@ class Made:
         return None
 
 
-def _run_fault(folder: Path) -> str | None:
+def _run_fault(folder: Path, needs: Sequence[str]) -> str | None:
+    lacking = [name for name in ("config.json", *needs) if not (folder / name).exists()]
+    if lacking:
+        return f"missing: {', '.join(lacking)}"
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config_from_dict(config["model"])
         TrainConfig.from_dict(config["train"])
-    except FileNotFoundError:
-        return "missing"
     except (InputError, KeyError, ValueError) as error:
         return f"stale: {error}"
     return None
@@ -92,7 +97,7 @@ def read_list(results: Path) -> list[Made]:
         raise InputError(f"no {path}; give the folder results/ of a checkout")
     table = pd.read_csv(path, keep_default_na=False)
     return [
-        Made(row.path, row.minutes, row.of, tuple(row.columns.split()), row.command)
+        Made(row.path, row.minutes, row.of, tuple(row.needs.split()), row.command)
         for row in table.itertuples()
     ]
 
@@ -115,8 +120,9 @@ def remake(results: Path, *, run: bool, echo: Callable[[str], None] = print) -> 
     faults = {made: fault for made in every if (fault := made.fault(results))}
     for made, fault in faults.items():
         echo(f"{made.path}: {fault}; about {made.minutes:g} minutes: {made.command}")
-    hours = sum({made.command: made.minutes for made in faults}.values()) / 60
-    echo(f"{len(every) - len(faults)} of {len(every)} are there; the others take {hours:.1f} hours")
+    minutes = sum({made.command: made.minutes for made in faults}.values())
+    took = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:g} minutes"
+    echo(f"{len(every) - len(faults)} of {len(every)} are there; the others take {took}")
     if not run:
         return len(faults)
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -108,3 +108,15 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="unknown corpus"):
         write_task(tmp_path / "task", "nothing")
     assert not list(tmp_path.iterdir())
+
+
+def test_our_own_export_is_a_model_to_audit(run):
+    script = "from crt_lib.cli import main; import sys; sys.argv[1:] = ['audit', sys.argv[1]]; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"hf:{run / 'model'}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | OFFLINE,
+    )
+    assert done.returncode == 0 and "verdict: causal" in done.stdout, done.stderr

@@ -13,8 +13,8 @@ COMMITTED = Path(__file__).resolve().parents[2] / "results"
 
 
 def results(tmp_path, *rows):
-    """A results folder with a list of these rows (path, of, columns, command)."""
-    fields = ("path", "of", "columns", "command")
+    """A results folder with a list of these rows (path, of, needs, command)."""
+    fields = ("path", "of", "needs", "command")
     write_rows(
         tmp_path / "made.csv",
         [dict(zip(fields, row, strict=True)) | {"minutes": 1.5} for row in rows],
@@ -63,6 +63,15 @@ def test_a_run_with_a_setting_that_is_gone_is_stale(tmp_path):
     assert fault.startswith("stale: ") and "flux" in fault
 
 
+def test_a_run_without_a_file_and_a_table_that_is_none(tmp_path):
+    folder = results(tmp_path, ("run", "", "results.csv", "train"), ("t.csv", "run", "x", "bench"))
+    shutil.copytree(COMMITTED / "small/tried/1_loop", folder / "run")
+    (folder / "t.csv").write_text("x\n1,2,3\n")
+    assert faults(folder) == ["missing: results.csv", "stale: it cannot be read (TypeError)"]
+    write_rows(folder / "t.csv", [{"x": 1}])
+    assert faults(folder)[1].startswith("stale: it cannot be read")  # nor the sum
+
+
 def test_a_search_lacks_the_trials_that_are_gone_or_were_changed(tmp_path):
     folder = results(tmp_path, ("search.csv", "", "", "search"))
     rows = read_rows(COMMITTED / "small/search.csv")
@@ -87,7 +96,7 @@ def test_what_is_missing_is_listed_made_once_a_command_and_not_again(tmp_path):
     )
     said: list[str] = []
     assert remake(folder, run=False, echo=said.append) == 3
-    assert len(said) == 4 and said[-1] == "0 of 3 are there; the others take 0.1 hours"
+    assert len(said) == 4 and said[-1] == "0 of 3 are there; the others take 3 minutes"
     assert remake(folder, run=True, echo=said.append) == 0
     assert remake(folder, run=True, echo=said.append) == 0
     assert (folder / "calls").read_text() == "called\n"
