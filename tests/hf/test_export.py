@@ -111,9 +111,8 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path):
 
 
 def test_our_own_export_is_a_model_to_audit(run):
-    script = "from crt_lib.cli import main; import sys; sys.argv[1:] = ['audit', sys.argv[1]]; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script, f"hf:{run / 'model'}"],
+        [sys.executable, "-m", "crt_lib.cli", "audit", f"hf:{run / 'model'}"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
