@@ -8,7 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crt_lib.show.plots import BLACK, BLUE, GREY, ORANGE, VERMILION, loop_color, panels, styled
+from crt_lib.show.plots import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILION,
+    loop_color,
+    panels,
+    stack,
+    styled,
+)
 
 LOOKS = {  # of the paper's values and of the columns of `crt_lib.study.paper`
     "paper": (BLACK, "s"),
@@ -51,16 +61,10 @@ def figure_2(
 
 
 def _leaving(ax: Axes, shares: pd.DataFrame) -> None:
-    left = pd.Series(0.0, index=shares.index)
-    for place, exit in enumerate(shares, 1):
-        ax.barh(
-            shares.index, shares[exit], left=left, color=loop_color(place), label=f"exit {exit}"
-        )
-        left += shares[exit]
+    colors = {exit: loop_color(place) for place, exit in enumerate(shares, 1)}
+    stack(ax, shares.T.to_dict(), colors)
     ax.set(xlabel="share of the tokens", xlim=(0, 1), title="(c) Where tokens exit, crt2")
-    ax.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    ax.invert_yaxis()
-    ax.grid(False, axis="y")
+    ax.legend(title="exit", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def _trade(ax: Axes, speeds: pd.DataFrame) -> None:

@@ -225,19 +225,27 @@ def stacked(
 ) -> Figure:
     """A bar a name of its parts, in the order of `colors`; `form` says its whole at its end."""
     figure, (ax,) = panels(8, 1.3 + 0.36 * len(charts))
+    wholes = stack(ax, charts, colors)
+    for place, whole in enumerate(wholes):
+        say(ax, form.format(whole), (whole, place), right=True)
+    ax.set(xlabel=xlabel, xlim=(0, wholes.max() * (1.13 if form else 1)))
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def stack(
+    ax: Axes, charts: Mapping[str, Mapping[Any, float]], colors: Mapping[Any, str]
+) -> np.ndarray:
+    """Draw a bar a name of its parts, in the order of `colors`; returns the bars' wholes."""
     left = np.zeros(len(charts))
     for part, color in colors.items():
         widths = np.array([parts.get(part, 0) for parts in charts.values()])
         if widths.any():
             ax.barh(list(charts), widths, 0.7, left, color=color, label=part, edgecolor="white")
         left += widths
-    for place, whole in enumerate(left):
-        say(ax, form.format(whole), (whole, place), right=True)
-    ax.set(xlabel=xlabel, xlim=(0, left.max() * (1.13 if form else 1)))
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
-    return figure
+    return left
 
 
 @styled

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile
 from crt_lib.study.search import summarise
@@ -40,29 +39,8 @@ def train_both(
     return made
 
 
-def table_3(
-    profile: Profile, data: TokenizedCorpus, out: Path, *, fresh: bool = False
-) -> list[dict[str, Any]]:
-    """A row a variant of Table 3: the paper's loss, and ours with and without the leak.
-
-    `symmetric` and `causal`: nats a token on the first `eval_tokens` of valid, last exit.
-    `deployable`: of the symmetric model when nothing after a token is in its input; for the causal
-    one that is `causal`.
-    """
-    rows, last = [], profile.model.n_loops
-    for variant, paper in PAPER_TABLE_3.items():
-        own = profile.replace(model=profile.model.replace(trm=variant))
-        made = train_both(own, data, f"table_3/{variant}", out, fresh=fresh)
-        losses = {kind: run.metrics[-1][f"valid_loss_{last}"] for kind, run in made.items()}
-        alone = evaluate_deployable(made["symmetric"].model, data.valid.ids, data.tokenizer.eot_id)
-        losses = {"symmetric": losses["symmetric"], "deployable": alone.loss[last]} | losses
-        about = {"seed": profile.train.seed, "updates": profile.train.updates}
-        rows.append({"variant": variant, "paper": paper} | losses | about)
-    return rows
-
-
 def searched_table_3(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`table_3` from rows of `search.search`: means over the seeds, and crt2 besides.
+    """A row a variant of Table 3: the paper's loss, and ours of `search.search`, means over seeds.
 
     Each arm is at the rate tuned for it (`summarise`), of those that were tried (`rates`: how many,
     by recipe). Variants without rows of all three recipes are left out.

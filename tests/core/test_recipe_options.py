@@ -19,21 +19,18 @@ from tiny_models import (
 )
 
 from crt_lib.audit.accounting import count_parameters
-from crt_lib.config import ModelConfig
 from crt_lib.kernels import rotate, turns
 from crt_lib.model import CRT
 
 CASES = OPTIONS | {"all": ALL_OPTIONS}
-WIDE = ModelConfig(
+WIDE = TINY.replace(
     vocab_size=200,
     d_model=96,
     n_heads=4,
     n_loops=3,
     n_cycles=2,
     n_embed_cycles=1,
-    max_seq_len=64,
     exit_loops=(1, 2),
-    dropout=0.0,
 )
 
 

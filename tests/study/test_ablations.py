@@ -16,7 +16,6 @@ from crt_lib.study.ablations import (
     RATES,
     in_words,
     searched_table_3,
-    table_3,
     train_both,
     worth,
 )
@@ -37,15 +36,6 @@ def test_both_differ_in_nothing_else(tmp_path):
     figure = figures.training_losses({name: made.metrics for name, made in both.items()}, 1.5)
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert labels == ["symmetric", "causal", "entropy of the text"]
-
-
-def test_table_3_has_every_variant(tmp_path):
-    rows = table_3(SHORT, load_data(SHORT), tmp_path)
-    assert [row["variant"] for row in rows] == list(PAPER_TABLE_3)
-    for row in rows:
-        assert all(math.isfinite(row[kind]) for kind in ("symmetric", "causal", "deployable"))
-        if row["variant"] == "linear":  # nothing to leak through
-            assert row["symmetric"] == row["causal"]
 
 
 def test_what_a_change_is_worth():
