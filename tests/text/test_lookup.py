@@ -1,4 +1,4 @@
-"""The language of look-ups: its answers follow from its tables, its entropy and chance are exact."""
+"""The language of look-ups: answers follow from tables; its entropy and chance are exact."""
 
 import math
 
