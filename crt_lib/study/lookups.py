@@ -20,8 +20,9 @@ AT_ONCE = 250  # lines
 def right_answers(model: LanguageModel, split: TokenSplit) -> list[dict[str, Any]]:
     """A row for each exit and number of look-ups: how many were `asked`, and the share `right`.
 
-    A line is read by itself and an answer is right where its word is the likeliest of all. Raises
-    InputError for a split that is not of whole lines of the language.
+    Of each line's first question, where no earlier answer can save look-ups; `right_all` is of all
+    questions. A line is read by itself, and an answer is right where its word is the likeliest.
+    Raises InputError for a split that is not of whole lines of the language.
     """
     ids, columns, steps = lines_of(split)
     right: dict[int, list[np.ndarray]] = {}
@@ -35,8 +36,9 @@ def right_answers(model: LanguageModel, split: TokenSplit) -> list[dict[str, Any
     for loop, parts in right.items():
         answered = np.concatenate(parts)
         for needed in np.unique(steps).tolist():
-            of = answered[steps == needed]
-            rows.append({"exit": loop, "steps": needed, "asked": of.size, "right": of.mean()})
+            first = answered[steps[:, 0] == needed, 0]
+            row = {"exit": loop, "steps": needed, "asked": first.size, "right": first.mean()}
+            rows.append(row | {"right_all": answered[steps == needed].mean()})
     return rows
 
 

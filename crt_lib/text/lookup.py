@@ -6,15 +6,16 @@ A line, for the permutation of `ITEMS` letters that it draws:
     pair      -> "c:" "e"          c is sent to e; the pairs stand in a random order
     question  -> "3" "c" "a"       c sent three times through the table is a
 
-The answers follow from the rest, so the entropy is known exactly; and so is the number of
-sequential look-ups that an answer needs.
+No question stands twice in a line. The answers follow from the rest, so the entropy is known
+exactly; and so is the number of sequential look-ups that an answer needs. Later in a line an
+earlier answer can save some: only the first question needs as many as it says.
 """
 
 import math
 
 import numpy as np
 
-ITEMS = 8
+ITEMS = 6
 QUESTIONS = 12
 STEPS = 4  # at most, unless the corpus' name says another number
 LETTERS = [chr(ord("a") + i) for i in range(ITEMS)]
@@ -24,11 +25,14 @@ LENGTH = TABLE + 3 * QUESTIONS + 1  # words of a line, its end included
 
 
 def sample(n_lines: int, seed: int, steps: int = STEPS) -> str:
-    """`n_lines` independent lines, questions of 1..`steps` steps; the same for the same seed."""
+    """`n_lines` independent lines, questions of 1..`steps` steps; the same for the same seed.
+
+    `steps` is at least 2, so that there are as many questions.
+    """
     rng = np.random.default_rng([seed, steps])
     keys, sent = (rng.random((n_lines, ITEMS)).argsort(1) for _ in range(2))
-    asked = rng.integers(1, steps + 1, (n_lines, QUESTIONS))
-    start = rng.integers(ITEMS, size=(n_lines, QUESTIONS))
+    drawn = rng.random((n_lines, steps * ITEMS)).argsort(1)[:, :QUESTIONS]
+    asked, start = drawn // ITEMS + 1, drawn % ITEMS
     at, answer = start, start
     for step in range(1, steps + 1):
         at = np.take_along_axis(sent, at, 1)
@@ -45,10 +49,13 @@ def sample(n_lines: int, seed: int, steps: int = STEPS) -> str:
 def entropy_rate(steps: int = STEPS) -> float:
     """Entropy in nats a word, the line end counted as a word.
 
-    H(line) = 2 log(ITEMS!) for the table and its order + QUESTIONS (log steps + log ITEMS).
+    H(line) = 2 log(ITEMS!) for the table and its order + log(N! / (N - QUESTIONS)!), N being
+    steps * ITEMS: the questions are drawn without putting back.
     """
     table = 2 * math.lgamma(ITEMS + 1)
-    return (table + QUESTIONS * math.log(steps * ITEMS)) / LENGTH
+    possible = steps * ITEMS
+    asked = math.lgamma(possible + 1) - math.lgamma(possible - QUESTIONS + 1)
+    return (table + asked) / LENGTH
 
 
 def chance(step: int) -> float:
