@@ -1,23 +1,30 @@
 """What a model knows of the language of look-ups: right answers by loop and by look-ups needed."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from crt_lib.audit.probes import evaluating
-from crt_lib.config import LanguageModel
+from crt_lib.checkpoint import RunFolder, load_model
 from crt_lib.evaluate import logits_of
-from crt_lib.files import InputError
+from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.model import CRT
+from crt_lib.runs.trained import load_data
+from crt_lib.study.arenas import best_try, find_arena
 from crt_lib.text import lookup
-from crt_lib.text.tokenizer import TokenSplit
+
+if TYPE_CHECKING:
+    from crt_lib.config import LanguageModel
+    from crt_lib.study.trial import Row
+    from crt_lib.text.tokenizer import TokenSplit
 
 AT_ONCE = 250  # lines
 
 
-def right_answers(model: LanguageModel, split: TokenSplit) -> list[dict[str, Any]]:
+def right_answers(model: "LanguageModel", split: "TokenSplit") -> list[dict[str, Any]]:
     """A row for each exit and number of look-ups: how many were `asked`, and the share `right`.
 
     Of each line's first question, where no earlier answer can save look-ups; `right_all` is of all
@@ -42,7 +49,7 @@ def right_answers(model: LanguageModel, split: TokenSplit) -> list[dict[str, Any
     return rows
 
 
-def lines_of(split: TokenSplit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lines_of(split: "TokenSplit") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids of the lines (lines, LENGTH), the columns of their answers, and the look-ups of each."""
     if len(split.ids) % lookup.LENGTH:
         raise InputError(f"the text is not of lines of {lookup.LENGTH} words; use corpus 'lookup'")
@@ -82,3 +89,35 @@ def staircase(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     loops, steps = (sorted({row[name] for row in rows}) for name in ("exit", "steps"))
     share = {(row["exit"], row["steps"]): row["right"] for row in rows}
     return np.array([[share[loop, needed] for needed in steps] for loop in loops])
+
+
+def answers(folder: Path, name: str = "lookup") -> list["Row"]:
+    """The rows of `folder`/`name`/answers.csv, which is made of the arena's trained models.
+
+    `right_answers` of test by arm and seed; runs that are not there yet are added. Raises
+    InputError for a run whose checkpoint is gone.
+    """
+    arena, own = find_arena(name), folder / name
+    path = own / "answers.csv"
+    rows = read_rows(path) if path.exists() else []
+    scored = {(row["arm"], row["seed"]) for row in rows}
+    best = {arm: best_try(own, arena, arm) for arm in arena.arms if _ran(own, arm)}
+    waiting = [
+        (arm, trial)
+        for arm, trials in arena.runs(best).items()
+        for trial in trials
+        if trial.row(read_rows(own / "runs.csv")) and (arm, trial.profile.train.seed) not in scored
+    ]
+    if waiting:
+        test = load_data(waiting[0][1].profile).test
+        for arm, trial in waiting:
+            path_of = RunFolder(trial.folder(own / "checkpoints")).checkpoint("last")
+            labels = {"arm": arm, "seed": trial.profile.train.seed}
+            rows += [labels | row for row in right_answers(load_model(path_of), test)]
+        write_rows(path, rows)
+    return rows
+
+
+def _ran(own: Path, arm: str) -> bool:
+    path = own / "runs.csv"
+    return path.exists() and any(row["arm"] == arm for row in read_rows(path))

@@ -33,32 +33,31 @@ def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
 
 
 def standings(name: str, folder: Path) -> list[Row]:
-    """A row for each arm that has run in an arena whose test was scored by document.
+    """A row for each arm that has run, with its costs.
 
-    `bits`: bits per byte of test at the last exit, the mean of the seeds that ran; `ahead`: OURS
-    minus it, with its 95 % interval (`difference_in_bits`), None where one has fewer than two.
+    Where test was scored by document: `bits`, bits per byte of test at the last exit, the mean of
+    the seeds that ran, and the `mean` of OURS minus it with its 95 % interval, `low` and `high`
+    (`difference_in_bits`), None where one has fewer than two seeds.
     """
     arena, own = find_arena(name), folder / name
     files = own / "runs.csv", documents_file(own / "runs.csv")
     rows, documents = (read_rows(path) if path.exists() else [] for path in files)
-    table, nats = [], {}
-    sizes = np.array([])
-    for arm in arena.arms:
-        mine = [row for row in rows if row["arm"] == arm]
-        of_seed = [
-            [row for row in documents if (row["arm"], row["seed"]) == (arm, run["seed"])]
-            for run in mine
-        ]
-        if not mine:
-            continue
-        nats[arm] = [np.array([row["nll"] for row in scored]) for scored in of_seed]
-        sizes = np.array([row["bytes"] for row in of_seed[0]])
-        bits = float(np.mean([nll.sum() for nll in nats[arm]]) / math.log(2) / sizes.sum())
-        table.append(costs(arena, own, arm, mine) | {"bits": bits})
+    by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in arena.arms}
+    table = [costs(arena, own, arm, runs) for arm, runs in by_arm.items() if runs]
+    if not arena.documents:
+        return table
+    nats: dict[str, list[np.ndarray]] = {}
     for row in table:
-        both = nats.get(OURS, []), nats[row["arm"]]
-        found = None
+        of_seed = [
+            [of for of in documents if (of["arm"], of["seed"]) == (row["arm"], run["seed"])]
+            for run in by_arm[row["arm"]]
+        ]
+        nats[row["arm"]] = [np.array([of["nll"] for of in scored]) for scored in of_seed]
+        sizes = np.array([of["bytes"] for of in of_seed[0]])
+        total = np.mean([nll.sum() for nll in nats[row["arm"]]])
+        both, found = (nats.get(OURS, []), nats[row["arm"]]), None
         if row["arm"] != OURS and min(map(len, both)) > 1:
             found = difference_in_bits(*both, sizes)
+        row["bits"] = float(total / math.log(2) / sizes.sum())
         row |= {name: found and getattr(found, name) for name in ("mean", "low", "high")}
     return table
