@@ -155,7 +155,8 @@ def _fetched(row: dict[str, str]) -> bytes:
         requirements.write_text(f"{row['package']}=={row['version']} --hash=sha256:{row['sha256']}")
         options = ("--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps")
         command = [sys.executable, "-m", "pip", "download", *options, "--only-binary=:all:"]
-        command += [*_WHEELS, "--require-hashes", "-r", str(requirements), "-d", folder]
+        command += [*_WHEELS, "--ignore-requires-python", "--require-hashes"]
+        command += ["-r", str(requirements), "-d", folder]
         pip = subprocess.run(command, capture_output=True, text=True)
         wheel = Path(folder) / row["file"]
         if not wheel.is_file():
