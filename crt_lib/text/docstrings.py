@@ -98,9 +98,9 @@ def prose(docstring: str) -> list[str]:
 
 
 def docstrings(source: bytes) -> Iterator[str]:
-    """The docstrings of a Python source, none where it does not parse as Python 3.11."""
-    with contextlib.suppress(SyntaxError, ValueError):
-        yield from _docstrings_of(ast.parse(source, feature_version=(3, 11)))
+    """The docstrings of a Python source; of a later Python's, none."""
+    with contextlib.suppress(SyntaxError):
+        yield from _docstrings_of(ast.parse(source))
 
 
 def _letters(paragraph: str) -> set[str]:

