@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from crt_lib.audit.probes import evaluating, probe_ids
+from crt_lib.audit.probes import probe_ids
+from crt_lib.cached.step import evaluating
 from crt_lib.config import GPT2Config, ModelConfig, make_model
 from crt_lib.evaluate import Model, logits_of
 from crt_lib.files import InputError
@@ -35,18 +36,6 @@ _PARTS = {
     "block.norm": "block norms",
     "transformer.wte": "token embedding",
     "transformer": "positions and blocks",
-}
-# The columns of a speed report: a row of it has them in these units.
-_SPEED = {
-    "exit": "{}",
-    "loops": "{}",
-    "claimed": "{:.2f}x",
-    "multiply-adds": "{:.2f}M",
-    "by torch": "{:.2f}M",
-    "ratio": "{:.2f}x",
-    "asking heads": "{:.2f}x",
-    "ms": "{:.1f}",
-    "measured": "{:.2f}x",
 }
 
 
@@ -109,21 +98,13 @@ def cycle_multiply_adds(config: ModelConfig) -> dict[str, int]:
     return {"depthwise": k * d if depthwise else 0, "convolution": products, "MLP": mlp}
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each counted once however often it is used."""
-    return sum(p.numel() for p in model.parameters())
-
-
 @dataclass(frozen=True)
 class ParameterReport:
-    """Parameters by part, each counted once; `untied`: the total if each use had its own.
-
-    `sharings`: the total for each way that a CRT of this shape can share its heads.
-    """
+    """Parameters by part, each counted once."""
 
     parts: dict[str, int]
-    untied: int
-    sharings: dict[str, int]
+    untied: int  # the total if each use had its own
+    sharings: dict[str, int]  # the total of a CRT of this shape, by the way its heads are shared
 
     @property
     def total(self) -> int:
@@ -167,34 +148,27 @@ def parameter_report(model: nn.Module | ModelConfig) -> ParameterReport:
 class SpeedReport:
     """A row an exit, the last one the whole model; a model without exits has the one row 0.
 
-    `claimed`: loops of the whole model over its own, which is what counting loops gives. Millions
-    of multiply-adds a token: by the formula, with the exit's own head, and by torch. `ratio`: the
-    whole model's over the exit's; `asking heads`: where each exit on the way asks its head. `ms`
-    of a forward pass, the median; `measured`: the whole model's over the exit's. NaN: not known.
+    Millions of `multiply-adds` a token, with the exit's own head, and `by torch`; `ms` of a forward
+    pass, the median. The whole model's over the exit's: of loops (`claimed`), of multiply-adds
+    (`ratio`, and where each exit on the way asks its head), `measured`. NaN: not known.
     """
 
     positions: int
     rows: tuple[dict[str, float], ...]
 
     def __str__(self) -> str:
-        lines = ["".join(f"{name:>14}" for name in _SPEED)]
-        for row in self.rows:
-            cells = (
-                "-" if math.isnan(row[name]) else how.format(row[name])
-                for name, how in _SPEED.items()
-            )
-            lines.append("".join(f"{cell:>14}" for cell in cells))
-        return "\n".join([*lines, f"forward passes over {self.positions} positions"])
+        lines = [[*self.rows[0]], *([f"{x:.4g}" for x in row.values()] for row in self.rows)]
+        table = ("".join(f"{cell:>14}" for cell in line).replace("nan", "  -") for line in lines)
+        return "\n".join([*table, f"forward passes over {self.positions} positions"])
 
 
 @torch.inference_mode()
 def speed_report(
     model: Model, vocab_size: int, *, seq_len: int = 64, repeats: int = 5
 ) -> SpeedReport:
-    """Loops claimed, multiply-adds counted twice, and time: a pass to each exit of `model`.
+    """Loops claimed, multiply-adds counted twice, and time: `repeats` passes to each exit in turn.
 
-    The passes take turns, `repeats` rounds. torch's counter sees matrix products and convolutions;
-    the depthwise taps, written as products of tensors, are only in the formula.
+    torch's counter does not see the depthwise taps, which are products of tensors.
     """
     ids = probe_ids(model, vocab_size, seq_len, seed=0)
     config: Any = getattr(model, "config", None)
@@ -214,9 +188,8 @@ def speed_report(
             return math.nan
         return sum(multiply_adds(config, seq_len, exits).values()) / 1e6
 
-    rows = []
-    for i, loop in enumerate(exits):
-        row = {
+    rows = (
+        {
             "exit": loop,
             "loops": loop if ours else math.nan,
             "claimed": exits[-1] / loop if ours else math.nan,
@@ -227,7 +200,8 @@ def speed_report(
             "ms": seconds[i] * 1e3,
             "measured": seconds[-1] / seconds[i],
         }
-        rows.append(row)
+        for i, loop in enumerate(exits)
+    )
     return SpeedReport(seq_len, tuple(rows))
 
 

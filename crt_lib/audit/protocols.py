@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from crt_lib.audit.compare import score_documents
+from crt_lib.audit.compare import document_of_tokens, score_documents
 from crt_lib.data import NOT_SCORED, Batch, evaluation_lines
 from crt_lib.evaluate import Evaluation, Model, exp, sum_losses
 from crt_lib.files import InputError
@@ -27,9 +27,8 @@ def evaluate_deployable(
 ) -> Evaluation:
     """Score sampled windows a token at a time, each with nothing after it in the input.
 
-    Position t of a window is predicted from a row that ends at t, so a model that looks ahead finds
-    nothing there. A causal model gets the loss it has on the whole window. Costs about
-    windows * seq_len**2 / 2 positions. Raises InputError when `ids` is shorter than a window.
+    Position t of a window is predicted from a row that ends at t: a causal model gets the loss it
+    has on the whole window. Raises InputError when `ids` is shorter than a window.
     """
     if len(ids) <= seq_len:
         raise InputError(f"{len(ids)} tokens are fewer than a window of {seq_len} and its target")
@@ -95,35 +94,17 @@ def padding_report(
 
 @dataclass(frozen=True)
 class EntropyReport:
-    """Nats a word on text of `grammar`, which no causal model can score below its entropy.
+    """Nats a word on text of `grammar`, which no causal model can score below its entropy."""
 
-    `own`: what the grammar itself gives this text, its floor; `rate`: the entropy rate, the floor
-    of all texts. `above` and `error`, by exit: the mean difference from `own` over sentences,
-    nats a word, and its standard error.
-    """
-
-    words: int
-    rate: float
-    own: float
-    above: dict[int, float]
-    error: dict[int, float]
+    rate: float  # the entropy rate: the floor of all texts
+    own: float  # what the grammar itself gives this text: its floor
+    above: dict[int, float]  # by exit, the mean difference from `own` over sentences
+    error: dict[int, float]  # its standard error
 
     @property
     def leaks(self) -> bool:
         """Whether an exit is below the floor by `PROOF` standard errors: proof of a leak."""
         return any(self.above[loop] < -PROOF * self.error[loop] for loop in self.above)
-
-    def __str__(self) -> str:
-        lines = [
-            f"entropy rate {self.rate:.4f} nats a word; these {self.words:,} words {self.own:.4f}",
-            f"{'exit':>4}{'nats a word':>13}{'above the floor':>17}{'standard error':>16}",
-        ]
-        for loop, above in self.above.items():
-            lines.append(
-                f"{loop:>4}{self.own + above:>13.4f}{above:>+17.4f}{self.error[loop]:>16.4f}"
-            )
-        verdict = "below the entropy: it sees what it predicts" if self.leaks else "no proof"
-        return "\n".join([*lines, f"verdict: {verdict}"])
 
 
 def entropy_floor(
@@ -131,12 +112,12 @@ def entropy_floor(
 ) -> EntropyReport:
     """Hold a model's score on `grammar` against what the grammar itself gives the same sentences.
 
-    Sentences are independent, so the sum of a model's losses over one is at least, in the mean,
-    that of the grammar; the difference by sentence is free of the text's luck. Raises InputError
-    for another corpus, and for a tokenizer that does not keep every byte of the text.
+    Sentences are independent, so in the mean a model loses at least as much on one as the grammar.
+    Raises InputError for another corpus, and as `document_of_tokens`.
     """
     if data.corpus.name != "grammar":
         raise InputError(f"only the entropy of grammar is known, not that of {data.corpus.name}")
+    document_of_tokens(data, split)  # or an error
     sentences = data.corpus.documents(split)
     scored = score_documents(model, data, split, seq_len)
     floor = np.array([-grammar.log_prob(sentence) for sentence in sentences])
@@ -147,5 +128,4 @@ def entropy_floor(
         above[loop] = float(excess.sum() / words.sum())
         spread = (excess - above[loop] * words).std(ddof=1)
         error[loop] = float(spread * len(words) ** 0.5 / words.sum())
-    own = float(floor.sum() / words.sum())
-    return EntropyReport(int(words.sum()), grammar.entropy_rate(), own, above, error)
+    return EntropyReport(grammar.entropy_rate(), float(floor.sum() / words.sum()), above, error)

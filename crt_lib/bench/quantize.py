@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.audit.compare import by_document
+from crt_lib.audit.compare import by_document, document_or_window
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.step import Step
 from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.trace import document_or_window
 from crt_lib.model import CRT
 from crt_lib.runs.machine import measured_on
 from crt_lib.text.tokenizer import TokenizedCorpus

@@ -6,9 +6,10 @@ weights are laid out for B rows (`products`) and operations are few; an operatio
 small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import EllipsisType
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,19 @@ from crt_lib.layers import DilatedConv
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
 
 Function = Callable[[Tensor], Tensor]
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A context in which a module is in evaluation mode; each part is then in its own again."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class Window:

@@ -250,30 +250,9 @@ class _Text:
 
     def continued(self, budget: int) -> tuple[int, list[int]]:
         """How many of `budget` drafted tokens stay; the new ones: those, and what comes next."""
-        length = self.memory.length + self.waiting.shape[1]
-        drafted, q, states = self._draft(budget)
-        kept, new = self._verify(drafted, q, states)
-        self._allow(new)
-        self.memory.truncate(length + kept)
-        self.waiting = torch.tensor([new[-1:]], device=self.waiting.device)  # not in the memory
-        return kept, new
-
-    def _allow(self, tokens: Sequence[int]) -> None:
-        """Also those of `tokens` may be drafted."""
-        new = {token for token in tokens if token >= SHORTLIST} - self.rare
-        if new:
-            self.rare |= new
-            more = torch.tensor(sorted(new), device=self.candidates.device)
-            self.candidates = torch.cat([self.candidates, more])
-            self.weight = torch.cat([self.weight, self.vocabulary[more]])
-
-    def _draft(self, budget: int) -> tuple[list[int], list[Tensor], Tensor]:
-        """Tokens, the probabilities (C,) that each was drawn by, and the states (1, n, d) of all.
-
-        Greedy, there are no probabilities. The states are of `waiting` and the drafted tokens.
-        """
-        tokens: list[int] = []
-        q: list[Tensor] = []
+        length, window = self.memory.length + self.waiting.shape[1], self.window
+        drafted: list[int] = []
+        q: list[Tensor] = []  # what each was drawn by (C,), unless greedily
         passed = [self._first_loops(self.waiting)]
         for _ in range(budget):
             features, _ = self.step.readout(self.loop, passed[-1][0][:, -1])
@@ -284,10 +263,19 @@ class _Text:
                 q.append(self.sampling.probabilities(logits)[0])
                 chosen = draw(q[-1][None], self.generator)
             token = self.candidates[chosen][:, None]
-            tokens.append(int(token))
+            drafted.append(int(token))
             passed.append(self._first_loops(token))
-        states, self.window.embedded = (torch.cat(each, 1) for each in zip(*passed, strict=True))
-        return tokens, q, states
+        z, window.embedded = (torch.cat(each, 1) for each in zip(*passed, strict=True))
+        final = self.model.config.n_loops
+        for loop in range(self.loop + 1, final + 1):
+            z = window.loop(loop, z)
+        features, vocabulary = window.readout(final, z[0, -1 - budget :])
+        # for a few rows on a CPU about twice as fast as features @ weight.T
+        kept, new = self._verified(drafted, q, (vocabulary.weight @ features.T).T)
+        self._allow(new)
+        self.memory.truncate(length + kept)
+        self.waiting = torch.tensor([new[-1:]], device=self.waiting.device)  # not in the memory
+        return kept, new
 
     def _first_loops(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The states (1, n, d) after the draft loop, and the embeddings they came from."""
@@ -301,27 +289,37 @@ class _Text:
         self.step.end(self.loop, settle=False)
         return z[:, None], run.embedded[:, None]
 
-    def _verify(self, drafted: list[int], q: list[Tensor], z: Tensor) -> tuple[int, list[int]]:
-        """As `continued`, from what was drafted."""
-        final, sampling = self.model.config.n_loops, self.sampling
-        for loop in range(self.loop + 1, final + 1):
-            z = self.window.loop(loop, z)
-        features, vocabulary = self.window.readout(final, z[0, -1 - len(drafted) :])
-        # for a few rows on a CPU about twice as fast as features @ weight.T
-        logits = (vocabulary.weight @ features.T).T  # (drafted + 1, V)
+    def _verified(
+        self, drafted: list[int], q: list[Tensor], logits: Tensor
+    ) -> tuple[int, list[int]]:
+        """As `continued`, by the logits (drafted + 1, V) of the last loop."""
+        sampling, kept = self.sampling, 0
         if sampling.temperature == 0:
             wanted = best(logits).tolist()
-            pairs = enumerate(zip(drafted, wanted, strict=False))
-            kept = next((i for i, (a, b) in pairs if a != b), len(drafted))
+            while kept < len(drafted) and drafted[kept] == wanted[kept]:
+                kept += 1
             return kept, wanted[: kept + 1]
         p = sampling.probabilities(logits)
-        for i, (token, own) in enumerate(zip(drafted, q, strict=True)):
-            spread = torch.zeros_like(p[i]).index_add(0, self.candidates, own)
-            ratio = p[i, token] / spread[token]
-            if torch.rand((), generator=self.generator, device=p.device) < ratio:
-                continue
-            rest = (p[i] - spread).clamp(min=0)
-            if float(rest.sum()) == 0:  # rounding: the two are equal
-                rest = p[i]
-            return i, [*drafted[:i], int(draw(rest[None], self.generator))]
-        return len(drafted), [*drafted, int(draw(p[-1:], self.generator))]
+        for own, token, drawn in zip(p, drafted, q, strict=False):
+            spread = torch.zeros_like(own).index_add(0, self.candidates, drawn)
+            if (
+                torch.rand((), generator=self.generator, device=p.device)
+                >= own[token] / spread[token]
+            ):
+                rest = (own - spread).clamp(min=0)
+                # none for rounding: the two are equal
+                last = draw((rest if rest.any() else own)[None], self.generator)
+                break
+            kept += 1
+        else:
+            last = draw(p[-1:], self.generator)
+        return kept, [*drafted[:kept], int(last)]
+
+    def _allow(self, tokens: Sequence[int]) -> None:
+        """Also those of `tokens` may be drafted."""
+        new = {token for token in tokens if token >= SHORTLIST} - self.rare
+        if new:
+            self.rare |= new
+            more = torch.tensor(sorted(new), device=self.candidates.device)
+            self.candidates = torch.cat([self.candidates, more])
+            self.weight = torch.cat([self.weight, self.vocabulary[more]])

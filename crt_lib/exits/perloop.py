@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit.compare import Interval, by_document
-from crt_lib.exits.policy import Policy, divergence, full_pass, nearest_head
-from crt_lib.exits.scoring import by_token
+from crt_lib.exits.policy import Loop, Policy, divergence, full_pass, nearest_head
+from crt_lib.exits.scoring import by_loop, by_token, guesses
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import Tokenizer
@@ -84,16 +84,15 @@ def depth_sweep(
     both are read by the same head. Honest windows of `ids`.
     """
 
-    def measure(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {"loss": [], "cosine": [], "kl": []}
-        for loop in full_pass(model, inputs, n_loops):
-            before = dataclasses.replace(loop, z=loop.z_before)
-            found["loss"].append(loop.losses(targets))
-            found["kl"].append(divergence(loop.log_probabilities, before.log_probabilities))
-            found["cosine"].append(F.cosine_similarity(loop.z, loop.z_before, dim=-1))
-        return {name: torch.stack(values, -1) for name, values in found.items()}
+    def measure(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
+        before = dataclasses.replace(loop, z=loop.z_before).log_probabilities
+        return {
+            "loss": loop.losses(targets),
+            "cosine": F.cosine_similarity(loop.z, loop.z_before, dim=-1),
+            "kl": divergence(loop.log_probabilities, before),
+        }
 
-    found = by_token(model, ids, eot_id, seq_len, measure)
+    found = by_token(model, ids, eot_id, seq_len, measure, n_loops)
     means = {name: values.mean(0, dtype=np.float64) for name, values in found.items()}
     rows: list[dict[str, Any]] = []
     for i in range(n_loops):
@@ -121,12 +120,9 @@ def logit_lens(model: CRT, tokenizer: Tokenizer, text: str) -> Lens:
     """
     ids = [tokenizer.eot_id, *tokenizer.encode(text).tolist()]
     row = torch.tensor([ids], device=model.loop_encoding.device)
-    guesses, probabilities, losses = [], [], []
-    for loop in full_pass(model, row):
-        best, tokens = (found[0, :, 0] for found in loop.top)  # (T,)
-        guesses.append([tokenizer.decode([i]) for i in tokens.tolist()])
-        probabilities.append(best.cpu().numpy())
-        following = loop.losses(row.roll(-1, 1))[0].cpu().numpy()
-        losses.append(np.append(following[:-1], np.nan))
-    words = ["<start>", *(tokenizer.decode([i]) for i in ids[1:])]
-    return Lens(words, guesses, np.stack(probabilities), np.stack(losses))
+    found = by_loop(full_pass(model, row), row.roll(-1), guesses)  # (T, loops)
+    losses = found["loss"].T
+    losses[:, -1] = np.nan
+    best = [[tokenizer.decode([i]) for i in own] for own in found["guess"].T.tolist()]
+    tokens = ["<start>", *(tokenizer.decode([i]) for i in ids[1:])]
+    return Lens(tokens, best, found["sure"].T, losses)
