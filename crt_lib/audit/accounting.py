@@ -103,8 +103,7 @@ class ParameterReport:
     """Parameters by part, each counted once."""
 
     parts: dict[str, int]
-    untied: int  # the total if each use had its own
-    sharings: dict[str, int]  # the total of a CRT of this shape, by the way its heads are shared
+    others: dict[str, int]  # totals: each use with its own, or by how a CRT's heads are shared
 
     @property
     def total(self) -> int:
@@ -112,10 +111,7 @@ class ParameterReport:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        rows = self.parts | {"total": self.total}
-        if self.untied != self.total:
-            rows["each use with its own"] = self.untied
-        rows |= {f"heads {name}": count for name, count in self.sharings.items()}
+        rows = self.parts | {"total": self.total} | self.others
         return "\n".join(f"{name:<28}{count:>14,}" for name, count in rows.items())
 
 
@@ -126,22 +122,18 @@ def parameter_report(model: nn.Module | ModelConfig) -> ParameterReport:
     """
     config = model if isinstance(model, ModelConfig) else getattr(model, "config", None)
     if isinstance(config, ModelConfig):
-        parts = parameters_by_part(config)
         sharings = {
-            name: sum(parameters_by_part(config.replace(head_sharing=name)).values())
+            f"heads {name}": sum(parameters_by_part(config.replace(head_sharing=name)).values())
             for name in ("separate", "shared_aux", "tied")
         }
-        return ParameterReport(parts, sum(parts.values()), sharings)
+        return ParameterReport(parameters_by_part(config), sharings)
     if not isinstance(model, nn.Module):
         raise InputError("a plain function has no parameters to count; give a module")
     counts: Counter[str] = Counter()
-    once = {name for name, _ in model.named_parameters()}
-    untied = 0
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        part = ".".join(name.split(".")[:-1][:2]) or "of its own"
-        untied += parameter.numel()
-        counts[part] += parameter.numel() if name in once else 0
-    return ParameterReport(dict(counts), untied, {})
+    for name, parameter in model.named_parameters():
+        counts[".".join(name.split(".")[:-1][:2]) or "of its own"] += parameter.numel()
+    untied = sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False))
+    return ParameterReport(dict(counts), {"each use with its own": untied})
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,7 @@ def causality_report(
     - prefix: the end is cut off, at each position in turn;
     - decode: tokens come one by one, through the model's own cache;
     - far: the second half of a row of up to 512 tokens is replaced;
-    - labels: each label in turn is replaced, for a model that takes `labels` or `targets`; where it
-      then gives a loss alone, that must not be below the cross-entropy of its logits without them.
+    - labels: each label in turn is replaced, for a model that takes `labels` or `targets`.
 
     A probe at which the model fails is left out, with its error. Raises InputError for a length
     below 2 and for a model that fails on a plain row, whose logits differ between two equal calls,

@@ -39,13 +39,11 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 class Window:
-    """`model` on n positions of each row, after what `memory` holds; None: nothing before them.
-
-    `kept`: those whose logits are wanted, of states (B, n, d); with `last`, the last alone.
-    """
+    """`model` on n positions of each row, after what `memory` holds; None: nothing before them."""
 
     def __init__(self, model: CRT, memory: Memory | None = None, last: bool = False):
         self.model, self.memory = model, memory
+        # of states (B, n, d), those whose logits are wanted
         self.kept: tuple[slice, ...] = (slice(None), slice(-1 if last else None, None))
         self._vocabularies: dict[Tensor, Product] = {}
 
@@ -78,8 +76,7 @@ class Window:
 class Step:
     """`model` in evaluation mode on one token a row, after what `memory` holds.
 
-    The weights are read when it is made: a model that is trained further needs another. `quantize`:
-    None or "int8" (`crt_lib.cached.products.Layout`).
+    The weights are read when it is made. `quantize`: None or "int8" (`Layout`).
     """
 
     kept: EllipsisType = ...  # of states (B, d) all
@@ -131,10 +128,7 @@ class Step:
         self.active = active[:, None]  # (B, 1)
 
     def end(self, last: int, settle: bool = True) -> None:
-        """All rows have left after loop `last`: deeper ones take over what it left.
-
-        Without `settle` they are behind, and must be run before the next step.
-        """
+        """All rows have left after loop `last`: deeper ones `settle`, or must yet be run."""
         memory, run = self.memory, self.config.n_prelude + last
         self.convolutions.end()
         if settle and run < len(self.attention.slots):

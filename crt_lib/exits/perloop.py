@@ -1,7 +1,4 @@
-"""What each loop does: losses with intervals, changed guesses, a logit lens, depths never trained.
-
-Table 2 and Figures 2 and 3 of the paper, and what explains them.
-"""
+"""What each loop does: losses with intervals, changed guesses, a logit lens, untrained depths."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from torch import Tensor
 from crt_lib.audit.compare import Interval, by_document
 from crt_lib.exits.policy import Loop, Policy, divergence, full_pass, nearest_head
 from crt_lib.exits.scoring import by_loop, by_token, guesses
-from crt_lib.exits.trace import Outcome, Trace, apply_policy
+from crt_lib.exits.trace import Trace, apply_policy
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import Tokenizer
 
@@ -24,23 +21,14 @@ def exit_losses(trace: Trace) -> list[dict[str, Any]]:
     """A row an exit: its loss (nats a token), and by how much it is below the exit before, each an
     `Interval` over documents; the share of tokens that its best guess gets right.
     """
-    steps = np.diff(trace.loss, axis=1, prepend=trace.loss[:, :1])
-    losses, gains = by_document(trace.document, trace.loss), by_document(trace.document, -steps)
-    return [
-        {"exit": loop, "loss": loss, "takes_off": gain if i else None, "right": float(right)}
-        for i, (loop, loss, gain, right) in enumerate(
-            zip(trace.loops, losses, gains, trace.right.mean(0), strict=True)
-        )
-    ]
-
-
-def loss_above_full(trace: Trace, outcome: Outcome) -> Interval:
-    """Nats a token that a policy loses against full depth, with its interval over documents."""
-    return above_full(trace, outcome.losses(trace))
+    losses = by_document(trace.document, trace.loss)
+    gains = [None, *by_document(trace.document, -np.diff(trace.loss, axis=1))]
+    columns = zip(trace.loops, losses, gains, trace.right.mean(0).tolist(), strict=True)
+    return [dict(zip(("exit", "loss", "takes_off", "right"), row, strict=True)) for row in columns]
 
 
 def above_full(trace: Trace, losses: np.ndarray) -> Interval:
-    """As `loss_above_full`, for the losses (N,) of the trace's tokens however they came about."""
+    """How far losses (N,) of the trace's tokens, in nats, are above full depth, by document."""
     (interval,) = by_document(trace.document, (losses - trace.loss[:, -1])[:, None])
     return interval
 

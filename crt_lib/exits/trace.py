@@ -112,11 +112,11 @@ def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
     found = by_token(model, ids, tokenizer.eot_id, len(ids), _exit)
-    guesses = [
+    said = [
         [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
         for own, sure in zip(found["guess"].T, found["sure"].T, strict=True)
     ]
-    about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses}
+    about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": said}
     owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
     return _trace(model, len(ids), found, owner, sizes, about)
 
@@ -193,21 +193,17 @@ def oracle(trace: Trace) -> Outcome:
 
 
 def _outcome(
-    trace: Trace,
-    exit_of: np.ndarray,
-    heads: np.ndarray | None = None,
-    asks: np.ndarray | None = None,
+    trace: Trace, exit_of: np.ndarray, heads: np.ndarray | int = 1, asks: np.ndarray | int = 0
 ) -> Outcome:
-    """Of tokens that leave at `exit_of`, after `heads` heads, one if not given, and `asks`."""
+    """Of tokens that leave at `exit_of`, each after so many heads and asks."""
     without, head = trace.costs
-    heads = np.ones(len(exit_of)) if heads is None else heads
     counts = np.bincount(exit_of, minlength=len(trace.loops))
     return Outcome(
         exit=exit_of,
         loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
         mean_loops=float(np.array(trace.loops)[exit_of].mean()),
-        heads=float(heads.mean()),
-        asks=0.0 if asks is None else float(asks.mean()),
+        heads=float(np.mean(heads)),
+        asks=float(np.mean(asks)),
         multiply_adds=float((without[exit_of] + heads * head).mean()),
         shares=tuple((counts / len(exit_of)).tolist()),
     )

@@ -18,8 +18,7 @@ class GPT2(nn.Module):
     """transformers' GPT-2 with tied embeddings. Token ids (B, T) in, {n_layers: logits} out.
 
     With `config.kind` "shared" its layers are one layer, applied again and again, as in ALBERT (Lan
-    et al. 2020, arXiv:1909.11942): a CRT without convolutions, cycles and exits. It starts at one
-    layer's scale: GPT-2's division by the root of the number of layers is not ALBERT's.
+    et al. 2020, arXiv:1909.11942), and initialised as one.
     """
 
     def __init__(self, config: GPT2Config):
@@ -40,7 +39,6 @@ class GPT2(nn.Module):
             eos_token_id=None,
         )
         self.transformer = transformers().GPT2Model(theirs)
-        self._checkpointing = False
         if config.kind == "shared":
             repeated = _Repeated(self.transformer.h[0], config.n_layers)
             self.transformer.h = cast(nn.ModuleList, repeated)  # it is only iterated over
@@ -48,14 +46,13 @@ class GPT2(nn.Module):
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether each layer's activations are computed again in the backward pass."""
-        return self._checkpointing
+        return self.transformer.is_gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        if on != self._checkpointing:
+        if on != self.gradient_checkpointing:
             model = self.transformer
             (model.gradient_checkpointing_enable if on else model.gradient_checkpointing_disable)()
-        self._checkpointing = on
 
     def compile_block(self) -> None:
         """Compile the layers in place with torch.compile."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.exits.perloop import above_full, loss_above_full
+from crt_lib.exits.perloop import above_full
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.scoring import evaluate_with_exits
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
@@ -48,7 +48,7 @@ def judge_policies(
 
 
 def _row(name: str, trace: Trace, outcome: Outcome) -> dict[str, Any]:
-    above = loss_above_full(trace, outcome)
+    above = above_full(trace, outcome.losses(trace))
     shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
     return {
         "policy": name,
