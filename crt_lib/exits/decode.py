@@ -17,7 +17,7 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import wide_on_cpu
 from crt_lib.cached.step import Step, Window
 from crt_lib.data import check_ids
-from crt_lib.exits.policy import Policy, leave
+from crt_lib.exits.policy import Policy, leave, run_with_exits
 from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
 from crt_lib.model import CRT
@@ -238,9 +238,11 @@ class _Text:
 
     def __init__(self, how: Speculation, ids: Tensor, capacity: int, sampling: Sampling, seed: int):
         model = self.model = how.model
-        self.loop, self.sampling, self.waiting = how.draft_loop, sampling, ids
+        self.loop, self.sampling, self.waiting = how.draft_loop, sampling, ids[0, -1:]
         self.generator = torch.Generator(ids.device).manual_seed(seed)
         self.memory = Memory(model.config, 1, capacity, model.loop_encoding)
+        if ids.shape[1] > 1:
+            run_with_exits(model, ids[:, :-1], Policy(), self.memory, last=True)
         self.window, self.step = Window(model, self.memory), Step(model, self.memory)
         self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
         self.weight = self.vocabulary[:SHORTLIST]  # (C, width)
@@ -250,22 +252,22 @@ class _Text:
 
     def continued(self, budget: int) -> tuple[int, list[int]]:
         """How many of `budget` drafted tokens stay; the new ones: those, and what comes next."""
-        length, window = self.memory.length + self.waiting.shape[1], self.window
+        length, window = self.memory.length + 1, self.window
         drafted: list[int] = []
         q: list[Tensor] = []  # what each was drawn by (C,), unless greedily
         passed = [self._first_loops(self.waiting)]
         for _ in range(budget):
-            features, _ = self.step.readout(self.loop, passed[-1][0][:, -1])
+            features, _ = self.step.readout(self.loop, passed[-1][0])
             logits = F.linear(features, self.weight)
             if self.sampling.temperature == 0:
                 chosen = best(logits)
             else:
                 q.append(self.sampling.probabilities(logits)[0])
                 chosen = draw(q[-1][None], self.generator)
-            token = self.candidates[chosen][:, None]
+            token = self.candidates[chosen]
             drafted.append(int(token))
             passed.append(self._first_loops(token))
-        z, window.embedded = (torch.cat(each, 1) for each in zip(*passed, strict=True))
+        z, window.embedded = (torch.stack(each, 1) for each in zip(*passed, strict=True))
         final = self.model.config.n_loops
         for loop in range(self.loop + 1, final + 1):
             z = window.loop(loop, z)
@@ -274,20 +276,16 @@ class _Text:
         kept, new = self._verified(drafted, q, (vocabulary.weight @ features.T).T)
         self._allow(new)
         self.memory.truncate(length + kept)
-        self.waiting = torch.tensor([new[-1:]], device=self.waiting.device)  # not in the memory
+        self.waiting = torch.tensor(new[-1:], device=self.waiting.device)  # not in the memory
         return kept, new
 
-    def _first_loops(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The states (1, n, d) after the draft loop, and the embeddings they came from."""
-        single = ids.shape[1] == 1
-        run: Window | Step = self.step if single else self.window
-        z = run.begin(ids[0] if single else ids)
+    def _first_loops(self, token: Tensor) -> tuple[Tensor, Tensor]:
+        """The state (1, d) after the draft loop of a token (1,), and the embedding it came from."""
+        z = self.step.begin(token)
         for loop in range(1, self.loop + 1):
-            z = run.loop(loop, z)
-        if not single:
-            return z, run.embedded
+            z = self.step.loop(loop, z)
         self.step.end(self.loop, settle=False)
-        return z[:, None], run.embedded[:, None]
+        return z, self.step.embedded
 
     def _verified(
         self, drafted: list[int], q: list[Tensor], logits: Tensor
