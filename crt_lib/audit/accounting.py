@@ -1,17 +1,16 @@
 """What a model costs: parameters and multiply-adds by part, and the time of each exit."""
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from crt_lib.audit.probes import probe_ids
@@ -170,9 +169,15 @@ def speed_report(
         partial(model, ids, exits=(loop,)) if ours else partial(logits_of, model, ids)
         for loop in exits
     ]
+    counted = []
     with evaluating(model):
-        counted = [_counted(run) / seq_len / 1e6 for run in passes]
-        rounds = [[_timed(run, ids) for run in passes] for _ in range(repeats)]
+        for run in passes:  # torch counts nothing of attention's fused kernel on a CPU
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                run()
+            counted.append(counter.get_total_flops() / 2 / seq_len / 1e6)
+        threads = torch.get_num_threads()
+        timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in passes]
+        rounds = [[timer.timeit(1).mean for timer in timers] for _ in range(repeats)]
     seconds = np.median(rounds, axis=0).tolist()
 
     def formula(*exits: int) -> float:
@@ -195,19 +200,3 @@ def speed_report(
         for i, loop in enumerate(exits)
     )
     return SpeedReport(seq_len, tuple(rows))
-
-
-def _counted(run: Callable[[], Any]) -> float:
-    """Multiply-adds by torch, which counts none of attention's fused kernel on a CPU."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 2
-
-
-def _timed(run: Callable[[], Any], ids: Tensor) -> float:
-    """Seconds, on the device of `ids`."""
-    started = time.perf_counter()
-    run()
-    if ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

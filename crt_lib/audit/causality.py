@@ -81,19 +81,10 @@ def causality_report(
 
     `model`: a CRT, a causal language model of transformers, or any callable from ids (B, T) to
     logits (B, T, V), to `{exit: logits}` or to an object with `.logits`. A module is asked in
-    evaluation mode, and is left as it was. The probes:
-
-    - tokens: each token in turn is replaced;
-    - training: the same in training mode, with the same random numbers and buffers;
-    - gradient: of a random projection of the logits at each position to each token's embedding;
-    - prefix: the end is cut off, at each position in turn;
-    - decode: tokens come one by one, through the model's own cache;
-    - far: the second half of a row of up to 512 tokens is replaced;
-    - labels: each label in turn is replaced, for a model that takes `labels` or `targets`.
-
-    A probe at which the model fails is left out, with its error. Raises InputError for a length
-    below 2 and for a model that fails on a plain row, whose logits differ between two equal calls,
-    are not numbers, or do not have the shape (B, T, vocab_size or more).
+    evaluation mode, and is left as it was. A probe (`crt_lib.audit.probes.PROBES`) at which the
+    model fails is left out, with its error. Raises InputError for a length below 2 and for a model
+    that fails on a plain row, whose logits differ between two equal calls, are not numbers, or do
+    not have the shape (B, T, vocab_size or more).
     """
     if length < 2:
         raise InputError(f"the length is {length}; a later token needs at least 2")

@@ -47,7 +47,7 @@ def score_documents(
 ) -> Documents:
     """Score `split` as the honest or the released protocol does, and sum by document.
 
-    A token belongs to the document in which it ends, or to its window (`document_or_window`);
+    A token belongs to the document in which it ends, or to its window (`document_of_tokens`);
     padding, to that of its line. `max_lines`: only the first so many lines (released), and the
     documents that they are of. Raises InputError for a text without lines (released).
     """
@@ -62,7 +62,7 @@ def score_documents(
         sizes = sizes[: owner[-1] + 1]
         batches = evaluation_lines(part.lines[:max_lines], seq_len, 8, eot)
     else:
-        owner, sizes = document_or_window(data, split, seq_len)
+        owner, sizes = document_of_tokens(data, split, seq_len)
         batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
     count, begin = len(sizes), 0
     nll: dict[int, np.ndarray] = {}
@@ -79,30 +79,25 @@ def score_documents(
     return Documents(bytes=sizes, tokens=tokens, nll=nll)
 
 
-def document_of_tokens(data: TokenizedCorpus, split: str) -> tuple[np.ndarray, np.ndarray]:
+def document_of_tokens(
+    data: TokenizedCorpus, split: str, window: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The index of each token's document (tokens,), and the documents' UTF-8 bytes.
 
-    Raises InputError for a tokenizer that does not keep every byte of the text.
+    For a tokenizer that does not keep every byte of the text, windows of so many tokens and no
+    bytes stand for documents; raises InputError without `window`.
     """
     sizes = np.array([len(text.encode()) for text in data.corpus.documents(split)])
     ends = np.cumsum(data.tokenizer.byte_lengths(data.split(split).ids))
-    if ends[-1] != sizes.sum():
+    if ends[-1] == sizes.sum():
+        return np.searchsorted(np.cumsum(sizes), ends), sizes
+    if window is None:
         raise InputError(
             f"tokenizer {data.tokenizer.name} does not keep the text's bytes, so tokens cannot be "
             "given to documents; choose 'gpt2' or 'bpe:<vocabulary size>'"
         )
-    return np.searchsorted(np.cumsum(sizes), ends), sizes
-
-
-def document_or_window(
-    data: TokenizedCorpus, split: str, seq_len: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `document_of_tokens`; windows of no bytes for a tokenizer that does not keep the text."""
-    try:
-        return document_of_tokens(data, split)
-    except InputError:
-        owner = np.arange(len(data.split(split).ids)) // seq_len
-        return owner, np.zeros(owner[-1] + 1)
+    owner = np.arange(len(ends)) // window
+    return owner, np.zeros(owner[-1] + 1)
 
 
 def difference_in_bits(

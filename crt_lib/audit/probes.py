@@ -243,11 +243,11 @@ def _far(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
 
 
 PROBES = {
-    "tokens": _tokens,
-    "training": _training,
-    "gradient": _gradient,
-    "prefix": _prefix,
-    "decode": _decode,
-    "far": _far,
-    "labels": _labels,
+    "tokens": _tokens,  # each token in turn is replaced
+    "training": _training,  # the same in training mode, with the same random numbers and buffers
+    "gradient": _gradient,  # of a random projection of each position's logits, to each embedding
+    "prefix": _prefix,  # the end is cut off, at each position in turn
+    "decode": _decode,  # tokens come one by one, through the model's own cache
+    "far": _far,  # the second half of a row of up to FAR tokens is replaced
+    "labels": _labels,  # each label in turn is replaced, for a model that takes them
 }

@@ -115,11 +115,9 @@ def generate(
         raise InputError("int8 weights are read with a cache; leave cache on")
     rows, room, step = len(ids), ids.shape[1] + new_tokens, None
     generator = torch.Generator(ids.device).manual_seed(seed)
-    tokens: list[list[int]] = []
-    loops: list[list[int]] = []
-    unfinished = set(range(rows))
+    texts = [Generated([], []) for _ in prompts]
     with evaluating(model):
-        while len(tokens) < new_tokens and unfinished:
+        for _ in range(new_tokens):
             if step is not None:
                 exited = leave(step, ids[:, -1], policy)
             else:  # the prompt, and without a cache everything again
@@ -129,15 +127,16 @@ def generate(
                     step = Step(model, memory, quantize)
             chosen = sampling.choose(exited.logits.view(rows, -1), generator)  # (B,)
             ids = chosen[:, None] if cache else torch.cat([ids, chosen[:, None]], 1)
-            tokens.append(chosen.tolist())
-            loops.append(exited.loops.view(rows, -1)[:, -1].tolist())
-            unfinished -= {row for row in unfinished if tokens[-1][row] == stop}
+            new, loops = chosen.tolist(), exited.loops.view(rows, -1)[:, -1].tolist()
+            for text, token, loop in zip(texts, new, loops, strict=True):
+                if not text.tokens or text.tokens[-1] != stop:
+                    text.tokens.append(token)
+                    text.loops.append(loop)
             if each is not None:
-                each(tokens[-1])
-    return [
-        _until(stop, [own[row] for own in tokens], [left[row] for left in loops])
-        for row in range(rows)
-    ]
+                each(new)
+            if all(text.tokens[-1] == stop for text in texts):
+                break
+    return texts
 
 
 def _beside_each_other(
@@ -166,11 +165,6 @@ def _beside_each_other(
     device = model.loop_encoding.device
     starts = (longest - lengths).to(device) if int(lengths.min()) < longest else None
     return ids.to(device), starts
-
-
-def _until(stop: int | None, tokens: list[int], loops: list[int]) -> Generated:
-    end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
-    return Generated(tokens[:end], loops[:end])
 
 
 @dataclass(frozen=True)
@@ -229,8 +223,9 @@ class Speculation:
                 tokens += new
                 if each is not None:
                     each(new)
-        done = _until(stop, tokens, [self.model.config.n_loops] * len(tokens))
-        return Speculated(done.tokens, done.loops, drafted, accepted)
+        if stop in tokens:
+            tokens = tokens[: tokens.index(stop) + 1]
+        return Speculated(tokens, [self.model.config.n_loops] * len(tokens), drafted, accepted)
 
 
 class _Text:

@@ -38,15 +38,10 @@ def changed_guesses(trace: Trace) -> list[dict[str, Any]]:
     exit before changed, changed to the right token, and changed from it.
     """
     before, after = trace.right[:, :-1], trace.right[:, 1:]
-    shares = {
-        "changed": trace.changed.mean(0),
-        "to right": (~before & after).mean(0),
-        "from right": (before & ~after).mean(0),
-    }
-    return [
-        {"exit": loop} | {name: float(share[i]) for name, share in shares.items()}
-        for i, loop in enumerate(trace.loops[1:])
-    ]
+    shares = (each.mean(0).tolist() for each in (trace.changed, ~before & after, before & ~after))
+    names = ("exit", "changed", "to right", "from right")
+    rows = zip(trace.loops[1:], *shares, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def frontier(trace: Trace, criterion: str, points: int = 41) -> list[dict[str, float]]:

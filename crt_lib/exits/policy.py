@@ -269,9 +269,11 @@ def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
         run.keep(active)
     run.end(number)
     logits = torch.empty(0)
-    for vocabulary, (features, leaving) in found.items():  # a single one where all leave at once
+    for vocabulary, (features, whose) in found.items():
         own = features if vocabulary is None else vocabulary(features)
-        logits = torch.where(leaving[..., None], own, logits) if len(logits) else own
+        if len(logits) and whose is not None:
+            own = torch.where(whose[..., None], own, logits)
+        logits = own
     return Exited(logits, loops)
 
 

@@ -88,7 +88,7 @@ def save_arrays(path: str | Path, what: str, arrays: dict[str, np.ndarray], abou
         save_file(arrays, temporary, {what: json.dumps(about)})
 
 
-def load_arrays(path: str | Path, what: str) -> tuple[dict[str, np.ndarray], Any]:
+def load_arrays(path: str | Path, what: str) -> tuple[dict[str, Any], Any]:
     """What `save_arrays` wrote as a `what`; raises InputError for a file that is not one."""
     try:
         with safe_open(path, framework="numpy") as file:

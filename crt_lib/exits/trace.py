@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.audit.compare import document_or_window
+from crt_lib.audit.compare import document_of_tokens
 from crt_lib.config import ModelConfig
 from crt_lib.exits.policy import CRITERIA, Loop, Policy
 from crt_lib.exits.scoring import by_token, guesses, load_arrays, save_arrays
@@ -89,12 +89,9 @@ class Trace:
 def make_trace(
     model: CRT, data: TokenizedCorpus, split: str, seq_len: int, *, max_tokens: int | None = None
 ) -> Trace:
-    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol).
-
-    For a tokenizer that does not keep the text's bytes, windows stand for documents.
-    """
+    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol)."""
     ids = data.split(split).ids[:max_tokens]
-    owner, sizes = document_or_window(data, split, seq_len)
+    owner, sizes = document_of_tokens(data, split, seq_len)
     owner = owner[: len(ids)].astype(np.int32)
     found = by_token(model, ids, data.tokenizer.eot_id, seq_len, _exit)
     about = {"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name}

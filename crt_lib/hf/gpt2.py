@@ -39,6 +39,7 @@ class GPT2(nn.Module):
             eos_token_id=None,
         )
         self.transformer = transformers().GPT2Model(theirs)
+        self._checkpointing = False
         if config.kind == "shared":
             repeated = _Repeated(self.transformer.h[0], config.n_layers)
             self.transformer.h = cast(nn.ModuleList, repeated)  # it is only iterated over
@@ -46,13 +47,14 @@ class GPT2(nn.Module):
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether each layer's activations are computed again in the backward pass."""
-        return self.transformer.is_gradient_checkpointing
+        return self._checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        if on != self.gradient_checkpointing:
+        if on != self._checkpointing:
             model = self.transformer
             (model.gradient_checkpointing_enable if on else model.gradient_checkpointing_disable)()
+        self._checkpointing = on
 
     def compile_block(self) -> None:
         """Compile the layers in place with torch.compile."""
