@@ -150,7 +150,8 @@ class SpeedReport:
     def __str__(self) -> str:
         lines = [[*self.rows[0]], *([f"{x:.4g}" for x in row.values()] for row in self.rows)]
         table = ("".join(f"{cell:>14}" for cell in line).replace("nan", "  -") for line in lines)
-        return "\n".join([*table, f"forward passes over {self.positions} positions"])
+        end = f"forward passes over {self.positions} positions; multiply-adds in millions a token"
+        return "\n".join([*table, end])
 
 
 @torch.inference_mode()
