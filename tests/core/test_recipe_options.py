@@ -13,12 +13,12 @@ from tiny_models import (
     OPTIONS,
     SHARINGS,
     TINY,
+    count_parameters,
     exits_that_see_later_tokens,
     random_ids,
     random_model,
 )
 
-from crt_lib.audit.accounting import count_parameters
 from crt_lib.kernels import rotate, turns
 from crt_lib.model import CRT
 
