@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from crt_lib.audit.probes import evaluating
+from crt_lib.cached.step import evaluating
 from crt_lib.checkpoint import RunFolder, load_model
 from crt_lib.evaluate import logits_of
 from crt_lib.files import InputError, read_rows, write_rows

@@ -20,8 +20,8 @@ WIKITEXT = ("wikitext-103", "wikitext-2")
 CORPORA = (*WIKITEXT, "docstrings", "prose", "grammar", "lookup")
 
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
-_LOOKUP_SPLITS = {"train": (200_000, 1), "valid": (1_000, 2), "test": (8_000, 3)}  # lines, seed
-_LOOKUP = re.compile(r"lookup(?::([2-9]))?")  # with another number of steps than the usual
+_LOOKUP_SPLITS = {"train": (120_000, 1), "valid": (1_000, 2), "test": (8_000, 3)}  # lines, seed
+_LOOKUP = re.compile(r"lookup(?::([1-9]))?")  # with another number of steps than the usual
 _ARTICLE = re.compile(r"^(?= \n = (?!= )[^\n]* = \n \n)", re.MULTILINE)  # where one begins
 _PARAGRAPH = re.compile(r".+?(?:\n(?:[^\S\n]*\n)+|\Z)", re.DOTALL)
 

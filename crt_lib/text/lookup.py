@@ -6,9 +6,10 @@ A line, for the permutation of `ITEMS` letters that it draws:
     pair      -> "c:" "e"          c is sent to e; the pairs stand in a random order
     question  -> "3" "c" "a"       c sent three times through the table is a
 
-No question stands twice in a line. The answers follow from the rest, so the entropy is known
-exactly; and so is the number of sequential look-ups that an answer needs. Later in a line an
-earlier answer can save some: only the first question needs as many as it says.
+The answers follow from the rest, so the entropy is known exactly; and so is the number of
+sequential look-ups that an answer needs. Later in a line an earlier answer can save some, and the
+same question may come again: only the first question needs as many as it says. A model learns
+from the repeated ones first to find and copy what it is asked for.
 """
 
 import math
@@ -16,7 +17,7 @@ import math
 import numpy as np
 
 ITEMS = 6
-QUESTIONS = 12
+QUESTIONS = 24
 STEPS = 4  # at most, unless the corpus' name says another number
 LETTERS = [chr(ord("a") + i) for i in range(ITEMS)]
 WORDS = 1 + 2 * ITEMS  # that the language has, the numbers of steps apart
@@ -25,15 +26,11 @@ LENGTH = TABLE + 3 * QUESTIONS + 1  # words of a line, its end included
 
 
 def sample(n_lines: int, seed: int, steps: int = STEPS) -> str:
-    """`n_lines` independent lines, questions of 1..`steps` steps; the same for the same seed.
-
-    `steps` is at least 2, so that there are as many questions.
-    """
+    """`n_lines` independent lines, questions of 1..`steps` steps; the same for the same seed."""
     rng = np.random.default_rng([seed, steps])
     keys, sent = (rng.random((n_lines, ITEMS)).argsort(1) for _ in range(2))
-    drawn = rng.random((n_lines, steps * ITEMS)).argsort(1)[:, :QUESTIONS]
-    asked, start = drawn // ITEMS + 1, drawn % ITEMS
-    at, answer = start, start
+    asked = rng.integers(1, steps + 1, (n_lines, QUESTIONS))
+    at = answer = start = rng.integers(ITEMS, size=(n_lines, QUESTIONS))
     for step in range(1, steps + 1):
         at = np.take_along_axis(sent, at, 1)
         answer = np.where(asked == step, at, answer)
@@ -49,13 +46,10 @@ def sample(n_lines: int, seed: int, steps: int = STEPS) -> str:
 def entropy_rate(steps: int = STEPS) -> float:
     """Entropy in nats a word, the line end counted as a word.
 
-    H(line) = 2 log(ITEMS!) for the table and its order + log(N! / (N - QUESTIONS)!), N being
-    steps * ITEMS: the questions are drawn without putting back.
+    H(line) = 2 log(ITEMS!) for the table and its order + QUESTIONS log(steps ITEMS).
     """
     table = 2 * math.lgamma(ITEMS + 1)
-    possible = steps * ITEMS
-    asked = math.lgamma(possible + 1) - math.lgamma(possible - QUESTIONS + 1)
-    return (table + asked) / LENGTH
+    return (table + QUESTIONS * math.log(steps * ITEMS)) / LENGTH
 
 
 def chance(step: int) -> float:

@@ -19,7 +19,7 @@ def read(line: str) -> tuple[dict[str, str], list[tuple[int, str, str]]]:
     return table, asked
 
 
-@given(st.integers(0, 1000), st.integers(2, 9))
+@given(st.integers(0, 1000), st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
 def test_every_answer_follows_from_the_table(seed, steps):
     text = lookup.sample(4, seed, steps)
@@ -28,7 +28,7 @@ def test_every_answer_follows_from_the_table(seed, steps):
         assert len(line.split()) == lookup.LENGTH - 1
         table, asked = read(line)
         assert sorted(table) == sorted(table.values()) == lookup.LETTERS
-        assert len(asked) == lookup.QUESTIONS == len({question[:2] for question in asked})
+        assert len(asked) == lookup.QUESTIONS
         for step, at, answer in asked:
             assert 1 <= step <= steps
             for _ in range(step):
@@ -74,12 +74,11 @@ def test_the_corpus_states_its_entropy(name, steps, monkeypatch):
     documents = corpus.documents("test")
     assert len(documents) == 10 and "".join(documents) == corpus.test.text
     by_hand = sum(math.log(left) for left in range(1, lookup.ITEMS + 1)) * 2
-    left = [steps * lookup.ITEMS - i for i in range(lookup.QUESTIONS)]
-    by_hand += sum(map(math.log, left))
+    by_hand += lookup.QUESTIONS * (math.log(steps) + math.log(lookup.ITEMS))
     assert math.isclose(corpus.entropy * lookup.LENGTH, by_hand)
 
 
-@pytest.mark.parametrize("name", ["lookup:1", "lookup:10", "lookup:", "lookup:x"])
+@pytest.mark.parametrize("name", ["lookup:0", "lookup:10", "lookup:", "lookup:x"])
 def test_other_numbers_of_steps_are_refused(name):
     with pytest.raises(InputError, match=f"'{name}'"):
         load_corpus(name)
