@@ -6,7 +6,6 @@ sums agree to 1e-10.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from crt_lib.audit.causality import causality_report
 from crt_lib.audit.reference import reference_logits, reference_loss
-from crt_lib.bench.table import Table
+from crt_lib.bench.table import put_rows, rows_of
 from crt_lib.gpu import decoding
 from crt_lib.gpu.decoding import Bench, Pairs
 from crt_lib.gpu.parts import Job, Row, say
@@ -34,15 +33,14 @@ VOCABULARY = 33_278  # of the loss in chunks: WikiText-2's words
 def run_checks(job: Job) -> None:
     """Every check that has not passed yet, a row each in checks.csv; raises if one fails."""
     bench = Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), job.toy)
-    table = Table(job.out / "checks.csv", "check")
+    table = job.out / "checks.csv"
     for name in CHECKS:
-        if any(row["passed"] == "yes" for row in table.find(name)):
-            continue
-        row = _row(name, bench)
-        table.put([row])
-        what = row["error"] or f"{row['apart']:.1e}, at most {row['bound']:.0e}"
-        say(f"  {name}: {'passed' if row['passed'] == 'yes' else 'FAILED'} ({what})")
-    failed = [row["check"] for row in table.rows if row["passed"] != "yes"]
+        if not rows_of(table, check=name, passed="yes"):
+            row = _row(name, bench)
+            put_rows(table, [row], ["check"])
+            said = f"{row['apart']}, at most {row['bound']}; {row['error'] or 'no error'}"
+            say(f"  {name}: passed {row['passed']} ({said})")
+    failed = [row["check"] for row in rows_of(table, passed="no")]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(CHECKS)} checks failed: {', '.join(failed)}")
 
@@ -50,14 +48,13 @@ def run_checks(job: Job) -> None:
 def _row(name: str, bench: Bench) -> Row:
     check, bound, options = CHECKS[name]
     row: Row = {"check": name, "compared": check.__doc__, "apart": None, "bound": bound}
-    row["error"], started, passed = None, time.perf_counter(), False
+    row |= {"error": None, "passed": "no", "device": bench.device.type}
     try:
         row["apart"] = worst_apart(check(bench, **options))
-        passed = row["apart"] <= bound
+        row["passed"] = "yes" if row["apart"] <= bound else "no"
     except Exception as error:  # a check may fail in any way
         row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-    row["passed"] = "yes" if passed else "no"
-    return row | {"device": bench.device.type, "seconds": round(time.perf_counter() - started, 2)}
+    return row
 
 
 def worst_apart(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

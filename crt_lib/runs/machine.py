@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
 from crt_lib.device import DTYPES
 from crt_lib.files import InputError
-from crt_lib.runs.manifest import run_environment
+from crt_lib.runs.manifest import of_proc, run_environment
 
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
 
@@ -62,6 +63,21 @@ def machine_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return total
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes: on the GPU if it used one, else RSS.
+
+    On Linux getrusage would not do: a process starts with what its parent held.
+    """
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    if held := of_proc("/proc/self/status", "VmHWM"):
+        return int(held.split()[0]) * 1024
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def limit_memory(gigabytes: float) -> None:

@@ -44,7 +44,7 @@ def run_environment() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processor = _said("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    processor = of_proc("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     return {
         "versions": versions,
         "git": _git_state(Path(__file__).resolve().parents[2]),
@@ -113,24 +113,7 @@ def update_manifest(
         write_json(path, values | {"profile": profile} | parts)
 
 
-def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes: on the GPU if it used one, else RSS.
-
-    On Linux getrusage would not do: a process starts with what its parent held.
-    """
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    if held := _said("/proc/self/status", "VmHWM"):
-        return int(held.split()[0]) * 1024
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _said(file: str, name: str) -> str:
+def of_proc(file: str, name: str) -> str:
     """What a file of /proc says of `name`; "" where there is none."""
     with contextlib.suppress(OSError):
         for line in Path(file).read_text(encoding="utf-8").splitlines():

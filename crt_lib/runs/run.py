@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from crt_lib.checkpoint import RunFolder, load_model, read_metrics, read_timing
 from crt_lib.files import read_rows
-from crt_lib.runs.machine import speed_used
-from crt_lib.runs.manifest import peak_memory, read_manifest, run_environment, update_manifest
+from crt_lib.runs.machine import peak_memory, speed_used
+from crt_lib.runs.manifest import read_manifest, run_environment, update_manifest
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.scores import check_scorable, write_scores
 from crt_lib.runs.trained import keep_tokenizer, load_data
