@@ -185,7 +185,7 @@ def _ends(side: Side) -> dict[str, Any]:
         "precision": training.precision,
         "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
         "peak_memory_bytes": peak_memory(),
-        "matmul_peak": matmul_peak(training.device, DTYPES[training.precision]),
+        "matmul_peak": matmul_peak(training.device, training.precision),
         "bandwidth": memory_bandwidth(training.device),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.config import AnyModelConfig, TrainConfig
 from crt_lib.device import DTYPES
 from crt_lib.files import InputError
 from crt_lib.runs.manifest import of_proc, run_environment
@@ -23,10 +23,10 @@ from crt_lib.runs.manifest import of_proc, run_environment
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def matmul_peak(device: torch.device, precision: str, size: int = 2048) -> float:
     """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU."""
     size = GPU_PRODUCT if device.type == "cuda" else size
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
     return 2 * size**3 / _fastest(device, partial(torch.matmul, a, b))
 
 
@@ -104,31 +104,19 @@ def measured_on(threads: int | None = None) -> dict[str, Any]:
 
 
 def utilisation(
-    model: ModelConfig | GPT2Config, train: TrainConfig, seconds: list[float], peak: float
+    model: AnyModelConfig, train: TrainConfig, seconds: list[float], peak: float
 ) -> float:
     """MFU of a training: the share of `peak` FLOP/s that its median update used.
 
     `seconds`: elapsed after each update. Six FLOPs a multiply-add of the forward pass over all
-    positions, padding included, recomputation excluded; with one exit an update, one head (the
-    loops that such an update leaves out are counted, so it is at most that).
+    positions, padding included, recomputation excluded; with one exit an update, one head and every
+    loop, so that it is at most that.
     """
     heads = model.head_loops if train.exits_trained == "all" else model.head_loops[-1:]
     a_position = 6 * sum(multiply_adds(model, train.seq_len, heads).values())
     positions = train.seq_len * train.batch_size * train.grad_accum
     update = float(np.median(np.diff(seconds, prepend=0.0)))
     return a_position * positions / update / peak
-
-
-def speed_used(
-    model: ModelConfig | GPT2Config,
-    train: TrainConfig,
-    seconds: list[float],
-    device: torch.device,
-    precision: str,
-) -> dict[str, float]:
-    """`matmul_peak` of the device in a training's precision, and of that its `mfu`."""
-    peak = matmul_peak(device, DTYPES[precision], 1024)
-    return {"matmul_peak": peak, "mfu": utilisation(model, train, seconds, peak)}
 
 
 def end_with_parent() -> None:
