@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from crt_lib.bench.trial import Training, Trial, in_order, repeated
 from crt_lib.checkpoint import save_checkpoint
@@ -30,7 +31,7 @@ def rehearse(profile: Profile, seconds: float) -> tuple[Profile, Trial, int, flo
     trial = Trial(updates, {"precision": training.precision})
     rows = max(8, config.batch_size)
     count = min(rows * config.seq_len, config.eval_tokens, len(data.valid.ids))
-    how = {"seq_len": config.seq_len, "batch_size": rows, "max_tokens": count}
+    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": rows, "max_tokens": count}
     started = time.perf_counter()
     evaluate(training.model, data.valid, data.tokenizer.eot_id, **how)
     a_position = (time.perf_counter() - started) / count

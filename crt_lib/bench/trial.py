@@ -87,7 +87,7 @@ class Training:
         return dict(clock.seconds)
 
 
-Side = tuple[type[Training], Any, TrainConfig]  # a training that takes turns with others
+Side = tuple[Any, ...]  # a training that takes turns with others: its kind, model and settings
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The set-up cell of every notebook, once `crt_lib` can be imported: install, say where all is."""
 
+import contextlib
 import importlib
 import os
 import platform
@@ -34,8 +35,13 @@ def start() -> None:
         said = "installed"
     if found:
         os.chdir(found[0])
+    from crt_lib.runs.manifest import checkout_root
+
     versions = f"torch {_version('torch')}, Python {platform.python_version()}"
-    print(f"crt_lib {crt_lib.__version__} ({said}), {versions}; {_stored()}")
+    results = checkout_root() / "results"
+    stored = f"stored results in {os.path.relpath(results)}"
+    stored = stored if results.is_dir() else "no stored results here"
+    print(f"crt_lib {crt_lib.__version__} ({said}), {versions}; {stored}")
 
 
 def _install(source: Path) -> None:
@@ -57,16 +63,6 @@ def _keep_importable(home: Path) -> None:
 
 
 def _version(name: str) -> str | None:
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _stored() -> str:
-    from crt_lib.runs.manifest import checkout_root
-
-    results = checkout_root() / "results"
-    if not results.is_dir():
-        return "no stored results here"
-    return f"stored results in {os.path.relpath(results)}"
+    return None

@@ -160,7 +160,7 @@ CHECKS: dict[str, tuple[Callable[..., Pairs], float, dict[str, Any]]] = {
     "audit": (_audit, 0.0, {}),
     "decoding with caches": (decoding.cache, 0.0, {}),
     "exits": (decoding.exits, EXACT, {}),
-    "decoding, bfloat16": (decoding.decode_half, HALF, {}),
+    "decoding, bfloat16": (decoding.in_half, HALF, {}),
     "speculation": (decoding.speculation, 0.0, {}),
     "sampling": (decoding.sampling, 0.0, {}),
     "training": (_training, 0.0, {}),

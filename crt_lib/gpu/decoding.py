@@ -108,11 +108,10 @@ def exits(bench: Bench) -> Pairs:
 
 
 @torch.no_grad()
-def decode_half(bench: Bench) -> Pairs:
+def in_half(bench: Bench) -> Pairs:
     """bfloat16 logits of crt2 token by token with those of a forward pass."""
     model, ids = bench.model("crt2", torch.bfloat16), bench.ids()
-    last = model.config.n_loops
-    yield _by_token(model, ids, Policy())[0], model(ids, (last,))[last]
+    yield _by_token(model, ids, Policy())[0], model(ids)[model.config.n_loops]
 
 
 def speculation(bench: Bench) -> Pairs:

@@ -76,8 +76,8 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) ->
                 say(f"{part.name}: not begun, no time is left")
                 continue
             say(f"{part.name}: at most {limit:.0f} s")
-            begun, entry = time.time(), {"status": "running", "error": None, "started": now()}
-            entries[part.name] = entry
+            entry: Row = {"status": "running", "error": None, "started": now()}
+            begun, entries[part.name] = time.time(), entry
             write_json(path, manifest)
             entry |= _run(part, Job(out, toy, begun + limit))
             entry |= {"finished": now(), "seconds": round(time.time() - begun, 1)}
