@@ -1,7 +1,5 @@
 """`make docs`: pages, notebooks and API of a checkout as a folder of HTML, its links checked.
 
-    python -m crt_lib.book.site site
-
 Notebooks are shown with the outputs that they are committed with. Nothing is fetched.
 """
 
@@ -16,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from crt_lib.book.notebooks import as_html
 from crt_lib.files import InputError, write_text
+from crt_lib.runs.manifest import checkout_root
 from crt_lib.show.address import Address
 
 SHOWN = ("*.md", "docs/*.md", "results/*.md", "notebooks/*.md", "notebooks/*.ipynb")
@@ -140,14 +139,9 @@ def _api(root: Path, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "pdoc", *words, *asked], cwd=root, check=True)
 
 
-def main() -> None:
-    """Build the folder that is named, of the checkout that this module belongs to."""
-    root, site = Path(__file__).resolve().parents[2], Path(sys.argv[1])
+if __name__ == "__main__":
     try:
-        print(f"{build(root, site)} pages, all links between them lead somewhere: {site}")
+        pages = build(checkout_root(), Path(sys.argv[1]))
+        print(f"{pages} pages, all links between them lead somewhere: {sys.argv[1]}")
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,22 +17,20 @@ KEPT = ("torch", "numpy", "ipywidgets")  # a kernel has loaded them, or its page
 def start() -> None:
     """Install a `crt_lib` that is only at hand, and say in one line what is used.
 
-    A wheel beside the notebook and what the cell fetched are installed by pip, with torch, numpy
-    and ipywidgets as they are; the fetched folder, NAME-VERSION, becomes the working folder, for
-    its stored results. An installed `crt_lib` and that of a checkout are used as they are. Raises
-    CalledProcessError where pip fails.
+    A wheel beside the notebook and what the cell fetched are installed by pip, with KEPT as they
+    are; the fetched folder, NAME-VERSION, becomes the working folder, for its stored results.
+    Raises CalledProcessError where pip fails.
     """
     home = Path(crt_lib.__file__).resolve().parents[1]
     found = [folder.parent for folder in Path.cwd().glob(f"*-{crt_lib.__version__}/crt_lib")]
     sys.path[:] = [path for path in sys.path if not path or os.path.isabs(path)]
+    said = "installed"
     if home in found or home.suffix == ".whl":
         _install(home)
         said = f"installed from {home.name}"
     elif (home / "pyproject.toml").is_file():
         _keep_importable(home)
         said = f"checkout at {os.path.relpath(home)}"
-    else:
-        said = "installed"
     if found:
         os.chdir(found[0])
     from crt_lib.runs.manifest import checkout_root
