@@ -15,7 +15,7 @@ from tqdm import tqdm
 from crt_lib.book.notebooks import find_notebooks
 from crt_lib.book.task import NotebookError, Task
 from crt_lib.files import InputError, read_rows, stop_signals
-from crt_lib.runs.manifest import checkout_root, read_manifest, run_environment, update_manifest
+from crt_lib.runs.manifest import checkout_root, read_manifest, update_manifest
 from crt_lib.runs.profiles import load_profile
 
 PACKAGES = ("papermill", "nbconvert", "ipykernel", "psutil")
@@ -105,7 +105,7 @@ def make_tasks(
 
 
 def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say) -> None:
-    """Run `tasks`, up to `jobs` at a time, each after those it needs, and begin their manifests.
+    """Run `tasks`, up to `jobs` at a time, each after those it needs.
 
     Says where they are: on a terminal in a line that changes, else every 15 seconds. On a failure
     no more are begun. Several share the processors, unless OMP_NUM_THREADS says otherwise. Raises
@@ -114,7 +114,8 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
-    _begin_manifests(tasks)
+    for out, profile in dict.fromkeys((task.out, task.profile) for task in tasks):
+        update_manifest(out, profile, {})  # or an error, before any runs
     share = str(max(1, (os.cpu_count() or 1) // jobs))
     shared = jobs > 1 and "OMP_NUM_THREADS" not in os.environ
     environment = {"OMP_NUM_THREADS": share} if shared else {}
@@ -151,16 +152,6 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
             _end(running)
     if failed:
         raise NotebookError("\n".join(failed))
-
-
-def _begin_manifests(tasks: Sequence[Task]) -> None:
-    """With what is the same for all notebooks of a folder."""
-    for out, profile in dict.fromkeys((task.out, task.profile) for task in tasks):
-        values = [task.values for task in tasks if task.out == out]
-        given = {k: v for own in values for k, v in own.items() if k not in SET_BY_PIPELINE}
-        seed = given.get("seed", load_profile(profile).train.seed)
-        about = {"seed": seed, "parameters": given, "environment": run_environment()}
-        update_manifest(out, profile, {}, **about)
 
 
 def _end(running: Mapping[Future[str], Task]) -> None:
