@@ -17,6 +17,7 @@ from crt_lib.config import AnyModelConfig, TrainConfig
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
 from crt_lib.runs.profiles import Profile, load_profile
+from crt_lib.runs.trained import load_data
 
 
 class Plain(Training):
@@ -85,11 +86,8 @@ def with_vocabulary(profile: Profile) -> Profile:
     Raises InputError as `load_tokenizer`, when the tokenizer is made of the corpus's words.
     """
     kind, _, size = profile.tokenizer.partition(":")
-    vocabulary = 50_257 if kind == "gpt2" else int(size or 0)
-    if kind == "word":
-        from crt_lib.runs.run import load_data
-
-        vocabulary = load_data(profile).tokenizer.vocab_size
+    known = int(size or 50_257)  # of bpe:<size> and of gpt2
+    vocabulary = load_data(profile).tokenizer.vocab_size if kind == "word" else known
     return profile.replace(model=profile.model.replace(vocab_size=vocabulary))
 
 

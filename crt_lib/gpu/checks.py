@@ -160,6 +160,5 @@ CHECKS: dict[str, tuple[Callable[..., Pairs], float, dict[str, Any]]] = {
     "exits": (decoding.exits, EXACT, {}),
     "decoding, bfloat16": (decoding.in_half, HALF, {}),
     "speculation": (decoding.speculation, 0.0, {}),
-    "sampling": (decoding.sampling, 0.0, {}),
     "training": (_training, 0.0, {}),
 }

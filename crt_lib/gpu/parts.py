@@ -5,7 +5,6 @@ of the time, and an entry in manifest.json. A second call goes on: what is done 
 """
 
 import contextlib
-import json
 import multiprocessing
 import time
 import traceback
@@ -18,8 +17,14 @@ from typing import Any
 import torch
 
 from crt_lib.bench.trial import own_process
-from crt_lib.files import InputError, locked, write_json
-from crt_lib.runs.manifest import library_sha256, now, run_environment
+from crt_lib.files import InputError, locked
+from crt_lib.runs.manifest import (
+    library_sha256,
+    now,
+    read_manifest,
+    run_environment,
+    update_manifest,
+)
 
 TO_BEGIN = 5  # seconds that must be left to begin a part
 TO_STOP = 5  # seconds that a part has from the signal to its end
@@ -57,17 +62,12 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) ->
     Raises InputError when `out` is of the other size (`toy`), holds something else or is being
     written by another process.
     """
-    until, path = time.time() + 60 * minutes - TO_STOP, out / "manifest.json"
-    with locked(path, wait=False):
-        manifest: dict[str, Any] = {"rehearsal": toy, "calls": [], "parts": {}}
-        if path.exists():
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest.get("rehearsal") != toy:
-            kind = "measurements" if toy else "a rehearsal"
-            raise InputError(f"{out} holds {kind} or something else; use another folder")
+    until, kind = time.time() + 60 * minutes - TO_STOP, "gpu, rehearsed" if toy else "gpu"
+    with locked(out / "gpu", wait=False):
+        manifest = read_manifest(out, kind)
+        entries, calls = manifest.get("parts", {}), manifest.get("calls", [])
         asked = {"parts": [part.name for part in parts], "minutes": minutes, "started": now()}
-        manifest["calls"].append(asked | {"environment": environment()})
-        entries = manifest["parts"]
+        update_manifest(out, kind, calls=[*calls, asked | {"environment": environment()}])
         waiting = [p for p in parts if entries.get(p.name, {}).get("status") != "done"]
         for i, part in enumerate(waiting):
             shares = sum(other.share for other in waiting[i:])
@@ -78,10 +78,10 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) ->
             say(f"{part.name}: at most {limit:.0f} s")
             entry: Row = {"status": "running", "error": None, "started": now()}
             begun, entries[part.name] = time.time(), entry
-            write_json(path, manifest)
+            update_manifest(out, kind, parts=entries)
             entry |= _run(part, Job(out, toy, begun + limit))
             entry |= {"finished": now(), "seconds": round(time.time() - begun, 1)}
-            write_json(path, manifest)
+            update_manifest(out, kind, parts=entries)
             why = f": {entry['error']}" if entry["error"] else ""
             say(f"{part.name}: {entry['status']} after {entry['seconds']:.0f} s{why}")
     return all(entries.get(part.name, {}).get("status") == "done" for part in parts)

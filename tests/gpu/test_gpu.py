@@ -70,7 +70,7 @@ def test_a_killed_rehearsal_goes_on(rehearsed):
     manifest = json.loads((out / "manifest.json").read_text())
     names = [part.name for part in PARTS]
     assert [p["status"] for p in killed["parts"].values()] == ["done"] * 4 + ["running"]
-    assert list(manifest["parts"]) == names and manifest["rehearsal"]
+    assert list(manifest["parts"]) == names and manifest["profile"] == "gpu, rehearsed"
     assert all(part["status"] == "done" for part in manifest["parts"].values())
     for name in names[:-1]:  # not done again
         assert manifest["parts"][name] == killed["parts"][name] and f"{name}:" not in said
@@ -105,7 +105,7 @@ def test_a_rehearsal_leaves_every_table(rehearsed):
 
 def test_the_other_size_needs_another_folder(rehearsed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(InputError, match="a rehearsal"):
+    with pytest.raises(InputError, match="'gpu, rehearsed', not 'gpu'"):
         run_gpu(rehearsed[0])
 
 
@@ -129,7 +129,7 @@ def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
     assert not out.exists()
     out.mkdir()
     (out / "manifest.json").write_text('{"profile": "quick"}')
-    with pytest.raises(InputError, match="use another folder"):
+    with pytest.raises(InputError, match="another results folder"):
         run_gpu(out, rehearse=True)
 
 
