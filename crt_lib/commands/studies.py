@@ -61,7 +61,7 @@ def search(
 )
 def gpu(context: typer.Context) -> None:
     """Measure all that needs a GPU: checks, training steps, 6 GB, decoding, a training."""
-    from crt_lib.gpu.__main__ import main
+    from crt_lib.gpu.run import main
 
     main(context.args)
 

@@ -23,8 +23,8 @@ from crt_lib.bench.ways import cost_of_a_token
 from crt_lib.cached.step import Step
 from crt_lib.files import read_rows
 from crt_lib.gpu import checks as gpuchecks, training as gputraining
-from crt_lib.gpu.__main__ import PARTS, main, run_gpu
 from crt_lib.gpu.parts import Job, Part, run_parts
+from crt_lib.gpu.run import PARTS, main, run_gpu
 from crt_lib.gpu.training import arms
 from crt_lib.model import CRT
 
