@@ -1,26 +1,19 @@
 """`crt bench decode`: what exits, caches, speculation and 8 bits save in time, and lose."""
 
+import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from crt_lib.bench.bound import Reading
-from crt_lib.bench.ways import (
-    COMPILED,
-    FULL,
-    UNCACHED,
-    Prompts,
-    Way,
-    asking,
-    asks_of,
-    ways_of,
-)
+from crt_lib.bench.ways import COMPILED, FULL, UNCACHED, Prompts, Way, asking, asks_of, ways_of
 from crt_lib.exits.decode import Speculated
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
@@ -34,7 +27,6 @@ COLUMNS = (
 )
 WARM_UP = 8  # tokens
 OFTEN = 16  # readings of the weights, after each way in each round
-SHOWN = ("tokens_per_second", "ms")
 READINGS = ("reading the weights", "reading weights, keys and values")  # rows of the bounds
 
 
@@ -87,7 +79,6 @@ def bench_decode(
     uncached: bool = True,
     compiled: bool = True,
     only: Sequence[str] = (),
-    echo: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """A row a way of decoding (`ways_of`): speed, latency, share of the bound, cost, perplexity.
 
@@ -101,13 +92,16 @@ def bench_decode(
     `bound_share`: of `ms`, what the way's products with weights take alone (`Reading`, the last two
     rows); `bound_share_all`: with keys and values too.
     """
-    _check(prompts, batch_size, new_tokens, rounds)
+    if not prompts or len(prompts) % batch_size:
+        raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
+    if new_tokens < 3 or rounds < 1:  # a first verification gives two
+        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
     left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
-    ways = _chosen(ways_of(model, policies, batch_size), left_out, only)
+    ways = _chosen(ways_of(model, policies, batch_size), left_out, only or [""])
     first = {policies[name]: name for name in reversed(ways) if name in policies}
     timed_as = {name: first[policies[name]] if name in policies else name for name in ways}
     timed = {name: ways[name] for name in ways if timed_as[name] == name}
-    bench = _Bench(model, timed, prompts, batch_size, new_tokens, rounds, echo)
+    bench = _Bench(model, timed, prompts, batch_size, new_tokens, rounds)
     with torch.inference_mode():
         bench.run()
     rows = []
@@ -115,9 +109,8 @@ def bench_decode(
         if own in bench.made:  # it could be compiled
             cost = _cost(model, name, policies, losses, bench.made[own], test)
             # in a batch that leaves by token, a row runs loops for other rows
-            alone = name not in UNCACHED and (batch_size == 1 or not cost["decoded_asks"])
-            reads = (cost["decoded_loops"], cost["decoded_heads"]) if alone else ()
-            rows.append({"way": name} | cost | bench.columns(own, *reads))
+            alone = name not in UNCACHED and (batch_size == 1 or not cost.get("decoded_asks"))
+            rows.append({"way": name} | cost | bench.columns(own, cost if alone else {}))
     rows += bench.bounds()
     where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
     shape = {"way": "", "batch": batch_size, "texts": len(prompts)}
@@ -125,16 +118,9 @@ def bench_decode(
     return [shape | dict.fromkeys(COLUMNS) | row | where for row in rows]
 
 
-def _check(prompts: Sequence[Any], batch_size: int, new_tokens: int, rounds: int) -> None:
-    if not prompts or len(prompts) % batch_size:
-        raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
-    if new_tokens < 3 or rounds < 1:  # a first verification gives two
-        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
-
-
 def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) -> dict[str, Way]:
     ways = {name: way for name, way in ways.items() if not name.endswith(tuple(left_out))}
-    chosen = [name for name in ways if any(text in name for text in only or [""])]
+    chosen = [name for name in ways if any(text in name for text in only)]
     if not chosen:
         raise InputError(
             f"no way of decoding has {' or '.join(map(repr, only))} in its name; they are "
@@ -152,17 +138,17 @@ def _cost(
     test: Trace,
 ) -> dict[str, Any]:
     """COLUMNS of a way: of what it made, and for a policy what `test` and `losses` say of it."""
-    cost: dict[str, Any] = dict.fromkeys(COLUMNS)
     if isinstance(made[0], Speculated):
-        cost["accepted"] = sum(one.accepted for one in made) / max(sum(o.drafted for o in made), 1)
+        drafted = sum(one.drafted for one in made)
+        return {"accepted": sum(one.accepted for one in made) / max(drafted, 1)}
     policy = {**policies, **asking(model), "no cache": policies[FULL]}.get(name)
     if policy is None:
-        return cost
+        return {}
     known = name if name in policies else FULL  # what a text is worth, asked or not, cached or not
     outcome = apply_policy(test, policies[known])
     loops = [loop for one in made for loop in one.loops]
     heads, asks = asks_of(model, policy, loops)
-    return cost | {
+    return {
         "tau": policies[known].tau0 if policies[known].criterion else None,
         "mean_loops": outcome.mean_loops,
         "multiply_adds": outcome.multiply_adds,
@@ -173,43 +159,64 @@ def _cost(
     }
 
 
-@dataclass
 class _Bench:
-    """Times the ways in turn, with all threads and with one; each round begins with another way."""
+    """Times the ways in turn, with all threads and with one."""
 
-    model: CRT
-    ways: dict[str, Way]
-    prompts: Prompts
-    batch_size: int
-    new_tokens: int
-    rounds: int
-    echo: Callable[[str], None]
-
-    def __post_init__(self) -> None:
-        starts = range(0, len(self.prompts), self.batch_size)
-        self.batches = [self.prompts[i : i + self.batch_size] for i in starts]
-        length = len(self.prompts[0]) + self.new_tokens // 2  # the mean
-        self.reading = Reading(self.model, self.batch_size, length)
-        self.threads = list(dict.fromkeys((torch.get_num_threads(), 1)))
-        self.suffixes = dict(zip(self.threads, ("", "_1"), strict=False))  # of columns
+    def __init__(
+        self,
+        model: CRT,
+        ways: dict[str, Way],
+        prompts: Prompts,
+        batch_size: int,
+        new_tokens: int,
+        rounds: int,
+    ):
+        starts = range(0, len(prompts), batch_size)
+        self.batches = [prompts[start : start + batch_size] for start in starts]
+        self.ways, self.new_tokens, self.rounds = ways, new_tokens, rounds
+        self.batch_size, self.depth = batch_size, model.config.n_loops
+        self.reading = Reading(model, batch_size, len(prompts[0]) + new_tokens // 2)  # the mean
+        threads = dict.fromkeys((torch.get_num_threads(), 1))
+        self.suffixes = dict(zip(threads, ("", "_1"), strict=False))  # of columns, by threads
         # of each way: rounds of (batches, new tokens), the seconds that each token was waited for
         self.times: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
         self.read: dict[int, list[np.ndarray]] = defaultdict(list)
         self.made: dict[str, list[Any]] = {}
 
     def run(self) -> None:
-        """Warm up, say how long it takes, and measure."""
-        self._warm_up()
+        """Warm up, leave out what cannot be compiled, and measure."""
+        for name, way in list(self.ways.items()):
+            try:
+                for _ in range(2):
+                    way(self.batches[0], min(WARM_UP, self.new_tokens), lambda tokens: None)
+            except RuntimeError as error:
+                if not name.endswith(COMPILED):
+                    raise
+                tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
+                del self.ways[name]
+        before = torch.get_num_threads()
         try:
-            for threads in self.threads:
+            for threads, name in tqdm(self._turns(), f"{self.batch_size} at a time", disable=None):
                 torch.set_num_threads(threads)
-                for round_ in range(self.rounds):
-                    self._measure(threads, round_)
+                batches = self.batches[:1] if name in UNCACHED else self.batches
+                found = [_timed(self.ways[name], batch, self.new_tokens) for batch in batches]
+                self.made[name] = [one for made, _ in found for one in made]
+                self.times[threads, name].append(np.stack([waits for _, waits in found]))
+                self.read[threads] += [self.reading() for _ in range(OFTEN)]
         finally:
-            torch.set_num_threads(self.threads[0])
+            torch.set_num_threads(before)
 
-    def columns(self, name: str, loops: float | None = None, heads: float = 1) -> dict[str, Any]:
-        """Of a way; `loops` and `heads`: whose weights a token of it reads, if for itself alone."""
+    def _turns(self) -> list[tuple[int, str]]:
+        """Threads and a way: uncached ones in the first round, which all begin with another way."""
+        turns: list[tuple[int, str]] = []
+        for threads, round_ in itertools.product(self.suffixes, range(self.rounds)):
+            names = [name for name in self.ways if not turns or name not in UNCACHED]
+            begin = round_ * len(names) // self.rounds
+            turns += [(threads, name) for name in names[begin:] + names[:begin]]
+        return turns
+
+    def columns(self, name: str, reads: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a way; `reads` has the loops and heads that a token's weights are of, if known."""
         columns: dict[str, Any] = {}
         for threads, suffix in self.suffixes.items():
             if (threads, name) not in self.times:
@@ -219,17 +226,17 @@ class _Bench:
             own = {"tokens_per_second": np.median(speeds), "ms": ms, "ms_p5": low, "ms_p95": high}
             own["first_ms"] = 1e3 * np.median(waits[..., 0])
             own["speedup"] = np.median(speeds / self._speeds(threads, FULL)[: len(speeds)])
-            if loops:
-                least = self._bound_ms(threads, loops, heads) / ms
+            if loops := reads.get("decoded_loops"):
+                least = self._bound_ms(threads, loops, reads["decoded_heads"]) / ms
                 own |= dict(zip(("bound_share", "bound_share_all"), least, strict=True))
             columns |= {column + suffix: float(value) for column, value in own.items()}
-        return columns | {"rounds": len(self.times[self.threads[0], name])}
+        return columns | {"rounds": len(self.times[next(iter(self.suffixes)), name])}
 
     def bounds(self) -> list[dict[str, Any]]:
         """Rows of the readings at full depth: milliseconds a step, the tokens/s that it allows."""
         rows: list[dict[str, Any]] = [{"way": name, "rounds": self.rounds} for name in READINGS]
         for threads, suffix in self.suffixes.items():
-            least = self._bound_ms(threads, self.model.config.n_loops, 1).tolist()
+            least = self._bound_ms(threads, self.depth, 1).tolist()
             for row, ms in zip(rows, least, strict=True):
                 row |= {f"tokens_per_second{suffix}": 1e3 * self.batch_size / ms, f"ms{suffix}": ms}
         return rows
@@ -243,44 +250,6 @@ class _Bench:
         """Without and with keys and values, (2,)."""
         reads = [(1, loops, 0, heads), (1, loops, loops, heads)]
         return 1e3 * np.array(reads) @ np.median(self.read[threads], 0)
-
-    def _warm_up(self) -> None:
-        started, seconds, tokens = time.perf_counter(), 0.0, min(WARM_UP, self.new_tokens)
-        for name, way in list(self.ways.items()):
-            try:
-                for _ in range(2):
-                    _, waits = _timed(way, self.batches[0], tokens)
-            except RuntimeError as error:
-                if not name.endswith(COMPILED):
-                    raise
-                self.echo(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
-                del self.ways[name]
-                continue
-            times = 1 if name in UNCACHED else len(self.batches) * self.rounds * len(self.threads)
-            seconds += times * (waits[0] + (self.new_tokens - 1) * np.nanmedian(waits[1:]))
-        took = time.perf_counter() - started
-        self.echo(
-            f"{self.batch_size} at a time: {len(self.ways)} ways, {self.rounds} rounds, "
-            f"{' and '.join(map(str, self.threads))} threads; warmed up in {took:.0f} s, about "
-            f"{seconds:.0f} s to go"
-        )
-
-    def _measure(self, threads: int, round_: int) -> None:
-        names = [*self.ways]
-        if (threads, round_) != (self.threads[0], 0):
-            names = [name for name in names if name not in UNCACHED]
-        begin = round_ * len(names) // self.rounds
-        for name in names[begin:] + names[:begin]:
-            batches = self.batches[:1] if name in UNCACHED else self.batches
-            found = [_timed(self.ways[name], batch, self.new_tokens) for batch in batches]
-            self.made[name] = [one for made, _ in found for one in made]
-            self.times[threads, name].append(np.stack([waits for _, waits in found]))
-            self.read[threads] += [self.reading() for _ in range(OFTEN)]
-            if round_ == 0:
-                row = self.columns(name)
-                speed, ms = (row[column + self.suffixes[threads]] for column in SHOWN)
-                self.echo(f"  {threads} threads, {name}: {speed:.0f} tokens/s, {ms:.2f} ms")
-        self.echo(f"  {threads} threads: round {round_ + 1} of {self.rounds} done")
 
 
 def _timed(way: Way, prompts: Prompts, new_tokens: int) -> tuple[Any, np.ndarray]:

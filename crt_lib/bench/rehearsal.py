@@ -2,51 +2,44 @@
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from crt_lib.bench.trial import Training, Trial, measure
+from crt_lib.bench.trial import Training, Trial, in_order, repeated
 from crt_lib.checkpoint import save_checkpoint
 from crt_lib.data import make_batches, updates_planned
 from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate
-from crt_lib.runs.manifest import peak_memory
+from crt_lib.runs.machine import peak_memory
 from crt_lib.runs.profiles import Profile
-from crt_lib.runs.run import load_data
+from crt_lib.runs.trained import load_data
 from crt_lib.text.tokenizer import TokenizedCorpus
 
 
-@dataclass(frozen=True)
-class Rehearsal:
-    """Measured updates of `profile`, its model with the tokenizer's vocabulary, and its plan."""
+def rehearse(profile: Profile, seconds: float) -> tuple[Profile, Trial, int, float, int]:
+    """Updates of `profile` for about `seconds`, a validation and a checkpoint, in this process.
 
-    profile: Profile
-    trial: Trial
-    updates: int  # of the training
-    evaluation_seconds: float  # of its validations, and of the tables at the end
-    peak_memory: int  # bytes
-
-
-def rehearse(profile: Profile, seconds: float) -> Rehearsal:
-    """Measure `profile` on its text, for about `seconds` of updates, in this process."""
+    The profile with the tokenizer's vocabulary, the updates measured and planned, seconds of
+    evaluation in all, and the peak memory in bytes.
+    """
     import accelerate  # noqa: F401  its memory is the training's
 
     data, config = load_data(profile), profile.train
-    model = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    batches = make_batches(config, data)
-    training = Training(model, config)
-    steps = batches.steps_per_epoch
-    trial = measure(training, lambda number: batches.batch(*divmod(number, steps)), seconds)
-    valid, eot = data.valid, data.tokenizer.eot_id
-    length, rows = config.seq_len, max(8, config.batch_size)
-    count = min(rows * length, config.eval_tokens, len(valid.ids))
+    profile = profile.replace(model=profile.model.replace(vocab_size=data.tokenizer.vocab_size))
+    batches, training = make_batches(config, data), Training(profile.model, config)
+    batch_of = in_order(batches)
+    updates = repeated(lambda number: training.update(number, batch_of(number)), seconds)
+    trial = Trial(updates, {"precision": training.precision})
+    rows = max(8, config.batch_size)
+    count = min(rows * config.seq_len, config.eval_tokens, len(data.valid.ids))
+    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": rows, "max_tokens": count}
     started = time.perf_counter()
-    evaluate(training.model, valid, eot, seq_len=length, batch_size=rows, max_tokens=count)
+    evaluate(training.model, data.valid, data.tokenizer.eot_id, **how)
     a_position = (time.perf_counter() - started) / count
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "last", training.model, {}, training.optimizers)
-    updates = updates_planned(config, steps)
-    evaluation = a_position * scored_positions(profile, data, updates)
-    return Rehearsal(profile.replace(model=model), trial, updates, evaluation, peak_memory())
+    planned = updates_planned(config, batches.steps_per_epoch)
+    evaluation = a_position * scored_positions(profile, data, planned)
+    return profile, trial, planned, evaluation, peak_memory()
 
 
 def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> int:

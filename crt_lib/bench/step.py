@@ -4,25 +4,35 @@ On random ids: what a step takes does not depend on the text, and no corpus is n
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from crt_lib import loss
-from crt_lib.bench.process import ask, own_process
-from crt_lib.bench.trial import Training, Trial, measure_on_random, random_batch
+from crt_lib.bench.trial import Side, Training, Trial, random_batch, take_turns, try_random
 from crt_lib.config import AnyModelConfig, TrainConfig
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
 from crt_lib.runs.profiles import Profile, load_profile
+from crt_lib.runs.trained import load_data
 
-PATHS: dict[str, tuple[bool, dict[str, Any]]] = {  # path -> fused loss, settings
-    "plain": (False, {"exits_trained": "all"}),
-    "fused loss": (True, {"exits_trained": "all"}),
-    "fused loss, one exit": (True, {"exits_trained": "one"}),
-    "fused loss, one exit, compiled": (True, {"exits_trained": "one", "compile": True}),
+
+class Plain(Training):
+    """A training whose loss keeps the logits whole, as all do in its process from then on."""
+
+    def __init__(self, model: AnyModelConfig, config: TrainConfig):
+        super().__init__(model, config)
+        loss.FUSED = False
+
+
+PATHS: dict[str, tuple[type[Training], dict[str, Any]]] = {  # path -> kind, settings
+    "plain": (Plain, {"exits_trained": "all"}),
+    "fused loss": (Training, {"exits_trained": "all"}),
+    "fused loss, one exit": (Training, {"exits_trained": "one"}),
+    "fused loss, one exit, compiled": (Training, {"exits_trained": "one", "compile": True}),
 }
 BASE = {"batch": 8, "length": 256, "loops": 4, "d": 256}  # `crt2` at small
 AXES = {
@@ -36,30 +46,28 @@ SECONDS = 4.0  # of updates, for a row of `bench_updates`
 Rows = list[dict[str, Any]]
 
 
-def bench_cost(seconds: float, echo: Callable[[str], None]) -> Rows:
+def bench_cost(seconds: float) -> Rows:
     """A row a size and number of threads: tokens/s of an update, and its process's peak memory.
 
     The recipe `crt2` at the size of the profile small (BASE), each of AXES changed alone, every row
     in a process of its own, after about `seconds` of updates. With all threads and, where there are
-    more, with one. `echo` gets each row as it comes.
+    more, with one.
     """
     sizes = [BASE | {axis: value} for axis, values in AXES.items() for value in values]
     sizes = [size for i, size in enumerate(sizes) if size not in sizes[:i]]
+    many = sorted({torch.get_num_threads(), 1}, reverse=True)
     rows = []
-    for threads in sorted({torch.get_num_threads(), 1}, reverse=True):
-        for size in sizes:
-            found = run_trial(*settings(**size), seconds, threads)
-            update = found.update(1)
-            row = {
-                **size,
-                "tokens_per_second": round(size["batch"] * size["length"] / update, 1),
-                "update_ms": round(1000 * update, 2),
-                "peak_memory_bytes": found.peak_memory,
-                "precision": found.precision,
-                **measured_on(threads),
-            }
-            rows.append(row)
-            echo("  ".join(f"{key} {value}" for key, value in row.items()))
+    for threads, size in tqdm(list(itertools.product(many, sizes)), "sizes", disable=None):
+        found = try_random(*settings(**size), seconds, threads=threads)
+        update = found.update()
+        row = {
+            **size,
+            "tokens_per_second": round(size["batch"] * size["length"] / update, 1),
+            "update_ms": round(1000 * update, 2),
+            "peak_memory_bytes": found.ends["peak_memory_bytes"],
+            "precision": found.ends["precision"],
+        }
+        rows.append(row | measured_on(threads))
     return rows
 
 
@@ -78,20 +86,9 @@ def with_vocabulary(profile: Profile) -> Profile:
     Raises InputError as `load_tokenizer`, when the tokenizer is made of the corpus's words.
     """
     kind, _, size = profile.tokenizer.partition(":")
-    vocabulary = 50_257 if kind == "gpt2" else int(size or 0)
-    if kind == "word":
-        from crt_lib.runs.run import load_data
-
-        vocabulary = load_data(profile).tokenizer.vocab_size
+    known = int(size or 50_257)  # of bpe:<size> and of gpt2
+    vocabulary = load_data(profile).tokenizer.vocab_size if kind == "word" else known
     return profile.replace(model=profile.model.replace(vocab_size=vocabulary))
-
-
-def run_trial(
-    model: AnyModelConfig, train: TrainConfig, seconds: float, threads: int | None = None
-) -> Trial:
-    """`measure_on_random` in a process of its own; raises InputError as `ask`."""
-    with own_process(threads) as process:
-        return ask(process, measure_on_random, model, train, seconds)
 
 
 def bench_updates(sizes: Sequence[str]) -> Rows:
@@ -102,64 +99,56 @@ def bench_updates(sizes: Sequence[str]) -> Rows:
     rows = []
     for size, recipe in itertools.product(sizes, ("paper", "crt2")):
         profile = with_vocabulary(load_profile(size, recipe))
-        train = profile.train
-        found = run_trial(profile.model, train, SECONDS)
-        update = found.update(train.grad_accum)
-        rows.append(
-            {
-                "profile": size,
-                "recipe": recipe,
-                "optimizer": train.optimizer,
-                "precision": found.precision,
-                "rows": train.batch_size,
-                "seq_len": train.seq_len,
-                "micro_batches": train.grad_accum,
-                "forward_backward_ms": round(1000 * train.grad_accum * found.micro_batch, 1),
-                "clipping_ms": round(1000 * found.clipping, 2),
-                "optimizer_ms": round(1000 * found.optimizer, 2),
-                "update_ms": round(1000 * update, 1),
-                "optimizer_share": round(found.optimizer / update, 4),
-                "measured_updates": found.updates,
-                **measured_on(),
-            }
-        )
+        made = update_row(profile.train, try_random(profile.model, profile.train, SECONDS))
+        rows.append({"profile": size, "recipe": recipe} | made)
     return rows
+
+
+def update_row(train: TrainConfig, found: Trial) -> dict[str, Any]:
+    """What a trial says of an update of `train`, all its micro-batches counted."""
+    update = found.update(train.grad_accum)
+    return {
+        "optimizer": train.optimizer,
+        "precision": found.ends["precision"],
+        "rows": train.batch_size,
+        "seq_len": train.seq_len,
+        "micro_batches": train.grad_accum,
+        "forward_backward_ms": round(1000 * train.grad_accum * found.part(), 1),
+        "clipping_ms": round(1000 * found.part("clipping"), 2),
+        "optimizer_ms": round(1000 * found.part("optimiser"), 2),
+        "update_ms": round(1000 * update, 1),
+        "optimizer_share": round(found.part("optimiser") / update, 4),
+        "measured_updates": len(found.updates),
+        **measured_on(),
+    }
 
 
 def bench_step(profile: Profile, steps: int) -> Rows:
     """A row a path: the median seconds of `steps` updates, and the speed against `plain`.
 
-    The paths take turns, after two unmeasured updates each. `plain` keeps an exit's logits whole
-    and trains every exit. Raises InputError where there is nothing to choose from: a GPU has
-    another loss.
+    The paths take turns. `plain` keeps an exit's logits whole and trains every exit. Raises
+    InputError where there is nothing to choose from: a GPU has another loss.
     """
     if torch.cuda.is_available():
         raise InputError("crt bench step compares the paths of a CPU; hide the GPU from it")
     model, train = with_vocabulary(profile).model, profile.train
-    runs = {name: Training(model, train.replace(**own)) for name, (_, own) in PATHS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    try:
-        for i in range(2 + steps):
-            for name, run in runs.items():
-                loss.FUSED = PATHS[name][0]
-                update = run.update(i, random_batch(model, train, i))
-                seconds[name].append(sum(update.values()))
-    finally:
-        loss.FUSED = True
-    medians = {name: median(times[2:]) for name, times in seconds.items()}
-    tokens = train.batch_size * train.seq_len
+    batch_of = partial(random_batch, model, train)
+    sides: dict[str, Side] = {
+        name: (kind, model, train.replace(**own)) for name, (kind, own) in PATHS.items()
+    }
+    turns = take_turns(sides, dict.fromkeys(sides, batch_of), steps=steps)
     return [
         {
             "path": name,
-            "seconds_per_step": round(medians[name], 4),
-            "tokens_per_second": round(tokens / medians[name], 1),
-            "speedup": round(medians["plain"] / medians[name], 3),
+            "seconds_per_step": round(own.update(), 4),
+            "tokens_per_second": round(train.batch_size * train.seq_len / own.update(), 1),
+            "speedup": round(turns["plain"].update() / own.update(), 3),
             "profile": profile.name,
             "recipe": profile.recipe,
-            "precision": run.precision,
+            "precision": own.ends["precision"],
             **measured_on(),
         }
-        for name, run in runs.items()
+        for name, own in turns.items()
     ]
 
 

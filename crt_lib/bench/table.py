@@ -1,4 +1,4 @@
-"""A table that grows while it is measured."""
+"""A table that grows while it is measured: a CSV file that is written anew with every row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +6,18 @@ from typing import Any
 
 from crt_lib.files import read_rows, write_rows
 
+Rows = list[dict[str, Any]]
 
-class Table:
-    """A CSV file that is written anew, atomically, with every row that is added.
 
-    `key`: the columns that tell rows apart.
-    """
+def rows_of(path: Path, **key: Any) -> Rows:
+    """The rows of a table, none without the file, that have these values."""
+    rows = read_rows(path) if path.is_file() else []
+    return [row for row in rows if key.items() <= row.items()]
 
-    def __init__(self, path: Path, *key: str):
-        self.path, self.key = path, key
-        self.rows = read_rows(path) if path.is_file() else []
 
-    def find(self, *values: Any) -> list[dict[str, Any]]:
-        """The rows of this key."""
-        return [row for row in self.rows if self._of(row) == values]
-
-    def put(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add `rows`, in place of those of the same key."""
-        new = {self._of(row) for row in rows}
-        self.rows = [row for row in self.rows if self._of(row) not in new] + list(rows)
-        write_rows(self.path, self.rows)
-
-    def _of(self, row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[name] for name in self.key)
+def put_rows(path: Path, rows: Rows, key: Sequence[str]) -> None:
+    """Add `rows` to a table, in place of those that have the same values of `key`."""
+    new = [[row[name] for name in key] for row in rows]
+    kept = [row for row in rows_of(path) if [row[name] for name in key] not in new]
+    columns = dict.fromkeys(name for row in kept + rows for name in row)
+    write_rows(path, [columns | row for row in kept + rows])

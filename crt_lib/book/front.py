@@ -1,8 +1,6 @@
 """What stands first in every notebook, and the citation's address, written from pyproject.toml.
 
-    python -m crt_lib.book.front
-
-writes the badges, the set-up cell and the line of CITATION.cff anew, and names what it changed.
+`python -m crt_lib.book.front` writes both anew, and names what it changed.
 """
 
 import json
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, write_text
+from crt_lib.runs.manifest import checkout_root
 from crt_lib.show.address import Address
 
 _COLAB = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -95,13 +94,7 @@ def _printed(root: Path) -> str:
     return subprocess.check_output(words, cwd=root / "notebooks", env=environment, text=True)
 
 
-def main() -> None:
-    """Write anew what differs in the checkout that this module belongs to."""
-    root = Path(__file__).resolve().parents[2]
-    for path, text in changed(root).items():
-        write_text(path, text)
-        print(path.relative_to(root))
-
-
 if __name__ == "__main__":
-    main()
+    for path, text in changed(checkout_root()).items():
+        write_text(path, text)
+        print(path)

@@ -1,6 +1,7 @@
 """The numbered notebooks: their order, their declared parameters, and checks of given values."""
 
 import ast
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from crt_lib.files import InputError, sha256
 
 _CHECKED: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool}
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": "True", "false": "False", "none": "None"}
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,11 @@ class Notebook:
     """A notebook `NN_name.ipynb` and what its cell tagged `parameters` declares."""
 
     path: Path
+    name: str  # of the file without its suffix, as in `01_data`
     parameters: dict[str, str]  # name -> declared type, as written: "int", "list[int]", ...
     source_sha256: str  # of the cells' types, tags and sources: outputs do not change it
     n_cells: int
-    after: tuple[str, ...] = ()  # names of those whose results it reads: metadata crt.after
-
-    @property
-    def name(self) -> str:
-        """The file's name without its suffix, as in `01_data`."""
-        return self.path.stem
+    after: tuple[str, ...]  # names of those whose results it reads: metadata crt.after
 
     @classmethod
     def read(cls, path: Path) -> "Notebook":
@@ -39,13 +36,15 @@ class Notebook:
                 (cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"]))
                 for cell in content["cells"]
             ]
-            for kind, tags, source in cells:
-                if kind == "code" and "parameters" in tags:
-                    declared |= _declared(source)
+            for _, tags, source in cells:
+                for line in ast.parse(source).body if "parameters" in tags else ():
+                    if isinstance(line, ast.AnnAssign):
+                        declared[ast.unparse(line.target)] = ast.unparse(line.annotation)
         except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             raise InputError(f"{path} is not a notebook that can be read: {error!r}") from error
         after = content.get("metadata", {}).get("crt", {}).get("after", [])
-        return cls(path, declared, sha256(json.dumps(cells).encode()), len(cells), tuple(after))
+        source = sha256(json.dumps(cells).encode())
+        return cls(path, path.stem, declared, source, len(cells), tuple(after))
 
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of `given`, values or text, that it declares, as it declares them.
@@ -101,23 +100,9 @@ def convert(value: Any, kind: str) -> Any:
     Text is read as a Python literal where `kind` is not str. Raises ValueError if it does not fit.
     """
     if isinstance(value, str) and kind != "str":
-        value = _literal(value)
+        with contextlib.suppress(ValueError, TypeError, SyntaxError):
+            value = ast.literal_eval(_WORDS.get(value.lower(), value))
     wanted = _CHECKED.get(kind, object)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
         raise ValueError(f"{value!r} is not {kind}")
     return float(value) if kind == "float" else value
-
-
-def _literal(text: str) -> Any:
-    try:
-        return _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError):
-        return text
-
-
-def _declared(source: str) -> dict[str, str]:
-    return {
-        statement.target.id: ast.unparse(statement.annotation)
-        for statement in ast.parse(source).body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    }

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from crt_lib.book.notebooks import find_notebooks
 from crt_lib.book.task import NotebookError, Task
 from crt_lib.files import InputError, read_rows, stop_signals
-from crt_lib.runs.manifest import checkout_root, read_manifest, run_environment, update_manifest
+from crt_lib.runs.manifest import checkout_root, read_manifest, update_manifest
 from crt_lib.runs.profiles import load_profile
 
 PACKAGES = ("papermill", "nbconvert", "ipykernel", "psutil")
@@ -47,10 +47,8 @@ def reproduce(
     (values of their type, or text) go to the notebooks that declare them in their cell tagged
     `parameters`, as do `profile`, `results` (the absolute path of `out`) and `fresh`.
 
-    Writes `out/notebooks/NN_name.ipynb` and `.html`, and `out/manifest.json` after each. Raises
-    InputError, with nothing run or written, for an unknown profile, notebook or parameter, a value
-    that does not fit, a missing package, and a folder that cannot be written; NotebookError if a
-    notebook fails.
+    Writes `out/notebooks/NN_name.ipynb` and `.html`, and `out/manifest.json`. Raises InputError,
+    with nothing run, for bad input; NotebookError if a notebook fails.
     """
     tasks = make_tasks(profile, notebooks_dir, out, only, parameters or {}, fresh)
     run_all(tasks, jobs, echo)
@@ -76,8 +74,8 @@ def make_tasks(
 ) -> list[Task]:
     """What `reproduce` runs with these arguments; raises InputError as it does."""
     load_profile(profile)
-    for name in set(given).intersection(SET_BY_PIPELINE):
-        raise InputError(f"parameter {name!r} is set by the pipeline; use its own option")
+    if own := set(given).intersection(SET_BY_PIPELINE):
+        raise InputError(f"parameter {min(own)!r} is set by the pipeline; use its own option")
     for package in PACKAGES:
         if not find_spec(package):
             raise InputError(f"notebooks need {package}; pip install 'crt-lm[notebooks]'")
@@ -85,10 +83,10 @@ def make_tasks(
     notebooks = find_notebooks(Path(notebooks_dir or root / "notebooks").absolute(), only)
     out = Path(out or root / "results" / profile).absolute()
     declared = sorted({name for notebook in notebooks for name in notebook.parameters})
-    for name in set(given).difference(declared):
+    if unknown := set(given).difference(declared):
         raise InputError(
-            f"unknown parameter {name!r}; the notebooks to run declare {', '.join(declared)}. See "
-            "the cell tagged `parameters` of each."
+            f"unknown parameter {min(unknown)!r}; the notebooks to run declare "
+            f"{', '.join(declared)}, in their cells tagged `parameters`"
         )
     all_given = {**given, "profile": profile, "results": str(out), "fresh": fresh}
 
@@ -107,18 +105,20 @@ def make_tasks(
 
 
 def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say) -> None:
-    """Run `tasks`, up to `jobs` at a time, each after those it needs, and begin their manifests.
+    """Run `tasks`, up to `jobs` at a time, each after those it needs.
 
     Says where they are: on a terminal in a line that changes, else every 15 seconds. On a failure
-    no more are begun, and those running end. Several at a time share the processors, unless
-    OMP_NUM_THREADS says otherwise. Raises InputError for `jobs` below 1, NotebookError with what
-    the failed ones said, KeyboardInterrupt when a signal has stopped them.
+    no more are begun. Several share the processors, unless OMP_NUM_THREADS says otherwise. Raises
+    InputError for `jobs` below 1, NotebookError with what the failed ones said, KeyboardInterrupt
+    when a signal has stopped them.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
-    _begin_manifests(tasks)
-    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    environment = {name: value for name, value in share.items() if name not in os.environ}
+    for out, profile in dict.fromkeys((task.out, task.profile) for task in tasks):
+        update_manifest(out, profile, {})  # or an error, before any runs
+    share = str(max(1, (os.cpu_count() or 1) // jobs))
+    shared = jobs > 1 and "OMP_NUM_THREADS" not in os.environ
+    environment = {"OMP_NUM_THREADS": share} if shared else {}
     waiting = list(tasks)
     done: set[Task] = set()
     failed: list[str] = []
@@ -152,16 +152,6 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
             _end(running)
     if failed:
         raise NotebookError("\n".join(failed))
-
-
-def _begin_manifests(tasks: Sequence[Task]) -> None:
-    """With what is the same for all notebooks of a folder."""
-    for out, profile in dict.fromkeys((task.out, task.profile) for task in tasks):
-        values = [task.values for task in tasks if task.out == out]
-        given = {k: v for own in values for k, v in own.items() if k not in SET_BY_PIPELINE}
-        seed = given.get("seed", load_profile(profile).train.seed)
-        about = {"seed": seed, "parameters": given, "environment": run_environment()}
-        update_manifest(out, profile, {}, **about)
 
 
 def _end(running: Mapping[Future[str], Task]) -> None:

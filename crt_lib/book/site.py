@@ -1,11 +1,8 @@
 """`make docs`: pages, notebooks and API of a checkout as a folder of HTML, its links checked.
 
-    python -m crt_lib.book.site site
-
 Notebooks are shown with the outputs that they are committed with. Nothing is fetched.
 """
 
-import ast
 import re
 import shutil
 import subprocess
@@ -17,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from crt_lib.book.notebooks import as_html
 from crt_lib.files import InputError, write_text
+from crt_lib.runs.manifest import checkout_root
 from crt_lib.show.address import Address
 
 SHOWN = ("*.md", "docs/*.md", "results/*.md", "notebooks/*.md", "notebooks/*.ipynb")
@@ -47,19 +45,18 @@ def build(root: Path, site: Path) -> int:
 def broken_links(site: Path) -> list[str]:
     """`PAGE: LINK` of each link between files of `site` whose file or whose anchor is missing."""
     site = site.resolve()
-    links, anchors = {}, {}
-    for path in sorted(site.rglob("*.html")):
-        links[path], anchors[path] = _links_and_anchors(path)
+    found = {path: _links_and_anchors(path) for path in sorted(site.rglob("*.html"))}
     broken = []
-    for path, link in ((path, link) for path, found in links.items() for link in found):
+    for path, link in ((path, link) for path, (links, _) in found.items() for link in links):
         parts = urlsplit(link)
         if parts.scheme or parts.netloc:
             continue
         if not parts.path and path.is_relative_to(site / "api"):
             continue  # pdoc links a class to its private base, which it does not show
         to = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-        there = to.is_relative_to(site) and to.is_file()
-        if not there or unquote(parts.fragment) not in anchors.get(to, {unquote(parts.fragment)}):
+        anchor = unquote(parts.fragment)
+        _, anchors = found.get(to, ([], {anchor}))
+        if not (to.is_relative_to(site) and to.is_file() and anchor in anchors):
             broken.append(f"{path.relative_to(site)}: {link}")
     return broken
 
@@ -116,26 +113,19 @@ def _relinked(html: str, source: Path, root: Path, site: Path, shown: dict[Path,
 def _index(root: Path, shown: dict[Path, Any]) -> str:
     """The first page, as markdown."""
     address = Address.read(root)
-    lines = [f"# CRT {address.version}", "", f"The repository: <{address.url}>"]
-    lines += ["", "## Pages and notebooks", ""]
-    for path, page in shown.items():
-        to = path.relative_to(root).with_suffix(".html").as_posix()
-        lines.append(f"- [{_title(page)}]({to})")
-    lines += ["", "## API", "", "- [crt_lib](api/crt_lib.html): the names to start with"]
-    for name, said in _modules(root).items():
-        lines.append(f"- [{name}](api/{name.replace('.', '/')}.html): {said}")
-    return "\n".join(lines)
+    pages = {path.relative_to(root).with_suffix(".html"): _title(p) for path, p in shown.items()}
+    links = [f"- [{title}]({path.as_posix()})" for path, title in pages.items()]
+    api = [f"- [{name}](api/{name.replace('.', '/')}.html)" for name in _modules(root)]
+    first = [f"# CRT {address.version}", "", f"The repository: <{address.url}>", ""]
+    return "\n".join([*first, "## Pages and notebooks", "", *links, "", "## API", "", *api])
 
 
-def _modules(root: Path) -> dict[str, str]:
-    """The core's modules, then the rooms, each with the first line of its docstring."""
-    core, rooms = ((root / "crt_lib").glob(kind) for kind in ("[!_]*.py", "*/__init__.py"))
-    said = {}
-    for path in [*sorted(core), *sorted(rooms)]:
-        name = path.parent.name if path.stem == "__init__" else path.stem
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        said[f"crt_lib.{name}"] = text.partition("\n")[0]
-    return said
+def _modules(root: Path) -> list[str]:
+    """The package, the core's modules, then the rooms."""
+    folder = root / "crt_lib"
+    core = sorted(path.stem for path in folder.glob("[!_]*.py"))
+    rooms = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+    return ["crt_lib", *(f"crt_lib.{name}" for name in core + rooms)]
 
 
 def _api(root: Path, folder: Path) -> None:
@@ -144,18 +134,14 @@ def _api(root: Path, folder: Path) -> None:
     source = f"crt_lib={Address.read(root).url}/blob/main/crt_lib/"
     words = ["--output-directory", str(folder.resolve()), "--edit-url", source]
     # By itself pdoc follows `__all__`, whose names are functions: the modules are given to it.
-    asked = ["crt_lib", r"!crt_lib\.", *_modules(root)]
+    package, *modules = _modules(root)
+    asked = [package, r"!crt_lib\.", *modules]
     subprocess.run([sys.executable, "-m", "pdoc", *words, *asked], cwd=root, check=True)
 
 
-def main() -> None:
-    """Build the folder that is named, of the checkout that this module belongs to."""
-    root, site = Path(__file__).resolve().parents[2], Path(sys.argv[1])
+if __name__ == "__main__":
     try:
-        print(f"{build(root, site)} pages, all links between them lead somewhere: {site}")
+        pages = build(checkout_root(), Path(sys.argv[1]))
+        print(f"{pages} pages, all links between them lead somewhere: {sys.argv[1]}")
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

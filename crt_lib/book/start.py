@@ -1,5 +1,6 @@
 """The set-up cell of every notebook, once `crt_lib` can be imported: install, say where all is."""
 
+import contextlib
 import importlib
 import os
 import platform
@@ -16,26 +17,29 @@ KEPT = ("torch", "numpy", "ipywidgets")  # a kernel has loaded them, or its page
 def start() -> None:
     """Install a `crt_lib` that is only at hand, and say in one line what is used.
 
-    A wheel beside the notebook and what the cell fetched are installed by pip, with torch, numpy
-    and ipywidgets as they are; the fetched folder, NAME-VERSION, becomes the working folder, for
-    its stored results. An installed `crt_lib` and that of a checkout are used as they are. Raises
-    CalledProcessError where pip fails.
+    A wheel beside the notebook and what the cell fetched are installed by pip, with KEPT as they
+    are; the fetched folder, NAME-VERSION, becomes the working folder, for its stored results.
+    Raises CalledProcessError where pip fails.
     """
     home = Path(crt_lib.__file__).resolve().parents[1]
     found = [folder.parent for folder in Path.cwd().glob(f"*-{crt_lib.__version__}/crt_lib")]
     sys.path[:] = [path for path in sys.path if not path or os.path.isabs(path)]
+    said = "installed"
     if home in found or home.suffix == ".whl":
         _install(home)
         said = f"installed from {home.name}"
     elif (home / "pyproject.toml").is_file():
         _keep_importable(home)
         said = f"checkout at {os.path.relpath(home)}"
-    else:
-        said = "installed"
     if found:
         os.chdir(found[0])
+    from crt_lib.runs.manifest import checkout_root
+
     versions = f"torch {_version('torch')}, Python {platform.python_version()}"
-    print(f"crt_lib {crt_lib.__version__} ({said}), {versions}; {_stored()}")
+    results = checkout_root() / "results"
+    stored = f"stored results in {os.path.relpath(results)}"
+    stored = stored if results.is_dir() else "no stored results here"
+    print(f"crt_lib {crt_lib.__version__} ({said}), {versions}; {stored}")
 
 
 def _install(source: Path) -> None:
@@ -57,16 +61,6 @@ def _keep_importable(home: Path) -> None:
 
 
 def _version(name: str) -> str | None:
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _stored() -> str:
-    from crt_lib.runs.manifest import checkout_root
-
-    results = checkout_root() / "results"
-    if not results.is_dir():
-        return "no stored results here"
-    return f"stored results in {os.path.relpath(results)}"
+    return None

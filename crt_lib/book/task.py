@@ -89,31 +89,33 @@ class Task:
             stands = before.get("status") == "done" and before | entry == before
             if stands and not self.fresh and final.is_file() and page.is_file():
                 return f"{_took(before)}  already done, skipped"
-            entry |= {"status": "running", "environment": run_environment(), "started": now()}
-            update_manifest(self.out, self.profile, {name: entry})
+            entry |= {"environment": run_environment(), "started": now()}
+            self._note(entry, status="running")
             running.unlink(missing_ok=True)  # of a run that was killed
             try:
                 self._execute(environment)
             except Exception as error:
                 said = self._failure(error)
                 if not stopped.is_set():
-                    entry |= self._ended("failed") | {"error": said}
-                    update_manifest(self.out, self.profile, {name: entry})
                     with contextlib.suppress(FileNotFoundError):
                         running.replace(failed)
+                    self._note(entry, status="failed", error=said, **self._spent())
                     said += f"\n  outputs so far: {failed}\n  the same command goes on"
                 raise NotebookError(said) from error
-            entry |= self._ended("done")
             running.replace(final)
             failed.unlink(missing_ok=True)
             write_text(page, as_html(nbformat.read(final, 4), name))
-            update_manifest(self.out, self.profile, {name: entry})
+            self._note(entry, status="done", **self._spent())
         return _took(entry)
 
-    def _ended(self, status: str) -> dict[str, Any]:
+    def _note(self, entry: dict[str, Any], **changes: Any) -> None:
+        """Its entry of the manifest, changed."""
+        entry |= changes
+        update_manifest(self.out, self.profile, {self.notebook.name: entry})
+
+    def _spent(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self.begun, 2)
-        took = {"seconds": seconds, "peak_memory_bytes": self.peak}
-        return {"status": status, "finished": now()} | took
+        return {"finished": now(), "seconds": seconds, "peak_memory_bytes": self.peak}
 
     def _failure(self, error: Exception) -> str:
         """The notebook, the cell that ran last and the error."""

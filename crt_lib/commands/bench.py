@@ -7,7 +7,6 @@ import typer
 
 from crt_lib.commands import options
 from crt_lib.config import ModelConfig
-from crt_lib.files import write_rows
 from crt_lib.runs.profiles import load_profile
 
 bench_app = typer.Typer(
@@ -38,7 +37,7 @@ def bench_train(
     """A training step as released against ours: tokens/s, memory, MFU, and the time by part."""
     config = ModelConfig().replace(**options.settings(changes))
 
-    from crt_lib.bench.table import Table
+    from crt_lib.bench.table import put_rows
     from crt_lib.bench.training import CASE, bench_training
     from crt_lib.text.corpus import load_corpus
     from crt_lib.text.tokenizer import load_tokenizer, tokenize
@@ -52,8 +51,8 @@ def bench_train(
     most = max(parts, key=lambda row: row["share_of_lost"])
     typer.echo(f"most is lost in {most['part']}: {most['share_of_lost']:.0%} of it")
     if out is not None:
-        Table(out, *CASE).put(rows)
-        Table(out.with_name(f"{out.stem}_parts.csv"), *CASE).put(parts)
+        put_rows(out, rows, CASE)
+        put_rows(out.with_name(f"{out.stem}_parts.csv"), parts, CASE)
 
 
 @bench_app.command("decode")
@@ -78,7 +77,7 @@ def bench_decode_command(
     how = {"new_tokens": new_tokens, "rounds": rounds, "uncached": uncached, "only": only or ()}
     rows = []
     for batch_size in batch_sizes or [1, 8]:
-        rows += judged.bench(batch_size, texts, echo=typer.echo, **how)
+        rows += judged.bench(batch_size, texts, **how)
     options.show_rows(rows, out)
 
 
@@ -133,6 +132,4 @@ def bench_cost_command(
     """Cost against size: tokens/s and peak memory by batch, length, loops, width and threads."""
     from crt_lib.bench.step import bench_cost
 
-    rows = bench_cost(seconds, echo=typer.echo)
-    if out is not None:
-        write_rows(out / "cost.csv", rows)
+    options.show_rows(bench_cost(seconds), out and out / "cost.csv")

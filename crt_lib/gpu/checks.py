@@ -1,12 +1,10 @@
 """`crt gpu`, part checks: on this device the fast paths give what the slow, obvious ones give.
 
 A check is a function of a `Bench` to pairs of tensors. They are apart by the norm of their
-difference over that of the second, at most by the check's bound. In float64 two orders of the same
-sums agree to 1e-10.
+difference over that of the second, at most by the check's bound.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from crt_lib.audit.causality import causality_report
 from crt_lib.audit.reference import reference_logits, reference_loss
-from crt_lib.bench.table import Table
+from crt_lib.bench.table import put_rows, rows_of
 from crt_lib.gpu import decoding
 from crt_lib.gpu.decoding import Bench, Pairs
 from crt_lib.gpu.parts import Job, Row, say
@@ -24,7 +22,7 @@ from crt_lib.loss import GPU_CHUNK_ELEMENTS, WHOLE_ELEMENTS, exit_losses
 from crt_lib.runs.profiles import load_profile
 from crt_lib.runs.run import Run, load_data, run_profile
 
-EXACT = 1e-10  # float64
+EXACT = 1e-10  # float64, two orders of the same sums
 LOSS = 1e-6  # float64 but for the loss, which is computed in float32
 SINGLE = 2e-5  # float32, 6e-8 a rounding, through some twenty layers
 HALF = 0.05  # bfloat16 keeps 8 bits: 0.4 % a rounding, many roundings in a row
@@ -34,15 +32,14 @@ VOCABULARY = 33_278  # of the loss in chunks: WikiText-2's words
 def run_checks(job: Job) -> None:
     """Every check that has not passed yet, a row each in checks.csv; raises if one fails."""
     bench = Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), job.toy)
-    table = Table(job.out / "checks.csv", "check")
+    table = job.out / "checks.csv"
     for name in CHECKS:
-        if any(row["passed"] == "yes" for row in table.find(name)):
-            continue
-        row = _row(name, bench)
-        table.put([row])
-        what = row["error"] or f"{row['apart']:.1e}, at most {row['bound']:.0e}"
-        say(f"  {name}: {'passed' if row['passed'] == 'yes' else 'FAILED'} ({what})")
-    failed = [row["check"] for row in table.rows if row["passed"] != "yes"]
+        if not rows_of(table, check=name, passed="yes"):
+            row = _row(name, bench)
+            put_rows(table, [row], ["check"])
+            said = f"{row['apart']}, at most {row['bound']}; {row['error'] or 'no error'}"
+            say(f"  {name}: passed {row['passed']} ({said})")
+    failed = [row["check"] for row in rows_of(table, passed="no")]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(CHECKS)} checks failed: {', '.join(failed)}")
 
@@ -50,14 +47,13 @@ def run_checks(job: Job) -> None:
 def _row(name: str, bench: Bench) -> Row:
     check, bound, options = CHECKS[name]
     row: Row = {"check": name, "compared": check.__doc__, "apart": None, "bound": bound}
-    row["error"], started, passed = None, time.perf_counter(), False
+    row |= {"error": None, "passed": "no", "device": bench.device.type}
     try:
         row["apart"] = worst_apart(check(bench, **options))
-        passed = row["apart"] <= bound
+        row["passed"] = "yes" if row["apart"] <= bound else "no"
     except Exception as error:  # a check may fail in any way
         row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-    row["passed"] = "yes" if passed else "no"
-    return row | {"device": bench.device.type, "seconds": round(time.perf_counter() - started, 2)}
+    return row
 
 
 def worst_apart(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -145,9 +141,8 @@ def _training(bench: Bench) -> Pairs:
     with tempfile.TemporaryDirectory() as folder:
         run = run_profile(profile.replace(train=settings), folder, progress=False)
     assert isinstance(run, Run)  # nothing has stopped it
-    losses = [
-        loss for row in run.metrics if (loss := row.get(f"valid_loss_{profile.model.n_loops}"))
-    ]
+    column = f"valid_loss_{profile.model.n_loops}"
+    losses = [row[column] for row in run.metrics if column in row]
     floor = load_data(profile).corpus.entropy or 0.0
     yield torch.tensor(max(losses[-1] - losses[0], floor - losses[-1], 0.0)), torch.zeros(())
 
@@ -163,8 +158,7 @@ CHECKS: dict[str, tuple[Callable[..., Pairs], float, dict[str, Any]]] = {
     "audit": (_audit, 0.0, {}),
     "decoding with caches": (decoding.cache, 0.0, {}),
     "exits": (decoding.exits, EXACT, {}),
-    "decoding, bfloat16": (decoding.decode_half, HALF, {}),
+    "decoding, bfloat16": (decoding.in_half, HALF, {}),
     "speculation": (decoding.speculation, 0.0, {}),
-    "sampling": (decoding.sampling, 0.0, {}),
     "training": (_training, 0.0, {}),
 }

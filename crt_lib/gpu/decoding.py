@@ -9,7 +9,7 @@ from torch import Tensor
 from crt_lib.cached.memory import Memory
 from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED
-from crt_lib.exits.decode import Generated, Sampling, Speculation, generate
+from crt_lib.exits.decode import Generated, Speculation, generate
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
@@ -39,10 +39,10 @@ class Bench:
                 parameter.add_(0.05 * torch.randn_like(parameter))
         return model.to(self.device, dtype).eval()
 
-    def ids(self, rows: int = 3) -> Tensor:
-        """Tokens (rows, length) for the models."""
+    def ids(self) -> Tensor:
+        """Tokens (3, length) for the models."""
         generator, length = torch.Generator().manual_seed(2), 24 if self.toy else 96
-        return torch.randint(100, (rows, length), generator=generator).to(self.device)
+        return torch.randint(100, (3, length), generator=generator).to(self.device)
 
     def targets(self) -> Tensor:
         """What follows the tokens, the last not scored."""
@@ -108,16 +108,15 @@ def exits(bench: Bench) -> Pairs:
 
 
 @torch.no_grad()
-def decode_half(bench: Bench) -> Pairs:
+def in_half(bench: Bench) -> Pairs:
     """bfloat16 logits of crt2 token by token with those of a forward pass."""
     model, ids = bench.model("crt2", torch.bfloat16), bench.ids()
-    last = model.config.n_loops
-    yield _by_token(model, ids, Policy())[0], model(ids, (last,))[last]
+    yield _by_token(model, ids, Policy())[0], model(ids)[model.config.n_loops]
 
 
 def speculation(bench: Bench) -> Pairs:
     """Speculation from every exit with greedy decoding, float64."""
-    prompt, n = bench.ids(1)[0, :9].tolist(), 12 if bench.toy else 48
+    prompt, n = bench.ids()[0, :9].tolist(), 12 if bench.toy else 48
     kept = drafted = 0
     for recipe in ("paper", "crt2"):
         model = bench.model(recipe)
@@ -128,11 +127,3 @@ def speculation(bench: Bench) -> Pairs:
             yield _text([made]), plain
     if not 0 < kept < drafted:
         raise RuntimeError(f"{kept} of {drafted} drafts were kept: one outcome was not tried")
-
-
-def sampling(bench: Bench) -> Pairs:
-    """Sampled tokens of one seed, twice."""
-    model, prompts = bench.model("crt2", torch.float32), bench.ids(2)[:, :5].tolist()
-    sampling = Sampling(1.0, top_p=0.9)
-    once, again = (generate(model, prompts, 12, sampling=sampling, seed=4) for _ in range(2))
-    yield _text(once), _text(again)

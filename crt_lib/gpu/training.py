@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from crt_lib.bench.dryrun import predict
-from crt_lib.bench.table import Table
+from crt_lib.bench.table import put_rows, rows_of
 from crt_lib.bench.ways import cost_of_a_token, matched
 from crt_lib.files import InputError, write_json
 from crt_lib.gpu.parts import Job, Row, say
@@ -52,10 +52,9 @@ def run_training(job: Job) -> None:
     Raises RuntimeError when one was stopped; the next call goes on from its checkpoint with the
     plan that it began with.
     """
-    folder, chosen = job.out / "training", arms(job.toy)
-    table, curves = Table(job.out / "training.csv", "arm"), Table(job.out / "curves.csv", "arm")
+    folder, chosen, table = job.out / "training", arms(job.toy), job.out / "training.csv"
     for name, settings in _plan(job, chosen, folder / "plan.json").items():
-        if table.find(name):
+        if rows_of(table, arm=name):
             continue
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -63,12 +62,12 @@ def run_training(job: Job) -> None:
         run = run_profile(profile, folder / name, progress=False)
         if not isinstance(run, Run):
             raise RuntimeError(f"the training of {name} was stopped")
-        curves.put(_validated(name, profile, run))
-        table.put(_scored(name, profile, run))
-        row = table.rows[-1]
+        put_rows(job.out / "curves.csv", _validated(name, profile, run), ["arm"])
+        rows = _scored(name, profile, run)
+        put_rows(table, rows, ["arm"])
         say(
-            f"  {name}: {row['updates']} updates in {row['seconds']:.0f} s, test "
-            f"{row['word_ppl']:.1f} a word, {row['parameters'] / 1e6:.1f}M parameters"
+            f"  {name}: {rows[-1]['updates']} updates in {rows[-1]['seconds']:.0f} s, test "
+            f"{rows[-1]['word_ppl']:.1f} a word"
         )
 
 
@@ -88,7 +87,7 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
         settings = arm.train.replace(updates=VALIDATIONS, eval_every=1)
         found[name] = predict(arm.replace(train=settings))
     slowest = max(arm.update_seconds for arm in found.values())
-    halts = max(arm.measured.evaluation_seconds for arm in found.values())
+    halts = max(arm.evaluation_seconds for arm in found.values())
     seconds = (1 - SPARE) * job.left() / len(found) - halts  # of updates
     seconds = min(seconds, TOY_UPDATES * slowest) if job.toy else seconds
     if seconds < VALIDATIONS * slowest:
@@ -105,21 +104,12 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
 
 def _scored(name: str, profile: Profile, run: Run) -> list[Row]:
     """A row for each split and exit of the best checkpoint, honestly scored."""
-    made = run.manifest
-    common = {
-        "arm": name,
-        "parameters": made["parameters"],
-        "multiply_adds": cost_of_a_token(profile.model, profile.train.seq_len),
-        "layers": profile.model.n_loops,
-        "max_lr": profile.train.max_lr,
-        "precision": made["precision"]["name"],
-        "updates": len(run.timing),
-        "tokens_seen": run.metrics[-1]["tokens"],
-        "seconds": made["seconds"],
-        "mfu": made["mfu"],
-        "memory": made["peak_memory_bytes"],
-        "device": made["environment"]["device"],
-    }
+    made, train = run.manifest, profile.train
+    common = {"arm": name, "layers": profile.model.n_loops, "max_lr": train.max_lr}
+    common |= {name: made[name] for name in ("parameters", "seconds", "mfu", "peak_memory_bytes")}
+    common["multiply_adds"] = cost_of_a_token(profile.model, train.seq_len)
+    common |= {"updates": len(run.timing), "tokens_seen": run.metrics[-1]["tokens"]}
+    common |= {"precision": made["precision"]["name"], "device": made["environment"]["device"]}
     return [common | row for row in run.results if row["protocol"] == "honest"]
 
 

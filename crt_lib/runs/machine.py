@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable
@@ -14,18 +15,18 @@ import numpy as np
 import torch
 
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.config import GPT2Config, ModelConfig, TrainConfig
+from crt_lib.config import AnyModelConfig, TrainConfig
 from crt_lib.device import DTYPES
 from crt_lib.files import InputError
-from crt_lib.runs.manifest import run_environment
+from crt_lib.runs.manifest import of_proc, run_environment
 
 GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a launch takes
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def matmul_peak(device: torch.device, precision: str, size: int = 2048) -> float:
     """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU."""
     size = GPU_PRODUCT if device.type == "cuda" else size
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
     return 2 * size**3 / _fastest(device, partial(torch.matmul, a, b))
 
 
@@ -64,6 +65,21 @@ def machine_memory() -> int:
     return total
 
 
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes: on the GPU if it used one, else RSS.
+
+    On Linux getrusage would not do: a process starts with what its parent held.
+    """
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    if held := of_proc("/proc/self/status", "VmHWM"):
+        return int(held.split()[0]) * 1024
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def limit_memory(gigabytes: float) -> None:
     """Let this process have no more of the GPU: what needs more fails as on a smaller card.
 
@@ -88,31 +104,19 @@ def measured_on(threads: int | None = None) -> dict[str, Any]:
 
 
 def utilisation(
-    model: ModelConfig | GPT2Config, train: TrainConfig, seconds: list[float], peak: float
+    model: AnyModelConfig, train: TrainConfig, seconds: list[float], peak: float
 ) -> float:
     """MFU of a training: the share of `peak` FLOP/s that its median update used.
 
     `seconds`: elapsed after each update. Six FLOPs a multiply-add of the forward pass over all
-    positions, padding included, recomputation excluded; with one exit an update, one head (the
-    loops that such an update leaves out are counted, so it is at most that).
+    positions, padding included, recomputation excluded; with one exit an update, one head and every
+    loop, so that it is at most that.
     """
     heads = model.head_loops if train.exits_trained == "all" else model.head_loops[-1:]
     a_position = 6 * sum(multiply_adds(model, train.seq_len, heads).values())
     positions = train.seq_len * train.batch_size * train.grad_accum
     update = float(np.median(np.diff(seconds, prepend=0.0)))
     return a_position * positions / update / peak
-
-
-def speed_used(
-    model: ModelConfig | GPT2Config,
-    train: TrainConfig,
-    seconds: list[float],
-    device: torch.device,
-    precision: str,
-) -> dict[str, float]:
-    """`matmul_peak` of the device in a training's precision, and of that its `mfu`."""
-    peak = matmul_peak(device, DTYPES[precision], 1024)
-    return {"matmul_peak": peak, "mfu": utilisation(model, train, seconds, peak)}
 
 
 def end_with_parent() -> None:

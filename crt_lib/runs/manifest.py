@@ -1,7 +1,6 @@
 """What a run ran on and how far it is: a manifest.json in its folder.
 
-The pipeline writes which notebooks are done to `results/<profile>`, a training its part `train` to
-its own folder, `results/<profile>/<recipe>`; in one folder, each keeps the other's.
+The pipeline writes which notebooks are done, a training its part `train`; each keeps the other's.
 """
 
 import contextlib
@@ -31,10 +30,9 @@ def checkout_root() -> Path:
 def run_environment() -> dict[str, Any]:
     """What a result depends on besides its inputs, as JSON-able values.
 
-    `versions` of Python and of the installed packages among `PACKAGES`, `git` (None outside the
-    project's checkout), `device` (the GPU's name, else the processor's), `platform`, `cpu_count`
-    (the cores this process may use), `torch_threads`, `memory_limit` (the share of the GPU's memory
-    that this process may have; None without a GPU), and `time` (UTC, ISO 8601).
+    `git`: None outside the project's checkout; `device`: the GPU's name, else the processor's;
+    `cpu_count`: cores this process may use; `memory_limit`: the share of the GPU's memory that it
+    may have, None without a GPU.
     """
     import torch
 
@@ -44,7 +42,7 @@ def run_environment() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processor = _said("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    processor = of_proc("/proc/cpuinfo", "model name") or platform.machine()
     return {
         "versions": versions,
         "git": _git_state(Path(__file__).resolve().parents[2]),
@@ -73,10 +71,7 @@ def now() -> str:
 def read_manifest(out: str | Path, profile: str | None = None) -> dict[str, Any]:
     """The values of the manifest in `out`, {} without one.
 
-    `notebooks` maps a notebook's name to its entry: `status` ("running", "done" or "failed"),
-    `source_sha256`, `library_sha256`, `parameters`, `environment`, `started`, `finished`,
-    `seconds` and `peak_memory_bytes`; `error` if it failed. Raises InputError if the file is no
-    manifest or belongs to another profile than the one given.
+    Raises InputError if the file is no manifest or belongs to another profile than the one given.
     """
     path = Path(out) / "manifest.json"
     advice = "Move it away, or choose another results folder."
@@ -85,9 +80,7 @@ def read_manifest(out: str | Path, profile: str | None = None) -> dict[str, Any]
         found = values["profile"]
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}. {advice}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
     if profile not in (None, found):
         raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")
@@ -102,8 +95,7 @@ def update_manifest(
 ) -> None:
     """Put `parts`, and entries of `notebooks`, into the manifest in `out`, keeping all others.
 
-    Whoever writes to it, a kill loses nothing. Raises InputError as `read_manifest`, and if the
-    folder cannot be written.
+    Raises InputError as `read_manifest`, and if the folder cannot be written.
     """
     path = Path(out) / "manifest.json"
     with locked(path):
@@ -113,24 +105,7 @@ def update_manifest(
         write_json(path, values | {"profile": profile} | parts)
 
 
-def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes: on the GPU if it used one, else RSS.
-
-    On Linux getrusage would not do: a process starts with what its parent held.
-    """
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    if held := _said("/proc/self/status", "VmHWM"):
-        return int(held.split()[0]) * 1024
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _said(file: str, name: str) -> str:
+def of_proc(file: str, name: str) -> str:
     """What a file of /proc says of `name`; "" where there is none."""
     with contextlib.suppress(OSError):
         for line in Path(file).read_text(encoding="utf-8").splitlines():

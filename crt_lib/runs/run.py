@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from crt_lib.checkpoint import RunFolder, load_model, read_metrics, read_timing
 from crt_lib.files import read_rows
-from crt_lib.runs.machine import speed_used
-from crt_lib.runs.manifest import peak_memory, read_manifest, run_environment, update_manifest
+from crt_lib.runs.machine import matmul_peak, peak_memory, utilisation
+from crt_lib.runs.manifest import read_manifest, run_environment, update_manifest
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.scores import check_scorable, write_scores
 from crt_lib.runs.trained import keep_tokenizer, load_data
@@ -36,30 +36,22 @@ def run_profile(
 ) -> Run | Literal["not the main process"] | None:
     """Train `profile` in `out` and evaluate it; a finished part is not done again.
 
-    Writes what `train` and `write_scores` write, and the manifest's `train` part, which is begun
-    before the training. Returns None when a signal stopped the training, and a word in the
-    processes that only helped to train. Raises InputError as they do.
+    Writes what `train` and `write_scores` write, and the manifest's `train` part. Returns None when
+    a signal stopped the training, and a word in processes that only helped. Raises InputError as
+    they do.
     """
     out = Path(out)
     data = load_data(profile)
     check_scorable(data)
-    sized = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    profile = profile.replace(model=sized)
+    profile = profile.replace(model=profile.model.replace(vocab_size=data.tokenizer.vocab_size))
     made = profile.record() | {"data": data.record(), "environment": run_environment()}
     earlier = load_run(out) if resume else None
     if earlier and profile.matches(earlier.manifest) and earlier.manifest["data"] == made["data"]:
         return earlier
     note = partial(update_manifest, out, profile.name)
-    result = train(
-        profile.model,
-        profile.train,
-        data,
-        out,
-        resume=resume,
-        progress=progress,
-        tensorboard=tensorboard,
-        on_start=partial(note, train=made | {"status": "running"}),
-    )
+    begin = partial(note, train=made | {"status": "running"})
+    how: dict[str, Any] = {"resume": resume, "progress": progress, "tensorboard": tensorboard}
+    result = train(profile.model, profile.train, data, out, on_start=begin, **how)
     if not result.is_main:
         return "not the main process"
     seconds = [row["seconds"] for row in read_timing(out)]
@@ -70,7 +62,8 @@ def run_profile(
         return None
     path, device = RunFolder(out).checkpoint("best"), next(result.model.parameters()).device
     keep_tokenizer(data.tokenizer, path)
-    made |= speed_used(profile.model, profile.train, seconds, device, result.precision.name)
+    made["matmul_peak"] = peak = matmul_peak(device, result.precision.name, 1024)
+    made["mfu"] = utilisation(profile.model, profile.train, seconds, peak)
     write_scores(load_model(path, device), profile, data, out, progress)
     note(train=made | {"status": "done"})
     return load_run(out)

@@ -58,10 +58,9 @@ def evaluate_checkpoint(
     seq_len: int | None = None,
     stride: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of results for a checkpoint, on the corpus it was trained on or another one.
+    """Rows of `score` for a checkpoint, on the corpus it was trained on or another one.
 
-    `protocol`: honest, released or deployable; `seq_len` as for `score`. Raises InputError when the
-    tokenizer is not the one the model was trained with.
+    Raises InputError when the tokenizer is not the one the model was trained with.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
@@ -105,13 +104,10 @@ def score(
 def results_table(path: Path) -> str:
     """The rows of a results.csv as aligned text, numbers to four digits."""
     rows = read_rows(path)
-    cells = [list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.rjust, row, widths)) for row in cells]
-    return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, int | float):
-        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
-    return value or ""
+    cells = [
+        [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()]
+        for row in rows
+    ]
+    columns = zip(*[list(rows[0]), *cells], strict=True)
+    padded = [[cell.rjust(max(map(len, column))) for cell in column] for column in columns]
+    return "\n".join(map("  ".join, zip(*padded, strict=True)))

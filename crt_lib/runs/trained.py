@@ -44,10 +44,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:
-    """The model of a run's folder, or of a checkpoint, in evaluation mode, and its tokenizer.
-
-    Raises InputError as `load_trained_model`.
-    """
+    """`load_trained_model`, without the record: model, in evaluation mode, and tokenizer."""
     return load_trained_model(path)[:2]
 
 
@@ -84,11 +81,7 @@ def load_trained_model(
 def load_trained(
     path: str | Path, corpus: str | None = None, tokenizer: str | None = None
 ) -> tuple[LanguageModel, TokenizedCorpus, dict[str, Any]]:
-    """The model of a checkpoint on the best device, a tokenized corpus, its training's record.
-
-    The corpus is the one it was trained on, or another one. Raises InputError as
-    `load_trained_model`.
-    """
+    """As `load_trained_model`, with a tokenized corpus: that of the training, or another one."""
     model, chosen, trained = load_trained_model(path, tokenizer)
     return model, tokenize(load_corpus(corpus or trained["data"]["corpus"]), chosen), trained
 

@@ -11,7 +11,10 @@ from crt_lib.bench.training import bench_training
 from crt_lib.bench.trial import Trial
 from crt_lib.runs.run import load_data
 
-MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, 1, 10**9)
+MADE_UP = Trial(
+    [{"other": 2.0, "clipping": 0.5, "optimiser": 0.25}],
+    {"precision": "fp32", "peak_memory_bytes": 10**9},
+)
 
 
 def test_two_sides_and_the_parts_of_ours(capfd):
@@ -34,8 +37,8 @@ def test_cost_changes_a_size_at_a_time(monkeypatch):
         asked.append((train.batch_size, train.seq_len, model.n_loops, model.d_model, threads))
         return MADE_UP
 
-    monkeypatch.setattr(benchstep, "run_trial", trial)
-    rows = benchstep.bench_cost(1.0, echo=lambda row: None)
+    monkeypatch.setattr(benchstep, "try_random", trial)
+    rows = benchstep.bench_cost(1.0)
     assert len(set(asked)) == len(asked) == len(rows)
     base = tuple(benchstep.BASE.values())
     assert {threads for *_, threads in asked} == {1, torch.get_num_threads()}
@@ -53,7 +56,7 @@ def test_every_size_is_a_model(axis):
 
 
 def test_the_optimisers_share_counts_the_micro_batches(monkeypatch):
-    monkeypatch.setattr(benchstep, "run_trial", lambda *_: MADE_UP)
+    monkeypatch.setattr(benchstep, "try_random", lambda *_: MADE_UP)
     adamw, muon = benchstep.bench_updates(["paper"])
     assert (adamw["optimizer"], muon["optimizer"]) == ("adamw", "muon")
     assert adamw["micro_batches"] == 8 and adamw["update_ms"] == 1000 * (8 * 2.0 + 0.5 + 0.25)

@@ -12,6 +12,7 @@ from crt_lib import kernels
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
 from crt_lib.bench.parts import OTHER, PARTS, RECOMPUTED, Clock, part_bounds
 from crt_lib.bench.training import part_rows
+from crt_lib.bench.trial import Trial
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
 
@@ -89,7 +90,7 @@ def test_bounds_count_every_multiply_add_once(changes):
 
 def test_rows_of_parts_are_shares():
     steps = [{"MLP": 3.0, OTHER: 1.0}, {"MLP": 5.0, OTHER: 1.0}, {"MLP": 3.0, OTHER: 2.0}]
-    rows = {row["part"]: row for row in part_rows(steps, {"MLP": 1.5})}
+    rows = {row["part"]: row for row in part_rows(Trial(steps, {}), {"MLP": 1.5})}
     assert list(rows) == list(PARTS)
     assert rows["MLP"]["seconds"] == 3 and rows["MLP"]["share"] == 0.75
     assert rows["MLP"]["of_bound"] == 0.5 and rows[OTHER]["of_bound"] is None

@@ -1,6 +1,5 @@
 """A trial of a few updates, and the prediction that `crt train --dry-run` makes from it."""
 
-import dataclasses
 import os
 
 import pytest
@@ -11,17 +10,25 @@ from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.bench import dryrun
 from crt_lib.bench.dryrun import predict
-from crt_lib.bench.process import ask, own_process
-from crt_lib.bench.rehearsal import Rehearsal, rehearse, scored_positions
-from crt_lib.bench.step import run_trial, with_vocabulary
-from crt_lib.bench.trial import Training, Trial, measure_on_random, random_batch
+from crt_lib.bench.rehearsal import rehearse, scored_positions
+from crt_lib.bench.step import with_vocabulary
+from crt_lib.bench.trial import (
+    WARM_UP,
+    Training,
+    Trial,
+    ask,
+    own_process,
+    random_batch,
+    repeated,
+    try_random,
+)
 from crt_lib.config import TrainConfig
 from crt_lib.data import Batch
 from crt_lib.optim import exits_of_update
 from crt_lib.runs.trained import load_data
 
 SMOKE = with_vocabulary(load_profile("smoke"))
-MADE_UP = Trial("fp32", 2.0, 0.5, 0.25, 1, 10**8)
+UPDATE = {"other": 2.0, "clipping": 0.5, "optimiser": 0.25}
 
 
 def test_the_vocabulary_is_the_tokenizers():
@@ -44,9 +51,6 @@ def test_updates_are_those_of_a_training():
     before = {name: value.clone() for name, value in every.model.state_dict().items()}
     every.update(0, random_batch(SMOKE.model, SMOKE.train, 0))
     assert all(not torch.equal(v, before[name]) for name, v in every.model.state_dict().items())
-    found = measure_on_random(SMOKE.model, SMOKE.train, 0.0)
-    assert found.updates == 1
-    assert found.micro_batch > 0 and found.clipping > 0 and found.optimizer > 0
     one, asked = Training(SMOKE.model, SMOKE.train), []
     one.loss = lambda inputs, targets, exits: asked.append(exits) or one.model.loop_encoding.sum()
     ids = torch.zeros(1, 2, dtype=torch.int64)
@@ -56,10 +60,18 @@ def test_updates_are_those_of_a_training():
 
 def test_a_process_of_its_own_holds_what_its_size_needs():
     wider = SMOKE.model.replace(vocab_size=200_000)
-    small = run_trial(SMOKE.model, SMOKE.train, 0.0, threads=1)
-    large = run_trial(wider, SMOKE.train.replace(seq_len=2, batch_size=1), 0.0, threads=1)
+    small = try_random(SMOKE.model, SMOKE.train, 0.0, threads=1)
+    large = try_random(wider, SMOKE.train.replace(seq_len=2, batch_size=1), 0.0, threads=1)
     held = sum(parameters_by_part(wider).values()) * 4 * 4  # weight, gradient, two moments
-    assert large.peak_memory - small.peak_memory > 0.8 * held
+    assert large.ends["peak_memory_bytes"] - small.ends["peak_memory_bytes"] > 0.8 * held
+    assert len(small.updates) == 1
+    assert small.part() > 0 and small.part("clipping") > 0 and small.part("optimiser") > 0
+
+
+@pytest.mark.parametrize("seconds, most, updates", [(0, 9, 1), (60, 3, 3)])
+def test_updates_are_repeated_after_a_warm_up(seconds, most, updates):
+    found = repeated(lambda number: number, seconds, most)
+    assert found == list(range(WARM_UP, WARM_UP + updates))
 
 
 def test_no_memory_is_one_line():
@@ -75,8 +87,8 @@ def out_of_memory():
 
 
 def made_up(updates):
-    trial = dataclasses.replace(MADE_UP, updates=updates)
-    return lambda process, function, profile, seconds: Rehearsal(profile, trial, 30, 7.0, 10**9)
+    trial = Trial([UPDATE] * updates, {"precision": "fp32"})
+    return lambda process, function, profile, seconds: (profile, trial, 30, 7.0, 10**9)
 
 
 def test_a_prediction_by_hand(monkeypatch):
@@ -91,7 +103,7 @@ def test_sampled_loops_scale_with_their_work(monkeypatch):
     """Measured at the greatest depth, a mean update of uniformly drawn depths takes less."""
     profile, depth = load_profile("smoke", "paper"), SMOKE.model.head_loops
     seeds = (profile.train.replace(loop_sampling="uniform", seed=seed) for seed in range(100))
-    drawn = next(train for train in seeds if exits_of_update(depth, 1, train) == depth)
+    drawn = next(train for train in seeds if exits_of_update(depth, WARM_UP, train) == depth)
     for updates, least, most in ((1, 0.4, 0.8), (1000, 0.98, 1.02)):
         monkeypatch.setattr(dryrun, "ask", made_up(updates))
         update = predict(profile.replace(train=drawn)).update_seconds
@@ -108,10 +120,9 @@ def test_validations_are_counted(every, updates, validations):
 
 
 def test_the_rehearsal_reads_text_validates_and_saves():
-    found = rehearse(load_profile("smoke"), 0.0)
-    assert found.profile.model == SMOKE.model and found.updates == 30
-    assert found.evaluation_seconds > 0 and found.trial.updates == 1
-    assert found.peak_memory >= found.trial.peak_memory
+    profile, trial, updates, evaluation_seconds, peak = rehearse(load_profile("smoke"), 0.0)
+    assert profile.model == SMOKE.model and updates == 30 and len(trial.updates) == 1
+    assert evaluation_seconds > 0 and peak > 1e8
 
 
 def test_more_positions_than_the_model_has_are_refused():

@@ -18,14 +18,13 @@ from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError, cli
 from crt_lib.audit.accounting import parameters_by_part
-from crt_lib.bench.table import Table
+from crt_lib.bench.table import put_rows, rows_of
 from crt_lib.bench.ways import cost_of_a_token
 from crt_lib.cached.step import Step
 from crt_lib.files import read_rows
 from crt_lib.gpu import checks as gpuchecks, training as gputraining
-from crt_lib.gpu.__main__ import main
 from crt_lib.gpu.parts import Job, Part, run_parts
-from crt_lib.gpu.run import PARTS, run_gpu
+from crt_lib.gpu.run import PARTS, main, run_gpu
 from crt_lib.gpu.training import arms
 from crt_lib.model import CRT
 
@@ -71,7 +70,7 @@ def test_a_killed_rehearsal_goes_on(rehearsed):
     manifest = json.loads((out / "manifest.json").read_text())
     names = [part.name for part in PARTS]
     assert [p["status"] for p in killed["parts"].values()] == ["done"] * 4 + ["running"]
-    assert list(manifest["parts"]) == names and manifest["rehearsal"]
+    assert list(manifest["parts"]) == names and manifest["profile"] == "gpu, rehearsed"
     assert all(part["status"] == "done" for part in manifest["parts"].values())
     for name in names[:-1]:  # not done again
         assert manifest["parts"][name] == killed["parts"][name] and f"{name}:" not in said
@@ -89,7 +88,8 @@ def test_a_rehearsal_leaves_every_table(rehearsed):
     assert all(row["passed"] == "yes" and row["apart"] <= row["bound"] for row in checks)
     steps = read_rows(out / "steps.csv")
     assert [row["memory_limit"] for row in steps] == ["6 GB", "none", "none"]
-    assert all(0 < row["mfu"] < 1.5 and row["memory"] > 1e6 and not row["error"] for row in steps)
+    assert all(0 < row["mfu"] < 1.5 and not row["error"] for row in steps)
+    assert all(row["peak_memory_bytes"] > 1e6 for row in steps)
     decode = read_rows(out / "decode.csv")
     ways = {batch: [row["way"] for row in decode if row["batch"] == batch] for batch in (1, 8)}
     assert {"full depth", "no cache", "speculation from 1", "gate"} <= set(ways[1])
@@ -99,18 +99,19 @@ def test_a_rehearsal_leaves_every_table(rehearsed):
         rows = [row for row in training if row["arm"] == arm]
         assert len(rows) == 2 * exits and {row["split"] for row in rows} == {"valid", "test"}
         assert all(1 < row["word_ppl"] < 50 for row in rows)
-    part = json.loads((out / "manifest.json").read_text())["parts"]["training"]
-    assert part["environment"]["device"] and part["environment"]["versions"]["torch"]
+    made_on = json.loads((out / "manifest.json").read_text())["calls"][1]["environment"]
+    assert made_on["device"] and made_on["versions"]["torch"] and made_on["library_sha256"]
 
 
 def test_the_other_size_needs_another_folder(rehearsed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(InputError, match="a rehearsal"):
+    with pytest.raises(InputError, match="'gpu, rehearsed', not 'gpu'"):
         run_gpu(rehearsed[0])
 
 
 def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as a rehearsal sets it
     out = tmp_path / "out"
     for words, message in (
         ([], "no CUDA device"),
@@ -128,7 +129,7 @@ def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
     assert not out.exists()
     out.mkdir()
     (out / "manifest.json").write_text('{"profile": "quick"}')
-    with pytest.raises(InputError, match="use another folder"):
+    with pytest.raises(InputError, match="another results folder"):
         run_gpu(out, rehearse=True)
 
 
@@ -141,7 +142,7 @@ def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
     assert {name: (entry["status"], entry["error"]) for name, entry in entries.items()} == {
         "hangs": ("unfinished", "its time was up"),
         "raises": ("failed", "ValueError: no such day"),
-        "crashes": ("failed", "its process ended with code 3"),
+        "crashes": ("failed", "its process crashed"),
         "late": ("failed", "InputError: half is done"),
         "works": ("done", None),
     }
@@ -163,12 +164,11 @@ def test_the_time_is_shared_among_those_that_wait(tmp_path, capsys):
 
 
 def test_a_table_replaces_rows_of_the_same_key(tmp_path):
-    table = Table(tmp_path / "t.csv", "name", "n")
-    table.put([{"name": "a", "n": 1, "x": 1.5}, {"name": "a", "n": 2, "x": None}])
-    table.put([{"name": "a", "n": 1, "x": 2.5}])
-    again = Table(tmp_path / "t.csv", "name", "n")
-    assert again.rows == [{"name": "a", "n": 2, "x": None}, {"name": "a", "n": 1, "x": 2.5}]
-    assert again.find("a", 1)[0]["x"] == 2.5 and not again.find("b", 1)
+    table, key = tmp_path / "t.csv", ("name", "n")
+    put_rows(table, [{"name": "a", "n": 1, "x": 1.5}, {"name": "a", "n": 2}], key)
+    put_rows(table, [{"name": "a", "n": 1, "x": 2.5}], key)
+    assert rows_of(table) == [{"name": "a", "n": 2, "x": None}, {"name": "a", "n": 1, "x": 2.5}]
+    assert rows_of(table, n=1)[0]["x"] == 2.5 and not rows_of(table, name="b")
 
 
 def test_checks_that_do_not_hold_fail_the_part(tmp_path, monkeypatch):
@@ -237,8 +237,7 @@ def test_a_training_goes_on_only_on_the_machine_of_its_plan(tmp_path):
 
 
 def test_without_time_nothing_is_trained(tmp_path, monkeypatch):
-    measured = SimpleNamespace(evaluation_seconds=4.0)
-    slow = SimpleNamespace(update_seconds=0.1, measured=measured)
+    slow = SimpleNamespace(update_seconds=0.1, evaluation_seconds=4.0)
     monkeypatch.setattr(gputraining, "predict", lambda profile: slow)
     with pytest.raises(RuntimeError, match="no time"):
         gputraining.run_training(Job(tmp_path, True, time.time() + 9))

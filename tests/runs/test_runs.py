@@ -77,7 +77,7 @@ def test_utilisation_by_hand():
 
 
 def test_a_peak_is_measured():
-    assert 0 < matmul_peak(torch.device("cpu"), torch.float32, 64) < math.inf
+    assert 0 < matmul_peak(torch.device("cpu"), "fp32", 64) < math.inf
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
