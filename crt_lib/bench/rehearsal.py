@@ -38,7 +38,7 @@ def rehearse(profile: Profile, seconds: float) -> Rehearsal:
     trial = measure(training, lambda number: batches.batch(*divmod(number, steps)), seconds)
     valid, eot = data.valid, data.tokenizer.eot_id
     length, rows = config.seq_len, max(8, config.batch_size)
-    count = min(rows * length, config.eval_tokens, len(valid.ids))
+    count = min(rows * length, config.eval_tokens or len(valid.ids), len(valid.ids))
     started = time.perf_counter()
     evaluate(training.model, valid, eot, seq_len=length, batch_size=rows, max_tokens=count)
     a_position = (time.perf_counter() - started) / count
@@ -58,4 +58,5 @@ def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> i
     for split in (data.valid, data.test):
         lines = len(split.lines)
         tables += len(split.ids) + line * min(lines, profile.released_lines or lines)
-    return validations * min(config.eval_tokens, len(data.valid.ids)) + tables
+    valid = len(data.valid.ids)
+    return validations * min(config.eval_tokens or valid, valid) + tables
