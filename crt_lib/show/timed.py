@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.show.markdown import cells, table
+from crt_lib.study.policies import fixed_instead
 
 CASE = {"step": "step", "case": "ours in", "isa": "ISA", "threads": "threads"}
 
@@ -134,32 +134,24 @@ def decoding(results: Path) -> str:
         "in brackets the speed against full depth in the same round. PPL of the first 50,000 "
         "tokens of test. Criteria are calibrated to lose at most 0.5 % of the PPL; "
         f"{', '.join(fixed)} then take a fixed exit, because asking them costs more than it "
-        f"saves.\n\n{_fixed_instead(ways)}\n\n{_bounds(results, rows)}"
+        f"saves.\n\n{_fixed_instead(rows)}\n\n{_bounds(results, rows)}"
     )
 
 
-def _fixed_instead(ways: pd.DataFrame) -> str:
-    """What fixed exits give at the mean loops of the criteria that need no head.
-
-    Some texts take one fixed exit and the others the next, so many that the mean is equal: losses
-    and seconds are then means of theirs. `ways`: one text at a time, by way.
-    """
-    exits = ways[ways.index.str.startswith("exit ")]
-    ppl = ways["token_ppl"]
-    best, said = ppl[exits.index].idxmin(), []
-    for name in ("gate", "similarity"):
-        own = ways.loc[name]
-        loss = np.interp(own["mean_loops"], exits["mean_loops"], np.log(exits["token_ppl"]))
-        slow = np.interp(own["decoded_loops"], exits["decoded_loops"], 1 / exits["speedup"])
-        said.append(
-            f"{name} {own['token_ppl']:.2f} and {own['speedup']:.2f}x, fixed exits "
-            f"{np.exp(loss):.2f} at {own['mean_loops']:.2f} loops and {1 / slow:.2f}x at "
-            f"{own['decoded_loops']:.2f}"
-        )
+def _fixed_instead(rows: pd.DataFrame) -> str:
+    """The criteria that need no head against fixed exits at equal mean loops."""
+    found = fixed_instead(rows.to_dict("records"), ("gate", "similarity"))
+    said = "; ".join(
+        f"{row.Index} {row.token_ppl:.2f} and {row.speedup:.2f}x, fixed exits {row.fixed_ppl:.2f} "
+        f"(at {row.mean_loops:.2f} loops) and {row.fixed_speedup:.2f}x (at {row.decoded_loops:.2f})"
+        for row in found.itertuples()
+    )
+    ppl = rows.drop_duplicates("way").set_index("way")["token_ppl"]
+    best = ppl[ppl.index.str.startswith("exit ")].idxmin()
     return (
         "Speed and PPL are of different texts, and a criterion leaves at other loops in each. At "
-        "equal mean loops, some texts at one fixed exit and the rest at the next, one at a time: "
-        f"{'; '.join(said)}. The promise is held against full depth. {best.capitalize()} has "
+        f"equal mean loops, some texts at one fixed exit and the rest at the next, one at a time: "
+        f"{said}. The promise is held against full depth. {best.capitalize()} has "
         f"{ppl[best] / ppl['full depth'] - 1:+.1%} of PPL against full depth, and the gate "
         f"{ppl['gate'] / ppl[best] - 1:+.1%} against {best}."
     )

@@ -10,21 +10,13 @@ from crt_lib.audit.compare import compare_arms
 from crt_lib.files import InputError, read_rows
 from crt_lib.runs.run import Run
 from crt_lib.show.markdown import cells, table
-from crt_lib.study.ablations import taken_back
-from crt_lib.study.ladder import (
-    EQUAL_TIME,
-    EQUAL_TOKENS,
-    LADDER,
-    RUNG_TIME,
-    RUNG_TOKENS,
-    arms,
-    family,
-)
+from crt_lib.study.ablations import taken_back, tried
+from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.study.search import documents_file, steps, summarise
 from crt_lib.study.sota import (
     attempt_rows,
     chosen,
-    exits_of,
+    ends,
     finished_run,
     measured_rows,
     published_rows,
@@ -75,7 +67,7 @@ def small_results(results: Path) -> str:
     runs = {name: finished_run(small / name) for name in RUNS}
     scores = _scores(small, runs)
     means = scores.groupby(level=["name", "split", "protocol", "exit"]).mean(numeric_only=True)
-    tried = {name: trainings(small, run.manifest["model"]) for name, run in runs.items()}
+    counts = {name: trainings(small, run.manifest["model"]) for name, run in runs.items()}
     body = []
     for name, said in RUNS.items():
         valid, test = means.xs((name, "valid", "honest")), means.xs((name, "test", "honest"))
@@ -85,7 +77,7 @@ def small_results(results: Path) -> str:
             "parameters": cells(costs["parameters"] / 1e6, "{:.2f}M"),
             "multiply-adds": cells(costs["multiply_adds"] / 1e6, "{:.1f}M"),
             "tokens seen": cells(costs["tokens_seen"] / 1e6, "{:.1f}M"),
-            "trainings": tried[name],
+            "trainings": counts[name],
             "valid word PPL": cells(valid["word_ppl"], "{:.1f}"),
             "test word PPL": cells(test["word_ppl"], "{:.1f}"),
             "test token PPL": cells(test["token_ppl"], "{:.1f}"),
@@ -101,7 +93,7 @@ def small_results(results: Path) -> str:
         f"{notes}. Multiply-adds: a token's, up to that exit and with its head alone. Tokens "
         "seen: by the weights that are scored, of the first seed; the other seeds' were not kept. "
         "Trainings: all that were made of its kind at this size, other seeds, rates and numbers of "
-        f"loops included. {_gains_and_gaps(scores, tried)}\n\n{_chosen_and_fitted(runs)}"
+        f"loops included. {_gains_and_gaps(scores, counts)}\n\n{_chosen_and_fitted(runs)}"
     )
 
 
@@ -112,22 +104,16 @@ def _chosen_on(run: Run) -> str:
 
 
 def _chosen_and_fitted(runs: dict[str, Run]) -> str:
-    """`crt2` and the GPT-2 of its multiply-adds where weights were chosen, on valid, in training.
-
-    The training loss is the mean over the updates since the validation before the last.
-    """
-    said = {}
-    for name in ("crt2", "gpt2_7_layers"):
-        run, every = runs[name], runs[name].manifest["train"]["eval_every"]
-        whole = exits_of(run.results, split="valid")[-1]
-        fitted = [row[f"loss_{whole['exit']}"] for row in run.metrics if "loss" in row][-every:]
-        said[name] = chosen(run.metrics)["loss"], whole["loss"], float(np.mean(fitted))
-    (slice_of, whole, fitted), theirs = said["crt2"], said["gpt2_7_layers"]
+    """`crt2` and the GPT-2 of its multiply-adds: where weights were chosen, on valid, trained."""
+    ours, theirs = (ends(runs[name]) for name in ("crt2", "gpt2_7_layers"))
+    apart = {text: f"{ours[text] - theirs[text]:+.3f}" for text in ours}
+    every = runs["crt2"].manifest["train"]["eval_every"]
     return (
-        f"The weights were chosen on {_chosen_on(runs['crt2'])}. There seed 0 of `crt2` minus the "
-        f"GPT-2 of its multiply-adds is {slice_of - theirs[0]:+.3f} nats a token, on all of valid "
-        f"{whole - theirs[1]:+.3f}. Their losses in training, means over the last {every} updates, "
-        f"are {fitted:.3f} and {theirs[2]:.3f}; on all of valid {whole:.3f} and {theirs[1]:.3f}."
+        f"The weights were chosen on {_chosen_on(runs['crt2'])}. There `crt2`, the first seed, "
+        f"minus the GPT-2 of its multiply-adds is {apart['chosen']} nats a token, on all of valid "
+        f"{apart['valid']}. In training, a mean over the last {every} updates, it is "
+        f"{apart['trained']}: {ours['trained']:.3f} and {theirs['trained']:.3f}, where valid has "
+        f"{ours['valid']:.3f} and {theirs['valid']:.3f}."
     )
 
 
@@ -157,7 +143,7 @@ def _training(name: str, run: Run, scores: pd.DataFrame) -> str:
     )
 
 
-def _gains_and_gaps(scores: pd.DataFrame, tried: dict[str, int]) -> str:
+def _gains_and_gaps(scores: pd.DataFrame, counts: dict[str, int]) -> str:
     """Bits per byte: of each loop of `crt2`, between its seeds, and to the GPT-2s."""
     bits = scores["bits_per_byte"].xs(("test", "honest"), level=("split", "protocol"))
     by_exit = {name: bits[name].unstack("exit") for name in RUNS}  # seeds, exits
@@ -169,7 +155,7 @@ def _gains_and_gaps(scores: pd.DataFrame, tried: dict[str, int]) -> str:
         pairs = np.subtract.outer(ours.iloc[:, -1].to_numpy(), theirs)
         spread = f"{pairs.min():+.3f} to {pairs.max():+.3f} over the pairs of seeds"
         if len(theirs) == 1:
-            spread = "one seed" + ", its rate not tuned" * (tried[name] == 1)
+            spread = "one seed" + ", its rate not tuned" * (counts[name] == 1)
         gaps.append(f"minus the {RUNS[name]} {pairs.mean():+.3f} ({spread})")
     return (
         f"Each further loop of `crt2` reduces bits per byte by: {gains}. At an exit its seeds "
@@ -215,13 +201,11 @@ def recipe_comparison(results: Path) -> str:
     made.insert(0, "arm", made.index)
     seeds = ", ".join(map(str, sorted({row["seed"] for row in documents})))
     first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
-    tried = pd.Series([family(row["arm"]) for row in rows]).value_counts()
-    counted = ", ".join(f"{count} of {whose}" for whose, count in tried.items())
     return (
         f"{table(made)}\n\n"
         f"Seeds {seeds}; updates of {first['tokens'] // first['updates']:,} tokens; equal tokens: "
         f"{EQUAL_TOKENS}; equal time: {EQUAL_TIME}. Trainings: all in the search, whatever "
-        f"their rate, seed and length; altogether {counted}.\n\n{_largest_steps(rows)}"
+        f"their rate, seed and length; altogether {tried(rows)}.\n\n{_largest_steps(rows)}"
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile
-from crt_lib.study.ladder import LADDER
+from crt_lib.study.ladder import LADDER, family
 from crt_lib.study.search import summarise
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train
@@ -115,6 +115,12 @@ def taken_back(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     lost = pd.DataFrame(pairs)  # seeds, changes
     made = pd.DataFrame({"adds": lost.mean(), "seeds": lost.count()})
     return made.sort_values("adds", ascending=False)
+
+
+def tried(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many trainings of a search were of `crt2` and how many of each it is held against."""
+    counts = pd.Series([family(row["arm"]) for row in rows]).value_counts()
+    return ", ".join(f"{count} of {whose}" for whose, count in counts.items())
 
 
 def _interval(added: np.ndarray) -> tuple[float, float | None, float | None]:

@@ -57,6 +57,18 @@ def chosen(metrics: Rows) -> dict[str, Any]:
     return (row := min(validations, key=lambda row: row[last])) | {"loss": row[last]}
 
 
+def ends(run: Run) -> dict[str, float]:
+    """A run's last exit, nats a token: where its weights were chosen, on all of valid, trained.
+
+    `trained`: the mean over the batches of the updates since the validation before the last.
+    """
+    every = run.manifest["train"]["eval_every"]
+    whole = exits_of(run.results, split="valid")[-1]
+    batches = [row[f"loss_{whole['exit']}"] for row in run.metrics if "loss" in row][-every:]
+    trained = math.fsum(batches) / len(batches)
+    return {"chosen": chosen(run.metrics)["loss"], "valid": whole["loss"], "trained": trained}
+
+
 def trainings(small: Path, model: Mapping[str, Any]) -> int:
     """How many trainings at small were made of a model's kind: its seeds, and what was tried.
 

@@ -16,6 +16,7 @@ from crt_lib.study.sota import (
     attempt_rows,
     best_at_cost,
     chosen,
+    ends,
     leak_rows,
     measured_rows,
     published_rows,
@@ -56,6 +57,17 @@ def test_tokens_seen_are_those_of_the_scored_weights():
     )
     (row, *_) = measured_rows({"crt2": RESULTS / "small/crt2"})
     assert row["tokens_seen"] == best["tokens"]
+
+
+def test_where_a_run_ends_is_in_its_files():
+    run = load_run(RESULTS / "small/crt2")
+    found = ends(run)
+    assert found["chosen"] == min(row["valid_loss_4"] for row in run.metrics if "loss" not in row)
+    stored = read_rows(RESULTS / "small/crt2/exits.csv")
+    (valid,) = (row["loss"] for row in stored if (row["protocol"], row["exit"]) == ("honest", 4))
+    assert found["valid"] == pytest.approx(valid)
+    updates = [row for row in run.metrics if row["update"] > 4000 and "loss" in row]
+    assert found["trained"] == pytest.approx(sum(row["loss_4"] for row in updates) / 500)
 
 
 def test_trainings_of_a_kind_are_counted(tmp_path):
