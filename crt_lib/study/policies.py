@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from crt_lib.exits.perloop import above_full, loss_above_full
 from crt_lib.exits.policy import Policy, evaluate_with_exits
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 THRESHOLDS = ("tau0", "tau_min", "decay")
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
@@ -73,13 +75,15 @@ def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
     return policies
 
 
-def fixed_instead(decoded: Sequence[Mapping[str, Any]], criteria: Sequence[str]) -> pd.DataFrame:
+def fixed_instead(decoded: Sequence[Mapping[str, Any]], criteria: Sequence[str]) -> "pd.DataFrame":
     """A row a criterion: its PPL and speed, and what fixed exits give at equal mean loops.
 
     Some texts take one fixed exit and the rest the next: losses and seconds are then means of
     theirs. `decoded`: the rows of decode.csv, of which those of one text at a time count. PPL and
     speed are of different texts, so of other mean loops: `mean_loops` and `decoded_loops`.
     """
+    import pandas as pd
+
     ways = pd.DataFrame(decoded).query("batch == 1").set_index("way")
     exits = ways[ways.index.str.startswith("exit ")].astype({"token_ppl": float})
     made = ways.loc[[*criteria], ["token_ppl", "mean_loops", "speedup", "decoded_loops"]]
