@@ -1,6 +1,7 @@
 """The settings of a model and of a training, validated when made."""
 
 import dataclasses
+import itertools
 import json
 import math
 import typing
@@ -136,12 +137,13 @@ class ModelConfig(Settings):
     exit_norm: bool = False  # a norm of its own before each head, as GPT-2 has before its one
     attention_dropout: float | None = None  # of attention's weights; None: as `dropout`
     embed_dropout: float = 0.0  # of the embedding that enters the loop (GPT-2 has it)
+    conv_noise: float = 0.0  # standard deviation added to depthwise kernels that begin as identity
 
     def __post_init__(self) -> None:
         self._check_types()
         self._check_at_least(1, "vocab_size", "n_heads", "n_loops", "n_cycles", "mlp_ratio")
         self._check_at_least(1, "max_seq_len", "embed_dim")
-        self._check_at_least(0, "n_embed_cycles", "n_prelude")
+        self._check_at_least(0, "n_embed_cycles", "n_prelude", "conv_noise")
         self._check_at_least(2, "d_model")
         self._check_fraction("dropout", "embed_dropout", "attention_dropout")
         _check_heads(self)
@@ -250,6 +252,8 @@ class TrainConfig(Settings):
     # how many loops an update runs: all, uniform in 1..n_loops, or log-normal Poisson (Huginn,
     # Geiping et al. 2025, arXiv:2502.05171) with mean n_loops, cut at n_loops
     loop_sampling: Literal["none", "uniform", "poisson"] = "none"
+    # shares of the updates after which loop 2, 3, ... begins; loops beyond them begin with the last
+    loop_starts: tuple[float, ...] = ()
     # "muon": Muon for the matrices inside the model (Jordan et al. 2024), with AdamW's step size
     # (Liu et al. 2025, arXiv:2502.16982); AdamW for the rest
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -269,6 +273,8 @@ class TrainConfig(Settings):
         self._check_at_least(1, "checkpoint_every", "eval_tokens")
         self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
         self._check_fraction("warmup")
+        if not all(0 <= a <= b < 1 for a, b in itertools.pairwise((0.0, *self.loop_starts))):
+            raise InputError(f"loop_starts are {self.loop_starts}; give rising shares in [0, 1)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas are {self.betas}; give two numbers in [0, 1)")
         for name in ("epochs", "max_lr", "clip_norm"):

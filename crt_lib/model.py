@@ -302,6 +302,8 @@ def scale_initialisation(model: CRT) -> None:
         elif isinstance(module, nn.Conv1d):
             nn.init.zeros_(module.weight)
             module.weight[:, :, -1 if config.causal else config.kernel_size // 2] = 1.0
+            if config.conv_noise:
+                module.weight += config.conv_noise * torch.randn_like(module.weight)
 
 
 def _make_heads(config: ModelConfig) -> dict[str, nn.Module]:

@@ -157,14 +157,18 @@ def learning_rate(update: int, updates: int, config: TrainConfig) -> float:
 
 
 def exits_of_update(
-    head_loops: tuple[int, ...], update: int, config: TrainConfig
+    head_loops: tuple[int, ...], update: int, config: TrainConfig, progress: float = 1.0
 ) -> tuple[int, ...]:
     """The loops whose heads `update` trains, the deepest being the loops it runs.
 
-    All of `head_loops`, unless `loop_sampling` draws how deep the update goes (then up to the next
+    All of `head_loops`, unless after this `progress`, a share of the updates, some loops have not
+    begun (`loop_starts`), or `loop_sampling` draws how deep the update goes (then up to the next
     loop with a head), or `exits_trained` draws one exit from those before the deepest.
     """
     rng = np.random.default_rng([config.seed, update, 1])
+    begun = 1 + sum(progress >= share for share in config.loop_starts)
+    if begun <= len(config.loop_starts):
+        head_loops = head_loops[: 1 + sum(loop < begun for loop in head_loops)]
     exits = head_loops
     if config.loop_sampling != "none":
         deepest = head_loops[-1]

@@ -157,7 +157,8 @@ class _Run:
         if self._earlier and config.precision == "auto":
             self.precision = Precision(self._earlier["precision"], "as the run began")
         AcceleratorState._reset_state()  # an earlier run of this process may have had another one
-        some_unused = config.exits_trained == "one" or config.loop_sampling != "none"
+        depth_varies = config.loop_sampling != "none" or bool(config.loop_starts)
+        some_unused = config.exits_trained == "one" or depth_varies
         self.accelerator = Accelerator(
             mixed_precision=self.precision.name.replace("fp32", "no"),
             cpu=cpu,
@@ -205,7 +206,7 @@ class _Run:
         rate = learning_rate(update, self.updates, config)
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
             group["lr"] = rate
-        exits = exits_of_update(self.model.config.head_loops, update, config)
+        exits = exits_of_update(self.model.config.head_loops, update, config, update / self.updates)
         self.prepared.train()
         losses, useful = [], 0
         for i in range(share):

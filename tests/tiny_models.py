@@ -155,3 +155,8 @@ def exits_that_see_later_tokens(model: CRT, length: int, positions=None) -> set[
         reached = (before[loop][rows, j] != after[loop][rows, j]).any(-1)
         assert reached.all(), "a token changes nothing at its own position: the probe is blind"
     return {loop for loop in before if not torch.equal(before[loop][earlier], after[loop][earlier])}
+
+
+def count_parameters(model):
+    """Each counted once, however often it is used."""
+    return sum(p.numel() for p in model.parameters())

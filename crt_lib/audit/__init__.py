@@ -5,7 +5,4 @@ from crt_lib.audit.accounting import (
     speed_report as speed_report,
 )
 from crt_lib.audit.causality import causality_report as causality_report
-from crt_lib.audit.protocols import (
-    entropy_floor as entropy_floor,
-    padding_report as padding_report,
-)
+from crt_lib.audit.protocols import padding_report as padding_report

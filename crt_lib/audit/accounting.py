@@ -1,20 +1,20 @@
 """What a model costs: parameters and multiply-adds by part, and the time of each exit."""
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from crt_lib.audit.probes import evaluating, probe_ids
+from crt_lib.audit.probes import probe_ids
+from crt_lib.cached.step import evaluating
 from crt_lib.config import GPT2Config, ModelConfig, make_model
 from crt_lib.evaluate import Model, logits_of
 from crt_lib.files import InputError
@@ -35,18 +35,6 @@ _PARTS = {
     "block.norm": "block norms",
     "transformer.wte": "token embedding",
     "transformer": "positions and blocks",
-}
-# The columns of a speed report: a row of it has them in these units.
-_SPEED = {
-    "exit": "{}",
-    "loops": "{}",
-    "claimed": "{:.2f}x",
-    "multiply-adds": "{:.2f}M",
-    "by torch": "{:.2f}M",
-    "ratio": "{:.2f}x",
-    "asking heads": "{:.2f}x",
-    "ms": "{:.1f}",
-    "measured": "{:.2f}x",
 }
 
 
@@ -109,21 +97,12 @@ def cycle_multiply_adds(config: ModelConfig) -> dict[str, int]:
     return {"depthwise": k * d if depthwise else 0, "convolution": products, "MLP": mlp}
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, each counted once however often it is used."""
-    return sum(p.numel() for p in model.parameters())
-
-
 @dataclass(frozen=True)
 class ParameterReport:
-    """Parameters by part, each counted once; `untied`: the total if each use had its own.
-
-    `sharings`: the total for each way that a CRT of this shape can share its heads.
-    """
+    """Parameters by part, each counted once."""
 
     parts: dict[str, int]
-    untied: int
-    sharings: dict[str, int]
+    others: dict[str, int]  # totals: each use with its own, or by how a CRT's heads are shared
 
     @property
     def total(self) -> int:
@@ -131,10 +110,7 @@ class ParameterReport:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        rows = self.parts | {"total": self.total}
-        if self.untied != self.total:
-            rows["each use with its own"] = self.untied
-        rows |= {f"heads {name}": count for name, count in self.sharings.items()}
+        rows = self.parts | {"total": self.total} | self.others
         return "\n".join(f"{name:<28}{count:>14,}" for name, count in rows.items())
 
 
@@ -145,56 +121,46 @@ def parameter_report(model: nn.Module | ModelConfig) -> ParameterReport:
     """
     config = model if isinstance(model, ModelConfig) else getattr(model, "config", None)
     if isinstance(config, ModelConfig):
-        parts = parameters_by_part(config)
         sharings = {
-            name: sum(parameters_by_part(config.replace(head_sharing=name)).values())
+            f"heads {name}": sum(parameters_by_part(config.replace(head_sharing=name)).values())
             for name in ("separate", "shared_aux", "tied")
         }
-        return ParameterReport(parts, sum(parts.values()), sharings)
+        return ParameterReport(parameters_by_part(config), sharings)
     if not isinstance(model, nn.Module):
         raise InputError("a plain function has no parameters to count; give a module")
     counts: Counter[str] = Counter()
-    once = {name for name, _ in model.named_parameters()}
-    untied = 0
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        part = ".".join(name.split(".")[:-1][:2]) or "of its own"
-        untied += parameter.numel()
-        counts[part] += parameter.numel() if name in once else 0
-    return ParameterReport(dict(counts), untied, {})
+    for name, parameter in model.named_parameters():
+        counts[".".join(name.split(".")[:-1][:2]) or "of its own"] += parameter.numel()
+    untied = sum(p.numel() for _, p in model.named_parameters(remove_duplicate=False))
+    return ParameterReport(dict(counts), {"each use with its own": untied})
 
 
 @dataclass(frozen=True)
 class SpeedReport:
     """A row an exit, the last one the whole model; a model without exits has the one row 0.
 
-    `claimed`: loops of the whole model over its own, which is what counting loops gives. Millions
-    of multiply-adds a token: by the formula, with the exit's own head, and by torch. `ratio`: the
-    whole model's over the exit's; `asking heads`: where each exit on the way asks its head. `ms`
-    of a forward pass, the median; `measured`: the whole model's over the exit's. NaN: not known.
+    Millions of `multiply-adds` a token, with the exit's own head, and `by torch`; `ms` of a forward
+    pass, the median. The whole model's over the exit's: of loops (`claimed`), of multiply-adds
+    (`ratio`, and where each exit on the way asks its head), `measured`. NaN: not known.
     """
 
     positions: int
     rows: tuple[dict[str, float], ...]
 
     def __str__(self) -> str:
-        lines = ["".join(f"{name:>14}" for name in _SPEED)]
-        for row in self.rows:
-            cells = (
-                "-" if math.isnan(row[name]) else how.format(row[name])
-                for name, how in _SPEED.items()
-            )
-            lines.append("".join(f"{cell:>14}" for cell in cells))
-        return "\n".join([*lines, f"forward passes over {self.positions} positions"])
+        lines = [[*self.rows[0]], *([f"{x:.4g}" for x in row.values()] for row in self.rows)]
+        table = ("".join(f"{cell:>14}" for cell in line).replace("nan", "  -") for line in lines)
+        end = f"forward passes over {self.positions} positions; multiply-adds in millions a token"
+        return "\n".join([*table, end])
 
 
 @torch.inference_mode()
 def speed_report(
     model: Model, vocab_size: int, *, seq_len: int = 64, repeats: int = 5
 ) -> SpeedReport:
-    """Loops claimed, multiply-adds counted twice, and time: a pass to each exit of `model`.
+    """Loops claimed, multiply-adds counted twice, and time: `repeats` passes to each exit in turn.
 
-    The passes take turns, `repeats` rounds. torch's counter sees matrix products and convolutions;
-    the depthwise taps, written as products of tensors, are only in the formula.
+    torch's counter does not see the depthwise taps, which are products of tensors.
     """
     ids = probe_ids(model, vocab_size, seq_len, seed=0)
     config: Any = getattr(model, "config", None)
@@ -204,9 +170,15 @@ def speed_report(
         partial(model, ids, exits=(loop,)) if ours else partial(logits_of, model, ids)
         for loop in exits
     ]
+    counted = []
     with evaluating(model):
-        counted = [_counted(run) / seq_len / 1e6 for run in passes]
-        rounds = [[_timed(run, ids) for run in passes] for _ in range(repeats)]
+        for run in passes:  # torch counts nothing of attention's fused kernel on a CPU
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                run()
+            counted.append(counter.get_total_flops() / 2 / seq_len / 1e6)
+        threads = torch.get_num_threads()
+        timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in passes]
+        rounds = [[timer.timeit(1).mean for timer in timers] for _ in range(repeats)]
     seconds = np.median(rounds, axis=0).tolist()
 
     def formula(*exits: int) -> float:
@@ -214,9 +186,8 @@ def speed_report(
             return math.nan
         return sum(multiply_adds(config, seq_len, exits).values()) / 1e6
 
-    rows = []
-    for i, loop in enumerate(exits):
-        row = {
+    rows = (
+        {
             "exit": loop,
             "loops": loop if ours else math.nan,
             "claimed": exits[-1] / loop if ours else math.nan,
@@ -227,21 +198,6 @@ def speed_report(
             "ms": seconds[i] * 1e3,
             "measured": seconds[-1] / seconds[i],
         }
-        rows.append(row)
+        for i, loop in enumerate(exits)
+    )
     return SpeedReport(seq_len, tuple(rows))
-
-
-def _counted(run: Callable[[], Any]) -> float:
-    """Multiply-adds by torch, which counts none of attention's fused kernel on a CPU."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 2
-
-
-def _timed(run: Callable[[], Any], ids: Tensor) -> float:
-    """Seconds, on the device of `ids`."""
-    started = time.perf_counter()
-    run()
-    if ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

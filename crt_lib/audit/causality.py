@@ -2,7 +2,7 @@
 
 Each probe asks in another way, since each misses leaks that another finds: a filter with
 wrap-around shows in evaluation, a batch norm over time only in training, a mean over what is there
-only when the end is cut off. `causality_report` runs those that the model allows.
+only when the end is cut off.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crt_lib.audit.probes import (
-    PROBES,
-    Finding,
-    NotAsked,
-    evaluating,
-    largest_difference,
-    probe_ids,
-)
+from crt_lib.audit.probes import PROBES, Finding, NotAsked, largest_difference, probe_ids
+from crt_lib.cached.step import evaluating
 from crt_lib.evaluate import Model, logits_of
 from crt_lib.files import InputError
 
@@ -26,15 +20,11 @@ WHOLE = ("prefix", "decode")  # probes that tell the first missing token, not wh
 
 @dataclass(frozen=True)
 class CausalityReport:
-    """The findings of each probe by exit, and why a probe was left out.
-
-    `print` shows them as a table; `leaks` is the verdict, on leaks within `length` tokens and on
-    those that the probe `far` sees.
-    """
+    """The findings of each probe by exit, and why a probe was left out; `print` shows a table."""
 
     findings: dict[str, dict[int, Finding]]
     left_out: dict[str, str]
-    length: int
+    length: int  # tokens of the row; `far` has more
 
     @property
     def convicting(self) -> list[str]:
@@ -65,8 +55,7 @@ class CausalityReport:
         return {loop: found.influence for loop, found in self.findings["tokens"].items()}
 
     def __str__(self) -> str:
-        head = f"{'probe':<10}{'exit':>5}{'leaking pairs':>15}{'nearest':>9}{'furthest':>10}"
-        lines = [head + f"{'largest':>10}"]
+        lines = ["probe      exit  leaking pairs  nearest  furthest   largest"]
         for name, by_exit in self.findings.items():
             for loop, found in by_exit.items():
                 near, far = (name != "far" and found.offsets) or ("-", "-")
@@ -92,27 +81,17 @@ def causality_report(
 
     `model`: a CRT, a causal language model of transformers, or any callable from ids (B, T) to
     logits (B, T, V), to `{exit: logits}` or to an object with `.logits`. A module is asked in
-    evaluation mode, and is left as it was. The probes:
-
-    - tokens: each token in turn is replaced;
-    - training: the same in training mode, with the same random numbers and buffers;
-    - gradient: of a random projection of the logits at each position to each token's embedding;
-    - prefix: the end is cut off, at each position in turn;
-    - decode: tokens come one by one, through the model's own cache;
-    - far: the second half of a row of up to 512 tokens is replaced;
-    - labels: each label in turn is replaced, for a model that takes `labels` or `targets`; where it
-      then gives a loss alone, that must not be below the cross-entropy of its logits without them.
-
-    A probe at which the model fails is left out, with its error. Raises InputError for a length
-    below 2 and for a model that fails on a plain row, whose logits differ between two equal calls,
-    are not numbers, or do not have the shape (B, T, vocab_size or more).
+    evaluation mode, and is left as it was. A probe (`crt_lib.audit.probes.PROBES`) at which the
+    model fails is left out, with its error. Raises InputError for a length below 2 and for a model
+    that fails on a plain row, whose logits differ between two equal calls, are not numbers, or do
+    not have the shape (B, T, vocab_size or more).
     """
     if length < 2:
         raise InputError(f"the length is {length}; a later token needs at least 2")
     ids = probe_ids(model, vocab_size, length, seed)
     findings: dict[str, dict[int, Finding]] = {}
     left_out: dict[str, str] = {}
-    with evaluating(model), torch.no_grad():
+    with torch.random.fork_rng(), evaluating(model), torch.no_grad():
         _check(model, ids)
         for name, probe in PROBES.items():
             try:
@@ -133,7 +112,7 @@ def _check(model: Model, ids: Tensor) -> None:
         ) from error
     for loop, logits in once.items():
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
-            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            given = getattr(logits, "shape", type(logits).__name__)
             raise InputError(f"the model gives {given} for ids {tuple(ids.shape)}, not (B, T, V)")
         if logits.isnan().any():
             raise InputError("the model gives logits that are not numbers")

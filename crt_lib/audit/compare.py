@@ -9,7 +9,7 @@ import numpy as np
 
 from crt_lib.config import LanguageModel
 from crt_lib.data import NOT_SCORED, evaluation_lines, evaluation_windows
-from crt_lib.evaluate import RELEASED_SEQ_LEN, Model, evaluate, losses_of
+from crt_lib.evaluate import RELEASED_SEQ_LEN, Model, losses_of
 from crt_lib.files import InputError
 from crt_lib.text.corpus import released_lines
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -47,9 +47,9 @@ def score_documents(
 ) -> Documents:
     """Score `split` as the honest or the released protocol does, and sum by document.
 
-    A token belongs to the document in which it ends; padding, to that of its line. `max_lines`:
-    only the first so many lines (released), and the documents that they are of. Raises InputError
-    as `document_of_tokens` (honest), and for a text without lines (released).
+    A token belongs to the document in which it ends, or to its window (`document_of_tokens`);
+    padding, to that of its line. `max_lines`: only the first so many lines (released), and the
+    documents that they are of. Raises InputError for a text without lines (released).
     """
     part, eot = data.split(split), data.tokenizer.eot_id
     if protocol == "released":
@@ -62,7 +62,7 @@ def score_documents(
         sizes = sizes[: owner[-1] + 1]
         batches = evaluation_lines(part.lines[:max_lines], seq_len, 8, eot)
     else:
-        owner, sizes = document_of_tokens(data, split)
+        owner, sizes = document_of_tokens(data, split, seq_len)
         batches = evaluation_windows(part.ids, seq_len, 8, eot, None)
     count, begin = len(sizes), 0
     nll: dict[int, np.ndarray] = {}
@@ -79,19 +79,25 @@ def score_documents(
     return Documents(bytes=sizes, tokens=tokens, nll=nll)
 
 
-def document_of_tokens(data: TokenizedCorpus, split: str) -> tuple[np.ndarray, np.ndarray]:
+def document_of_tokens(
+    data: TokenizedCorpus, split: str, window: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The index of each token's document (tokens,), and the documents' UTF-8 bytes.
 
-    Raises InputError for a tokenizer that does not keep every byte of the text.
+    For a tokenizer that does not keep every byte of the text, windows of so many tokens and no
+    bytes stand for documents; raises InputError without `window`.
     """
     sizes = np.array([len(text.encode()) for text in data.corpus.documents(split)])
     ends = np.cumsum(data.tokenizer.byte_lengths(data.split(split).ids))
-    if ends[-1] != sizes.sum():
+    if ends[-1] == sizes.sum():
+        return np.searchsorted(np.cumsum(sizes), ends), sizes
+    if window is None:
         raise InputError(
             f"tokenizer {data.tokenizer.name} does not keep the text's bytes, so tokens cannot be "
             "given to documents; choose 'gpt2' or 'bpe:<vocabulary size>'"
         )
-    return np.searchsorted(np.cumsum(sizes), ends), sizes
+    owner = np.arange(len(ends)) // window
+    return owner, np.zeros(owner[-1] + 1)
 
 
 def difference_in_bits(
@@ -103,10 +109,9 @@ def difference_in_bits(
 ) -> Interval:
     """Bits per byte of `ours` minus `theirs`: below zero, ours is better.
 
-    Each is one array of nats by document for each of two or more seeds. The interval adds two
-    errors: of the documents, the same for both sides, resampled with replacement; and of the seeds,
-    Student's t for means of so few (Welch's, whose degrees of freedom follow from the two spreads).
-    `sizes` are the documents' bytes. Raises InputError for a single seed.
+    Each is one array of nats by document for each of two or more seeds, `sizes` the documents'
+    bytes. The interval adds two errors: of the documents, the same for both sides, resampled; and
+    of the seeds, Student's t (Welch's). Raises InputError for a single seed.
     """
     if min(len(ours), len(theirs)) < 2:
         raise InputError("an interval over seeds needs two or more of each side")
@@ -128,10 +133,8 @@ def difference_in_bits(
 def resampled(
     sums: np.ndarray, weights: np.ndarray, samples: int = 10_000, seed: int = 0
 ) -> list[Interval]:
-    """The weighted mean of each column of `sums` (documents, K), with its interval.
-
-    `weights` (documents,): how much stands in each document, such as its tokens, for sums over
-    them. Documents are resampled with replacement.
+    """The mean of each column of `sums` (documents, K) over their `weights` (documents,), such as
+    tokens, with its interval: documents are resampled with replacement.
     """
     rng = np.random.default_rng(seed)
     count = len(weights)
@@ -143,10 +146,7 @@ def resampled(
 
 
 def by_document(document: np.ndarray, values: np.ndarray) -> list[Interval]:
-    """The mean over tokens of each column of `values` (N, K), documents resampled.
-
-    `document` (N,): the index of each token's.
-    """
+    """As `resampled`, of `values` (N, K) of tokens that are of `document` (N,)."""
     count = int(document.max()) + 1
     sums = np.stack([np.bincount(document, column, count) for column in values.T], axis=1)
     return resampled(sums, np.bincount(document, minlength=count))
@@ -158,9 +158,8 @@ def exit_table(
     """The paper's Table 2: a row a protocol and exit, nats a position on valid.
 
     `low` and `high`: the 95 % interval over documents; `minus_last` and its interval: how much more
-    than the last exit it loses, document by document. No intervals for a tokenizer that drops
-    bytes. Without lines over 50 characters there are no rows of the released protocol.
-    `max_lines`: as for `score_documents`.
+    than the last exit it loses, document by document. Without lines over 50 characters there are
+    no rows of the released protocol. `max_lines`: as for `score_documents`.
     """
     rows: list[dict[str, Any]] = []
     names = ("loss", "low", "high", "minus_last", "minus_low", "minus_high")
@@ -168,21 +167,12 @@ def exit_table(
     for protocol, length in lengths.items():
         if protocol == "released" and not data.valid.lines:
             continue
-        found: list[tuple[float | None, ...]]
-        try:
-            scored = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
-        except InputError:
-            losses = evaluate(model, data.valid, data.tokenizer.eot_id, seq_len=length).loss
-            loops, last = [*losses], losses[max(losses)]
-            found = [(loss, None, None) for loss in losses.values()]
-            found += [(loss - last, None, None) for loss in losses.values()]
-        else:
-            loops, sums = [*scored.nll], np.stack([*scored.nll.values()], axis=1)
-            both = np.hstack([sums, sums - sums[:, -1:]])
-            found = [astuple(interval) for interval in resampled(both, scored.tokens)]
-        for i, loop in enumerate(loops):
+        scored = score_documents(model, data, "valid", length, protocol, max_lines=max_lines)
+        sums = np.stack([*scored.nll.values()], axis=1)
+        both = resampled(np.hstack([sums, sums - sums[:, -1:]]), scored.tokens)
+        for loop, loss, more in zip(scored.nll, both, both[len(scored.nll) :], strict=False):
             row: dict[str, Any] = {"protocol": protocol, "exit": loop, "seq_len": length}
-            rows.append(row | dict(zip(names, found[i] + found[i + len(loops)], strict=True)))
+            rows.append(row | dict(zip(names, astuple(loss) + astuple(more), strict=True)))
     return rows
 
 

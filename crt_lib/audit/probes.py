@@ -1,6 +1,5 @@
 """Probes: each asks in another way what a model's logits depend on."""
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ from torch.func import functional_call
 
 from crt_lib.cached.memory import Memory
 from crt_lib.evaluate import Model, device_of, logits_of
-from crt_lib.files import InputError
 from crt_lib.model import CRT
 
 Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
 NOISE = 1e-5  # of the largest influence: below it is rounding, as of a causal filter by FFT
 SHAPE_NOISE = 1e-3  # of the largest logit: inputs of other lengths are added in another order
 FAR = 512  # tokens of the probe `far`, where the model has as many positions
-REDUCED_LOSS = 1e-2  # share of a cross-entropy: losses are averaged, and rounded, in many ways
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,13 @@ class Finding:
     """What one probe saw at one exit.
 
     `influence` (T, T): how far the logits at position t move for what is at position j; for the
-    probes `prefix` and `decode`, for all that is there from j on. It leaks where that is above
-    `tolerance` and j >= t + `ahead`: 1 for tokens, 0 for labels, whose j-th may be token j + 1.
+    probes `prefix` and `decode`, for all from j on. It leaks where that is above `tolerance` and
+    j >= t + `ahead`.
     """
 
     influence: Tensor
     tolerance: float
-    ahead: int = 1
+    ahead: int = 1  # 0 for labels, whose j-th may be token j + 1
 
     @property
     def pairs(self) -> Tensor:
@@ -45,28 +42,12 @@ class Finding:
     @property
     def offsets(self) -> tuple[int, int] | None:
         """The smallest and the largest distance from t to a later token that it sees, or None."""
-        if not len(self.pairs):
-            return None
-        distances = self.pairs[:, 1] - self.pairs[:, 0] + 1 - self.ahead
-        return int(distances.min()), int(distances.max())
+        distances = [j - t + 1 - self.ahead for t, j in self.pairs.tolist()]
+        return (min(distances), max(distances)) if distances else None
 
 
 class NotAsked(Exception):
     """Why a probe does not apply to a model."""
-
-
-@contextlib.contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """A module evaluates meanwhile; its modes and the state of random numbers are put back."""
-    module = model if isinstance(model, nn.Module) else nn.Module()
-    modes = {part: part.training for part in module.modules()}
-    try:
-        with torch.random.fork_rng():
-            module.eval()
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
@@ -83,7 +64,7 @@ def positions_of(model: Model) -> int | None:
     return next((size for name in names if (size := getattr(config, name, None))), None)
 
 
-def ask(model: Model, ids: Tensor, **labels: Tensor) -> Logits:
+def _ask(model: Model, ids: Tensor, **labels: Tensor) -> Logits:
     """As `logits_of`, copied: a model may write its next ones into the same memory."""
     return {loop: logits.clone() for loop, logits in logits_of(model, ids, **labels).items()}
 
@@ -125,7 +106,7 @@ def _moves(asked: Callable[[Tensor], Logits], values: Tensor, vocab_size: int) -
 
 
 def _tokens(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    return _findings(_moves(partial(ask, model), ids, vocab_size))
+    return _findings(_moves(partial(_ask, model), ids, vocab_size))
 
 
 def _training(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
@@ -135,7 +116,7 @@ def _training(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
     def asked(row: Tensor) -> Logits:
         torch.manual_seed(0)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return ask(partial(functional_call, model, buffers), row)
+        return _ask(partial(functional_call, model, buffers), row)
 
     model.train()
     try:
@@ -161,7 +142,7 @@ def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
 
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:
-        every = ask(model, ids)
+        every = _ask(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
@@ -175,30 +156,25 @@ def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
             torch.autograd.grad(at @ direction, seen, retain_graph=True, materialize_grads=True)[0]
             for at in logits[0]
         )
-        influence[loop] = torch.stack(
-            [largest_difference(g, torch.zeros_like(g)) for g in gradients]
-        )
+        influence[loop] = torch.stack([largest_difference(g, 0 * g) for g in gradients])
     return _findings(influence)
 
 
 def _prefix(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    cuts = range(1, ids.shape[1])
-    return _without_the_rest(
-        model, ids, ((slice(0, cut), ask(model, ids[:, :cut])) for cut in cuts)
-    )
+    ends = range(1, ids.shape[1])
+    return _without_the_rest(model, ids, ((slice(0, t), _ask(model, ids[:, :t])) for t in ends))
 
 
 def _decode(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    step, length = _stepper(model, ids.shape[1]), ids.shape[1]
-    here = (slice(t, t + 1) for t in range(length - 1))
-    return _without_the_rest(model, ids, ((at, step(ids[:, at])) for at in here))
+    here = (slice(t, t + 1) for t in range(ids.shape[1] - 1))
+    return _without_the_rest(model, ids, zip(here, _one_by_one(model, ids), strict=False))
 
 
 def _without_the_rest(
     model: Model, ids: Tensor, given: Iterable[tuple[slice, Logits]]
 ) -> dict[int, Finding]:
     """`given`: positions, and their logits where no token after them has been seen."""
-    whole, length = ask(model, ids), ids.shape[1]
+    whole, length = _ask(model, ids), ids.shape[1]
     apart = {loop: torch.zeros(length, length) for loop in whole}
     for here, every in given:
         for loop, logits in every.items():
@@ -208,35 +184,26 @@ def _without_the_rest(
     return _findings(apart, max(SHAPE_NOISE, 8 * rounding), whole)
 
 
-def _stepper(model: Model, length: int) -> Callable[[Tensor], Logits]:
-    """A function of the next token, (1, 1), to its logits, from the model's own cache."""
-    if isinstance(model, CRT):
-        try:
-            memory = Memory(model.config, 1, length, model.loop_encoding)
-        except InputError as error:
-            raise NotAsked("a model that sees the future has no cache") from error
-        return partial(_crt_step, model, memory)
-    if not {"past_key_values", "use_cache"} <= _parameters_of(model):
+def _one_by_one(model: Model, ids: Tensor) -> Iterator[Logits]:
+    """The logits of one token after another, from the model's own cache."""
+    if isinstance(model, CRT) and model.config.causal:
+        memory = Memory(model.config, 1, ids.shape[1], model.loop_encoding)
+        for token in ids.split(1, 1):
+            z, embedded = model.begin(token, memory)
+            logits = {}
+            for loop, layer in enumerate(memory.loops, 1):
+                z = model.apply_loop(loop, z, embedded, layer)
+                if loop in model.config.head_loops:
+                    logits[loop] = F.linear(*model.readout(loop, z))
+            yield logits
+    elif {"past_key_values", "use_cache"} <= _parameters_of(model):
+        cache = None
+        for token in ids.split(1, 1):
+            output = model(token, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            yield {0: output.logits}
+    else:
         raise NotAsked("it takes no cache")
-    cache = None
-
-    def step(token: Tensor) -> Logits:
-        nonlocal cache
-        output = model(token, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        return {0: output.logits}
-
-    return step
-
-
-def _crt_step(model: CRT, memory: Memory, token: Tensor) -> Logits:
-    z, embedded = model.begin(token, memory)
-    logits = {}
-    for loop, layer in enumerate(memory.loops, 1):
-        z = model.apply_loop(loop, z, embedded, layer)
-        if loop in model.config.head_loops:
-            logits[loop] = F.linear(*model.readout(loop, z))
-    return logits
 
 
 def _parameters_of(model: Model) -> set[str]:
@@ -252,53 +219,35 @@ def _labels(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
         raise NotAsked("it takes no labels")
 
     def asked(labels: Tensor) -> Logits:
-        return ask(model, ids, **{name: labels})
+        return _ask(model, ids, **{name: labels})
 
     given = asked(ids)
     if any(x.ndim != 3 or x.shape[:2] != ids.shape for x in given.values()):
-        return _label_losses(model, ids, name, given)
+        raise NotAsked(f"with {name} it gives no logits")
     return _findings(_moves(asked, ids, vocab_size), of=given, ahead=0)
 
 
-def _label_losses(model: Model, ids: Tensor, name: str, given: Logits) -> dict[int, Finding]:
-    """A loss below the cross-entropy of the logits without labels comes from the labels."""
-    found = {}
-    for loop, every in ask(model, ids).items():
-        if loop not in given or given[loop].numel() != 1:
-            raise NotAsked(f"with {name} it gives neither logits nor one loss")
-        logits, loss = every[0].float(), float(given[loop])
-        aligned = float(F.cross_entropy(logits, ids[0]))
-        shifted = float(F.cross_entropy(logits[:-1], ids[0, 1:]))  # as transformers does it
-        nearest = min(aligned, shifted, key=lambda plain: abs(plain - loss))
-        tolerance = REDUCED_LOSS * abs(nearest)
-        if nearest - loss < -tolerance:
-            raise NotAsked(f"with {name} it gives a loss that is no cross-entropy of its logits")
-        influence = max(nearest - loss, 0.0) * torch.eye(ids.shape[1])
-        found[loop] = Finding(influence, tolerance, ahead=0)
-    return found
-
-
 def _far(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    """Of two halves: `influence` (2, 2) of what is in the second alone."""
+    """`influence` (2, 2) of the second half on both."""
     row = probe_ids(model, vocab_size, min(FAR, positions_of(model) or FAR), seed=3)
     half = row.shape[1] // 2
     if half < ids.shape[1] // 2:
         raise NotAsked("it has no more positions than the other probes use")
     other = row.clone()
     other[:, half:] = (other[:, half:] + 1) % vocab_size
-    before, influence = ask(model, row), {}
-    for loop, logits in ask(model, other).items():
+    before, influence = _ask(model, row), {}
+    for loop, logits in _ask(model, other).items():
         moved = largest_difference(logits, before[loop])
         influence[loop] = torch.tensor([[0, moved[:half].max()], [0, moved[half:].max()]])
     return _findings(influence)
 
 
 PROBES = {
-    "tokens": _tokens,
-    "training": _training,
-    "gradient": _gradient,
-    "prefix": _prefix,
-    "decode": _decode,
-    "far": _far,
-    "labels": _labels,
+    "tokens": _tokens,  # each token in turn is replaced
+    "training": _training,  # the same in training mode, with the same random numbers and buffers
+    "gradient": _gradient,  # of a random projection of each position's logits, to each embedding
+    "prefix": _prefix,  # the end is cut off, at each position in turn
+    "decode": _decode,  # tokens come one by one, through the model's own cache
+    "far": _far,  # the second half of a row of up to FAR tokens is replaced
+    "labels": _labels,  # each label in turn is replaced, for a model that takes them
 }

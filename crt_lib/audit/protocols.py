@@ -1,4 +1,4 @@
-"""What a score is made of: tokens with nothing after them, padding, and the entropy of a text."""
+"""What a score is made of: tokens with nothing after them, and padding."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from crt_lib.audit.compare import score_documents
 from crt_lib.data import NOT_SCORED, Batch, evaluation_lines
-from crt_lib.evaluate import Evaluation, Model, exp, sum_losses
+from crt_lib.evaluate import Evaluation, Model, sum_losses
 from crt_lib.files import InputError
-from crt_lib.text import grammar
-from crt_lib.text.tokenizer import TokenizedCorpus
-
-PROOF = 4.0  # standard errors below the floor that count as proof
 
 
 def evaluate_deployable(
@@ -27,9 +22,8 @@ def evaluate_deployable(
 ) -> Evaluation:
     """Score sampled windows a token at a time, each with nothing after it in the input.
 
-    Position t of a window is predicted from a row that ends at t, so a model that looks ahead finds
-    nothing there. A causal model gets the loss it has on the whole window. Costs about
-    windows * seq_len**2 / 2 positions. Raises InputError when `ids` is shorter than a window.
+    Position t of a window is predicted from a row that ends at t: a causal model gets the loss it
+    has on the whole window. Raises InputError when `ids` is shorter than a window.
     """
     if len(ids) <= seq_len:
         raise InputError(f"{len(ids)} tokens are fewer than a window of {seq_len} and its target")
@@ -48,24 +42,12 @@ def evaluate_deployable(
 
 @dataclass(frozen=True)
 class PaddingReport:
-    """The same lines, three ways: nats a scored position by exit.
-
-    `scored`: rows of one length, the padding scored too; `ignored`: the padding is there but not
-    scored; `absent`: each line in a row of its own length.
-    """
+    """The same lines, three ways: nats a scored position by exit."""
 
     share: float  # of the scored positions that are padding
-    scored: dict[int, float]
-    ignored: dict[int, float]
-    absent: dict[int, float]
-
-    def __str__(self) -> str:
-        lines = [f"padding is {self.share:.1%} of the scored positions"]
-        lines.append(f"{'exit':>4}{'PPL, padding scored':>21}{'ignored':>12}{'absent':>12}")
-        for loop in self.scored:
-            ppl = [exp(way[loop]) for way in (self.scored, self.ignored, self.absent)]
-            lines.append(f"{loop:>4}{ppl[0]:>21,.2f}{ppl[1]:>12,.2f}{ppl[2]:>12,.2f}")
-        return "\n".join(lines)
+    scored: dict[int, float]  # rows of one length, the padding scored too
+    ignored: dict[int, float]  # the padding is there but not scored
+    absent: dict[int, float]  # each line in a row of its own length
 
 
 def padding_report(
@@ -91,61 +73,3 @@ def padding_report(
         nll, tokens[way] = sum_losses(model, batches)
         found[way] = {loop: total / tokens[way] for loop, total in nll.items()}
     return PaddingReport(1 - tokens["ignored"] / tokens["scored"], **found)
-
-
-@dataclass(frozen=True)
-class EntropyReport:
-    """Nats a word on text of `grammar`, which no causal model can score below its entropy.
-
-    `own`: what the grammar itself gives this text, its floor; `rate`: the entropy rate, the floor
-    of all texts. `above` and `error`, by exit: the mean difference from `own` over sentences,
-    nats a word, and its standard error.
-    """
-
-    words: int
-    rate: float
-    own: float
-    above: dict[int, float]
-    error: dict[int, float]
-
-    @property
-    def leaks(self) -> bool:
-        """Whether an exit is below the floor by `PROOF` standard errors: proof of a leak."""
-        return any(self.above[loop] < -PROOF * self.error[loop] for loop in self.above)
-
-    def __str__(self) -> str:
-        lines = [
-            f"entropy rate {self.rate:.4f} nats a word; these {self.words:,} words {self.own:.4f}",
-            f"{'exit':>4}{'nats a word':>13}{'above the floor':>17}{'standard error':>16}",
-        ]
-        for loop, above in self.above.items():
-            lines.append(
-                f"{loop:>4}{self.own + above:>13.4f}{above:>+17.4f}{self.error[loop]:>16.4f}"
-            )
-        verdict = "below the entropy: it sees what it predicts" if self.leaks else "no proof"
-        return "\n".join([*lines, f"verdict: {verdict}"])
-
-
-def entropy_floor(
-    model: Model, data: TokenizedCorpus, split: str = "test", *, seq_len: int = 64
-) -> EntropyReport:
-    """Hold a model's score on `grammar` against what the grammar itself gives the same sentences.
-
-    Sentences are independent, so the sum of a model's losses over one is at least, in the mean,
-    that of the grammar; the difference by sentence is free of the text's luck. Raises InputError
-    for another corpus, and for a tokenizer that does not keep every byte of the text.
-    """
-    if data.corpus.name != "grammar":
-        raise InputError(f"only the entropy of grammar is known, not that of {data.corpus.name}")
-    sentences = data.corpus.documents(split)
-    scored = score_documents(model, data, split, seq_len)
-    floor = np.array([-grammar.log_prob(sentence) for sentence in sentences])
-    words = np.array([len(sentence.split()) + 1 for sentence in sentences])  # and the line end
-    above, error = {}, {}
-    for loop, nll in scored.nll.items():
-        excess = nll - floor
-        above[loop] = float(excess.sum() / words.sum())
-        spread = (excess - above[loop] * words).std(ddof=1)
-        error[loop] = float(spread * len(words) ** 0.5 / words.sum())
-    own = float(floor.sum() / words.sum())
-    return EntropyReport(int(words.sum()), grammar.entropy_rate(), own, above, error)

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint as recompute
 from crt_lib.config import ModelConfig
 
 EPS = 1e-5  # of every norm
-IGNORED = -100  # a target that is not scored
 
 
 def reference_logits(
@@ -55,19 +54,16 @@ def reference_loss(
     ids: Tensor,
     targets: Tensor,
     aux_weight: float,
-    *,
-    training: bool = False,
-    checkpoint: bool = False,
+    **how: bool,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """The loss of eq. 5 and {loop: mean cross-entropy in nats, eq. 4}, through full logits.
 
-    `targets` (B, T) hold the next token of each position; -100 is not scored.
-    Without intermediate heads eq. 5 has nothing to weigh: the total is the final loss.
+    `targets` (B, T) hold the next token of each position, -100 where nothing is scored; `how` as
+    for `reference_logits`. Without intermediate heads the total is the final loss.
     """
-    logits = reference_logits(state, config, ids, training=training, checkpoint=checkpoint)
     losses = {
-        loop: F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        for loop, scores in logits.items()
+        loop: F.cross_entropy(scores.flatten(0, 1), targets.flatten())
+        for loop, scores in reference_logits(state, config, ids, **how).items()
     }
     final = losses[config.n_loops]
     if not config.exit_loops:
@@ -94,11 +90,7 @@ class _Plain:
         return self.dropout(h, config.embed_dropout)
 
     def block(self, name: str, x: Tensor) -> Tensor:
-        """The block of eq. 3, (B, T, d) to (B, T, d): attention, then TRM, each added.
-
-        "post" normalises the two sums. "pre" normalises what attention reads and no sum; what the
-        TRM adds is inside the TRM.
-        """
+        """The block of eq. 3: attention, then TRM, each added; "post" normalises the two sums."""
         attention, trm, cycles = f"{name}.attention", f"{name}.trm", self.config.n_cycles
         if self.config.residual == "pre":
             read = self.norm(f"{name}.norm1", x)
@@ -109,19 +101,17 @@ class _Plain:
     def attention(self, name: str, x: Tensor) -> Tensor:
         """Causal multi-head attention with its (B, heads, T, T) scores written out."""
         config = self.config
-        length, n_heads = x.shape[1], config.n_heads
         q, k, v = (
-            part.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, heads, T, head_dim)
+            part.unflatten(-1, (config.n_heads, -1)).transpose(1, 2)  # (B, heads, T, head_dim)
             for part in self.linear(f"{name}.qkv", x).chunk(3, dim=-1)
         )
         if config.positions == "rotary":
             q, k = self.turned(q), self.turned(k)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, T, T)
-        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
         weights = self.dropout(weights, config.attention_dropout)
-        mixed = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, d)
-        return self.linear(f"{name}.out", mixed)
+        return self.linear(f"{name}.out", (weights @ v).transpose(1, 2).flatten(2))
 
     def turned(self, x: Tensor) -> Tensor:
         """Rotary positions of x (B, heads, T, D).
@@ -151,13 +141,10 @@ class _Plain:
             h = self.convolution(f"{name}.conv", dilation, self.norm(f"{name}.norm", h))
         else:
             h = self.norm(f"{name}.norm", self.convolution(f"{name}.conv", dilation, h))
-        return h if config.trm in ("conv", "depthwise") else self.mlp(name, h)
-
-    def mlp(self, name: str, h: Tensor) -> Tensor:
-        """Up, activation, down; swiglu's `up` makes the gate, then as many values."""
-        config = self.config
+        if config.trm in ("conv", "depthwise"):
+            return h
         h = self.linear(f"{name}.up", h)
-        if config.activation == "swiglu":
+        if config.activation == "swiglu":  # the gate, then as many values
             width = 2 * (config.mlp_ratio * config.d_model) // 3
             h = F.silu(h[..., :width]) * h[..., width:]
         else:
@@ -165,10 +152,7 @@ class _Plain:
         return self.linear(f"{name}.down", h)
 
     def convolution(self, name: str, dilation: int, h: Tensor) -> Tensor:
-        """The cycle's convolution with what follows it, or `h` for the variant without one.
-
-        For each kernel tap `h` is shifted to where that tap reads, with zeros beyond the ends.
-        """
+        """For each kernel tap `h` is shifted to where that tap reads, zeros beyond the ends."""
         config, length = self.config, h.shape[1]
         if config.trm == "linear":
             return h
@@ -178,30 +162,29 @@ class _Plain:
         starts = (j * dilation for j in range(config.kernel_size))
         taps = [*enumerate(padded[:, start : start + length] for start in starts)]
         if config.trm in ("conv", "conv_linear"):
-            weight = self.weight(f"{name}.full")  # (d out, d in, kernel)
+            weight = self.state[f"{name}.full.weight"]  # (d out, d in, kernel)
             mixed = sum(F.linear(tap, weight[:, :, j]) for j, tap in taps)
             return self.dropout(F.gelu(cast(Tensor, mixed)))
-        weight = self.weight(f"{name}.depthwise")  # (d, 1, kernel)
+        weight = self.state[f"{name}.depthwise.weight"]  # (d, 1, kernel)
         mixed = cast(Tensor, sum(weight[:, 0, j] * tap for j, tap in taps))
         if not config.pointwise:
             return mixed
         return self.dropout(self.linear(f"{name}.pointwise", F.gelu(mixed)))
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        """The norm of the configuration over (B, T, d)."""
-        kind = self.config.norm
+        kind, state = self.config.norm, self.state
         if kind == "none":
             return x
+        weight = state[f"{name}.weight"]
         if kind == "rms":
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight(name)
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * weight
         if kind == "batch" and not self.training:
-            x = x - self.state[f"{name}.running_mean"]
-            variance = self.state[f"{name}.running_var"]
+            x, variance = x - state[f"{name}.running_mean"], state[f"{name}.running_var"]
         else:
             over = -1 if kind == "layer" else (0, 1)
             x = x - x.mean(over, keepdim=True)
             variance = x.square().mean(over, keepdim=True)
-        return x * torch.rsqrt(variance + EPS) * self.weight(name) + self.state[f"{name}.bias"]
+        return x * torch.rsqrt(variance + EPS) * weight + state[f"{name}.bias"]
 
     def head(self, loop: int, z: Tensor) -> Tensor:
         """Logits (B, T, V) of the head after `loop`."""
@@ -217,13 +200,8 @@ class _Plain:
         return self.linear("heads.final" if loop == config.n_loops else "heads.aux", z)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        """`x` times the transposed weight, plus the bias where there is one."""
-        return F.linear(x, self.weight(name), self.state.get(f"{name}.bias"))
-
-    def weight(self, name: str) -> Tensor:
-        """The weight called `name`."""
-        return self.state[f"{name}.weight"]
+        return F.linear(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"))
 
     def dropout(self, x: Tensor, rate: float | None = None) -> Tensor:
-        """Dropout while training, at `rate` or at the general rate of the configuration."""
+        """While training, at `rate` or at the general rate of the configuration."""
         return F.dropout(x, self.config.dropout if rate is None else rate, self.training)

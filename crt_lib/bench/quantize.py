@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crt_lib.audit.compare import by_document
+from crt_lib.audit.compare import by_document, document_of_tokens
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.step import Step
 from crt_lib.data import NOT_SCORED, evaluation_windows
-from crt_lib.exits.trace import document_or_window
 from crt_lib.model import CRT
 from crt_lib.runs.machine import measured_on
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -30,7 +29,7 @@ def bench_quantize(
     """
     ids, eot_id = data.test.ids[:max_tokens], data.tokenizer.eot_id
     a_word = len(data.test.ids) / data.test.n_words  # tokens
-    document = document_or_window(data, "test", seq_len)[0][: len(ids)]
+    document = document_of_tokens(data, "test", seq_len)[0][: len(ids)]
     plain, size = _losses(model, ids, eot_id, seq_len, rows, None)
     rounded, rounded_size = _losses(model, ids, eot_id, seq_len, rows, "int8")
     made = []

@@ -84,10 +84,8 @@ class LayerMemory:
 class Memory:
     """Of a whole model, for `rows` texts of up to `capacity` tokens.
 
-    `starts` (B,): how much padding each row has on its left; None: none. `active` (B, n): which of
-    the tokens that are being computed have not left; None: all. Raises InputError for more
-    positions than the model has, and for a model that sees the future: its earlier outputs would
-    change with every new token.
+    `starts` (B,): how much padding each row has on its left; None: none. Raises InputError for more
+    positions than the model has, and for a model that sees the future.
     """
 
     def __init__(
@@ -101,11 +99,10 @@ class Memory:
         if not config.causal:
             raise InputError(
                 "this model sees the future: what it computed for a position changes with every "
-                "token after it, so there is nothing to keep, and no next token to predict that "
-                "it has not seen; only a causal model generates"
+                "token after it, so there is nothing to keep; only a causal model generates"
             )
         self.rows, self.starts, self.max_seq_len = rows, starts, config.max_seq_len
-        self.active: Tensor | None = None
+        self.active: Tensor | None = None  # (B, n) the tokens in hand that have not left; all
         self.kept: dict[str, tuple[tuple[int, int], Any]] = {}  # of `LayerMemory.shared`
         blocks, sites = config.n_prelude + config.n_loops, 0
         self.layers: list[LayerMemory] = []  # as they are computed, the embedding first

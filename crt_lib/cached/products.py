@@ -1,9 +1,8 @@
 """Matrix products of a few rows, with the weight laid out as the processor multiplies it fastest.
 
-Decoding multiplies every weight with one row a text, so it takes the time of reading the weights.
-One row reads a transposed copy up to twice as fast as the matrix that a layer holds; more rows
-multiply oneDNN's own order two or three times as fast. A copy takes the memory of the weight again.
-In 8 bits it takes a quarter, and large weights are read faster.
+Decoding takes the time of reading the weights. One row reads a transposed copy up to twice as fast
+as the matrix that a layer holds; more rows multiply oneDNN's own order two or three times as fast.
+A copy takes the memory of the weight again; in 8 bits a quarter of it, and large ones are faster.
 """
 
 import warnings
@@ -135,10 +134,7 @@ class Layout:
     sizes: list[int] = field(default_factory=list)  # bytes of each weight laid out
 
     def of(self, weight: Tensor, bias: Tensor | None, vocabulary: bool = False) -> Product:
-        """The product of a weight (out, in), a bias (out,) and `rows` rows.
-
-        Logits are read to the third digit, so in 8 bits a `vocabulary` has x in two parts.
-        """
+        """Of a weight (out, in) and a bias (out,); in 8 bits a `vocabulary` has x in two parts."""
         if self.quantize is not None:
             check_quantize(self.quantize, weight)
             if weight.numel() >= (LARGE if self.rows == 1 else LARGE_FOR_ROWS):

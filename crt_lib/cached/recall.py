@@ -1,7 +1,7 @@
 """What one new token of each row reads of earlier ones, and leaves: attention and convolutions.
 
-The parts of `step` that touch the memory. Where all layers write and what they read is
-found once a token (`begin`), not once a loop; B rows, H heads of D features.
+Where all layers write and what they read is found once a token (`begin`), not once a loop; B rows,
+H heads of D features.
 """
 
 from typing import Any
@@ -80,8 +80,7 @@ class Convolutions:
         while len(self.inputs) < self.count:
             self.inputs.append(self.inputs[-self.cycles])
         if self.count:
-            here = self.held.select(2, self.at)
-            here.copy_(torch.stack(self.inputs))
+            self.held.select(2, self.at).copy_(torch.stack(self.inputs))
 
 
 class Heads:

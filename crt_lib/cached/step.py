@@ -6,9 +6,10 @@ weights are laid out for B rows (`products`) and operations are few; an operatio
 small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from types import EllipsisType
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,25 @@ from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
 Function = Callable[[Tensor], Tensor]
 
 
-class Window:
-    """`model` on n positions of each row, after what `memory` holds; None: nothing before them.
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A context in which a module is in evaluation mode; each part is then in its own again."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
-    `kept`: those whose logits are wanted, of states (B, n, d); with `last`, the last alone.
-    """
+
+class Window:
+    """`model` on n positions of each row, after what `memory` holds; None: nothing before them."""
 
     def __init__(self, model: CRT, memory: Memory | None = None, last: bool = False):
         self.model, self.memory = model, memory
+        # of states (B, n, d), those whose logits are wanted
         self.kept: tuple[slice, ...] = (slice(None), slice(-1 if last else None, None))
         self._vocabularies: dict[Tensor, Product] = {}
 
@@ -64,8 +76,7 @@ class Window:
 class Step:
     """`model` in evaluation mode on one token a row, after what `memory` holds.
 
-    The weights are read when it is made: a model that is trained further needs another. `quantize`:
-    None or "int8" (`crt_lib.cached.products.Layout`).
+    The weights are read when it is made. `quantize`: None or "int8" (`Layout`).
     """
 
     kept: EllipsisType = ...  # of states (B, d) all
@@ -117,10 +128,7 @@ class Step:
         self.active = active[:, None]  # (B, 1)
 
     def end(self, last: int, settle: bool = True) -> None:
-        """All rows have left after loop `last`: deeper ones take over what it left.
-
-        Without `settle` they are behind, and must be run before the next step.
-        """
+        """All rows have left after loop `last`: deeper ones `settle`, or must yet be run."""
         memory, run = self.memory, self.config.n_prelude + last
         self.convolutions.end()
         if settle and run < len(self.attention.slots):

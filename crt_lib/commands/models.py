@@ -83,7 +83,7 @@ def lm_task(
     split: options.Split = "test",
 ) -> None:
     """Write a corpus as a task for lm_eval, which then scores any model on it."""
-    from crt_lib.hf.lmtask import write_task
+    from crt_lib.hf.export import write_task
 
     name = write_task(out, corpus, split)
     typer.echo(

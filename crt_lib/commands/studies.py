@@ -56,6 +56,32 @@ def search(
 
 
 @app.command()
+def arena(
+    name: Annotated[str, typer.Argument(help="fresh or lookup.")],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder of the rules, with a folder for each arena.")
+    ] = Path("results/arenas"),
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, a thread each.", min=1)] = 1,
+    only: Annotated[list[str] | None, typer.Option(help="Only this arm (repeatable).")] = None,
+    new_rules: Annotated[
+        bool, typer.Option("--new-rules", help="Go on although the rules were changed.")
+    ] = False,
+) -> None:
+    """Hold a looped block against what people would use instead, by rules written before.
+
+    Every arm is tuned alike and trained with three seeds. A call goes on where one stopped.
+    """
+    from crt_lib.study.arenas import find_arena, run_arena
+    from crt_lib.study.lookups import answers
+
+    arena_asked = find_arena(name)
+    typer.echo(arena_asked.question)
+    run_arena(name, folder, jobs=jobs, only=only or (), new_rules=new_rules)
+    if not arena_asked.documents:
+        answers(folder, name)
+
+
+@app.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="Folder; a second call goes on with what it lacks.")],
     minutes: Annotated[float, typer.Option(help="Of this call, in all.")] = 9.0,

@@ -17,7 +17,7 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import wide_on_cpu
 from crt_lib.cached.step import Step, Window
 from crt_lib.data import check_ids
-from crt_lib.exits.policy import Policy, leave
+from crt_lib.exits.policy import Policy, leave, run_with_exits
 from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
 from crt_lib.model import CRT
@@ -115,11 +115,9 @@ def generate(
         raise InputError("int8 weights are read with a cache; leave cache on")
     rows, room, step = len(ids), ids.shape[1] + new_tokens, None
     generator = torch.Generator(ids.device).manual_seed(seed)
-    tokens: list[list[int]] = []
-    loops: list[list[int]] = []
-    unfinished = set(range(rows))
+    texts = [Generated([], []) for _ in prompts]
     with evaluating(model):
-        while len(tokens) < new_tokens and unfinished:
+        for _ in range(new_tokens):
             if step is not None:
                 exited = leave(step, ids[:, -1], policy)
             else:  # the prompt, and without a cache everything again
@@ -129,15 +127,16 @@ def generate(
                     step = Step(model, memory, quantize)
             chosen = sampling.choose(exited.logits.view(rows, -1), generator)  # (B,)
             ids = chosen[:, None] if cache else torch.cat([ids, chosen[:, None]], 1)
-            tokens.append(chosen.tolist())
-            loops.append(exited.loops.view(rows, -1)[:, -1].tolist())
-            unfinished -= {row for row in unfinished if tokens[-1][row] == stop}
+            new, loops = chosen.tolist(), exited.loops.view(rows, -1)[:, -1].tolist()
+            for text, token, loop in zip(texts, new, loops, strict=True):
+                if not text.tokens or text.tokens[-1] != stop:
+                    text.tokens.append(token)
+                    text.loops.append(loop)
             if each is not None:
-                each(tokens[-1])
-    return [
-        _until(stop, [own[row] for own in tokens], [left[row] for left in loops])
-        for row in range(rows)
-    ]
+                each(new)
+            if all(text.tokens[-1] == stop for text in texts):
+                break
+    return texts
 
 
 def _beside_each_other(
@@ -166,11 +165,6 @@ def _beside_each_other(
     device = model.loop_encoding.device
     starts = (longest - lengths).to(device) if int(lengths.min()) < longest else None
     return ids.to(device), starts
-
-
-def _until(stop: int | None, tokens: list[int], loops: list[int]) -> Generated:
-    end = tokens.index(stop) + 1 if stop in tokens else len(tokens)
-    return Generated(tokens[:end], loops[:end])
 
 
 @dataclass(frozen=True)
@@ -229,8 +223,9 @@ class Speculation:
                 tokens += new
                 if each is not None:
                     each(new)
-        done = _until(stop, tokens, [self.model.config.n_loops] * len(tokens))
-        return Speculated(done.tokens, done.loops, drafted, accepted)
+        if stop in tokens:
+            tokens = tokens[: tokens.index(stop) + 1]
+        return Speculated(tokens, [self.model.config.n_loops] * len(tokens), drafted, accepted)
 
 
 class _Text:
@@ -238,9 +233,11 @@ class _Text:
 
     def __init__(self, how: Speculation, ids: Tensor, capacity: int, sampling: Sampling, seed: int):
         model = self.model = how.model
-        self.loop, self.sampling, self.waiting = how.draft_loop, sampling, ids
+        self.loop, self.sampling, self.waiting = how.draft_loop, sampling, ids[0, -1:]
         self.generator = torch.Generator(ids.device).manual_seed(seed)
         self.memory = Memory(model.config, 1, capacity, model.loop_encoding)
+        if ids.shape[1] > 1:
+            run_with_exits(model, ids[:, :-1], Policy(), self.memory, last=True)
         self.window, self.step = Window(model, self.memory), Step(model, self.memory)
         self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
         self.weight = self.vocabulary[:SHORTLIST]  # (C, width)
@@ -250,13 +247,66 @@ class _Text:
 
     def continued(self, budget: int) -> tuple[int, list[int]]:
         """How many of `budget` drafted tokens stay; the new ones: those, and what comes next."""
-        length = self.memory.length + self.waiting.shape[1]
-        drafted, q, states = self._draft(budget)
-        kept, new = self._verify(drafted, q, states)
+        length, window = self.memory.length + 1, self.window
+        drafted: list[int] = []
+        q: list[Tensor] = []  # what each was drawn by (C,), unless greedily
+        passed = [self._first_loops(self.waiting)]
+        for _ in range(budget):
+            features, _ = self.step.readout(self.loop, passed[-1][0])
+            logits = F.linear(features, self.weight)
+            if self.sampling.temperature == 0:
+                chosen = best(logits)
+            else:
+                q.append(self.sampling.probabilities(logits)[0])
+                chosen = draw(q[-1][None], self.generator)
+            token = self.candidates[chosen]
+            drafted.append(int(token))
+            passed.append(self._first_loops(token))
+        z, window.embedded = (torch.stack(each, 1) for each in zip(*passed, strict=True))
+        final = self.model.config.n_loops
+        for loop in range(self.loop + 1, final + 1):
+            z = window.loop(loop, z)
+        features, vocabulary = window.readout(final, z[0, -1 - budget :])
+        # for a few rows on a CPU about twice as fast as features @ weight.T
+        kept, new = self._verified(drafted, q, (vocabulary.weight @ features.T).T)
         self._allow(new)
         self.memory.truncate(length + kept)
-        self.waiting = torch.tensor([new[-1:]], device=self.waiting.device)  # not in the memory
+        self.waiting = torch.tensor(new[-1:], device=self.waiting.device)  # not in the memory
         return kept, new
+
+    def _first_loops(self, token: Tensor) -> tuple[Tensor, Tensor]:
+        """The state (1, d) after the draft loop of a token (1,), and the embedding it came from."""
+        z = self.step.begin(token)
+        for loop in range(1, self.loop + 1):
+            z = self.step.loop(loop, z)
+        self.step.end(self.loop, settle=False)
+        return z, self.step.embedded
+
+    def _verified(
+        self, drafted: list[int], q: list[Tensor], logits: Tensor
+    ) -> tuple[int, list[int]]:
+        """As `continued`, by the logits (drafted + 1, V) of the last loop."""
+        sampling, kept = self.sampling, 0
+        if sampling.temperature == 0:
+            wanted = best(logits).tolist()
+            while kept < len(drafted) and drafted[kept] == wanted[kept]:
+                kept += 1
+            return kept, wanted[: kept + 1]
+        p = sampling.probabilities(logits)
+        for own, token, drawn in zip(p, drafted, q, strict=False):
+            spread = torch.zeros_like(own).index_add(0, self.candidates, drawn)
+            if (
+                torch.rand((), generator=self.generator, device=p.device)
+                >= own[token] / spread[token]
+            ):
+                rest = (own - spread).clamp(min=0)
+                # none for rounding: the two are equal
+                last = draw((rest if rest.any() else own)[None], self.generator)
+                break
+            kept += 1
+        else:
+            last = draw(p[-1:], self.generator)
+        return kept, [*drafted[:kept], int(last)]
 
     def _allow(self, tokens: Sequence[int]) -> None:
         """Also those of `tokens` may be drafted."""
@@ -266,62 +316,3 @@ class _Text:
             more = torch.tensor(sorted(new), device=self.candidates.device)
             self.candidates = torch.cat([self.candidates, more])
             self.weight = torch.cat([self.weight, self.vocabulary[more]])
-
-    def _draft(self, budget: int) -> tuple[list[int], list[Tensor], Tensor]:
-        """Tokens, the probabilities (C,) that each was drawn by, and the states (1, n, d) of all.
-
-        Greedy, there are no probabilities. The states are of `waiting` and the drafted tokens.
-        """
-        tokens: list[int] = []
-        q: list[Tensor] = []
-        passed = [self._first_loops(self.waiting)]
-        for _ in range(budget):
-            features, _ = self.step.readout(self.loop, passed[-1][0][:, -1])
-            logits = F.linear(features, self.weight)
-            if self.sampling.temperature == 0:
-                chosen = best(logits)
-            else:
-                q.append(self.sampling.probabilities(logits)[0])
-                chosen = draw(q[-1][None], self.generator)
-            token = self.candidates[chosen][:, None]
-            tokens.append(int(token))
-            passed.append(self._first_loops(token))
-        states, self.window.embedded = (torch.cat(each, 1) for each in zip(*passed, strict=True))
-        return tokens, q, states
-
-    def _first_loops(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The states (1, n, d) after the draft loop, and the embeddings they came from."""
-        single = ids.shape[1] == 1
-        run: Window | Step = self.step if single else self.window
-        z = run.begin(ids[0] if single else ids)
-        for loop in range(1, self.loop + 1):
-            z = run.loop(loop, z)
-        if not single:
-            return z, run.embedded
-        self.step.end(self.loop, settle=False)
-        return z[:, None], run.embedded[:, None]
-
-    def _verify(self, drafted: list[int], q: list[Tensor], z: Tensor) -> tuple[int, list[int]]:
-        """As `continued`, from what was drafted."""
-        final, sampling = self.model.config.n_loops, self.sampling
-        for loop in range(self.loop + 1, final + 1):
-            z = self.window.loop(loop, z)
-        features, vocabulary = self.window.readout(final, z[0, -1 - len(drafted) :])
-        # for a few rows on a CPU about twice as fast as features @ weight.T
-        logits = (vocabulary.weight @ features.T).T  # (drafted + 1, V)
-        if sampling.temperature == 0:
-            wanted = best(logits).tolist()
-            pairs = enumerate(zip(drafted, wanted, strict=False))
-            kept = next((i for i, (a, b) in pairs if a != b), len(drafted))
-            return kept, wanted[: kept + 1]
-        p = sampling.probabilities(logits)
-        for i, (token, own) in enumerate(zip(drafted, q, strict=True)):
-            spread = torch.zeros_like(p[i]).index_add(0, self.candidates, own)
-            ratio = p[i, token] / spread[token]
-            if torch.rand((), generator=self.generator, device=p.device) < ratio:
-                continue
-            rest = (p[i] - spread).clamp(min=0)
-            if float(rest.sum()) == 0:  # rounding: the two are equal
-                rest = p[i]
-            return i, [*drafted[:i], int(draw(rest[None], self.generator))]
-        return len(drafted), [*drafted, int(draw(p[-1:], self.generator))]

@@ -4,7 +4,6 @@ It is asked without a vocabulary head: d multiply-adds a token. Fitted by ridge 
 sqrt(KL(full depth || exit)) on the normalised state, in closed form; the model stays as it is.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from crt_lib.exits.policy import divergence, full_pass
-from crt_lib.exits.scoring import windows_of
-from crt_lib.files import InputError, atomic_path, check_sum
+from crt_lib.exits.scoring import load_arrays, save_arrays, windows_of
+from crt_lib.files import check_sum
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 
@@ -49,10 +46,9 @@ class Gate:
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
-        arrays = {str(loop): weight.cpu() for loop, weight in self.weights.items()}
+        arrays = {str(loop): weight.cpu().numpy() for loop, weight in self.weights.items()}
         Path(path).with_name(f"{Path(path).name}.sha256").unlink(missing_ok=True)
-        with atomic_path(path) as temporary:
-            save_file(arrays, temporary, {"gate": json.dumps({"checkpoint": checkpoint})})
+        save_arrays(path, "gate", arrays, {"checkpoint": checkpoint})
 
     @classmethod
     def load(cls, path: str | Path, checkpoint: str) -> "Gate | None":
@@ -63,24 +59,17 @@ class Gate:
         if not Path(path).is_file():
             return None
         check_sum(Path(path))
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["gate"])
-                names = file.keys()
-                weights = {int(name): file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is not a gate that can be read: {error!r}") from error
-        return cls(weights) if about["checkpoint"] == checkpoint else None
+        arrays, about = load_arrays(path, "gate")
+        if about["checkpoint"] != checkpoint:
+            return None
+        return cls({int(loop): torch.from_numpy(weight) for loop, weight in arrays.items()})
 
 
 @torch.inference_mode()
 def fit_gate(
     model: CRT, ids: np.ndarray, eot_id: int, *, seq_len: int, ridge: float = 10.0
 ) -> Gate:
-    """The gate of each exit before the last, from honest windows of `ids`, as of the training text.
-
-    The text is read by the full model, which is the teacher: nothing of the right answers is used.
-    """
+    """The gate of each exit before the last, from honest windows of `ids`; no target is used."""
     d, device = model.config.d_model, model.loop_encoding.device
     penalty = ridge * torch.eye(d + 1, device=device, dtype=torch.float64)
     penalty[-1, -1] = 0.0

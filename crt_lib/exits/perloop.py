@@ -1,7 +1,4 @@
-"""What each loop does: losses with intervals, changed guesses, a logit lens, depths never trained.
-
-Table 2 and Figures 2 and 3 of the paper, and what explains them.
-"""
+"""What each loop does: losses with intervals, changed guesses, a logit lens, untrained depths."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit.compare import Interval, by_document
-from crt_lib.exits.policy import Policy, divergence, full_pass, nearest_head
-from crt_lib.exits.scoring import by_token
-from crt_lib.exits.trace import Outcome, Trace, apply_policy
+from crt_lib.exits.policy import Loop, Policy, divergence, full_pass, nearest_head
+from crt_lib.exits.scoring import by_loop, by_token, guesses
+from crt_lib.exits.trace import Trace, apply_policy
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import Tokenizer
 
@@ -24,23 +21,14 @@ def exit_losses(trace: Trace) -> list[dict[str, Any]]:
     """A row an exit: its loss (nats a token), and by how much it is below the exit before, each an
     `Interval` over documents; the share of tokens that its best guess gets right.
     """
-    steps = np.diff(trace.loss, axis=1, prepend=trace.loss[:, :1])
-    losses, gains = by_document(trace.document, trace.loss), by_document(trace.document, -steps)
-    return [
-        {"exit": loop, "loss": loss, "takes_off": gain if i else None, "right": float(right)}
-        for i, (loop, loss, gain, right) in enumerate(
-            zip(trace.loops, losses, gains, trace.right.mean(0), strict=True)
-        )
-    ]
-
-
-def loss_above_full(trace: Trace, outcome: Outcome) -> Interval:
-    """Nats a token that a policy loses against full depth, with its interval over documents."""
-    return above_full(trace, outcome.losses(trace))
+    losses = by_document(trace.document, trace.loss)
+    gains = [None, *by_document(trace.document, -np.diff(trace.loss, axis=1))]
+    columns = zip(trace.loops, losses, gains, trace.right.mean(0).tolist(), strict=True)
+    return [dict(zip(("exit", "loss", "takes_off", "right"), row, strict=True)) for row in columns]
 
 
 def above_full(trace: Trace, losses: np.ndarray) -> Interval:
-    """As `loss_above_full`, for the losses (N,) of the trace's tokens however they came about."""
+    """How far losses (N,) of the trace's tokens, in nats, are above full depth, by document."""
     (interval,) = by_document(trace.document, (losses - trace.loss[:, -1])[:, None])
     return interval
 
@@ -50,15 +38,10 @@ def changed_guesses(trace: Trace) -> list[dict[str, Any]]:
     exit before changed, changed to the right token, and changed from it.
     """
     before, after = trace.right[:, :-1], trace.right[:, 1:]
-    shares = {
-        "changed": trace.changed.mean(0),
-        "to right": (~before & after).mean(0),
-        "from right": (before & ~after).mean(0),
-    }
-    return [
-        {"exit": loop} | {name: float(share[i]) for name, share in shares.items()}
-        for i, loop in enumerate(trace.loops[1:])
-    ]
+    shares = (each.mean(0).tolist() for each in (trace.changed, ~before & after, before & ~after))
+    names = ("exit", "changed", "to right", "from right")
+    rows = zip(trace.loops[1:], *shares, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def frontier(trace: Trace, criterion: str, points: int = 41) -> list[dict[str, float]]:
@@ -84,16 +67,15 @@ def depth_sweep(
     both are read by the same head. Honest windows of `ids`.
     """
 
-    def measure(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {"loss": [], "cosine": [], "kl": []}
-        for loop in full_pass(model, inputs, n_loops):
-            before = dataclasses.replace(loop, z=loop.z_before)
-            found["loss"].append(loop.losses(targets))
-            found["kl"].append(divergence(loop.log_probabilities, before.log_probabilities))
-            found["cosine"].append(F.cosine_similarity(loop.z, loop.z_before, dim=-1))
-        return {name: torch.stack(values, -1) for name, values in found.items()}
+    def measure(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
+        before = dataclasses.replace(loop, z=loop.z_before).log_probabilities
+        return {
+            "loss": loop.losses(targets),
+            "cosine": F.cosine_similarity(loop.z, loop.z_before, dim=-1),
+            "kl": divergence(loop.log_probabilities, before),
+        }
 
-    found = by_token(model, ids, eot_id, seq_len, measure)
+    found = by_token(model, ids, eot_id, seq_len, measure, n_loops)
     means = {name: values.mean(0, dtype=np.float64) for name, values in found.items()}
     rows: list[dict[str, Any]] = []
     for i in range(n_loops):
@@ -121,12 +103,9 @@ def logit_lens(model: CRT, tokenizer: Tokenizer, text: str) -> Lens:
     """
     ids = [tokenizer.eot_id, *tokenizer.encode(text).tolist()]
     row = torch.tensor([ids], device=model.loop_encoding.device)
-    guesses, probabilities, losses = [], [], []
-    for loop in full_pass(model, row):
-        best, tokens = (found[0, :, 0] for found in loop.top)  # (T,)
-        guesses.append([tokenizer.decode([i]) for i in tokens.tolist()])
-        probabilities.append(best.cpu().numpy())
-        following = loop.losses(row.roll(-1, 1))[0].cpu().numpy()
-        losses.append(np.append(following[:-1], np.nan))
-    words = ["<start>", *(tokenizer.decode([i]) for i in ids[1:])]
-    return Lens(words, guesses, np.stack(probabilities), np.stack(losses))
+    found = by_loop(full_pass(model, row), row.roll(-1), guesses)  # (T, loops)
+    losses = found["loss"].T
+    losses[:, -1] = np.nan
+    best = [[tokenizer.decode([i]) for i in own] for own in found["guess"].T.tolist()]
+    tokens = ["<start>", *(tokenizer.decode([i]) for i in ids[1:])]
+    return Lens(tokens, best, found["sure"].T, losses)

@@ -19,7 +19,6 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import Product, wide_on_cpu
 from crt_lib.cached.step import Step, Window
 from crt_lib.config import ModelConfig
-from crt_lib.exits.scoring import by_token
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
@@ -93,17 +92,12 @@ def full_pass(model: CRT, ids: Tensor, n_loops: int | None = None) -> Iterator[L
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score (B, n) in [0, 1], high where a token may exit, and the heads it asks.
-
-    `heads`: vocabulary heads that must be computed for a token to ask once; the head of the exit
-    it leaves by is computed anyway. `compares`: also the head of the exit before, if it was not
-    asked there. `of_rows`: the same of states (B, d) on a CPU, in less time, where that counts.
-    """
+    """A score (B, n) in [0, 1], high where a token may exit, and the heads it asks."""
 
     score: Callable[[Loop], Tensor]
-    heads: int = 1
-    compares: bool = False
-    of_rows: Callable[[Loop], list[float]] | None = None
+    heads: int = 1  # vocabulary heads computed to ask once; that of the exit is computed anyway
+    compares: bool = False  # also the head of the exit before, if it was not asked there
+    of_rows: Callable[[Loop], list[float]] | None = None  # of states (B, d) on a CPU, in less time
 
 
 def confidence(loop: Loop) -> Tensor:
@@ -245,8 +239,7 @@ def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
     """Tokens `ids` (B, n), or (B,) for a `Step`, with exits, after what the memory of `run` holds.
 
     A token that leaves after loop k gets the logits of its head, and all deeper loops find there
-    what loop k left. One function of the input: however the tokens are split over calls, the
-    logits are the same.
+    what loop k left. However the tokens are split over calls, the logits are the same.
     """
     allowed, final = exits_of(policy, run.model.config)
     z = run.begin(ids)
@@ -258,29 +251,30 @@ def leave(run: Window | Step, ids: Tensor, policy: Policy) -> Exited:
         before, z = z, run.loop(number, z)
         if number not in run.model.config.head_loops:
             continue
-        here = seen = Loop(run, number, z, before, seen)
-        if number == final:
-            _collect(found, here, active)
-            break
-        if number not in allowed:
-            continue
-        passes = policy.passes(here)
+        seen = Loop(run, number, z, before, seen)
+        passes = number == final or (number in allowed and policy.passes(seen))
         if passes is False:
             continue
         if passes is True:
             loops = loops.fill_(number) if active is None else torch.where(active, number, loops)
-            _collect(found, here, active)
+            _collect(found, seen, active)
             break
         leaving = passes if active is None else active & passes
         loops = torch.where(leaving, number, loops)
         if leaving[run.kept].any():
-            _collect(found, here, leaving)
+            _collect(found, seen, leaving)
         active = ~passes if active is None else active & ~passes
         if not active.any():
             break
         run.keep(active)
     run.end(number)
-    return Exited(_own_logits(found), loops)
+    logits = torch.empty(0)
+    for vocabulary, (features, whose) in found.items():
+        own = features if vocabulary is None else vocabulary(features)
+        if len(logits) and whose is not None:
+            own = torch.where(whose[..., None], own, logits)
+        logits = own
+    return Exited(logits, loops)
 
 
 def _collect(found: Own, loop: Loop, leaving: Tensor | None) -> None:
@@ -299,19 +293,6 @@ def _collect(found: Own, loop: Loop, leaving: Tensor | None) -> None:
     found[vocabulary] = features, leaving
 
 
-def _own_logits(found: Own) -> Tensor:
-    """(B, n, V), from the features of each vocabulary, under None logits, and whose they are."""
-    logits: Tensor | None = None
-    for vocabulary, (features, leaving) in found.items():
-        own = features if vocabulary is None else vocabulary(features)
-        if logits is None or leaving is None:
-            logits = own
-        else:
-            logits = torch.where(leaving[..., None], own, logits)
-    assert logits is not None  # every token leaves, at the last loop if not before
-    return logits
-
-
 @torch.no_grad()
 def run_with_exits(
     model: CRT, ids: Tensor, policy: Policy, memory: Memory | None = None, *, last: bool = False
@@ -326,20 +307,3 @@ def run_with_exits(
     if memory is None:
         memory = Memory(model.config, rows, n, model.loop_encoding)
     return leave(Window(model, memory, last), ids, policy)
-
-
-def evaluate_with_exits(
-    model: CRT, ids: np.ndarray, eot_id: int, policy: Policy, *, seq_len: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each token's nats (honest protocol) with exits taken as in decoding, and its exit loop.
-
-    Unlike a trace's, the context of a token has left too where the policy let it.
-    """
-
-    def measure(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        exited = run_with_exits(model, inputs, policy)
-        log_p = at_least_float32(exited.logits).log_softmax(-1)
-        return {"nats": nats_of(log_p, targets).double(), "loops": exited.loops}
-
-    found = by_token(model, ids, eot_id, seq_len, measure)
-    return found["nats"], found["loops"]

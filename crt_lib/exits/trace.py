@@ -3,25 +3,22 @@
 A trace holds numbers only (losses, scores, flags): no text, no token it could be read back from.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.audit.compare import document_of_tokens
 from crt_lib.config import ModelConfig
-from crt_lib.exits.policy import CRITERIA, Policy, full_pass
-from crt_lib.exits.scoring import by_token
-from crt_lib.files import InputError, atomic_path
+from crt_lib.exits.policy import CRITERIA, Loop, Policy
+from crt_lib.exits.scoring import by_token, guesses, load_arrays, save_arrays
+from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
@@ -30,11 +27,9 @@ ARRAYS = ("loss", "right", "changed", "document", "document_bytes")
 
 @dataclass(frozen=True)
 class Trace:
-    """Of N tokens and E exits; a score is of the exits before the last, at which a token may exit.
+    """Of N tokens and E exits, in a full pass: the context of a token has run all loops.
 
-    Every exit is that of a full forward pass: the context of a token has run all loops, whatever
-    the policy. When exits are taken while decoding, the context has left too; `run_with_exits`
-    measures the difference.
+    When exits are taken while decoding, the context has left too (`evaluate_with_exits`).
     """
 
     config: ModelConfig
@@ -74,53 +69,31 @@ class Trace:
         """Write it to one safetensors file, atomically."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays["document"] = np.bincount(self.document)  # of each, how many
-        scores = {name: values for name, values in self.scores.items() if name != "agreement"}
-        arrays |= {f"score.{name}": values for name, values in scores.items()}
+        arrays |= {f"score.{k}": v for k, v in self.scores.items() if k != "agreement"}
         about = {"config": self.config.to_dict(), "seq_len": self.seq_len, "about": self.about}
-        metadata = {"trace": json.dumps(about)}
-        with atomic_path(path) as temporary:
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata)
+        save_arrays(path, "trace", arrays, about)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read what `save` wrote; raises InputError for a file that is not one."""
-        try:
-            with safe_open(path, framework="numpy") as file:
-                about = json.loads((file.metadata() or {})["trace"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
-            changed, counts = arrays["changed"], arrays["document"]
-            # the criterion's scores, which `changed` holds already
-            scores["agreement"] = np.pad(1 - changed[:, :-1].astype(np.float32), ((0, 0), (1, 0)))
-            arrays["document"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-            about["config"] = ModelConfig.from_dict(about["config"])
-            return cls(**about, scores=scores, **{name: arrays[name] for name in ARRAYS})
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not a trace that can be read: {error!r}") from error
-
-
-def document_or_window(
-    data: TokenizedCorpus, split: str, seq_len: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `document_of_tokens`; windows of no bytes for a tokenizer that does not keep the text."""
-    try:
-        return document_of_tokens(data, split)
-    except InputError:
-        owner = np.arange(len(data.split(split).ids)) // seq_len
-        return owner, np.zeros(owner[-1] + 1)
+        arrays, about = load_arrays(path, "trace")
+        scores = {k.removeprefix("score."): v for k, v in arrays.items() if "." in k}
+        changed, counts = arrays["changed"], arrays["document"]
+        # the criterion's scores, which `changed` holds already
+        scores["agreement"] = np.pad(1 - changed[:, :-1].astype(np.float32), ((0, 0), (1, 0)))
+        arrays["document"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        about["config"] = ModelConfig.from_dict(about["config"])
+        return cls(**about, scores=scores, **{name: arrays[name] for name in ARRAYS})
 
 
 def make_trace(
     model: CRT, data: TokenizedCorpus, split: str, seq_len: int, *, max_tokens: int | None = None
 ) -> Trace:
-    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol).
-
-    For a tokenizer that does not keep the text's bytes, windows stand for documents.
-    """
+    """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol)."""
     ids = data.split(split).ids[:max_tokens]
-    owner, sizes = document_or_window(data, split, seq_len)
+    owner, sizes = document_of_tokens(data, split, seq_len)
     owner = owner[: len(ids)].astype(np.int32)
-    found = by_token(model, ids, data.tokenizer.eot_id, seq_len, partial(_exits, model))
+    found = by_token(model, ids, data.tokenizer.eot_id, seq_len, _exit)
     about = {"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name}
     return _trace(model, seq_len, found, owner, sizes[: owner.max() + 1].astype(np.int64), about)
 
@@ -135,38 +108,34 @@ def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
     ids = tokenizer.encode(text)
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
-    found = by_token(model, ids, tokenizer.eot_id, len(ids), partial(_exits, model))
-    guesses = [
+    found = by_token(model, ids, tokenizer.eot_id, len(ids), _exit)
+    said = [
         [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
         for own, sure in zip(found["guess"].T, found["sure"].T, strict=True)
     ]
-    about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": guesses}
+    about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": said}
     owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
     return _trace(model, len(ids), found, owner, sizes, about)
 
 
 def _trace(model: CRT, seq_len: int, found: dict[str, np.ndarray], *rest: Any) -> Trace:
-    """The trace of what `_exits` found, without the guesses: the text could be read from them."""
+    """The trace of what `_exit` found, without the guesses: the text could be read from them."""
     changed = np.diff(found["guess"], axis=1) != 0
     scores = {name: found[name] for name in CRITERIA if name in found}
     return Trace(model.config, seq_len, found["loss"], found["right"], changed, scores, *rest)
 
 
-def _exits(model: CRT, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Loss, guess, its probability, whether it is right, (B, T, E); scores (B, T, E - 1)."""
-    found: dict[str, list[Tensor]] = {}
-    asked = {name: own for name, own in CRITERIA.items() if name != "gate" or model.gate}
-    for loop in full_pass(model, ids):
-        if loop.number not in model.config.head_loops:
-            continue
-        sure, guess = (pair[..., 0] for pair in loop.top)
-        values = {"loss": loop.losses(targets).float(), "guess": guess, "sure": sure}
-        values["right"] = guess == targets
-        if loop.number < model.config.n_loops:
-            values |= {name: own.score(loop).float() for name, own in asked.items()}
-        for name, value in values.items():
-            found.setdefault(name, []).append(value)
-    return {name: torch.stack(values, -1) for name, values in found.items()}
+def _exit(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
+    """What is kept of an exit, and its guesses; scores where a token may leave."""
+    model = loop.run.model
+    if loop.number not in model.config.head_loops:
+        return {}
+    found = guesses(loop, targets)
+    found["right"] = found["guess"] == targets
+    if loop.number < model.config.n_loops:
+        asked = {name: own for name, own in CRITERIA.items() if name != "gate" or model.gate}
+        found |= {name: own.score(loop).float() for name, own in asked.items()}
+    return found
 
 
 @dataclass(frozen=True)
@@ -215,30 +184,23 @@ def apply_policy(trace: Trace, policy: Policy) -> Outcome:
 
 
 def oracle(trace: Trace) -> Outcome:
-    """Every token at the cheapest exit that is right, or the best one if none is: the bound.
-
-    It knows the next token, so no policy can do it.
-    """
+    """Every token at the cheapest exit that is right, or the best one if none is: a bound."""
     first = np.where(trace.right.any(1), trace.right.argmax(1), trace.loss.argmin(1))
     return _outcome(trace, first)
 
 
 def _outcome(
-    trace: Trace,
-    exit_of: np.ndarray,
-    heads: np.ndarray | None = None,
-    asks: np.ndarray | None = None,
+    trace: Trace, exit_of: np.ndarray, heads: np.ndarray | int = 1, asks: np.ndarray | int = 0
 ) -> Outcome:
-    """Of tokens that leave at `exit_of`, after `heads` heads, one if not given, and `asks`."""
+    """Of tokens that leave at `exit_of`, each after so many heads and asks."""
     without, head = trace.costs
-    heads = np.ones(len(exit_of)) if heads is None else heads
     counts = np.bincount(exit_of, minlength=len(trace.loops))
     return Outcome(
         exit=exit_of,
         loss=float(np.take_along_axis(trace.loss, exit_of[:, None], 1).mean(dtype=np.float64)),
         mean_loops=float(np.array(trace.loops)[exit_of].mean()),
-        heads=float(heads.mean()),
-        asks=0.0 if asks is None else float(asks.mean()),
+        heads=float(np.mean(heads)),
+        asks=float(np.mean(asks)),
         multiply_adds=float((without[exit_of] + heads * head).mean()),
         shares=tuple((counts / len(exit_of)).tolist()),
     )
@@ -249,9 +211,8 @@ def calibrate(trace: Trace, criterion: str, allowed: float) -> Policy:
     that of full depth.
 
     `allowed` is a share of the perplexity: 0.005 for +0.5 %; negative, it asks for better than full
-    depth. Where asking costs more than leaving saves, that is a fixed exit, and full depth where
-    nothing keeps the promise. Raises InputError for -1 or less, and for a criterion that the trace
-    has not. What decoding loses besides is in `crt_lib.study.policies.calibrate_taken`.
+    depth. A fixed exit where asking costs more than leaving saves; full depth where nothing keeps
+    the promise. Raises InputError for -1 or less, and for a criterion that the trace has not.
     """
     if allowed <= -1:
         raise InputError(f"the allowed loss is {allowed}; it must be above -1")

@@ -59,8 +59,8 @@ class CRTCache(Cache):
         if memory is None or not memory.length:
             return
         held = torch.zeros_like(starts) if memory.starts is None else memory.starts
-        empty = held >= memory.length
-        if not bool(((starts == held) | (empty & (starts > held))).all()):
+        same = (starts == held) | ((held >= memory.length) & (starts > held))
+        if not bool(same.all()):
             raise InputError("attention_mask pads other positions than those the cache holds")
         if memory.starts is not None:
             memory.starts = starts
@@ -87,15 +87,11 @@ def check_inputs(
     """How many padding tokens each row has on its left (B,), None where no row has any.
 
     Raises InputError for ids (B, T) or embeddings that a model of `config` cannot read, another
-    cache, and a mask that has another shape, zeros among a row's tokens, other padding than the
+    cache, and a mask of another shape, with zeros among a row's tokens, with other padding than the
     cache was filled with, or padding that the model would see.
     """
-    if not inputs.is_floating_point():
-        check_ids(inputs, config)
-    elif inputs.shape[1] > config.max_seq_len:
-        raise InputError(
-            f"{inputs.shape[1]} positions are more than max_seq_len, {config.max_seq_len}"
-        )
+    embedded = inputs.is_floating_point()
+    check_ids(torch.zeros(inputs.shape[:2], dtype=torch.int64) if embedded else inputs, config)
     if cache is not None and not isinstance(cache, CRTCache):
         raise InputError(f"past_key_values is a {type(cache).__name__}; give a CRTCache")
     if mask is None:
@@ -112,9 +108,7 @@ def check_inputs(
         raise InputError("this model sees the future, padding too; give rows of one length")
     begins = F.pad(mask.int(), (1, 0)).diff() > 0
     if bool((begins.sum(1) > 1).any()):
-        raise InputError(
-            "attention_mask has zeros between a row's tokens; pad on the left or right"
-        )
+        raise InputError("attention_mask has zeros between a row's tokens; pad on one side")
     starts = torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])
     if cache is not None:
         cache.check_starts(starts)
@@ -128,18 +122,17 @@ def states_of(
     memory = None if cache is None else cache.room_for(model, inputs, starts)
     turned = starts if memory is None else None
     if turned is not None:  # causal: padding after the tokens changes nothing before it
-        inputs = rotate_rows(inputs, turned)
+        inputs = _rotated(inputs, turned)
     run = Window(model, memory)
     with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
         states = [run.begin(inputs)]
         for loop in range(1, model.config.n_loops + 1):
             states.append(run.loop(loop, states[-1]))
         run.end(model.config.n_loops)
-    return states if turned is None else [rotate_rows(state, -turned) for state in states]
+    return states if turned is None else [_rotated(state, -turned) for state in states]
 
 
-def rotate_rows(x: Tensor, by: Tensor) -> Tensor:
+def _rotated(x: Tensor, by: Tensor) -> Tensor:
     """Each row of x (B, T, ...) turned to the left by `by` (B,) positions, the first to the end."""
-    at = torch.arange(x.shape[1], device=x.device)
-    index = (at + by[:, None]) % x.shape[1]
-    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
+    at = torch.arange(x.shape[1], device=x.device) + by[:, None]
+    return x[torch.arange(len(x), device=x.device)[:, None], at % x.shape[1]]

@@ -18,8 +18,7 @@ class GPT2(nn.Module):
     """transformers' GPT-2 with tied embeddings. Token ids (B, T) in, {n_layers: logits} out.
 
     With `config.kind` "shared" its layers are one layer, applied again and again, as in ALBERT (Lan
-    et al. 2020, arXiv:1909.11942): a CRT without convolutions, cycles and exits. It starts at one
-    layer's scale: GPT-2's division by the root of the number of layers is not ALBERT's.
+    et al. 2020, arXiv:1909.11942), and initialised as one.
     """
 
     def __init__(self, config: GPT2Config):

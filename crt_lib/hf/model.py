@@ -5,6 +5,7 @@ A saved folder has the code of this module beside the weights, so that it loads 
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,11 +23,11 @@ from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import Policy
 from crt_lib.files import InputError, write_text
 from crt_lib.hf.cache import CRTCache, check_inputs, states_of
-from crt_lib.hf.code import folder_code
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
 
 MAIN = "modeling_crt"  # this module's name in a saved folder
+OURS = re.compile(r"^(\s*from )(crt_lib)?\.([\w.]+)(?= import)", re.MULTILINE)
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 
@@ -69,20 +70,14 @@ class CRTConfig(PretrainedConfig):
 
 @dataclass
 class CRTOutput(ModelOutput):
-    """What a forward pass returns.
+    """What a forward pass returns."""
 
-    `loss`: eq. 5, with labels. `logits` (B, T, V): the last exit's, or each token's own with an
-    exit policy. `exit_logits`: those of every exit in order, with labels or `output_exits`.
-    `exit_loops` (B, T): where each token left, with a policy. `hidden_states`: the state that
-    enters loop 1 and that after each loop, (B, T, d).
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    exit_logits: tuple[Tensor, ...] | None = None
-    exit_loops: Tensor | None = None
+    loss: Tensor | None = None  # eq. 5, with labels
+    logits: Tensor | None = None  # (B, T, V) of the last exit, or of each token's own with a policy
+    exit_logits: tuple[Tensor, ...] | None = None  # every exit's, with labels or `output_exits`
+    exit_loops: Tensor | None = None  # (B, T) where each token left, with a policy
     past_key_values: CRTCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # (B, T, d) entering loop 1, and after each
     attentions: None = None
 
 
@@ -182,11 +177,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CRTOutput | tuple[Any, ...]:
         """Ids (B, T), or token embeddings, to logits; with `labels` (B, T) also the loss.
 
-        `attention_mask` (B, T), or (B, past + T) with a cache: zeros to the left or right of each
-        row's tokens. `labels` are the ids, as transformers has it, -100 where nothing is scored.
-        `exit_policy`: a `Policy`, a criterion's name, or the exit for all, in inference.
-        `logits_to_keep`: of the last so many positions, or of those given; 0: of all. With a cache
-        there are no gradients. Attention's weights are never made.
+        Arguments as transformers has them; `attention_mask` may be zero on the left or right of a
+        row's tokens. `exit_policy`: a `Policy`, a criterion's name, or the exit for all, in
+        inference. With a cache there are no gradients. Attention's weights are never made.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is None or (input_ids is not None and inputs_embeds is not None):
@@ -202,7 +195,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache and labels is None:
             cache = CRTCache()
         starts = check_inputs(self.model.config, inputs, attention_mask, cache)
-        kept = _kept(logits_to_keep if labels is None else 0)
+        kept = logits_to_keep if labels is None else slice(None)
+        if isinstance(kept, int):
+            kept = slice(-kept or None, None)
         if exit_policy is not None or (cache is not None and not more):
             output = self._exit(inputs, starts, cache, exit_policy, kept)
         else:
@@ -254,12 +249,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if every:
             found["exit_logits"] = tuple(logits.values())
         if labels is not None:
-            losses = {
-                loop: self.loss_function(
-                    own, labels, vocab_size=config.vocab_size, **loss_arguments
-                )
-                for loop, own in logits.items()
-            }
+            how = {"labels": labels, "vocab_size": config.vocab_size, **loss_arguments}
+            losses = {loop: self.loss_function(own, **how) for loop, own in logits.items()}
             found["loss"] = total_loss(losses, self.config.aux_weight)
         return found
 
@@ -280,14 +271,28 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
-        for name, text in folder_code(MAIN, Path(__file__)).items():
+        for name, text in _folder_code(Path(__file__)).items():
             write_text(Path(save_directory) / f"{name}.py", text)
 
 
-def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:
-    if isinstance(logits_to_keep, int):
-        return slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-    return logits_to_keep
+def _folder_code(here: Path) -> dict[str, str]:
+    """The module in the file `here`, and those of crt_lib it needs, as a saved folder's own.
+
+    Texts by name: `crt_lib.a.b` is `a_b` there. `here` may lie in such a folder itself.
+    """
+    texts: dict[str, str] = {}
+    waiting = {MAIN: here}
+    while waiting:
+        name, path = waiting.popitem()
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"\nif TYPE_CHECKING:\n(    .*\n)+", "", text)
+        texts[name] = OURS.sub(lambda found: f"{found[1]}.{found[3].replace('.', '_')}", text)
+        for _, package, module in OURS.findall(text):
+            inside = here.parents[1] / f"{module.replace('.', '/')}.py"
+            needed = module.replace(".", "_")
+            if needed not in texts:
+                waiting[needed] = inside if package else here.with_name(f"{needed}.py")
+    return texts
 
 
 AutoConfig.register(CRTConfig.model_type, CRTConfig, exist_ok=True)

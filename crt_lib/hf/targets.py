@@ -1,7 +1,7 @@
 """The model that `crt audit` is asked about: a run of ours, one of transformers, a function."""
 
-import importlib
 import inspect
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:
     if kind == "hf" and rest:
         model = load_pretrained(rest, local=True)
     elif rest and not Path(text).exists():
-        model = _python(kind, rest)
+        model = _python(text)
     else:
         model = load_model(find_checkpoint(Path(text)))
     size = vocab_size or getattr(getattr(model, "config", None), "vocab_size", None)
@@ -37,21 +37,19 @@ def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:
     return model, size
 
 
-def _python(module: str, name: str) -> Any:
+def _python(text: str) -> Any:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = pkgutil.resolve_name(text)
     except Exception as error:  # anybody's module: it may fail in any way
-        raise InputError(
-            f"{module}:{name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{text} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise InputError(f"{module}:{name} is neither a model nor a function")
+        raise InputError(f"{text} is neither a model nor a function")
     try:
         inspect.signature(found).bind()
     except TypeError:  # it wants ids

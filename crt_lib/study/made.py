@@ -16,8 +16,9 @@ from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.files import InputError, read_rows
 from crt_lib.runs.manifest import read_manifest
 from crt_lib.study.ladder import choose_arms
-from crt_lib.study.search import Trial, documents_file, grid
+from crt_lib.study.search import documents_file, grid
 from crt_lib.study.sota import chosen
+from crt_lib.study.trial import Trial
 
 LIST = "made.csv"  # columns: path, minutes, of, needs, command
 

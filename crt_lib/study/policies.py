@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crt_lib.exits.perloop import above_full, loss_above_full
-from crt_lib.exits.policy import Policy, evaluate_with_exits
+from crt_lib.exits.perloop import above_full
+from crt_lib.exits.policy import Policy
+from crt_lib.exits.scoring import evaluate_with_exits
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
@@ -50,7 +51,7 @@ def judge_policies(
 
 
 def _row(name: str, trace: Trace, outcome: Outcome) -> dict[str, Any]:
-    above = loss_above_full(trace, outcome)
+    above = above_full(trace, outcome.losses(trace))
     shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
     return {
         "policy": name,
@@ -120,4 +121,4 @@ def taken_losses(model: CRT, data: TokenizedCorpus, trace: Trace, policy: Policy
         return np.take_along_axis(trace.loss, exit_of, 1)[:, 0].astype(np.float64)
     ids = data.split(trace.about["split"]).ids[: len(trace.loss)]
     eot = data.tokenizer.eot_id
-    return evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)[0]
+    return evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)

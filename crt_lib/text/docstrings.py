@@ -9,7 +9,7 @@ import importlib.metadata
 import inspect
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from crt_lib.files import InputError, sha256
@@ -61,15 +61,30 @@ def collect() -> dict[str, str]:
         tenth = int(sha256(f"docstrings:{name}".encode())[:16], 16) % 10
         dealt[{0: "valid", 1: "test"}.get(tenth, "train")].append(path)
     seen: set[str] = set()
-    texts = {}
-    for split, paths in dealt.items():
-        documents = []
-        for docstring in itertools.chain.from_iterable(map(_docstrings, paths)):
-            paragraphs = [p for p in prose(docstring) if _first_time(p, seen)]
-            if paragraphs:
-                documents.append("\n".join(paragraphs) + "\n\n")
-        texts[split] = "".join(documents)
-    return texts
+    return {
+        split: text(
+            map(prose, itertools.chain.from_iterable(docstrings(p.read_bytes()) for p in paths)),
+            _letters,
+            seen,
+        )
+        for split, paths in dealt.items()
+    }
+
+
+def text(documents: Iterable[list[str]], parts: Callable[[str], set[str]], seen: set[str]) -> str:
+    """Documents as text: a paragraph is a line, and a document ends with a blank line.
+
+    A paragraph is left out when all its `parts` are in `seen`, where the parts of others are put.
+    """
+
+    def is_new(paragraph: str) -> bool:
+        found = parts(paragraph)
+        new = not found <= seen
+        seen.update(found)
+        return new
+
+    kept = (list(filter(is_new, paragraphs)) for paragraphs in documents)
+    return "".join("\n".join(paragraphs) + "\n\n" for paragraphs in kept if paragraphs)
 
 
 def prose(docstring: str) -> list[str]:
@@ -82,11 +97,14 @@ def prose(docstring: str) -> list[str]:
     return [paragraph for paragraph in paragraphs if _is_prose(paragraph)]
 
 
-def _first_time(paragraph: str, seen: set[str]) -> bool:
-    letters = re.sub(r"[^a-z]+", " ", paragraph.lower()).strip()
-    new = letters not in seen
-    seen.add(letters)
-    return new
+def docstrings(source: bytes) -> Iterator[str]:
+    """The docstrings of a Python source; of a later Python's, none."""
+    with contextlib.suppress(SyntaxError):
+        yield from _docstrings_of(ast.parse(source))
+
+
+def _letters(paragraph: str) -> set[str]:
+    return {re.sub(r"[^a-z]+", " ", paragraph.lower()).strip()}
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
@@ -95,11 +113,6 @@ def _modules() -> Iterator[tuple[str, Path]]:
         paths = {path.relative_to(root).with_suffix("").parts: path for path in root.rglob("*.py")}
         for parts in sorted(parts for parts in paths if not _SKIPPED_FOLDERS.intersection(parts)):
             yield ".".join((package, *parts)), paths[parts]
-
-
-def _docstrings(path: Path) -> Iterator[str]:
-    with contextlib.suppress(SyntaxError):  # of a later Python
-        yield from _docstrings_of(ast.parse(path.read_bytes()))
 
 
 def _docstrings_of(node: ast.AST) -> Iterator[str]:

@@ -2,15 +2,11 @@
 
 import pytest
 import torch
+from tiny_models import count_parameters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from crt_lib.audit.accounting import (
-    count_parameters,
-    cycle_multiply_adds,
-    multiply_adds,
-    parameters_by_part,
-)
+from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds, parameters_by_part
 from crt_lib.config import GPT2Config, ModelConfig, make_model
 
 TINY = ModelConfig(

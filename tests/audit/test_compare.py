@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from crt_lib import CRT, InputError, ModelConfig, evaluate, load_corpus, load_tokenizer, tokenize
-from crt_lib.audit.compare import compare_arms, difference_in_bits, exit_table, score_documents
+from crt_lib.audit.compare import (
+    compare_arms,
+    difference_in_bits,
+    document_of_tokens,
+    exit_table,
+    score_documents,
+)
 
 PARAGRAPHS = "First paragraph, naïve café.\n\n  Second one\nhas two lines.\n\nThird.\n\n"
 LONG = "A line of this paragraph that is longer than fifty characters in all.\n"
@@ -62,11 +68,10 @@ def test_the_table_of_exits(tmp_path, tokenizer):
     assert {row["exit"]: pytest.approx(row["loss"]) for row in honest} == losses
     assert [row["minus_last"] for row in honest] == pytest.approx([losses[1] - losses[2], 0])
     assert {row["protocol"] for row in rows} == {"honest", "released"}
-    if tokenizer == "word":
-        assert all(row["low"] is row["minus_high"] is None for row in honest)
+    if tokenizer == "word":  # windows stand for documents
+        assert len(score_documents(model, data, "test", 16).tokens) == -(-len(data.test.ids) // 16)
         with pytest.raises(InputError, match="does not keep the text's bytes"):
-            score_documents(model, data, "test", 16)
-        return
+            document_of_tokens(data, "test")
     for row in rows:
         assert row["low"] <= row["loss"] <= row["high"]
         assert row["minus_low"] <= row["minus_last"] <= row["minus_high"]

@@ -13,12 +13,12 @@ from tiny_models import (
     OPTIONS,
     SHARINGS,
     TINY,
+    count_parameters,
     exits_that_see_later_tokens,
     random_ids,
     random_model,
 )
 
-from crt_lib.audit.accounting import count_parameters
 from crt_lib.kernels import rotate, turns
 from crt_lib.model import CRT
 
@@ -134,6 +134,16 @@ def test_scaled_convolutions_begin_as_the_identity(kernel_size, causal):
     for cycle in [*model.embed.cycles, *model.block.trm.cycles, *model.prelude[0].trm.cycles]:
         for dilation in (1, 4):
             assert torch.equal(cycle.conv(x, dilation), x)
+
+
+def test_noise_is_added_to_kernels_that_begin_as_the_identity():
+    config = SCALED.replace(conv_noise=0.6)
+    kernels = [v for name, v in CRT(config).named_parameters() if "depthwise" in name]
+    noise = torch.cat([value.flatten(0, 1) for value in kernels])
+    noise[:, -1] -= 1
+    # within 6 standard errors of the deviation of so many normal numbers
+    assert noise.std().item() == pytest.approx(0.6, rel=6 / math.sqrt(2 * noise.numel()))
+    assert noise.mean().abs().item() < 6 * 0.6 / math.sqrt(noise.numel())
 
 
 def growth(factor: float = 1.0) -> float:

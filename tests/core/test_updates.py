@@ -10,6 +10,7 @@ from closeness import same
 from tiny_models import ALL_OPTIONS, SHARINGS, TINY, VARIANTS, random_ids, random_model
 
 from crt_lib.config import TrainConfig
+from crt_lib.files import InputError
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
 from crt_lib.optim import Muon, exits_of_update, make_optimizers
@@ -142,3 +143,22 @@ def test_a_step_moves_every_parameter(kind):
         optimizer.step()
     for name, value in model.named_parameters():
         assert value.isfinite().all() and not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("head_loops", [(1, 2, 3, 4), (2, 4), (4,)])
+@pytest.mark.parametrize("starts", [(0.35,), (0.2, 0.4, 0.6), (0.0, 0.5)])
+def test_loops_that_begin_late_are_trained_from_their_share_on(head_loops, starts):
+    config = TrainConfig(loop_starts=starts)
+    for percent in range(100):
+        begun = 1 + sum(percent / 100 >= share for share in starts)
+        loops = begun if begun <= len(starts) else head_loops[-1]
+        exits = exits_of_update(head_loops, 0, config, percent / 100)
+        assert exits == head_loops[: len(exits)]
+        assert exits[-1] >= min(loops, head_loops[-1])
+        assert len(exits) == 1 or exits[-2] < loops
+
+
+@pytest.mark.parametrize("starts", [(0.5, 0.2), (-0.1,), (1.0,)])
+def test_starts_that_do_not_rise_within_the_training_are_refused(starts):
+    with pytest.raises(InputError, match="loop_starts"):
+        TrainConfig(loop_starts=starts)

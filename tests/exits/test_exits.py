@@ -204,11 +204,6 @@ def test_a_fixed_exit_ends_a_criterion():
     assert len(capped.loops.unique()) > 1
 
 
-def test_the_gate_needs_to_be_fitted():
-    with pytest.raises(InputError, match="no trained exit gate"):
-        run_with_exits(exact_model(), random_ids(1, 4), Policy("gate"))
-
-
 def test_the_decaying_threshold_of_the_paper():
     paper = Policy("confidence")
     assert [round(paper.threshold(loop), 4) for loop in (1, 2, 7, 8)] == [0.92, 0.9016, 0.815, 0.8]
@@ -228,17 +223,18 @@ def test_policies_that_cannot_be(changes, message):
         Policy(**{"criterion": "confidence", **changes})
 
 
-def test_a_model_that_sees_the_future_has_no_memory():
-    model = exact_model(causal=False)
-    with pytest.raises(InputError, match="sees the future"):
-        run_with_exits(model, random_ids(1, 4), Policy())
-
-
-def test_exits_without_a_head():
-    model, ids = exact_model(), random_ids(1, 4)
-    for policy in (Policy(fixed=2), Policy("margin", exits=(1, 2))):
-        with pytest.raises(InputError, match=r"loop 2 has no head.*\(1, 3, 4\)"):
-            run_with_exits(model, ids, policy)
+@pytest.mark.parametrize(
+    ("changes", "policy", "message"),
+    [
+        ({}, Policy("gate"), "no trained exit gate"),
+        ({"causal": False}, Policy(), "sees the future"),
+        ({}, Policy(fixed=2), r"loop 2 has no head.*\(1, 3, 4\)"),
+        ({}, Policy("margin", exits=(1, 2)), r"loop 2 has no head.*\(1, 3, 4\)"),
+    ],
+)
+def test_what_cannot_run(changes, policy, message):
+    with pytest.raises(InputError, match=message):
+        run_with_exits(exact_model(**changes), random_ids(1, 4), policy)
 
 
 def test_more_positions_than_the_model_has():

@@ -11,12 +11,12 @@ from crt_lib import InputError
 from crt_lib.audit.compare import resampled
 from crt_lib.data import evaluation_windows
 from crt_lib.exits.perloop import (
+    above_full,
     changed_guesses,
     depth_sweep,
     exit_losses,
     frontier,
     logit_lens,
-    loss_above_full,
 )
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy
@@ -53,10 +53,12 @@ def test_exit_losses_are_the_means_of_the_trace(scored):
 def test_loss_above_full_depth(scored):
     *_, trace = scored
     full, early = (apply_policy(trace, policy) for policy in (Policy(), Policy(fixed=1)))
-    assert loss_above_full(trace, full).high == 0
+    assert above_full(trace, full.losses(trace)).high == 0
     above = early.loss - full.loss  # of each token a difference of losses in float32
     largest = float(trace.loss.max())
-    assert loss_above_full(trace, early).mean == pytest.approx(above, abs=largest * roundings(1))
+    assert above_full(trace, early.losses(trace)).mean == pytest.approx(
+        above, abs=largest * roundings(1)
+    )
 
 
 def test_changed_guesses_by_hand(scored):

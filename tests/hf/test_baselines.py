@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from closeness import OF_A_MODEL, roundings, same
 from tiny_hf import gpt2
+from tiny_models import count_parameters
 
 from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
-from crt_lib.audit.accounting import count_parameters, multiply_adds
+from crt_lib.audit.accounting import multiply_adds
 from crt_lib.checkpoint import load_model
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict, make_model
 from crt_lib.hf.gpt2 import load_pretrained

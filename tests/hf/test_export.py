@@ -13,8 +13,7 @@ from tiny_models import ALL_OPTIONS, exact_model, random_ids
 
 from crt_lib import InputError, load_profile
 from crt_lib.exits.decode import generate
-from crt_lib.hf.export import export_program, export_run
-from crt_lib.hf.lmtask import write_task
+from crt_lib.hf.export import export_program, export_run, write_task
 from crt_lib.runs.run import run_profile
 from crt_lib.runs.scores import evaluate_checkpoint
 from crt_lib.runs.trained import load_trained_model

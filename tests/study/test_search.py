@@ -11,17 +11,8 @@ from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError, load_profile, train
 from crt_lib.files import read_rows
-from crt_lib.study.search import (
-    TIMED,
-    WARM_UP,
-    documents_file,
-    exit_losses,
-    grid,
-    run_trial,
-    search,
-    summarise,
-    tune,
-)
+from crt_lib.study.search import documents_file, exit_losses, grid, search, summarise, tune
+from crt_lib.study.trial import TIMED, WARM_UP, run_trial
 
 SMOKE = load_profile("smoke")
 
@@ -125,7 +116,7 @@ def test_minutes_set_the_updates_from_the_pace(monkeypatch, pace, expected):
         runs.append(config.updates)
         return train(model, config.replace(updates=1), *rest, **how)
 
-    monkeypatch.setattr("crt_lib.study.search.train", trained)
+    monkeypatch.setattr("crt_lib.study.trial.train", trained)
     monkeypatch.setattr("time.process_time", lambda: clock[0])
     (trial,) = grid({"a": SMOKE}, (1e-3,), minutes=1)
     row, _ = run_trial(trial, torch.get_num_threads(), documents=False)

@@ -244,6 +244,16 @@ def test_prose_leaves_out_code_tables_and_lists_of_parameters():
     ]
 
 
+def test_of_a_document_what_none_before_it_had_is_kept():
+    documents, seen = [["A b.", "C."], ["a B."], ["D.", "c."]], {"e."}
+    text = docstrings.text(documents, lambda paragraph: {paragraph.lower()}, seen)
+    assert text == "A b.\nC.\n\nD.\n\n"
+    assert seen == {"a b.", "c.", "d.", "e."}
+    assert docstrings.text([["E."], ["F g."]], lambda words: set(words.lower().split()), seen) == (
+        "F g.\n\n"
+    )
+
+
 def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(docstrings, "PACKAGES", ("numpy", "no-such-package"))
     with pytest.raises(InputError, match=r"no-such-package is not installed.*crt-lm\[notebooks\]"):

@@ -1,0 +1,149 @@
+"""Arenas: every arm is treated alike, rules come before runs, and what was stopped goes on."""
+
+import numpy as np
+import pytest
+
+from crt_lib.audit.accounting import multiply_adds, parameters_by_part
+from crt_lib.config import TrainConfig
+from crt_lib.files import InputError, read_rows, write_rows
+from crt_lib.runs.profiles import load_profile
+from crt_lib.study import arenas
+from crt_lib.study.arenas import OURS, Arena, find_arena, keep_rules, run_arena
+from crt_lib.study.ladder import changed
+from crt_lib.study.search import documents_file
+from crt_lib.study.standings import standings
+
+NAMES = list(arenas.arenas())
+RULES = "# Rules\n\nof all\n\n## here\n\none\n\n## there\n\ntwo\n"
+
+
+def at_use(profile) -> int:
+    model = profile.model
+    return sum(multiply_adds(model, profile.train.seq_len, (model.n_loops,)).values())
+
+
+def size(profile) -> int:
+    return sum(parameters_by_part(profile.model).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arms_are_as_large_or_compute_as_much_as_they_are_named(name):
+    arms = find_arena(name).arms
+    ours = arms[OURS]
+    for arm in ("GPT-2, equal multiply-adds", "unshared blocks", "one wide loop"):
+        assert at_use(arms[arm]) == pytest.approx(at_use(ours), rel=0.1), arm
+    for arm in ("GPT-2, equal parameters", "one loop"):
+        assert size(arms[arm]) == pytest.approx(size(ours), rel=0.1), arm
+    assert size(arms["unshared blocks"]) > 2 * size(ours)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_arm_has_the_same_text_training_tries_and_seeds(name):
+    arena = find_arena(name)
+    tuning = arena.tuning()
+    shared = {(p.corpus, p.tokenizer) for p in arena.arms.values()}
+    trained = {p.train.replace(loop_starts=()).to_dict().__repr__() for p in arena.arms.values()}
+    assert len(shared) == len(trained) == 1
+    for arm, trials in tuning.items():
+        assert [t.arm for t in trials] == [f"{arm}, {name}" for name in arena.tries]
+        assert {t.profile.train.seed for t in trials} == {arenas.TUNED_WITH}
+        assert {t.profile.train.updates for t in trials} == {arena.tuning_updates}
+    best = next(iter(arena.tries))
+    for trials in arena.runs(dict.fromkeys(arena.arms, best)).values():
+        assert [t.profile.train.seed for t in trials] == list(arenas.SEEDS)
+        assert {t.profile.train.updates for t in trials} == {arena.arms[OURS].train.updates}
+    assert arenas.TUNED_WITH not in arenas.SEEDS
+
+
+def test_an_arena_runs_by_the_rules_that_it_began_with(tmp_path):
+    rules = tmp_path / "rules.md"
+    with pytest.raises(InputError, match=r"no .*rules\.md"):
+        keep_rules(tmp_path, "here")
+    rules.write_text(RULES)
+    with pytest.raises(InputError, match="no section 'nowhere'"):
+        keep_rules(tmp_path, "nowhere")
+    keep_rules(tmp_path, "here")
+    rules.write_text(RULES.replace("two", "three"))
+    keep_rules(tmp_path, "here")  # of another arena
+    for other in (RULES.replace("one", "three"), RULES.replace("of all", "of most")):
+        rules.write_text(other)
+        with pytest.raises(InputError, match="does not say of here"):
+            keep_rules(tmp_path, "here")
+    keep_rules(tmp_path, "here", new_rules=True)
+    keep_rules(tmp_path, "here")
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """An arena of two arms on a folder's text, its rules, and the folder for both."""
+    text = tmp_path / "text"
+    text.mkdir()
+    rng = np.random.default_rng(0)
+    for split, lines in (("train", 400), ("valid", 40), ("test", 40)):
+        words = rng.choice(["the", "river", "runs", "to", "a", "sea", "slowly"], (lines, 9))
+        (text / f"{split}.txt").write_text("\n\n".join(" ".join(line) for line in words) + "\n\n")
+    base = load_profile("smoke").replace(corpus=str(text), tokenizer="bpe:300")
+    base = changed(base, {"updates": 4, "seq_len": 16, "batch_size": 2, "vocab_size": 300})
+    arms = {OURS: base, "one loop": changed(base, arenas.ONE_LOOP)}
+    tries = {f"rate {rate:g}": {"max_lr": rate} for rate in (1e-4, 1e-2)}
+    made = Arena("Which?", arms, tuning_updates=2, tries=tries)
+    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": made})
+    (tmp_path / "rules.md").write_text("# Rules\n\n## tiny\n\nnone\n")
+    return made, tmp_path
+
+
+def test_an_arena_tunes_runs_and_ranks_and_does_nothing_twice(tiny, monkeypatch):
+    arena, folder = tiny
+    rows = run_arena("tiny", folder, echo=lambda _: None)
+    assert len(read_rows(folder / "tiny/tuning.csv")) == 4
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (arm, seed) for seed in arenas.SEEDS for arm in arena.arms
+    ]
+    table = {row["arm"]: row for row in standings("tiny", folder)}
+    assert list(table) == list(arena.arms)
+    documents = read_rows(documents_file(folder / "tiny/runs.csv"))
+    for arm, row in table.items():
+        nats = [of["nll"] for of in documents if of["arm"] == arm]
+        sizes = [of["bytes"] for of in documents if of["arm"] == arm]
+        assert row["bits"] == pytest.approx(sum(nats) / np.log(2) / sum(sizes))
+        assert (row["seeds"], row["tries"]) == (3, 2)
+        assert row["tokens"] == 4 * 16 * 2
+    behind = table["one loop"]
+    assert behind["mean"] == pytest.approx(table[OURS]["bits"] - behind["bits"], abs=1e-4)
+    assert behind["low"] < behind["mean"] < behind["high"]
+    assert table[OURS]["mean"] is None
+
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("crt_lib.study.search.run_trial", never)
+    assert run_arena("tiny", folder, echo=lambda _: None) == rows
+
+
+def test_a_kept_training_that_is_done_is_only_scored_again(tiny, monkeypatch):
+    _, folder = tiny
+    rows = run_arena("tiny", folder, echo=lambda _: None)
+    path = folder / "tiny/runs.csv"
+    write_rows(path, rows[:-1])
+    kept = {file: file.read_bytes() for file in folder.glob("tiny/checkpoints/*/timing.jsonl")}
+    again = run_arena("tiny", folder, echo=lambda _: None)
+    assert [row["valid_loss"] for row in again] == [row["valid_loss"] for row in rows]
+    assert len(kept) == 4 + 6
+    assert all(file.read_bytes() == made for file, made in kept.items())
+
+
+def test_a_run_needs_all_tries_and_known_names(tiny):
+    arena, folder = tiny
+    with pytest.raises(InputError, match="unknown arena 'nowhere'"):
+        run_arena("nowhere", folder)
+    with pytest.raises(InputError, match="unknown arm 'three loops'"):
+        run_arena("tiny", folder, only=["three loops"])
+    with pytest.raises(InputError, match="0 of its 2 tries"):
+        arenas.best_try(folder / "tiny", arena, OURS)
+
+
+def test_late_loops_are_of_the_looped_arm_alone():
+    assert TrainConfig().loop_starts == ()
+    for arena in arenas.arenas().values():
+        others = [p.train.loop_starts for arm, p in arena.arms.items() if arm != OURS]
+        assert set(others) == {()}
