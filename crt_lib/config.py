@@ -261,7 +261,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_every: int = 200  # updates between validations (0: only at the end)
-    eval_tokens: int = 32_768  # tokens of valid scored by those; the final one scores all
+    eval_tokens: int | None = None  # tokens of valid that choose `best`; None: all of it
     checkpoint_every: int = 200  # updates between writes of `last`
     keep_every: int = 0  # updates between checkpoints that are kept for good (0: none)
     seed: int = 0

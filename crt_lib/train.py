@@ -68,7 +68,7 @@ def train(
     tensorboard: bool = False,
     on_start: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Train a model on `data.train`, validating on the first tokens of `data.valid`.
+    """Train a model on `data.train`; the best on `data.valid` at a validation is kept as `best`.
 
     Writes under `out`: config.json, metrics.jsonl (a row an update: losses in nats a token by exit,
     learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and

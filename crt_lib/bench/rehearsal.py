@@ -30,7 +30,8 @@ def rehearse(profile: Profile, seconds: float) -> tuple[Profile, Trial, int, flo
     updates = repeated(lambda number: training.update(number, batch_of(number)), seconds)
     trial = Trial(updates, {"precision": training.precision})
     rows = max(8, config.batch_size)
-    count = min(rows * config.seq_len, config.eval_tokens, len(data.valid.ids))
+    valid = len(data.valid.ids)
+    count = min(rows * config.seq_len, config.eval_tokens or valid, valid)
     how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": rows, "max_tokens": count}
     started = time.perf_counter()
     evaluate(training.model, data.valid, data.tokenizer.eot_id, **how)
@@ -51,4 +52,5 @@ def scored_positions(profile: Profile, data: TokenizedCorpus, updates: int) -> i
     for split in (data.valid, data.test):
         lines = len(split.lines)
         tables += len(split.ids) + line * min(lines, profile.released_lines or lines)
-    return validations * min(config.eval_tokens, len(data.valid.ids)) + tables
+    valid = len(data.valid.ids)
+    return validations * min(config.eval_tokens or valid, valid) + tables

@@ -36,9 +36,7 @@ def arms(toy: bool) -> dict[str, Profile]:
         size = {"d_model": 512, "max_seq_len": 256, "dropout": DROPOUT, "vocab_size": WORDS}
         ours = crt2.model.replace(**size, embed_dim=512, embed_dropout=DROPOUT)
         theirs = gpt2.model.replace(**size, n_heads=ours.n_heads)
-        settings = crt2.train.replace(
-            batch_size=32, weight_decay=WEIGHT_DECAY, precision="bf16", eval_tokens=65_536
-        )
+        settings = crt2.train.replace(batch_size=32, weight_decay=WEIGHT_DECAY, precision="bf16")
         rates = {arm.recipe: settings.replace(max_lr=arm.train.max_lr / 2) for arm in (crt2, gpt2)}
         crt2 = crt2.replace(tokenizer="word", model=ours, train=rates["crt2"])
         gpt2 = crt2.replace(recipe="gpt2", train=rates["gpt2"])

@@ -8,11 +8,20 @@ import pandas as pd
 
 from crt_lib.audit.compare import compare_arms
 from crt_lib.files import InputError, read_rows
-from crt_lib.runs.run import Run, load_run
+from crt_lib.runs.run import Run
 from crt_lib.show.markdown import cells, table
+from crt_lib.study.ablations import taken_back, tried
 from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.study.search import documents_file, steps, summarise
-from crt_lib.study.sota import attempt_rows, measured_rows, published_rows
+from crt_lib.study.sota import (
+    attempt_rows,
+    chosen,
+    ends,
+    finished_run,
+    measured_rows,
+    published_rows,
+    trainings,
+)
 
 RUNS = {  # folder -> how its row is called
     "crt2": "`crt2`",
@@ -25,7 +34,7 @@ SEEDS = {"crt2": "seeds", "gpt2": "gpt2_seeds"}  # folder -> folder of its other
 
 def model_card(results: Path) -> str:
     """Every exit of the checkpoint that is handed out: `small/crt2` with its seed."""
-    run = _finished_run(results / "small" / "crt2")
+    run = finished_run(results / "small" / "crt2")
     scored = pd.DataFrame(run.results).query("protocol == 'honest'").set_index(["split", "exit"])
     losses = pd.read_csv(run.out / "exits.csv").query("protocol == 'honest'").set_index("exit")
     valid, test = scored.loc["valid"], scored.loc["test"]
@@ -38,13 +47,14 @@ def model_card(results: Path) -> str:
         "test word PPL": cells(test["word_ppl"], "{:.1f}"),
         "test bits/byte": cells(test["bits_per_byte"], "{:.3f}"),
     }
-    part = run.manifest
+    part, weights = run.manifest, chosen(run.metrics)
     return (
         f"{table(pd.DataFrame(columns))}\n\n"
-        f"{part['parameters']:,} parameters, {run.metrics[-1]['tokens']:,} tokens of training "
-        f"(repetitions counted) in {part['seconds'] / 60:.0f} minutes on "
-        f"{part['environment']['device']}, seed {part['train']['seed']}; 95 % intervals over "
-        "documents."
+        f"{part['parameters']:,} parameters. The weights are those of update "
+        f"{weights['update']:,} of {run.metrics[-1]['update']:,}, after {weights['tokens']:,} "
+        f"tokens (repetitions counted), the best on {_chosen_on(run)}; "
+        f"{part['seconds'] / 60:.0f} minutes of training on {part['environment']['device']}, "
+        f"seed {part['train']['seed']}. 95 % intervals over documents."
     )
 
 
@@ -54,9 +64,10 @@ def small_results(results: Path) -> str:
     Means over the runs of a recipe: `small/<recipe>`, and those of other seeds (SEEDS).
     """
     small = results / "small"
-    runs = {name: _finished_run(small / name) for name in RUNS}
+    runs = {name: finished_run(small / name) for name in RUNS}
     scores = _scores(small, runs)
     means = scores.groupby(level=["name", "split", "protocol", "exit"]).mean(numeric_only=True)
+    counts = {name: trainings(small, run.manifest["model"]) for name, run in runs.items()}
     body = []
     for name, said in RUNS.items():
         valid, test = means.xs((name, "valid", "honest")), means.xs((name, "test", "honest"))
@@ -65,6 +76,8 @@ def small_results(results: Path) -> str:
             "exit": costs["model"],
             "parameters": cells(costs["parameters"] / 1e6, "{:.2f}M"),
             "multiply-adds": cells(costs["multiply_adds"] / 1e6, "{:.1f}M"),
+            "tokens seen": cells(costs["tokens_seen"] / 1e6, "{:.1f}M"),
+            "trainings": counts[name],
             "valid word PPL": cells(valid["word_ppl"], "{:.1f}"),
             "test word PPL": cells(test["word_ppl"], "{:.1f}"),
             "test token PPL": cells(test["token_ppl"], "{:.1f}"),
@@ -77,8 +90,30 @@ def small_results(results: Path) -> str:
     return (
         f"{table(pd.concat(body))}\n\n"
         f"{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
-        f"{notes}. Multiply-adds: a token's, up to that exit and with its head alone. "
-        f"{_gains_and_gaps(scores)}"
+        f"{notes}. Multiply-adds: a token's, up to that exit and with its head alone. Tokens "
+        "seen: by the weights that are scored, of the first seed; the other seeds' were not kept. "
+        "Trainings: all that were made of its kind at this size, other seeds, rates and numbers of "
+        f"loops included. {_gains_and_gaps(scores, counts)}\n\n{_chosen_and_fitted(runs)}"
+    )
+
+
+def _chosen_on(run: Run) -> str:
+    """The text whose loss chose the weights that are scored."""
+    tokens = run.manifest["train"]["eval_tokens"]
+    return f"the first {tokens:,} tokens of valid" if tokens else "all of valid"
+
+
+def _chosen_and_fitted(runs: dict[str, Run]) -> str:
+    """`crt2` and the GPT-2 of its multiply-adds: where weights were chosen, on valid, trained."""
+    ours, theirs = (ends(runs[name]) for name in ("crt2", "gpt2_7_layers"))
+    apart = {text: f"{ours[text] - theirs[text]:+.3f}" for text in ours}
+    every = runs["crt2"].manifest["train"]["eval_every"]
+    return (
+        f"The weights were chosen on {_chosen_on(runs['crt2'])}. There `crt2`, the first seed, "
+        f"minus the GPT-2 of its multiply-adds is {apart['chosen']} nats a token, on all of valid "
+        f"{apart['valid']}. In training, a mean over the last {every} updates, it is "
+        f"{apart['trained']}: {ours['trained']:.3f} and {theirs['trained']:.3f}, where valid has "
+        f"{ours['valid']:.3f} and {theirs['valid']:.3f}."
     )
 
 
@@ -99,7 +134,8 @@ def _training(name: str, run: Run, scores: pd.DataFrame) -> str:
     threads = run.manifest["environment"]["torch_threads"]
     several = len(seeds) > 1
     return (
-        f"{RUNS[name]}: {run.metrics[-1]['tokens'] / 1e6:.1f}M tokens, "
+        f"{RUNS[name]}: update {chosen(run.metrics)['update']:,} of "
+        f"{run.metrics[-1]['update']:,}, "
         f"{'mean of seeds' if several else 'seed'} {', '.join(seeds)}, "
         f"{run.manifest['seconds'] / 60:.0f} minutes on "
         f"{'one thread' if threads == 1 else f'{threads} threads'}"
@@ -107,7 +143,7 @@ def _training(name: str, run: Run, scores: pd.DataFrame) -> str:
     )
 
 
-def _gains_and_gaps(scores: pd.DataFrame) -> str:
+def _gains_and_gaps(scores: pd.DataFrame, counts: dict[str, int]) -> str:
     """Bits per byte: of each loop of `crt2`, between its seeds, and to the GPT-2s."""
     bits = scores["bits_per_byte"].xs(("test", "honest"), level=("split", "protocol"))
     by_exit = {name: bits[name].unstack("exit") for name in RUNS}  # seeds, exits
@@ -115,9 +151,12 @@ def _gains_and_gaps(scores: pd.DataFrame) -> str:
     gains = ", ".join(f"{-gain:.3f}" for gain in ours.mean().diff()[1:])
     gaps = []
     for name in ("gpt2", "gpt2_7_layers"):
-        pairs = np.subtract.outer(ours.iloc[:, -1].to_numpy(), by_exit[name].iloc[:, -1].to_numpy())
-        range_of = f"{pairs.min():+.3f} to {pairs.max():+.3f} over the pairs of seeds"
-        gaps.append(f"minus the {RUNS[name]} {pairs.mean():+.3f}, {range_of}")
+        theirs = by_exit[name].iloc[:, -1].to_numpy()
+        pairs = np.subtract.outer(ours.iloc[:, -1].to_numpy(), theirs)
+        spread = f"{pairs.min():+.3f} to {pairs.max():+.3f} over the pairs of seeds"
+        if len(theirs) == 1:
+            spread = "one seed" + ", its rate not tuned" * (counts[name] == 1)
+        gaps.append(f"minus the {RUNS[name]} {pairs.mean():+.3f} ({spread})")
     return (
         f"Each further loop of `crt2` reduces bits per byte by: {gains}. At an exit its seeds "
         f"are at most {(ours.max() - ours.min()).max():.3f} bits apart. "
@@ -158,27 +197,35 @@ def recipe_comparison(results: Path) -> str:
         tables.append(pd.DataFrame.from_dict(body, orient="index", columns=head))
     made = pd.concat(tables, axis=1)
     made.insert(0, "parameters", [f"{parameters[name] / 1e6:.2f}M" for name in made.index])
+    made.insert(1, "trainings", made.index.map(pd.DataFrame(rows)["arm"].value_counts()))
     made.insert(0, "arm", made.index)
     seeds = ", ".join(map(str, sorted({row["seed"] for row in documents})))
     first = next(row for row in rows if row["budget"] == EQUAL_TOKENS)
     return (
         f"{table(made)}\n\n"
         f"Seeds {seeds}; updates of {first['tokens'] // first['updates']:,} tokens; equal tokens: "
-        f"{EQUAL_TOKENS}; equal time: {EQUAL_TIME}.\n\n{_largest_steps(rows)}"
+        f"{EQUAL_TOKENS}; equal time: {EQUAL_TIME}. Trainings: all in the search, whatever "
+        f"their rate, seed and length; altogether {tried(rows)}.\n\n{_largest_steps(rows)}"
     )
 
 
 def _largest_steps(rows: list[dict[str, Any]]) -> str:
-    """The three changes that take most off the loss, of those between `paper` and `crt2`."""
+    """The three largest steps from `paper` to `crt2`, and each change taken back from `crt2`."""
     _, *ladder = arms()["ladder"]  # `released` is scored otherwise: what it sees is no step
     said = []
     for title, budget in (("equal tokens", RUNG_TOKENS), ("equal time", RUNG_TIME)):
         taken = pd.Series(steps(summarise(rows, ladder, budget))).rename({"crt2": list(LADDER)[-1]})
         largest = ", ".join(f"{name} ({by:.2f})" for name, by in taken.nlargest(3).items())
         said.append(f"at {title} ({budget}): {largest}")
+    back = taken_back(rows)
+    alone = ", ".join(f"{name} ({by:+.2f})" for name, by in back["adds"].items())
+    seeds = sorted({int(count) for count in back["seeds"]})
     return (
         "From the paper's block to `crt2`, a change at a time, these three take most off the "
-        f"validation loss (nats a token), {'; '.join(said)}."
+        f"validation loss (nats a token), {'; '.join(said)}. A step depends on those before it: "
+        "it is not what the change is worth, and steps of another order would differ. Taken back "
+        f"alone from `crt2`, at {RUNG_TOKENS} and over {' or '.join(map(str, seeds))} seed"
+        f"{'s' * (seeds != [1])}, it loses: {alone}."
     )
 
 
@@ -186,10 +233,3 @@ def _difference(row: dict[str, Any]) -> str:
     if "ours_minus" not in row:  # `crt2` itself
         return ""
     return f"{row['ours_minus']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-
-
-def _finished_run(folder: Path) -> Run:
-    run = load_run(folder)
-    if run is None:
-        raise InputError(f"no finished run in {folder}; `crt train --profile small --recipe ...`")
-    return run

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile
+from crt_lib.study.ladder import LADDER, family
 from crt_lib.study.search import summarise
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train
@@ -98,6 +100,27 @@ def worth(
             row |= dict(zip(("adds", "low", "high"), _interval(losses - start), strict=True))
         table.append(row)
     return table
+
+
+def taken_back(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """What `crt2` loses in nats a token without each change of the ladder (`adds`), most first.
+
+    Each at the best rate tried for it with the first seed, over the `seeds` that both have.
+    """
+    searched = pd.DataFrame(rows).query(f"budget == '{BUDGET}'")
+    losses = searched.set_index(["arm", "seed", "max_lr"])["valid_loss"].unstack("max_lr")
+    best = {arm: own.dropna(axis=1, how="all") for arm, own in losses.groupby("arm")}
+    tuned = {arm: own[own.iloc[0].idxmin()].droplevel("arm") for arm, own in best.items()}
+    pairs = {name: tuned[f"without {name}"] - tuned["crt2"] for name in LADDER}
+    lost = pd.DataFrame(pairs)  # seeds, changes
+    made = pd.DataFrame({"adds": lost.mean(), "seeds": lost.count()})
+    return made.sort_values("adds", ascending=False)
+
+
+def tried(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many trainings of a search were of `crt2` and how many of each it is held against."""
+    counts = pd.Series([family(row["arm"]) for row in rows]).value_counts()
+    return ", ".join(f"{count} of {whose}" for whose, count in counts.items())
 
 
 def _interval(added: np.ndarray) -> tuple[float, float | None, float | None]:

@@ -95,6 +95,20 @@ BASELINES = {  # name -> width, layers, optimizer; of a shared layer, how often 
 }
 
 
+FAMILIES = {  # how an arm's name begins -> whose it is; of no other, it is of `crt2`
+    "GPT-2": "GPT-2",
+    "shared layer": "the shared layer",
+    "paper": "the paper's block",
+    "released": "the released block",
+}
+
+
+def family(arm: str) -> str:
+    """Whose an arm is, of FAMILIES, or that of `crt2` and what was tried on the way and around."""
+    ours = "`crt2`, its rungs and variants"
+    return next((name for begin, name in FAMILIES.items() if arm.startswith(begin)), ours)
+
+
 def changed(profile: Profile, settings: dict[str, Any]) -> Profile:
     """`profile` with these fields of its training and of its model."""
     train = {name: value for name, value in settings.items() if hasattr(profile.train, name)}

@@ -11,10 +11,13 @@ from typing import Any
 
 import pandas as pd
 
+from crt_lib.checkpoint import read_metrics
 from crt_lib.config import TrainConfig, config_from_dict
 from crt_lib.files import InputError, read_rows
+from crt_lib.runs.manifest import read_manifest
 from crt_lib.study.ladder import choose_arms
 from crt_lib.study.search import documents_file, grid
+from crt_lib.study.sota import chosen
 from crt_lib.study.trial import Trial
 
 LIST = "made.csv"  # columns: path, minutes, of, needs, command
@@ -101,6 +104,20 @@ def read_list(results: Path) -> list[Made]:
         Made(row.path, row.minutes, row.of, tuple(row.needs.split()), row.command)
         for row in table.itertuples()
     ]
+
+
+def provenance(folder: Path) -> tuple[str, str]:
+    """Of a run: which update's weights are scored, of how many, and the commit that trained it.
+
+    Both are "" for what is no run.
+    """
+    if not (folder / "manifest.json").is_file():
+        return "", ""
+    update, code = "not kept", read_manifest(folder)["train"]["environment"]["git"]
+    if (folder / "metrics.jsonl").exists():
+        metrics = read_metrics(folder)
+        update = f"{chosen(metrics)['update']:,} of {metrics[-1]['update']:,}"
+    return update, f"`{code['commit'][:7]}`{', modified' * code['dirty']}"
 
 
 def check(results: Path, of: Sequence[str] = ()) -> None:

@@ -1,5 +1,6 @@
 """Where CRT stands: measured runs beside published numbers, from the files under results/."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,12 +47,48 @@ def exits_of(rows: Rows, protocol: str = "honest", **kind: str) -> Rows:
     return sorted(own, key=lambda row: row["exit"])
 
 
+def chosen(metrics: Rows) -> dict[str, Any]:
+    """The validation whose weights are scored: the first that is lowest at the last exit.
+
+    `metrics`: of a run. The row has `update`, `tokens` (seen so far), and `loss` of the last exit.
+    """
+    validations = [row for row in metrics if "loss" not in row]
+    *_, last = validations[0]  # exits stand in order
+    return (row := min(validations, key=lambda row: row[last])) | {"loss": row[last]}
+
+
+def ends(run: Run) -> dict[str, float]:
+    """A run's last exit, nats a token: where its weights were chosen, on all of valid, trained.
+
+    `trained`: the mean over the batches of the updates since the validation before the last.
+    """
+    every = run.manifest["train"]["eval_every"]
+    whole = exits_of(run.results, split="valid")[-1]
+    batches = [row[f"loss_{whole['exit']}"] for row in run.metrics if "loss" in row][-every:]
+    trained = math.fsum(batches) / len(batches)
+    return {"chosen": chosen(run.metrics)["loss"], "valid": whole["loss"], "trained": trained}
+
+
+def trainings(small: Path, model: Mapping[str, Any]) -> int:
+    """How many trainings at small were made of a model's kind: its seeds, and what was tried.
+
+    The kind of a GPT-2 is its depth; that of a CRT whether it is the paper's block or `crt2`.
+    """
+
+    def kind(of: Mapping[str, Any]) -> list[Any]:
+        block = of.get("residual", "post"), of.get("causal", True)
+        return [of["vocab_size"], of.get("n_layers"), *block]
+
+    configs = [json.loads(path.read_text("utf-8")) for path in small.rglob("config.json")]
+    return sum(kind(config["model"]) == kind(model) for config in configs)
+
+
 def measured_rows(folders: Mapping[str, Path]) -> Rows:
     """A row a run and exit: what it costs and reaches on test, honest protocol.
 
     `folders`: name -> folder of a finished run. `multiply_adds` are a token's, at the training's
-    length, up to the exit and with its head alone; `tokens_seen` counts repetitions. Raises
-    InputError for a folder without a finished run.
+    length, up to the exit and with its head alone; `tokens_seen` are those of the scored weights,
+    repetitions counted. Raises InputError for a folder without a finished run.
     """
     rows = []
     for name, folder in folders.items():
@@ -66,7 +103,7 @@ def measured_rows(folders: Mapping[str, Path]) -> Rows:
                     "corpus": run.manifest["corpus"],
                     "parameters": run.manifest["parameters"],
                     "multiply_adds": sum(counts.values()),
-                    "tokens_seen": run.metrics[-1]["tokens"],
+                    "tokens_seen": chosen(run.metrics)["tokens"],
                     "word_ppl": row["word_ppl"],
                     "bits_per_byte": row["bits_per_byte"],
                     "source": "measured",
@@ -111,7 +148,6 @@ def attempt_rows(folder: str | Path) -> Rows:
             "parameters": made["parameters"],
             "dropout": made["model"]["dropout"],
             "weight_decay": made["train"]["weight_decay"],
-            "tokens_seen": run.metrics[-1]["tokens"],
             "text": made["data"]["splits"]["train"]["tokens"],
             "vocabulary": made["data"]["vocab_size"],
         }
@@ -121,7 +157,8 @@ def attempt_rows(folder: str | Path) -> Rows:
         for way in (way for way, found in scored.items() if found):
             exits = {split: exits_of(scored[way], split=split) for split in ("valid", "test")}
             ppl = {split: own[-1]["word_ppl"] if own else None for split, own in exits.items()}
-            rows.append(common | {"way": way} | ppl)
+            weights = run.metrics[-1] if way == WAYS["average"] else chosen(run.metrics)
+            rows.append(common | {"way": way, "tokens_seen": weights["tokens"]} | ppl)
     return rows
 
 

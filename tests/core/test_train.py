@@ -18,6 +18,7 @@ from waiting import PATIENCE, wait_for
 
 from crt_lib import CRT, InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
 from crt_lib.checkpoint import load_model, read_metrics, read_state, read_timing
+from crt_lib.evaluate import evaluate
 from crt_lib.files import locked
 from crt_lib.train import TrainingError
 
@@ -90,6 +91,13 @@ def test_what_a_run_leaves(whole):
     assert read_state(whole / "checkpoints" / "best.safetensors")["update"] == best["update"]
     assert load_model(whole / "checkpoints" / "last.safetensors").config.n_loops == 3
     assert not list(whole.rglob("*.tmp"))
+
+
+def test_without_a_limit_all_of_valid_chooses_the_best(tmp_path):
+    result = run(tmp_path, eval_tokens=None, updates=1)
+    (row,) = (row for row in result.metrics if "valid_loss_3" in row)
+    whole = evaluate(result.model, data().valid, data().tokenizer.eot_id, seq_len=64)
+    assert whole.words is not None and row["valid_loss_3"] == whole.loss[3]
 
 
 def test_a_finished_run_is_not_trained_again(whole):

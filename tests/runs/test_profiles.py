@@ -1,11 +1,16 @@
 """Profiles and recipes, and the arms of the search."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from crt_lib import CRT, InputError, ModelConfig, load_profile
+from crt_lib import CRT, InputError, ModelConfig, TrainConfig, load_profile
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.runs.profiles import RECIPES, Profile
 from crt_lib.study.ladder import LADDER, arms, choose_arms
+
+STORED = Path(__file__).parents[2] / "results" / "small"
 
 
 @pytest.mark.parametrize("name", ["smoke", "quick", "small", "paper"])
@@ -16,6 +21,14 @@ def test_every_recipe_in_every_size(name, recipe):
     assert getattr(profile.model, "causal", True) == (recipe != "released")
     again = profile.to_dict() | {"model": profile.model, "train": profile.train}
     assert Profile.from_dict(again) == profile
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_arm_is_chosen_on_all_of_valid_and_stored_ones_still_load(recipe):
+    for name in ("smoke", "quick", "small", "paper"):
+        assert load_profile(name, recipe).train.eval_tokens is None
+    stored = json.loads((STORED / recipe / "config.json").read_text())["train"]
+    assert TrainConfig.from_dict(stored).eval_tokens == stored["eval_tokens"] == 32_768
 
 
 def test_the_recipe_without_a_word():

@@ -48,8 +48,8 @@ def test_other_seeds_of_the_small_run_are_averaged_in(tmp_path):
         if (row["split"], row["protocol"], row["exit"]) == ("test", "honest", 4)
     )
     assert f"| {last:.3f} |" in alone and f"| {last + 0.1:.3f} |" in both
-    assert "`crt2`: 9.2M tokens, seed 0, " in alone
-    assert "`crt2`: 9.2M tokens, mean of seeds 0, 7, " in both
+    assert "`crt2`: update 4,000 of 4,500, seed 0, " in alone
+    assert "`crt2`: update 4,000 of 4,500, mean of seeds 0, 7, " in both
     assert "at most 0.200 bits apart" in both
 
 

@@ -16,9 +16,11 @@ from crt_lib.study.ablations import (
     RATES,
     in_words,
     searched_table_3,
+    taken_back,
     train_both,
     worth,
 )
+from crt_lib.study.ladder import LADDER
 from crt_lib.study.search import summarise
 
 SMOKE = load_profile("smoke", "paper")
@@ -84,3 +86,14 @@ def test_the_rates_are_the_tuned_ones():
     for summary in summarise(rows, RATES, BUDGET):
         assert summary["max_lr"] == RATES[summary["arm"]]
         assert not summary["edge"]
+
+
+def test_a_change_taken_back_is_paired_by_seed_at_the_best_rates():
+    rows = rows_of("crt2", [5.0, 5.2], 1.0) + rows_of("crt2", [5.5], 2.0)
+    for name in LADDER:
+        rows += rows_of(f"without {name}", [5.1], 2.0)
+    rows += rows_of("without muon", [9.0], 4.0) + rows_of("without rotary", [5.05, 5.05], 1.0)
+    back = taken_back(rows)
+    assert back["adds"]["muon"] == pytest.approx(0.1) and back["seeds"]["muon"] == 1
+    assert back["adds"]["rotary"] == pytest.approx(-0.05) and back["seeds"]["rotary"] == 2
+    assert back.index[-1] == "rotary" and set(back.index) == set(LADDER)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from crt_lib.checkpoint import read_state
 from crt_lib.files import InputError, read_rows, write_rows
-from crt_lib.study.made import check, read_list, read_plan, remake
+from crt_lib.study.made import check, provenance, read_list, read_plan, remake
 
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
 
@@ -28,6 +29,17 @@ def faults(folder):
 
 def test_everything_committed_is_there_and_as_the_code_expects():
     assert [made.path for made in read_list(COMMITTED) if made.fault(COMMITTED)] == []
+
+
+def test_a_run_says_its_scored_update_and_whether_its_code_was_modified():
+    small = COMMITTED / "small"
+    git = json.loads((small / "crt2/manifest.json").read_text())["train"]["environment"]["git"]
+    best = read_state(small / "crt2/checkpoints/best.safetensors")
+    update, code = provenance(small / "crt2")
+    assert update == f"{best['update']:,} of 4,500" and code == f"`{git['commit'][:7]}`"
+    assert provenance(small / "released")[1].endswith("`, modified")
+    assert provenance(small / "seeds/2")[0] == "not kept"
+    assert provenance(small / "search.csv") == ("", "")
 
 
 def test_a_table_without_a_column_is_stale_and_names_its_command(tmp_path):

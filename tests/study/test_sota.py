@@ -6,7 +6,8 @@ import pytest
 
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import multiply_adds
-from crt_lib.files import read_rows
+from crt_lib.checkpoint import read_state
+from crt_lib.files import read_rows, write_json
 from crt_lib.runs.run import load_run
 from crt_lib.study.sota import (
     SCORINGS,
@@ -14,9 +15,12 @@ from crt_lib.study.sota import (
     attempt_curves,
     attempt_rows,
     best_at_cost,
+    chosen,
+    ends,
     leak_rows,
     measured_rows,
     published_rows,
+    trainings,
 )
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -39,6 +43,41 @@ def test_measured_rows_are_those_of_the_run():
         assert row["parameters"] == run.manifest["parameters"]
     with pytest.raises(InputError, match="no finished run"):
         measured_rows({"nothing": RESULTS / "nothing"})
+
+
+def test_tokens_seen_are_those_of_the_scored_weights():
+    best = read_state(RESULTS / "small/crt2/checkpoints/best.safetensors")
+    assert (
+        chosen(load_run(RESULTS / "small/crt2").metrics).items()
+        >= {
+            "update": best["update"],
+            "tokens": best["tokens"],
+            "loss": best["best"],
+        }.items()
+    )
+    (row, *_) = measured_rows({"crt2": RESULTS / "small/crt2"})
+    assert row["tokens_seen"] == best["tokens"]
+
+
+def test_where_a_run_ends_is_in_its_files():
+    run = load_run(RESULTS / "small/crt2")
+    found = ends(run)
+    assert found["chosen"] == min(row["valid_loss_4"] for row in run.metrics if "loss" not in row)
+    stored = read_rows(RESULTS / "small/crt2/exits.csv")
+    (valid,) = (row["loss"] for row in stored if (row["protocol"], row["exit"]) == ("honest", 4))
+    assert found["valid"] == pytest.approx(valid)
+    updates = [row for row in run.metrics if row["update"] > 4000 and "loss" in row]
+    assert found["trained"] == pytest.approx(sum(row["loss_4"] for row in updates) / 500)
+
+
+def test_trainings_of_a_kind_are_counted(tmp_path):
+    ours, theirs = load_profile("small").model, load_profile("small", "gpt2").model
+    made = [ours, ours.replace(n_loops=3, exit_loops=(1, 2)), ours.replace(vocab_size=9)]
+    made += [theirs, theirs.replace(n_layers=7), load_profile("small", "paper").model]
+    for number, config in enumerate(made):
+        write_json(tmp_path / str(number) / "config.json", {"model": config.to_dict()})
+    counts = [trainings(tmp_path, config.to_dict()) for config in made]
+    assert counts == [2, 2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("corpus", ["wikitext-2", "wikitext-103"])
