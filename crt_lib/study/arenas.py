@@ -58,11 +58,12 @@ class Arena:
 def arenas() -> dict[str, Arena]:
     """Every arena by name."""
     fresh = changed(load_profile("quick"), {"updates": 7_350, "eval_every": 0})
-    fresh = changed(fresh, {"eval_tokens": NEVER, "checkpoint_every": 250, "vocab_size": 2048})
+    fresh = changed(fresh, {"eval_tokens": None, "checkpoint_every": 250, "vocab_size": 2048})
     lookup = changed(
         fresh.replace(corpus="lookup", tokenizer="word"),
-        {"d_model": 64, "embed_dim": 64, "n_cycles": 1, "max_seq_len": 64, "conv_noise": 0.6}
-        | {"batching": "padded", "seq_len": LENGTH, "batch_size": 48, "updates": 6_000}
+        {"d_model": 64, "embed_dim": 64, "n_cycles": 1, "max_seq_len": 96, "conv_noise": 0.6}
+        | {"batching": "padded", "seq_len": LENGTH, "batch_size": 16, "updates": 6_000}
+        | {"exits_trained": "all", "aux_weight": 0.5}
         | {"vocab_size": WORDS + STEPS},
     )
     return {
@@ -73,8 +74,8 @@ def arenas() -> dict[str, Arena]:
         ),
         "lookup": Arena(
             "A language that needs k look-ups in a row: does a loop learn one of them?",
-            _arms(lookup, wide=112, layers=(5, 2), narrow=60),
-            tuning_updates=1_500,
+            _arms(lookup, wide=112, layers=(5, 2), narrow=56),
+            tuning_updates=750,
             documents=False,
         ),
     }
