@@ -72,7 +72,7 @@ def arena(
     Every arm is tuned alike and trained with three seeds. A call goes on where one stopped.
     """
     from crt_lib.study.arenas import find_arena, run_arena
-    from crt_lib.study.lookups import answers
+    from crt_lib.study.standings import answers
 
     arena_asked = find_arena(name)
     typer.echo(arena_asked.question)

@@ -7,8 +7,8 @@ import pandas as pd
 from crt_lib.files import read_rows
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.arenas import OURS, arenas, find_arena
-from crt_lib.study.lookups import answers
-from crt_lib.study.standings import standings
+from crt_lib.study.lookups import staircase
+from crt_lib.study.standings import answers, standings
 
 
 def arena_tables(results: Path) -> str:
@@ -57,23 +57,22 @@ def document_table(name: str, folder: Path) -> str:
 
 
 def answer_table(name: str, folder: Path) -> str:
-    """Right answers of every arm by the look-ups needed, and of `crt2` by exit too."""
+    """Right answers of every arm by the look-ups needed, and of `crt2` by loop too."""
     rows = pd.DataFrame(answers(folder, name))
-    means = rows.groupby(["arm", "exit", "steps"])["right"].agg(["mean", "min", "max"])
+    last = {arm: profile.model.n_loops for arm, profile in find_arena(name).arms.items()}
+    at_last = rows[rows["loop"] == rows["arm"].map(last)]
+    found = at_last.groupby(["arm", "steps"])["right"].agg(["mean", "min", "max"])
     costs = pd.DataFrame(standings(name, folder))
-    last = {arm: means.loc[arm].index.get_level_values("exit").max() for arm in costs["arm"]}
-    columns = {
-        f"{needed} look-ups": [
-            f"{of['mean']:.1%} ({of['min']:.1%} to {of['max']:.1%})"
-            for of in (means.loc[arm, last[arm], needed] for arm in costs["arm"])
-        ]
-        for needed in sorted(rows["steps"].unique())
-    }
-    ours = means.loc[OURS]["mean"].unstack("steps")
-    by_exit = pd.DataFrame({f"{needed}": cells(ours[needed], "{:.1%}") for needed in ours})
-    by_exit.insert(0, "loop", ours.index.astype(str))
+    columns = {}
+    for needed, of in found.groupby("steps"):
+        share = of.droplevel("steps").loc[costs["arm"]].map("{:.1%}".format)
+        columns[f"right, {needed}"] = list(
+            share["mean"] + " (" + share["min"] + " to " + share["max"] + ")"
+        )
+    ours = staircase(rows[rows["arm"] == OURS].to_dict("records"))
+    by_loop = ours.map("{:.1%}".format).rename(columns=str).reset_index().rename_axis(None, axis=1)
     return (
         f"{table(pd.DataFrame(_costs(costs) | columns))}\n\nRight answers to the first question "
-        f"of a line at the last exit: mean and range of the seeds. `{OURS}` by loop and look-ups "
-        f"needed:\n\n{table(by_exit)}"
+        f"of a line by the look-ups needed, at the last exit: mean and range of the seeds. Of "
+        f"`{OURS}`, trained with {last[OURS]} loops, by loop and look-ups:\n\n{table(by_loop)}"
     )

@@ -180,3 +180,12 @@ def best_try(own: Path, arena: Arena, arm: str) -> str:
     if len(found) < len(arena.tries):
         raise InputError(f"{arm} has {len(found)} of its {len(arena.tries)} tries; run the arena")
     return min(found, key=found.__getitem__)
+
+
+def ran(name: str, folder: Path) -> list[Trial]:
+    """The runs of an arena whose rows are in `folder`/`name`/runs.csv."""
+    arena, own = find_arena(name), folder / name
+    rows = read_rows(own / "runs.csv") if (own / "runs.csv").exists() else []
+    begun = [arm for arm in arena.arms if any(row["arm"] == arm for row in rows)]
+    runs = arena.runs({arm: best_try(own, arena, arm) for arm in begun})
+    return [trial for trials in runs.values() for trial in trials if trial.row(rows)]

@@ -1,42 +1,45 @@
 """What a model knows of the language of look-ups: right answers by loop and by look-ups needed."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from crt_lib.cached.step import evaluating
-from crt_lib.checkpoint import RunFolder, load_model
 from crt_lib.evaluate import logits_of
-from crt_lib.files import InputError, read_rows, write_rows
+from crt_lib.exits.gate import fit_gate
+from crt_lib.exits.policy import full_pass
+from crt_lib.files import InputError
 from crt_lib.model import CRT
-from crt_lib.runs.trained import load_data
-from crt_lib.study.arenas import best_try, find_arena
 from crt_lib.text import lookup
 
 if TYPE_CHECKING:
     from crt_lib.config import LanguageModel
     from crt_lib.study.trial import Row
-    from crt_lib.text.tokenizer import TokenSplit
+    from crt_lib.text.tokenizer import TokenizedCorpus, TokenSplit
 
 AT_ONCE = 250  # lines
+FARTHER = 8  # loops that a looped model is run with, though it was trained with fewer
+FITTED = 2_000  # lines of train that a gate is fitted to
 
 
-def right_answers(model: "LanguageModel", split: "TokenSplit") -> list[dict[str, Any]]:
-    """A row for each exit and number of look-ups: how many were `asked`, and the share `right`.
+def right_answers(
+    model: "LanguageModel", split: "TokenSplit", n_loops: int | None = None
+) -> list["Row"]:
+    """A row for each loop and number of look-ups: how many were `asked`, and the share `right`.
 
     Of each line's first question, where no earlier answer can save look-ups; `right_all` is of all
     questions. A line is read by itself, and an answer is right where its word is the likeliest.
-    Raises InputError for a split that is not of whole lines of the language.
+    `n_loops` of a CRT: more than it has (`full_pass`). Raises InputError for a split that is not of
+    whole lines of the language.
     """
     ids, columns, steps = lines_of(split)
     right: dict[int, list[np.ndarray]] = {}
     with torch.inference_mode(), evaluating(model):
         for first in range(0, len(ids), AT_ONCE):
             batch = torch.from_numpy(ids[first : first + AT_ONCE])
-            for loop, logits in logits_of(model, batch).items():
+            for loop, logits in _logits(model, batch, n_loops).items():
                 guess = logits[:, columns - 1].argmax(-1) == batch[:, columns]
                 right.setdefault(loop, []).append(guess.numpy())
     rows = []
@@ -44,9 +47,17 @@ def right_answers(model: "LanguageModel", split: "TokenSplit") -> list[dict[str,
         answered = np.concatenate(parts)
         for needed in np.unique(steps).tolist():
             first = answered[steps[:, 0] == needed, 0]
-            row = {"exit": loop, "steps": needed, "asked": first.size, "right": first.mean()}
+            row = {"loop": loop, "steps": needed, "asked": first.size, "right": first.mean()}
             rows.append(row | {"right_all": answered[steps == needed].mean()})
     return rows
+
+
+def _logits(
+    model: "LanguageModel", ids: torch.Tensor, n_loops: int | None
+) -> dict[int, torch.Tensor]:
+    if isinstance(model, CRT) and n_loops:
+        return {loop.number: loop.logits for loop in full_pass(model, ids, n_loops)}
+    return logits_of(model, ids)
 
 
 def lines_of(split: "TokenSplit") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,64 +71,27 @@ def lines_of(split: "TokenSplit") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, columns, steps
 
 
-def deeper(model: CRT, n_loops: int) -> CRT:
-    """The model with `n_loops` loops, those after its last being like its last, and all exits.
+def gate_exits(
+    model: CRT, data: "TokenizedCorpus", threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Look-ups needed by the first question of each line of test, and the loop where a gate exits.
 
-    Raises InputError when it has as many or more.
+    Both are (lines,). The gate is fitted to the text of train (`fit_gate`), so to the model's own
+    last exit and to no answer; a token exits at the first loop that it expects within `threshold`
+    of that (the square root of nats), or at the last.
     """
-    last = model.config.n_loops
-    if n_loops <= last:
-        raise InputError(f"n_loops is {n_loops}; the model has {last}: give more")
-    made = CRT(model.config.replace(n_loops=n_loops, exit_loops=tuple(range(1, n_loops))))
-    own = model.state_dict()
-    state = {}
-    for name, value in made.state_dict().items():
-        part, *rest = name.split(".")
-        if part == "loop_encoding":
-            value = own[name][torch.arange(n_loops).clamp(max=last - 1)]
-        elif part == "exit_norms":
-            value = own[".".join([part, str(min(int(rest[0]), last)), *rest[1:]])]
-        else:
-            value = own[name]
-        state[name] = value
-    made.load_state_dict(state)
-    return made.eval()
+    ids, columns, steps = lines_of(data.test)
+    train = data.train.ids[: FITTED * lookup.LENGTH]
+    gate = fit_gate(model, train, data.tokenizer.eot_id, seq_len=lookup.LENGTH)
+    asked = torch.from_numpy(ids[:, : columns[0]])
+    exits = np.full(len(ids), model.config.n_loops)
+    with torch.inference_mode(), evaluating(model):
+        for loop in reversed(list(full_pass(model, asked))[:-1]):
+            near = gate.distance(loop.number, loop.z[:, -1]) <= threshold
+            exits[near.numpy()] = loop.number
+    return steps[:, 0], exits
 
 
-def staircase(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The shares right as a table, loops down, look-ups across; rows of `right_answers`."""
-    loops, steps = (sorted({row[name] for row in rows}) for name in ("exit", "steps"))
-    share = {(row["exit"], row["steps"]): row["right"] for row in rows}
-    return np.array([[share[loop, needed] for needed in steps] for loop in loops])
-
-
-def answers(folder: Path, name: str = "lookup") -> list["Row"]:
-    """The rows of `folder`/`name`/answers.csv, which is made of the arena's trained models.
-
-    `right_answers` of test by arm and seed; runs that are not there yet are added. Raises
-    InputError for a run whose checkpoint is gone.
-    """
-    arena, own = find_arena(name), folder / name
-    path = own / "answers.csv"
-    rows = read_rows(path) if path.exists() else []
-    scored = {(row["arm"], row["seed"]) for row in rows}
-    best = {arm: best_try(own, arena, arm) for arm in arena.arms if _ran(own, arm)}
-    waiting = [
-        (arm, trial)
-        for arm, trials in arena.runs(best).items()
-        for trial in trials
-        if trial.row(read_rows(own / "runs.csv")) and (arm, trial.profile.train.seed) not in scored
-    ]
-    if waiting:
-        test = load_data(waiting[0][1].profile).test
-        for arm, trial in waiting:
-            path_of = RunFolder(trial.folder(own / "checkpoints")).checkpoint("last")
-            labels = {"arm": arm, "seed": trial.profile.train.seed}
-            rows += [labels | row for row in right_answers(load_model(path_of), test)]
-        write_rows(path, rows)
-    return rows
-
-
-def _ran(own: Path, arm: str) -> bool:
-    path = own / "runs.csv"
-    return path.exists() and any(row["arm"] == arm for row in read_rows(path))
+def staircase(rows: list["Row"]) -> pd.DataFrame:
+    """The share right, loops down and look-ups across, the mean of what `rows` have of each."""
+    return pd.DataFrame(rows).pivot_table("right", "loop", "steps")

@@ -2,18 +2,24 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.compare import difference_in_bits
-from crt_lib.files import read_rows
-from crt_lib.study.arenas import OURS, Arena, best_try, find_arena
+from crt_lib.checkpoint import RunFolder, load_model
+from crt_lib.files import read_rows, write_rows
+from crt_lib.runs.trained import load_data
+from crt_lib.study.arenas import OURS, Arena, best_try, find_arena, ran
+from crt_lib.study.lookups import FARTHER, right_answers
 from crt_lib.study.search import documents_file
-from crt_lib.study.trial import Row
+
+if TYPE_CHECKING:
+    from crt_lib.study.trial import Row
 
 
-def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
+def costs(arena: Arena, own: Path, arm: str, runs: list["Row"]) -> "Row":
     """What an arm has of parameters and does of multiply-adds, its tokens, tries and seconds.
 
     `multiply_adds`: a token's at use, with the last head alone. `seconds`: the mean of its `runs`.
@@ -32,7 +38,7 @@ def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
     }
 
 
-def standings(name: str, folder: Path) -> list[Row]:
+def standings(name: str, folder: Path) -> list["Row"]:
     """A row for each arm that has run, with its costs.
 
     Where test was scored by document: `bits`, bits per byte of test at the last exit, the mean of
@@ -61,3 +67,24 @@ def standings(name: str, folder: Path) -> list[Row]:
         row["bits"] = float(total / math.log(2) / sizes.sum())
         row |= {name: found and getattr(found, name) for name in ("mean", "low", "high")}
     return table
+
+
+def answers(folder: Path, name: str = "lookup") -> list["Row"]:
+    """The rows of `folder`/`name`/answers.csv, made of the arena's trained models.
+
+    `right_answers` of test by arm and seed, a looped model's with FARTHER loops; runs that are not
+    there yet are added, and none is scored twice. Raises InputError for a checkpoint that is gone.
+    """
+    path = folder / name / "answers.csv"
+    rows = read_rows(path) if path.exists() else []
+    scored = {(row["arm"], row["seed"]) for row in rows}
+    waiting = [trial for trial in ran(name, folder) if (trial.arm, trial.seed) not in scored]
+    for trial in waiting:
+        test = load_data(trial.profile).test
+        kept = RunFolder(trial.folder(folder / name / "checkpoints")).checkpoint("last")
+        model, labels = load_model(kept), {"arm": trial.arm, "seed": trial.seed}
+        loops = FARTHER if model.config.n_loops > 1 else None
+        rows += [labels | row for row in right_answers(model, test, loops)]
+    if waiting:
+        write_rows(path, rows)
+    return rows

@@ -60,9 +60,14 @@ class Trial:
             "settings": "s" + sha256(settings.encode())[:11],  # never a number
         }
 
+    @property
+    def seed(self) -> int:
+        """That of its training."""
+        return self.profile.train.seed
+
     def folder(self, keep: Path) -> Path:
         """Its own folder below `keep`."""
-        return keep / f"{self.key['settings']}-{self.profile.train.seed}"
+        return keep / f"{self.key['settings']}-{self.seed}"
 
     def row(self, rows: Iterable[Row]) -> Row | None:
         """The first of `rows` that is of it."""

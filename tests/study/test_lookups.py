@@ -8,7 +8,7 @@ from torch import nn
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.model import CRT
-from crt_lib.study.lookups import deeper, lines_of, right_answers, staircase
+from crt_lib.study.lookups import gate_exits, lines_of, right_answers, staircase
 from crt_lib.text import lookup
 from crt_lib.text.corpus import Corpus, Split
 from crt_lib.text.tokenizer import load_tokenizer, tokenize
@@ -36,8 +36,8 @@ class Knows(nn.Module):
 
 def test_a_model_that_knows_a_look_up_a_loop_is_a_staircase():
     rows = right_answers(Knows(), DATA.test)
-    assert np.array_equal(staircase(rows), np.triu(np.ones((4, 4))).T)
-    assert sum(row["asked"] for row in rows if row["exit"] == 1) == 40
+    assert np.array_equal(staircase(rows).to_numpy(), np.triu(np.ones((4, 4))).T)
+    assert sum(row["asked"] for row in rows if row["loop"] == 1) == 40
     assert [row["right_all"] for row in rows] == [row["right"] for row in rows]
 
 
@@ -48,38 +48,34 @@ def test_text_of_another_language_is_refused():
         lines_of(tokenize(other, load_tokenizer("word", other)).test)
 
 
-def test_more_loops_go_on_as_the_last():
+CONFIG = ModelConfig(
+    vocab_size=DATA.tokenizer.vocab_size,
+    d_model=16,
+    n_heads=2,
+    n_loops=3,
+    n_cycles=1,
+    exit_loops=(1, 2),
+    max_seq_len=lookup.LENGTH,
+    residual="pre",
+    exit_norm=True,
+    positions="rotary",
+    head_sharing="tied",
+)
+
+
+def test_a_model_is_run_with_more_loops_than_it_has():
     torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=21,
-        d_model=16,
-        n_heads=2,
-        n_loops=3,
-        n_cycles=1,
-        exit_loops=(1, 2),
-        max_seq_len=64,
-        residual="pre",
-        exit_norm=True,
-        injection=True,
-        positions="rotary",
-        head_sharing="tied",
-        embed_dim=16,
-    )
-    model = CRT(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.3)
-    made = deeper(model, 5)
-    ids = torch.randint(21, (2, 12))
-    with torch.no_grad():
-        few, many = model(ids), made(ids)
-        assert list(many) == [1, 2, 3, 4, 5]
-        for loop, logits in few.items():
-            assert torch.equal(logits, many[loop])
-        z, embedded = model.begin(ids)
-        for loop in (1, 2, 3, 3, 3):
-            z = model.apply_loop(loop, z, embedded)
-        features, weight = model.readout(3, z)
-        assert torch.equal(features @ weight.T, many[5])
-    with pytest.raises(InputError, match="give more"):
-        deeper(model, 3)
+    model = CRT(CONFIG)
+    few, many = (staircase(right_answers(model, DATA.test, n)) for n in (None, 5))
+    assert list(few.index) == [1, 2, 3] and list(many.index) == [1, 2, 3, 4, 5]
+    assert few.equals(many.loc[:3])
+
+
+def test_a_gate_exits_sooner_the_farther_it_may_be():
+    torch.manual_seed(0)
+    model = CRT(CONFIG)
+    steps, never = gate_exits(model, DATA, -1.0)
+    assert steps.tolist() == lines_of(DATA.test)[2][:, 0].tolist()
+    assert set(never) == {3}
+    assert set(gate_exits(model, DATA, 1e9)[1]) == {1}
+    assert (gate_exits(model, DATA, 0.01)[1] >= gate_exits(model, DATA, 0.1)[1]).all()
