@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
@@ -227,6 +228,23 @@ def lens(seen: Lens, length: int = 14) -> Figure:
     ax.set(xlabel="after the token (bold: the guess is what follows)")
     ax.grid(visible=False)
     figure.colorbar(image, ax=ax, label="its probability")
+    return figure
+
+
+@styled
+def staircases(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Shares of right answers, loops down and look-ups across, a panel for each table's title."""
+    figure, axes = panels(3.6 * len(tables) + 0.8, 3.0, tables)
+    for ax, shares in zip(axes, tables.values(), strict=True):
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (i, j), share in np.ndenumerate(shares.to_numpy()):
+            look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 8}
+            ax.text(j, i, f"{share:.0%}", ha="center", va="center", **look)
+        ax.set_xticks(range(shares.shape[1]), list(shares.columns))
+        ax.set_yticks(range(shares.shape[0]), list(shares.index))
+        ax.set(xlabel="look-ups needed", ylabel="loop")
+        ax.grid(visible=False)
+    figure.colorbar(image, ax=axes, label="share of right answers")
     return figure
 
 
