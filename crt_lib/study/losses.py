@@ -104,7 +104,9 @@ def ratio_to_linear(results: Path, variant: str, claimed: float) -> Judged:
     linear, own = rows["linear"], rows[variant]
     ratios = {kind: linear[kind] / own[kind] for kind in ("symmetric", "causal", "crt2")}
     symmetric, causal, crt2 = (
-        f"{ratio:.2f}x ({linear[kind]:.2f} -> {own[kind]:.2f})" for kind, ratio in ratios.items()
+        f"{linear[kind]:.2f} to {own[kind]:.2f}, "
+        + (f"{ratio:.3g} times less" if ratio >= 1 else "more")
+        for kind, ratio in ratios.items()
     )
     return Judged(
         verdict(reaches(ratios["symmetric"], claimed), reaches(ratios["causal"], claimed)),

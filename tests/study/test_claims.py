@@ -141,7 +141,7 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
     put(symmetric=5.0, causal=5.8)
     assert (verdict(tmp_path, "C12"), verdict(tmp_path, "C13")) == (FAILS, FAILS)
     row = judged(tmp_path, "C12")
-    assert (row["released"], row["seeds"]) == ("1.20x (6.00 -> 5.00)", 3)
+    assert (row["released"], row["seeds"]) == ("6.00 to 5.00, 1.2 times less", 3)
 
 
 @pytest.mark.parametrize(
