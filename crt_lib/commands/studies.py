@@ -1,4 +1,4 @@
-"""What makes results and pages: `crt search`, `arena`, `gpu`, `claims`, `report`, `results`, `reproduce`."""
+"""What makes results and pages: `crt search`, `arena`, `claims`, `report`, `results`, `reproduce`."""
 
 from pathlib import Path
 from typing import Annotated, Any
