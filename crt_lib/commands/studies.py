@@ -1,4 +1,4 @@
-"""What makes results and pages: `crt search`, `arena`, `claims`, `report`, `results`, `reproduce`."""
+"""What makes results and pages: `crt search`, `arena`, `claims`, `report`, `results`, and more."""
 
 from pathlib import Path
 from typing import Annotated, Any
