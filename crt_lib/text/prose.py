@@ -21,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from crt_lib.files import InputError, sha256
 from crt_lib.text import docstrings
 
@@ -66,6 +64,8 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
     `make` made, now or earlier; a wheel is removed when read.
     Raises InputError for a wheel that cannot be fetched, and for another text than SHA256's.
     """
+    from tqdm.auto import tqdm
+
     rows = packages()
     rule = sha256(Path(__file__).read_bytes() + Path(docstrings.__file__).read_bytes())[:16]
 
