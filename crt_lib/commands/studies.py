@@ -81,15 +81,23 @@ def arena(
         answers(folder, name)
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    add_help_option=False,
-)
-def gpu(context: typer.Context) -> None:
-    """Measure all that needs a GPU: checks, training steps, 6 GB, decoding, a training."""
-    from crt_lib.gpu.run import main
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="Folder; a second call goes on with what it lacks.")],
+    minutes: Annotated[float, typer.Option(help="Of this call, in all.")] = 9.0,
+    rehearse: Annotated[bool, typer.Option(help="All of it at toy size on the CPU.")] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only checks, memory, steps, decode or training (repeatable)."),
+    ] = None,
+) -> None:
+    """Measure all that needs a GPU: checks, training steps, 6 GB, decoding, a training.
 
-    main(context.args)
+    Without typer: python -m crt_lib.gpu.
+    """
+    from crt_lib.gpu.run import run_gpu
+
+    raise typer.Exit(run_gpu(out, minutes=minutes, rehearse=rehearse, only=only or ()))
 
 
 @app.command()
