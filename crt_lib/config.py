@@ -249,6 +249,7 @@ class TrainConfig(Settings):
     # "one": an update trains one intermediate exit, drawn anew, with all of lambda: the same
     # expectation for less work
     exits_trained: Literal["all", "one"] = "all"
+    exits_start: float = 0.0  # share of the updates after which exits before the last are trained
     # how many loops an update runs: all, uniform in 1..n_loops, or log-normal Poisson (Huginn,
     # Geiping et al. 2025, arXiv:2502.05171) with mean n_loops, cut at n_loops
     loop_sampling: Literal["none", "uniform", "poisson"] = "none"
@@ -272,7 +273,7 @@ class TrainConfig(Settings):
         self._check_at_least(1, "batch_size", "grad_accum", "updates")
         self._check_at_least(1, "checkpoint_every", "eval_tokens")
         self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
-        self._check_fraction("warmup")
+        self._check_fraction("warmup", "exits_start")
         if not all(0 <= a <= b < 1 for a, b in itertools.pairwise((0.0, *self.loop_starts))):
             raise InputError(f"loop_starts are {self.loop_starts}; give rising shares in [0, 1)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
