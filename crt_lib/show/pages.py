@@ -8,6 +8,7 @@ import pandas as pd
 
 from crt_lib.files import InputError, write_text
 from crt_lib.show import notebooks, timed, trained
+from crt_lib.show.arenas import arena_tables
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ledger import summary
@@ -71,6 +72,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "small": trained.small_results,
     "recipe": trained.recipe_comparison,
     "words": trained.words,
+    "arenas": arena_tables,
     "bench": timed.training_benchmark,
     "step": timed.costliest_operations,
     "cost": timed.cost_against_size,
@@ -81,6 +83,16 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 }
 PAGES = {  # page -> the names of its blocks
     "README.md": ("claims", "notebooks", "ways"),
-    "results/README.md": ("small", "recipe", "words", "bench", "step", "cost", "decode", "files"),
+    "results/README.md": (
+        "small",
+        "recipe",
+        "words",
+        "arenas",
+        "bench",
+        "step",
+        "cost",
+        "decode",
+        "files",
+    ),
     "MODEL_CARD.md": ("card",),
 }
