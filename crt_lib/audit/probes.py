@@ -18,6 +18,7 @@ from crt_lib.model import CRT
 Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
 NOISE = 1e-5  # of the largest influence: below it is rounding, as of a causal filter by FFT
 SHAPE_NOISE = 1e-3  # of the largest logit: inputs of other lengths are added in another order
+REDUCED_LOSS = 1e-2  # share of a cross-entropy: losses are averaged, and rounded, in many ways
 FAR = 512  # tokens of the probe `far`, where the model has as many positions
 
 
@@ -223,8 +224,26 @@ def _labels(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
 
     given = asked(ids)
     if any(x.ndim != 3 or x.shape[:2] != ids.shape for x in given.values()):
-        raise NotAsked(f"with {name} it gives no logits")
+        return _label_losses(model, ids, name, given)
     return _findings(_moves(asked, ids, vocab_size), of=given, ahead=0)
+
+
+def _label_losses(model: Model, ids: Tensor, name: str, given: Logits) -> dict[int, Finding]:
+    """A loss below the cross-entropy of the logits without labels comes from the labels."""
+    found = {}
+    for loop, every in _ask(model, ids).items():
+        if loop not in given or given[loop].numel() != 1:
+            raise NotAsked(f"with {name} it gives neither logits nor one loss")
+        logits, loss = every[0].float(), float(given[loop])
+        aligned = float(F.cross_entropy(logits, ids[0]))
+        shifted = float(F.cross_entropy(logits[:-1], ids[0, 1:]))  # as transformers does it
+        nearest = min(aligned, shifted, key=lambda plain: abs(plain - loss))
+        tolerance = REDUCED_LOSS * abs(nearest)
+        if nearest - loss < -tolerance:
+            raise NotAsked(f"with {name} it gives a loss that is no cross-entropy of its logits")
+        influence = max(nearest - loss, 0.0) * torch.eye(ids.shape[1])
+        found[loop] = Finding(influence, tolerance, ahead=0)
+    return found
 
 
 def _far(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:

@@ -94,6 +94,16 @@ class FarAhead(nn.Module):
         return x + F.pad(x, (0, 0, 0, self.far))[:, self.far :]
 
 
+class LossOfLabels(ReadsLabels):
+    """As those, but with labels, which are the next tokens, it gives its loss alone."""
+
+    def forward(self, ids, labels=None):
+        logits = super().forward(ids, labels)
+        if labels is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
 class LogitsAndLoss(Mixed):
     """A pair when it is given targets."""
 
@@ -112,6 +122,7 @@ PLANTED = {  # the model, and the nearest later token that it sees
     "mask off by one": (lambda: Mixed(MaskedAttention(ahead=1)), 1),
     "reads its labels": (ReadsLabels, 1),
     "five tokens ahead": (lambda: Mixed(FarAhead(5)), 5),
+    "labels in its loss": (LossOfLabels, 1),
 }
 SOUND = {
     "paper, causal": lambda: CRT(PAPER),
@@ -228,14 +239,16 @@ def test_a_probe_at_which_the_model_fails_is_left_out():
         causality_report(only_24, VOCAB, length=12)
 
 
-def test_a_loss_alone_is_not_judged():
-    class LossAlone(Mixed):
+def test_a_loss_that_is_not_plain_is_not_judged():
+    class Smoothed(Mixed):
         def forward(self, ids, labels=None):
             logits = super().forward(ids)
-            return logits if labels is None else F.cross_entropy(logits[0], labels[0])
+            if labels is None:
+                return logits
+            return 2.0 + F.cross_entropy(logits[0], labels[0])
 
-    report = causality_report(LossAlone(), VOCAB, length=LENGTH)
-    assert not report.leaks and "gives no logits" in report.left_out["labels"]
+    report = causality_report(Smoothed(), VOCAB, length=LENGTH)
+    assert not report.leaks and "no cross-entropy" in report.left_out["labels"]
 
 
 def test_the_model_is_left_as_it_was():
