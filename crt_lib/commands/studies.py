@@ -72,13 +72,13 @@ def arena(
     Every arm is tuned alike and trained with three seeds. A call goes on where one stopped.
     """
     from crt_lib.study.arenas import find_arena, run_arena
-    from crt_lib.study.standings import answers
+    from crt_lib.study.standings import score_answers
 
     arena_asked = find_arena(name)
     typer.echo(arena_asked.question)
     run_arena(name, folder, jobs=jobs, only=only or (), new_rules=new_rules)
     if not arena_asked.documents:
-        answers(folder, name)
+        score_answers(folder, name)
 
 
 @app.command()

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from crt_lib.files import read_rows
 from crt_lib.show.markdown import cells, table
-from crt_lib.study.arenas import OURS, arenas, find_arena
-from crt_lib.study.lookups import staircase
+from crt_lib.study.arenas import OURS, arenas, find_arena, ran
 from crt_lib.study.standings import answers, standings
 
 
@@ -24,14 +22,14 @@ def arena_tables(results: Path) -> str:
 
 
 def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    edge = frame["edge"].map({True: ", at the edge", False: ""})
     return {
         "arm": frame["arm"],
         "parameters": cells(frame["parameters"] / 1e6, "{:.2f}M"),
         "multiply-adds": cells(frame["multiply_adds"] / 1e6, "{:.2f}M"),
         "tokens": cells(frame["tokens"] / 1e6, "{:.1f}M"),
         "minutes": cells(frame["seconds"] / 60, "{:.0f}"),
-        "best of tries": frame["best"] + " of " + frame["tries"].astype(str),
-        "seeds": frame["seeds"].astype(str),
+        "best of tries": frame["best"] + " of " + frame["tries"].astype(str) + edge,
     }
 
 
@@ -45,7 +43,7 @@ def document_table(name: str, folder: Path) -> str:
         for _, row in frame.iterrows()
     ]
     bits = {"test bits/byte": cells(frame["bits"], "{:.4f}"), f"`{OURS}` minus it": ahead}
-    ours = [row for row in read_rows(folder / name / "runs.csv") if row["arm"] == OURS]
+    ours = [row for _, row in ran(name, folder)[OURS]]
     exits = pd.DataFrame([dict(p.split(":") for p in row["test_bits"].split()) for row in ours])
     means = exits.astype(float).mean()
     steps = ", ".join(f"{worth:.3f}" for worth in -means.diff().iloc[1:])
@@ -57,22 +55,18 @@ def document_table(name: str, folder: Path) -> str:
 
 
 def answer_table(name: str, folder: Path) -> str:
-    """Right answers of every arm by the look-ups needed, and of `crt2` by loop too."""
-    rows = pd.DataFrame(answers(folder, name))
-    last = {arm: profile.model.n_loops for arm, profile in find_arena(name).arms.items()}
-    at_last = rows[rows["loop"] == rows["arm"].map(last)]
-    found = at_last.groupby(["arm", "steps"])["right"].agg(["mean", "min", "max"])
+    """Right answers of every arm at its last exit, seed by seed, by the look-ups needed."""
+    arms, rows = find_arena(name).arms, pd.DataFrame(answers(folder, name))
+    last = rows["arm"].map({arm: profile.model.n_loops for arm, profile in arms.items()})
+    found = rows[rows["loop"] == last].set_index(["arm", "steps", "seed"])["right"]
     costs = pd.DataFrame(standings(name, folder))
     columns = {}
-    for needed, of in found.groupby("steps"):
-        share = of.droplevel("steps").loc[costs["arm"]].map("{:.1%}".format)
-        columns[f"right, {needed}"] = list(
-            share["mean"] + " (" + share["min"] + " to " + share["max"] + ")"
-        )
-    ours = staircase(rows[rows["arm"] == OURS].to_dict("records"))
-    by_loop = ours.map("{:.1%}".format).rename(columns=str).reset_index().rename_axis(None, axis=1)
+    for needed in sorted(rows["steps"].unique()):
+        shares = [100 * found.loc[arm, needed].sort_index() for arm in costs["arm"]]
+        columns[f"{needed} look-ups"] = [" / ".join(map("{:.0f}".format, of)) for of in shares]
     return (
-        f"{table(pd.DataFrame(_costs(costs) | columns))}\n\nRight answers to the first question "
-        f"of a line by the look-ups needed, at the last exit: mean and range of the seeds. Of "
-        f"`{OURS}`, trained with {last[OURS]} loops, by loop and look-ups:\n\n{table(by_loop)}"
+        f"{table(pd.DataFrame(_costs(costs) | columns))}\n\nPercent of right answers to the first "
+        f"question of a line, by the look-ups it asks for, at the last exit: seeds "
+        f"{' / '.join(map(str, sorted(rows['seed'].unique())))}. Minutes are of a thread, others "
+        "running. At the edge: no rate beyond the best was tried."
     )

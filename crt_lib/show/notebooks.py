@@ -1,4 +1,4 @@
-"""Tables about the notebooks: their questions, times, and the ways to open them."""
+"""Tables about the notebooks, their questions, times and ways in, and about the stored files."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from crt_lib.files import InputError, write_rows
 from crt_lib.runs.manifest import read_manifest
 from crt_lib.show.address import Address
 from crt_lib.show.markdown import cells, table
+from crt_lib.study.made import provenance, read_list
 
 
 def record_times(run: Path, results: Path) -> None:
@@ -58,3 +59,22 @@ def ways_in(results: Path) -> str:
 | laptop | `make reproduce` | {minutes:.0f} minutes on {cores} cores, and a few of installation | \
 {took["peak_memory_bytes"].max() / 1e9:.1f} GB |
 | GPU | {gpu} | not measured yet | {ours["peak_memory_bytes"] / 1e9:.1f} GB: {step} |"""
+
+
+def files(results: Path) -> str:
+    """What stands under results/, and the command that makes it: results/made.csv as a table.
+
+    Of a run also the update whose weights are scored, and the code that trained it.
+    """
+    made = pd.DataFrame(read_list(results))
+    paths = made.groupby("command", sort=False)["path"].agg(
+        lambda mine: ", ".join(f"`{path}`" for path in dict.fromkeys(mine))
+    )
+    minutes = made.groupby("command", sort=False)["minutes"].max()
+    commands = [f"`{command}`" for command in paths.index]
+    shown = {"file or run": paths, "command": commands, "minutes, about": cells(minutes, "{:g}")}
+    first = made.groupby("command", sort=False)["path"].first()
+    found = first.map(lambda path: provenance(results / path))
+    shown |= {"weights scored, update": found.str[0], "trained by": found.str[1]}
+    said = "`modified`: of a checkout with changes that were in no commit."
+    return f"{table(pd.DataFrame(shown))}\n\n{said}"

@@ -9,10 +9,9 @@ import pandas as pd
 from crt_lib.files import InputError, write_text
 from crt_lib.show import notebooks, timed, trained
 from crt_lib.show.arenas import arena_tables
-from crt_lib.show.markdown import cells, table
+from crt_lib.show.markdown import table
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ledger import summary
-from crt_lib.study.made import provenance, read_list
 
 HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the title and the abstract rest on
 
@@ -47,27 +46,8 @@ def claims_summary(results: Path) -> str:
     )
 
 
-def files(results: Path) -> str:
-    """What stands under results/, and the command that makes it: results/made.csv as a table.
-
-    Of a run also the update whose weights are scored, and the code that trained it.
-    """
-    made = pd.DataFrame(read_list(results))
-    paths = made.groupby("command", sort=False)["path"].agg(
-        lambda mine: ", ".join(f"`{path}`" for path in dict.fromkeys(mine))
-    )
-    minutes = made.groupby("command", sort=False)["minutes"].max()
-    commands = [f"`{command}`" for command in paths.index]
-    shown = {"file or run": paths, "command": commands, "minutes, about": cells(minutes, "{:g}")}
-    first = made.groupby("command", sort=False)["path"].first()
-    found = first.map(lambda path: provenance(results / path))
-    shown |= {"weights scored, update": found.str[0], "trained by": found.str[1]}
-    said = "`modified`: of a checkout with changes that were in no commit."
-    return f"{table(pd.DataFrame(shown))}\n\n{said}"
-
-
 BLOCKS: dict[str, Callable[[Path], str]] = {
-    "files": files,
+    "files": notebooks.files,
     "claims": claims_summary,
     "small": trained.small_results,
     "recipe": trained.recipe_comparison,

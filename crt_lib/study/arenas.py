@@ -4,7 +4,8 @@ The rules stand in results/arenas/rules.md. Every arm of an arena has the same t
 the same seeds, which the tuning did not see, and the same data in the same order.
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from crt_lib.text.lookup import LENGTH, STEPS, WORDS
 SEEDS = (1, 2, 3)
 TUNED_WITH = 0  # the seed of the tries
 OURS = "crt2"
-ONE_LOOP = {"n_loops": 1, "exit_loops": (), "loop_starts": ()}
+ONE_LOOP = {"n_loops": 1, "exit_loops": ()}
 RATES: Changes = {f"rate {rate:g}": {"max_lr": rate} for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2)}
 
 
@@ -58,12 +59,12 @@ class Arena:
 def arenas() -> dict[str, Arena]:
     """Every arena by name."""
     fresh = changed(load_profile("quick"), {"updates": 7_350, "eval_every": 0})
-    fresh = changed(fresh, {"eval_tokens": None, "checkpoint_every": 250, "vocab_size": 2048})
+    fresh = changed(fresh, {"checkpoint_every": 250, "vocab_size": 2048, "precision": "bf16"})
     lookup = changed(
         fresh.replace(corpus="lookup", tokenizer="word"),
         {"d_model": 64, "embed_dim": 64, "n_cycles": 1, "max_seq_len": 96, "conv_noise": 0.6}
         | {"batching": "padded", "seq_len": LENGTH, "batch_size": 16, "updates": 6_000}
-        | {"exits_trained": "all", "aux_weight": 0.5}
+        | {"exits_trained": "all", "aux_weight": 0.5, "precision": "fp32"}
         | {"vocab_size": WORDS + STEPS},
     )
     return {
@@ -107,7 +108,7 @@ def _gpt2(like: Profile, width: int, layers: int) -> Profile:
         max_seq_len=like.model.max_seq_len,
         dropout=like.model.dropout,
     )
-    return like.replace(model=model, train=like.train.replace(loop_starts=()))
+    return like.replace(model=model)
 
 
 def find_arena(name: str) -> Arena:
@@ -124,7 +125,7 @@ def run_arena(
     *,
     jobs: int = 1,
     new_rules: bool = False,
-    only: Iterable[str] = (),
+    only: Sequence[str] = (),
     echo: Callable[[str], None] = print,
 ) -> list[Row]:
     """Tune every arm of an arena and run it with every seed; the rows of `folder`/`name`/runs.csv.
@@ -150,22 +151,26 @@ def run_arena(
 def keep_rules(folder: Path, name: str, new_rules: bool = False) -> None:
     """Note the rules that an arena's runs begin under; raises InputError when they were others.
 
-    They are what rules.md says of all arenas, and its section on this one.
+    They are what rules.md says of all arenas, and its section on this one. rules.sha256 has a line
+    for each version that runs were made under.
     """
     rules, note = folder / "rules.md", folder / name / "rules.sha256"
     if not rules.is_file():
         raise InputError(f"no {rules}; an arena runs by the rules that are written there")
     general, *sections = rules.read_text(encoding="utf-8").split("\n## ")
-    of_arena = [section for section in sections if section.split()[0] == name]
+    of_arena = [section for section in sections if section.split()[:1] == [name]]
     if not of_arena:
         raise InputError(f"{rules} has no section {name!r}; write its rules before its runs")
     now = sha256("\n## ".join([general, *of_arena]).encode())
-    if note.is_file() and note.read_text().split()[0] != now and not new_rules:
+    before = note.read_text().splitlines() if note.is_file() else []
+    begun = before or any((folder / name / table).exists() for table in ("tuning.csv", "runs.csv"))
+    if begun and before[-1:] != [now] and not new_rules:
         raise InputError(
-            f"{rules} does not say of {name} what it said when its runs began; restore it, or "
-            "write there why it changed and give --new-rules"
+            f"{rules} does not say of {name} what it said when its runs began; restore it and "
+            f"{note.name}, or write there why it changed and give --new-rules"
         )
-    write_text(note, f"{now}  {rules.name}\n")
+    if before[-1:] != [now]:
+        write_text(note, "\n".join([*before, now]) + "\n")
 
 
 def best_try(own: Path, arena: Arena, arm: str) -> str:
@@ -182,10 +187,15 @@ def best_try(own: Path, arena: Arena, arm: str) -> str:
     return min(found, key=found.__getitem__)
 
 
-def ran(name: str, folder: Path) -> list[Trial]:
-    """The runs of an arena whose rows are in `folder`/`name`/runs.csv."""
+def ran(name: str, folder: Path) -> dict[str, list[tuple[Trial, Row]]]:
+    """The runs of each arm of an arena that are in `folder`/`name`/runs.csv, with their rows.
+
+    Without those that broke, and those of an arm as it was before.
+    """
     arena, own = find_arena(name), folder / name
     rows = read_rows(own / "runs.csv") if (own / "runs.csv").exists() else []
     begun = [arm for arm in arena.arms if any(row["arm"] == arm for row in rows)]
     runs = arena.runs({arm: best_try(own, arena, arm) for arm in begun})
-    return [trial for trials in runs.values() for trial in trials if trial.row(rows)]
+    found = {arm: [(t, row) for t in of if (row := t.row(rows))] for arm, of in runs.items()}
+    whole = {arm: [r for r in of if r[1]["valid_loss"] < math.inf] for arm, of in found.items()}
+    return {arm: of for arm, of in whole.items() if of}

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from crt_lib.cached.step import evaluating
-from crt_lib.evaluate import logits_of
+from crt_lib.evaluate import device_of, logits_of
 from crt_lib.exits.gate import fit_gate
 from crt_lib.exits.policy import full_pass
 from crt_lib.files import InputError
@@ -38,10 +38,10 @@ def right_answers(
     right: dict[int, list[np.ndarray]] = {}
     with torch.inference_mode(), evaluating(model):
         for first in range(0, len(ids), AT_ONCE):
-            batch = torch.from_numpy(ids[first : first + AT_ONCE])
+            batch = torch.from_numpy(ids[first : first + AT_ONCE]).to(device_of(model))
             for loop, logits in _logits(model, batch, n_loops).items():
                 guess = logits[:, columns - 1].argmax(-1) == batch[:, columns]
-                right.setdefault(loop, []).append(guess.numpy())
+                right.setdefault(loop, []).append(guess.cpu().numpy())
     rows = []
     for loop, parts in right.items():
         answered = np.concatenate(parts)
@@ -83,12 +83,12 @@ def gate_exits(
     ids, columns, steps = lines_of(data.test)
     train = data.train.ids[: FITTED * lookup.LENGTH]
     gate = fit_gate(model, train, data.tokenizer.eot_id, seq_len=lookup.LENGTH)
-    asked = torch.from_numpy(ids[:, : columns[0]])
+    asked = torch.from_numpy(ids[:, : columns[0]]).to(device_of(model))
     exits = np.full(len(ids), model.config.n_loops)
     with torch.inference_mode(), evaluating(model):
         for loop in reversed(list(full_pass(model, asked))[:-1]):
             near = gate.distance(loop.number, loop.z[:, -1]) <= threshold
-            exits[near.numpy()] = loop.number
+            exits[near.cpu().numpy()] = loop.number
     return steps[:, 0], exits
 
 

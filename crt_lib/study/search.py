@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import math
 import multiprocessing
 import os
 import statistics
@@ -68,7 +69,7 @@ def search(
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     out = Path(out)
     done, scored = _read(out), _read(documents_file(out))
-    waiting = [t for t in trials if not t.row(done) or (documents and not t.row(scored))]
+    waiting = [t for t in trials if _waits(t, done, scored if documents else None)]
     share = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
@@ -128,6 +129,13 @@ def tune(
 def documents_file(out: str | Path) -> Path:
     """The table beside `out` with a row for each trial and document of test."""
     return Path(out).with_name(f"{Path(out).stem}_documents.csv")
+
+
+def _waits(trial: Trial, done: list[Row], scored: list[Row] | None) -> bool:
+    """Whether a trial has no row, or lacks those of its documents though it did not break."""
+    row = trial.row(done)
+    unscored = scored is not None and not trial.row(scored)
+    return row is None or (unscored and row["valid_loss"] < math.inf)
 
 
 def _read(path: Path) -> list[Row]:

@@ -52,6 +52,14 @@ def entropy_rate(steps: int = STEPS) -> float:
     return (table + QUESTIONS * math.log(steps * ITEMS)) / LENGTH
 
 
+def scored_entropy(steps: int = STEPS) -> float:
+    """Entropy in nats of a word that is scored where a line is a row: all but the first.
+
+    Nothing stands before the first word, one of ITEMS letters; no model scores below this.
+    """
+    return (entropy_rate(steps) * LENGTH - math.log(ITEMS)) / (LENGTH - 1)
+
+
 def chance(step: int) -> float:
     """The share of right answers of who looks nothing up, and answers with the letter asked.
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
-from crt_lib.config import TrainConfig
 from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.runs.profiles import load_profile
 from crt_lib.study import arenas
@@ -42,8 +41,9 @@ def test_every_arm_has_the_same_text_training_tries_and_seeds(name):
     arena = find_arena(name)
     tuning = arena.tuning()
     shared = {(p.corpus, p.tokenizer) for p in arena.arms.values()}
-    trained = {p.train.replace(loop_starts=()).to_dict().__repr__() for p in arena.arms.values()}
+    trained = {repr(p.train) for p in arena.arms.values()}
     assert len(shared) == len(trained) == 1
+    assert arena.arms[OURS].train.precision != "auto"  # which would follow an arm's width
     for arm, trials in tuning.items():
         assert [t.arm for t in trials] == [f"{arm}, {name}" for name in arena.tries]
         assert {t.profile.train.seed for t in trials} == {arenas.TUNED_WITH}
@@ -70,6 +70,19 @@ def test_an_arena_runs_by_the_rules_that_it_began_with(tmp_path):
         with pytest.raises(InputError, match="does not say of here"):
             keep_rules(tmp_path, "here")
     keep_rules(tmp_path, "here", new_rules=True)
+    keep_rules(tmp_path, "here")
+    note = tmp_path / "here/rules.sha256"
+    assert len(note.read_text().splitlines()) == 2
+    note.unlink()
+    keep_rules(tmp_path, "here")  # as new, since nothing has run
+    note.unlink()
+    (tmp_path / "here/tuning.csv").write_text("arm\n")
+    with pytest.raises(InputError, match="when its runs began"):
+        keep_rules(tmp_path, "here")
+
+
+def test_rules_with_an_empty_heading_are_read(tmp_path):
+    (tmp_path / "rules.md").write_text("# Rules\n\n## \n\n## here\n\none\n")
     keep_rules(tmp_path, "here")
 
 
@@ -132,6 +145,24 @@ def test_a_kept_training_that_is_done_is_only_scored_again(tiny, monkeypatch):
     assert all(file.read_bytes() == made for file, made in kept.items())
 
 
+def test_a_run_that_broke_is_left_out_and_not_tried_again(tiny, monkeypatch):
+    _, folder = tiny
+    path = folder / "tiny/runs.csv"
+    rows = run_arena("tiny", folder, echo=lambda _: None)
+    broken = rows[0] | {"valid_loss": float("inf"), "test_bits": None}
+    write_rows(path, [broken, *rows[1:]])
+    of_broken = {name: broken[name] for name in ("arm", "seed")}
+    documents = read_rows(documents_file(path))
+    kept = [row for row in documents if not of_broken.items() <= row.items()]
+    write_rows(documents_file(path), kept)
+    monkeypatch.setattr("crt_lib.study.search.run_trial", None)  # nothing can be trained
+    assert len(run_arena("tiny", folder, echo=lambda _: None)) == len(rows)
+    assert {row["arm"]: row["seeds"] for row in standings("tiny", folder)} == {
+        OURS: 2,
+        "one loop": 3,
+    }
+
+
 def test_a_run_needs_all_tries_and_known_names(tiny):
     arena, folder = tiny
     with pytest.raises(InputError, match="unknown arena 'nowhere'"):
@@ -140,10 +171,3 @@ def test_a_run_needs_all_tries_and_known_names(tiny):
         run_arena("tiny", folder, only=["three loops"])
     with pytest.raises(InputError, match="0 of its 2 tries"):
         arenas.best_try(folder / "tiny", arena, OURS)
-
-
-def test_late_loops_are_of_the_looped_arm_alone():
-    assert TrainConfig().loop_starts == ()
-    for arena in arenas.arenas().values():
-        others = [p.train.loop_starts for arm, p in arena.arms.items() if arm != OURS]
-        assert set(others) == {()}

@@ -76,6 +76,8 @@ def test_the_corpus_states_its_entropy(name, steps, monkeypatch):
     by_hand = sum(math.log(left) for left in range(1, lookup.ITEMS + 1)) * 2
     by_hand += lookup.QUESTIONS * (math.log(steps) + math.log(lookup.ITEMS))
     assert math.isclose(corpus.entropy * lookup.LENGTH, by_hand)
+    after_first = by_hand - math.log(lookup.ITEMS)
+    assert math.isclose(lookup.scored_entropy(steps) * (lookup.LENGTH - 1), after_first)
 
 
 @pytest.mark.parametrize("name", ["lookup:0", "lookup:10", "lookup:", "lookup:x"])
