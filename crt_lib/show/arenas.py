@@ -58,11 +58,11 @@ def answer_table(name: str, folder: Path) -> str:
     """Right answers of every arm at its last exit, seed by seed, by the look-ups needed."""
     arms, rows = find_arena(name).arms, pd.DataFrame(answers(folder, name))
     last = rows["arm"].map({arm: profile.model.n_loops for arm, profile in arms.items()})
-    found = rows[rows["loop"] == last].set_index(["arm", "steps", "seed"])["right"]
+    found = rows[rows["loop"] == last].set_index(["arm", "steps", "seed"])["right"].sort_index()
     costs = pd.DataFrame(standings(name, folder))
     columns = {}
     for needed in sorted(rows["steps"].unique()):
-        shares = [100 * found.loc[arm, needed].sort_index() for arm in costs["arm"]]
+        shares = [100 * found.loc[arm, needed] for arm in costs["arm"]]
         columns[f"{needed} look-ups"] = [" / ".join(map("{:.0f}".format, of)) for of in shares]
     return (
         f"{table(pd.DataFrame(_costs(costs) | columns))}\n\nPercent of right answers to the first "
