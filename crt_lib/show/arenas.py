@@ -12,10 +12,10 @@ from crt_lib.study.standings import answers, standings
 def arena_tables(results: Path) -> str:
     """A section for each arena that has run."""
     folder = results / "arenas"
-    ran = [name for name in arenas() if (folder / name / "runs.csv").exists()]
     parts = []
-    for name in ran:
-        arena = find_arena(name)
+    for name, arena in arenas().items():
+        if not (folder / name / "runs.csv").exists():
+            continue
         made = document_table(name, folder) if arena.documents else answer_table(name, folder)
         parts.append(f"### {name}\n\n{arena.question}\n\n{made}")
     return "\n\n".join(parts)

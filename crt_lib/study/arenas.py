@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crt_lib.bench.table import rows_of
 from crt_lib.config import GPT2Config
-from crt_lib.files import InputError, read_rows, sha256, write_text
+from crt_lib.files import InputError, sha256, write_text
 from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.study.ladder import Changes, changed
 from crt_lib.study.search import NEVER, search
@@ -175,8 +176,7 @@ def keep_rules(folder: Path, name: str, new_rules: bool = False) -> None:
 
 def best_try(own: Path, arena: Arena, arm: str) -> str:
     """The try of an arm with the lowest loss on all of valid; raises InputError before all ran."""
-    path = own / "tuning.csv"
-    rows = read_rows(path) if path.exists() else []
+    rows = rows_of(own / "tuning.csv")
     found = {
         name: row["valid_loss"]
         for name, trial in zip(arena.tries, arena.tuning()[arm], strict=True)
@@ -193,7 +193,7 @@ def ran(name: str, folder: Path) -> dict[str, list[tuple[Trial, Row]]]:
     Without those that broke, and those of an arm as it was before.
     """
     arena, own = find_arena(name), folder / name
-    rows = read_rows(own / "runs.csv") if (own / "runs.csv").exists() else []
+    rows = rows_of(own / "runs.csv")
     begun = [arm for arm in arena.arms if any(row["arm"] == arm for row in rows)]
     runs = arena.runs({arm: best_try(own, arena, arm) for arm in begun})
     found = {arm: [(t, row) for t in of if (row := t.row(rows))] for arm, of in runs.items()}

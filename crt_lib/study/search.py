@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crt_lib.files import InputError, locked, read_rows, write_rows
+from crt_lib.bench.table import put_rows, rows_of
+from crt_lib.files import InputError, locked
 from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.profiles import Profile
 from crt_lib.study.trial import Row, Trial, run_trial
@@ -68,7 +69,7 @@ def search(
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     out = Path(out)
-    done, scored = _read(out), _read(documents_file(out))
+    done, scored = rows_of(out), rows_of(documents_file(out))
     waiting = [t for t in trials if _waits(t, done, scored if documents else None)]
     share = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
@@ -89,7 +90,7 @@ def search(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return _read(out)
+    return rows_of(out)
 
 
 def tune(
@@ -138,20 +139,12 @@ def _waits(trial: Trial, done: list[Row], scored: list[Row] | None) -> bool:
     return row is None or (unscored and row["valid_loss"] < math.inf)
 
 
-def _read(path: Path) -> list[Row]:
-    return read_rows(path) if path.exists() else []
-
-
 def _add(path: Path, rows: list[Row]) -> None:
     """Add `rows` to the table, in place of those of the same trials of an arm as it was before."""
-
-    def place(row: Row) -> list[Any]:
-        return [row.get(name) for name in ("arm", "budget", "max_lr", "seed", "document")]
-
     if rows:
-        new = list(map(place, rows))
+        key = [name for name in ("arm", "budget", "max_lr", "seed", "document") if name in rows[0]]
         with locked(path):
-            write_rows(path, [row for row in _read(path) if place(row) not in new] + rows)
+            put_rows(path, rows, key)
 
 
 def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row]:
