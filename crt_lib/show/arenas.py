@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from crt_lib.show.markdown import cells, table
-from crt_lib.study.arenas import OURS, arenas, find_arena, ran
+from crt_lib.study.arena_runs import ran
+from crt_lib.study.arenas import OURS, arenas, find_arena
 from crt_lib.study.standings import answers, standings
 
 
@@ -33,23 +34,29 @@ def _costs(frame: pd.DataFrame) -> dict[str, pd.Series]:
     }
 
 
+def _interval(of: dict[str, float | None]) -> str:
+    if of.get("mean") is None:
+        return ""
+    return f"{of['mean']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]"
+
+
 def document_table(name: str, folder: Path) -> str:
     """Bits per byte of test of every arm, and `crt2` minus it; then every exit of `crt2`."""
-    frame = pd.DataFrame(standings(name, folder))
-    ahead = [
-        ""
-        if pd.isna(row["mean"])
-        else f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        for _, row in frame.iterrows()
-    ]
-    bits = {"test bits/byte": cells(frame["bits"], "{:.4f}"), f"`{OURS}` minus it": ahead}
+    rows = standings(name, folder)
+    frame = pd.DataFrame(rows)
+    bits = {
+        "test bits/byte": cells(frame["bits"], "{:.4f}"),
+        f"`{OURS}` minus it": list(map(_interval, rows)),
+        "in its time": [_interval(row["in_time"] or {}) for row in rows],
+    }
     ours = [row for _, row in ran(name, folder)[OURS]]
     exits = pd.DataFrame([dict(p.split(":") for p in row["test_bits"].split()) for row in ours])
     means = exits.astype(float).mean()
     steps = ", ".join(f"{worth:.3f}" for worth in -means.diff().iloc[1:])
     return (
         f"{table(pd.DataFrame(_costs(frame) | bits))}\n\nBelow zero `{OURS}` is better; in "
-        f"brackets the 95 % interval. Its exits: {', '.join(map('{:.4f}'.format, means))}: each "
+        f"brackets the 95 % interval. In its time: `{OURS}` with as many updates as the "
+        f"training of the arm has time for. Its exits: {', '.join(map('{:.4f}'.format, means))}: each "
         f"further loop is worth {steps} bits per byte."
     )
 

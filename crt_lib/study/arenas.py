@@ -4,19 +4,15 @@ The rules stand in results/arenas/rules.md. Every arm of an arena has the same t
 the same seeds, which the tuning did not see, and the same data in the same order.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from crt_lib.bench.table import rows_of
 from crt_lib.config import GPT2Config
-from crt_lib.files import InputError, sha256, write_text
+from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.study.ladder import Changes, changed
-from crt_lib.study.search import NEVER, search
-from crt_lib.study.trial import Row, Trial
+from crt_lib.study.search import NEVER
+from crt_lib.study.trial import Trial
 from crt_lib.text.lookup import LENGTH, STEPS, WORDS
 
 SEEDS = (1, 2, 3)
@@ -34,6 +30,7 @@ class Arena:
     arms: dict[str, Profile]  # OURS and what it is held against
     tuning_updates: int  # of a try; a run has those of its profile
     documents: bool = True  # whether test is scored by document; else by kind of question
+    timed: tuple[str, ...] = ()  # arms in whose time, if they are faster, OURS is trained too
     tries: Changes = field(default_factory=lambda: RATES)
 
     def tuning(self) -> dict[str, list[Trial]]:
@@ -56,6 +53,28 @@ class Arena:
             ]
         return made
 
+    def in_time(self, best: str, seconds: Mapping[str, float]) -> dict[str, list[Trial]]:
+        """OURS with its `best` try and fewer updates, in the time of each faster one of `timed`.
+
+        `seconds`: of an update, by arm. The names are those of `in_time_of`.
+        """
+        made: dict[str, list[Trial]] = {}
+        for arm in self.timed:
+            share = seconds[arm] / seconds[OURS]
+            if share < 1:
+                updates = round(share * (self.arms[OURS].train.updates or 0))
+                short = {**self.tries[best], "updates": updates}
+                made[in_time_of(arm)] = [
+                    Trial(in_time_of(arm), changed(self.arms[OURS], {**short, "seed": seed}))
+                    for seed in SEEDS
+                ]
+        return made
+
+
+def in_time_of(arm: str) -> str:
+    """The name of the runs of OURS that are as long as those of `arm`."""
+    return f"{OURS}, in the time of {arm}"
+
 
 def arenas() -> dict[str, Arena]:
     """Every arena by name."""
@@ -73,6 +92,7 @@ def arenas() -> dict[str, Arena]:
             "One pass over fresh text: does looping pay where nothing can be learned by heart?",
             _arms(fresh.replace(corpus="prose"), wide=224, layers=(7, 2), narrow=132),
             tuning_updates=920,
+            timed=("GPT-2, equal multiply-adds", "one loop"),
         ),
         "lookup": Arena(
             "A language that needs k look-ups in a row: does a loop learn one of them?",
@@ -118,84 +138,3 @@ def find_arena(name: str) -> Arena:
     if name not in known:
         raise InputError(f"unknown arena {name!r}; choose one of {', '.join(known)}")
     return known[name]
-
-
-def run_arena(
-    name: str,
-    folder: Path,
-    *,
-    jobs: int = 1,
-    new_rules: bool = False,
-    only: Sequence[str] = (),
-    echo: Callable[[str], None] = print,
-) -> list[Row]:
-    """Tune every arm of an arena and run it with every seed; the rows of `folder`/`name`/runs.csv.
-
-    What is there is not made again, and a training that was stopped goes on. `only`: these arms.
-    The rules are `folder`/rules.md: raises InputError when they are not what they were when the
-    arena's runs began (unless `new_rules`), for an unknown arena or arm, and as `search`.
-    """
-    arena, own = find_arena(name), folder / name
-    for arm in only:
-        if arm not in arena.arms:
-            raise InputError(f"unknown arm {arm!r} of {name}; choose from {', '.join(arena.arms)}")
-    keep_rules(folder, name, new_rules)
-    how: dict[str, Any] = {"jobs": jobs, "threads": 1, "echo": echo, "keep": own / "checkpoints"}
-    tries = {arm: t for arm, t in arena.tuning().items() if not only or arm in only}
-    search([t for trials in tries.values() for t in trials], own / "tuning.csv", **how)
-    runs = arena.runs({arm: best_try(own, arena, arm) for arm in tries})
-    # seed by seed, so that what is there first can be compared
-    ordered = [trials[i] for i in range(len(SEEDS)) for trials in runs.values()]
-    return search(ordered, own / "runs.csv", documents=arena.documents, **how)
-
-
-def keep_rules(folder: Path, name: str, new_rules: bool = False) -> None:
-    """Note the rules that an arena's runs begin under; raises InputError when they were others.
-
-    They are what rules.md says of all arenas, and its section on this one. rules.sha256 has a line
-    for each version that runs were made under.
-    """
-    rules, note = folder / "rules.md", folder / name / "rules.sha256"
-    if not rules.is_file():
-        raise InputError(f"no {rules}; an arena runs by the rules that are written there")
-    general, *sections = rules.read_text(encoding="utf-8").split("\n## ")
-    of_arena = [section for section in sections if section.split()[:1] == [name]]
-    if not of_arena:
-        raise InputError(f"{rules} has no section {name!r}; write its rules before its runs")
-    now = sha256("\n## ".join([general, *of_arena]).encode())
-    before = note.read_text().splitlines() if note.is_file() else []
-    begun = before or any((folder / name / table).exists() for table in ("tuning.csv", "runs.csv"))
-    if begun and before[-1:] != [now] and not new_rules:
-        raise InputError(
-            f"{rules} does not say of {name} what it said when its runs began; restore it and "
-            f"{note.name}, or write there why it changed and give --new-rules"
-        )
-    if before[-1:] != [now]:
-        write_text(note, "\n".join([*before, now]) + "\n")
-
-
-def best_try(own: Path, arena: Arena, arm: str) -> str:
-    """The try of an arm with the lowest loss on all of valid; raises InputError before all ran."""
-    rows = rows_of(own / "tuning.csv")
-    found = {
-        name: row["valid_loss"]
-        for name, trial in zip(arena.tries, arena.tuning()[arm], strict=True)
-        if (row := trial.row(rows))
-    }
-    if len(found) < len(arena.tries):
-        raise InputError(f"{arm} has {len(found)} of its {len(arena.tries)} tries; run the arena")
-    return min(found, key=found.__getitem__)
-
-
-def ran(name: str, folder: Path) -> dict[str, list[tuple[Trial, Row]]]:
-    """The runs of each arm of an arena that are in `folder`/`name`/runs.csv, with their rows.
-
-    Without those that broke, and those of an arm as it was before.
-    """
-    arena, own = find_arena(name), folder / name
-    rows = rows_of(own / "runs.csv")
-    begun = [arm for arm in arena.arms if any(row["arm"] == arm for row in rows)]
-    runs = arena.runs({arm: best_try(own, arena, arm) for arm in begun})
-    found = {arm: [(t, row) for t in of if (row := t.row(rows))] for arm, of in runs.items()}
-    whole = {arm: [r for r in of if r[1]["valid_loss"] < math.inf] for arm, of in found.items()}
-    return {arm: of for arm, of in whole.items() if of}

@@ -11,7 +11,8 @@ from crt_lib.audit.compare import difference_in_bits
 from crt_lib.checkpoint import RunFolder, load_model
 from crt_lib.files import InputError, locked, read_rows, write_rows
 from crt_lib.runs.trained import load_data
-from crt_lib.study.arenas import OURS, Arena, best_try, find_arena, ran
+from crt_lib.study.arena_runs import best_try, ran
+from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
 from crt_lib.study.lookups import FARTHER, right_answers
 from crt_lib.study.search import documents_file
 
@@ -45,10 +46,13 @@ def standings(name: str, folder: Path) -> list["Row"]:
 
     Where test was scored by document: `bits`, bits per byte of test at the last exit, the mean of
     the seeds that ran, and the `mean` of OURS minus it with its 95 % interval, `low` and `high`
-    (`difference_in_bits`), None where one has fewer than two seeds.
+    (`difference_in_bits`), None where one has fewer than two seeds; `in_time`, the same of OURS
+    with the updates that fit into the time of the arm, a dict or None.
     """
     arena, own, runs = find_arena(name), folder / name, ran(name, folder)
-    table = [costs(arena, own, arm, [row for _, row in of]) for arm, of in runs.items()]
+    table = [
+        costs(arena, own, arm, [row for _, row in runs[arm]]) for arm in arena.arms if arm in runs
+    ]
     if not arena.documents or not table:
         return table
     documents = read_rows(documents_file(own / "runs.csv"))
@@ -60,13 +64,19 @@ def standings(name: str, folder: Path) -> list["Row"]:
         arm: [np.array([r["nll"] for r in of]) for of in every] for arm, every in scored.items()
     }
     sizes = np.array([row["bytes"] for row in scored[table[0]["arm"]][0]])
+
+    def minus(ours: str, arm: str) -> "Row | None":
+        both = (nats.get(ours, []), nats[arm])
+        if arm == OURS or min(map(len, both)) < 2:
+            return None
+        found = difference_in_bits(*both, sizes)
+        return {"mean": found.mean, "low": found.low, "high": found.high}
+
     for row in table:
-        both, found = (nats.get(OURS, []), nats[row["arm"]]), None
-        if row["arm"] != OURS and min(map(len, both)) > 1:
-            found = difference_in_bits(*both, sizes)
         total = np.mean([nll.sum() for nll in nats[row["arm"]]])
         row["bits"] = float(total / math.log(2) / sizes.sum())
-        row |= {name: found and getattr(found, name) for name in ("mean", "low", "high")}
+        row |= minus(OURS, row["arm"]) or dict.fromkeys(("mean", "low", "high"))
+        row["in_time"] = minus(in_time_of(row["arm"]), row["arm"])
     return table
 
 

@@ -1,13 +1,16 @@
 """Arenas: every arm is treated alike, rules come before runs, and what was stopped goes on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.runs.profiles import load_profile
-from crt_lib.study import arenas
-from crt_lib.study.arenas import OURS, Arena, find_arena, keep_rules, run_arena
+from crt_lib.study import arena_runs, arenas
+from crt_lib.study.arena_runs import keep_rules, run_arena
+from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
 from crt_lib.study.ladder import changed
 from crt_lib.study.search import documents_file
 from crt_lib.study.standings import standings
@@ -163,6 +166,28 @@ def test_a_run_that_broke_is_left_out_and_not_tried_again(tiny, monkeypatch):
     }
 
 
+def test_ours_is_trained_again_in_the_time_of_a_faster_arm(tiny, monkeypatch):
+    arena, folder = tiny
+    timed = replace(arena, timed=tuple(arm for arm in arena.arms if arm != OURS))
+    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": timed})
+    monkeypatch.setattr(arena_runs, "TURNS", 3)
+    measured = {row["arm"]: row for row in arena_runs.measure_pace(timed)}
+    assert list(measured) == list(arena.arms)
+    assert all(row["low"] <= row["median"] <= row["high"] for row in measured.values())
+    pace = [{"arm": OURS, "median": 2.0}, {"arm": "one loop", "median": 1.0}]
+    write_rows(folder / "tiny/pace.csv", pace)  # kept as it is
+    rows = run_arena("tiny", folder, echo=lambda _: None)
+    assert read_rows(folder / "tiny/pace.csv") == pace
+    short = [row for row in rows if row["arm"] == in_time_of("one loop")]
+    assert [(row["seed"], row["updates"]) for row in short] == [(s, 2) for s in arenas.SEEDS]
+    ours, behind = standings("tiny", folder)
+    assert ours["in_time"] is None
+    both = behind["in_time"]
+    assert both["low"] < both["mean"] < both["high"] and both["mean"] != behind["mean"]
+    slower = {OURS: 1.0, "one loop": 1.5}
+    assert timed.in_time(next(iter(arena.tries)), slower) == {}
+
+
 def test_a_run_needs_all_tries_and_known_names(tiny):
     arena, folder = tiny
     with pytest.raises(InputError, match="unknown arena 'nowhere'"):
@@ -170,4 +195,4 @@ def test_a_run_needs_all_tries_and_known_names(tiny):
     with pytest.raises(InputError, match="unknown arm 'three loops'"):
         run_arena("tiny", folder, only=["three loops"])
     with pytest.raises(InputError, match="0 of its 2 tries"):
-        arenas.best_try(folder / "tiny", arena, OURS)
+        arena_runs.best_try(folder / "tiny", arena, OURS)
