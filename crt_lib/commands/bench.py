@@ -81,6 +81,34 @@ def bench_decode_command(
     options.show_rows(rows, out)
 
 
+@bench_app.command("exits")
+def bench_exits_command(
+    checkpoint: options.Checkpoint,
+    batch_sizes: options.BatchSizes = None,
+    groups: Annotated[int, typer.Option(help="Batches of windows that are read.", min=2)] = 8,
+    seq_len: Annotated[int, typer.Option("--tokens", help="Of a window.", min=2)] = 256,
+    threads: Annotated[int | None, typer.Option(help="Default: all.", min=1)] = None,
+    out: options.Table = None,
+) -> None:
+    """Exit policies timed on the text that they are scored on, against the best fixed exit."""
+    import torch
+
+    from crt_lib.bench.exits import bench_exits
+    from crt_lib.runs.trained import load_trained
+    from crt_lib.study.analysis import analyse
+    from crt_lib.study.policies import policies_of
+
+    if threads:
+        torch.set_num_threads(threads)
+    judged, (_, data, _), found = analyse(checkpoint), load_trained(checkpoint), []
+    policies, eot = policies_of(judged.policies), data.tokenizer.eot_id
+    length = min(seq_len, judged.model.config.max_seq_len)
+    how = {"seq_len": length, "groups": groups}
+    for rows in batch_sizes or [1, 8]:
+        found += bench_exits(judged.model, data.test.ids, eot, policies, rows=rows, **how)
+    options.show_rows([{**row, "checkpoint": judged.checkpoint} for row in found], out)
+
+
 @bench_app.command("quantize")
 def bench_quantize_command(
     checkpoint: options.Checkpoint,

@@ -195,6 +195,11 @@ class Policy:
             )
 
     @property
+    def asks(self) -> bool:
+        """Whether exits before the last are asked whether tokens leave."""
+        return self.criterion is not None
+
+    @property
     def leaves(self) -> bool:
         """Whether any token may exit before the last loop."""
         return self.criterion is not None or self.fixed is not None
@@ -221,7 +226,7 @@ def exits_of(policy: Policy, config: ModelConfig) -> tuple[tuple[int, ...], int]
     for loop in (*asked, last):
         if loop not in config.head_loops:
             raise InputError(f"loop {loop} has no head; loops with one are {config.head_loops}")
-    return asked if policy.criterion is not None else (), last
+    return asked if policy.asks else (), last
 
 
 @dataclass(frozen=True)

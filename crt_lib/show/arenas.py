@@ -56,8 +56,8 @@ def document_table(name: str, folder: Path) -> str:
     return (
         f"{table(pd.DataFrame(_costs(frame) | bits))}\n\nBelow zero `{OURS}` is better; in "
         f"brackets the 95 % interval. In its time: `{OURS}` with as many updates as the "
-        f"training of the arm has time for. Its exits: {', '.join(map('{:.4f}'.format, means))}: each "
-        f"further loop is worth {steps} bits per byte."
+        "training of the arm has time for. Its exits: "
+        f"{', '.join(map('{:.4f}'.format, means))}; a further loop is worth {steps}."
     )
 
 

@@ -1,0 +1,150 @@
+"""`crt bench exits`: policies timed on the tokens that they are scored on, one token at a time.
+
+A text is read as it would be written: with caches, a token a step, but the next token is always
+the text's own. So a policy's seconds and its perplexity are of the same tokens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from crt_lib.audit.accounting import multiply_adds
+from crt_lib.audit.compare import by_document
+from crt_lib.bench.ways import FULL, asks_of
+from crt_lib.exits.reading import Reader, Reading, Told, first_as_good, mixed
+from crt_lib.exits.scoring import windows_of
+from crt_lib.files import InputError
+from crt_lib.runs.machine import measured_on
+
+if TYPE_CHECKING:
+    from crt_lib.exits.policy import Policy
+    from crt_lib.model import CRT
+
+ORACLE = "oracle"
+MIX = "random mix for "  # before the name of the policy whose mean depth it has
+WARM_UP = 16  # steps
+
+Rows = list[dict[str, Any]]
+
+
+def bench_exits(
+    model: "CRT",
+    ids: np.ndarray,
+    eot_id: int,
+    policies: Mapping[str, "Policy"],
+    *,
+    seq_len: int,
+    rows: int = 1,
+    groups: int = 8,
+    seed: int = 0,
+) -> Rows:
+    """A row a policy, `rows` texts at a time: loss, depth and time on the same tokens of `ids`.
+
+    `groups` of `rows` windows of `seq_len` are read by every policy in turn, the first by its name
+    where two are the same. For each that asks a
+    criterion there is also a mix of two neighbouring fixed exits of the same mean depth, drawn by
+    chance, and an oracle: each token at the first exit that is no worse than the last.
+
+    `above`: nats a token above full depth, with its 95 % interval over windows, `low` and `high`.
+    `ms`, `ms_p5`, `ms_p95`: the wait for a step; `first_ms`: for the first of a text. `speedup`:
+    full depth's seconds by the policy's, the median of groups, `slowest` and `fastest` of them.
+    `fixed`: the fastest fixed exit that is no worse, and `over_fixed`, `over_mix`: speed by its
+    speed and by that of the mix.
+    """
+    known: dict[str, Policy] = {}
+    for name, policy in {FULL: policies[FULL], **policies}.items():
+        if policy not in known.values():  # or it would be timed twice
+            known[name] = policy
+    asking = [name for name, policy in known.items() if policy.asks]
+    found: dict[str, list[Reading]] = {}
+    reader = Reader(model, rows, seq_len)
+    rng = np.random.default_rng(seed)
+    for number, (inputs, targets) in enumerate(
+        tqdm(_groups(model, ids, eot_id, seq_len, rows, groups), f"{rows} at a time", groups)
+    ):
+        if not number:
+            reader.read(inputs[:, :WARM_UP], targets[:, :WARM_UP], known[FULL])
+        names = list(known)
+        begin = number * len(names) // groups
+        for name in names[begin:] + names[:begin]:
+            found.setdefault(name, []).append(reader.read(inputs, targets, known[name]))
+        told = {ORACLE: first_as_good(model, inputs, targets)}
+        for name in asking:
+            depth = found[name][-1].loops.mean()
+            told[MIX + name] = mixed(model.config.head_loops, depth, inputs.shape, rng)
+        for name, loops in told.items():
+            policy = Told()
+            policy.tell(loops)
+            found.setdefault(name, []).append(reader.read(inputs, targets, policy))
+    shape = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
+    made = [{"policy": name, **shape, **_columns(of, found[FULL])} for name, of in found.items()]
+    for row in made:
+        row |= _costs(model, known.get(row["policy"], known[FULL]), found[row["policy"]], seq_len)
+    return [row | _against(row, made) | measured_on() for row in made]
+
+
+def _groups(
+    model: "CRT", ids: np.ndarray, eot_id: int, seq_len: int, rows: int, groups: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets (rows, seq_len), of whole windows."""
+    ids = ids[: rows * groups * seq_len]
+    if len(ids) < rows * groups * seq_len:
+        raise InputError(
+            f"{rows * groups} windows of {seq_len} tokens were asked for, the text has {len(ids)}; "
+            "ask for fewer"
+        )
+    pairs = list(windows_of(model, ids, eot_id, seq_len))
+    inputs, targets = (torch.cat(of) for of in zip(*pairs, strict=True))
+    yield from zip(inputs.split(rows), targets.split(rows), strict=True)
+
+
+def _columns(found: Sequence[Reading], full: Sequence[Reading]) -> dict[str, Any]:
+    nats = np.concatenate([one.nats for one in found])  # (windows, T)
+    above = nats - np.concatenate([one.nats for one in full])
+    owner = np.repeat(np.arange(len(above)), above.shape[1])
+    (interval,) = by_document(owner, above.reshape(-1, 1))
+    ratio = [a.seconds[1:].sum() / b.seconds[1:].sum() for a, b in zip(full, found, strict=True)]
+    waits = 1e3 * np.stack([one.seconds for one in found])
+    low, ms, high = np.percentile(waits[:, 1:], (5, 50, 95))
+    return {
+        "loss": float(nats.mean()),
+        **{"above": interval.mean, "low": interval.low, "high": interval.high},
+        "mean_loops": float(np.mean([one.loops.mean() for one in found])),
+        **{"ms": ms, "ms_p5": low, "ms_p95": high, "first_ms": float(np.median(waits[:, 0]))},
+        "tokens_per_second": len(found[0].nats) * 1e3 / float(waits[:, 1:].mean()),
+        "speedup": float(np.median(ratio)),
+        **{"slowest": min(ratio), "fastest": max(ratio)},
+    }
+
+
+def _costs(
+    model: "CRT", policy: "Policy", found: Sequence[Reading], seq_len: int
+) -> dict[str, float]:
+    """Multiply-adds and vocabulary heads a token; what is told needs only the head it leaves by."""
+    loops = np.concatenate([one.loops.ravel() for one in found])
+    heads, asks = asks_of(model, policy, loops.tolist())
+    of = {k: multiply_adds(model.config, seq_len, (k,)) for k in model.config.head_loops}
+    without = {k: sum(parts.values()) - parts["heads"] for k, parts in of.items()}
+    spent = np.mean([without[k] for k in loops.tolist()]) + heads * of[loops[0]]["heads"]
+    return {"multiply_adds": float(spent), "heads": heads, "asks": asks}
+
+
+def _against(row: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """The fastest fixed exit that is no worse, and how much faster than it, and than the mix."""
+    fixed = [
+        own
+        for own in rows
+        if (own["policy"] == FULL or own["policy"].startswith("exit "))
+        if own["loss"] <= row["loss"]
+    ]
+    least = max(fixed, key=lambda own: own["speedup"], default=None)
+    mix = next((own for own in rows if own["policy"] == MIX + row["policy"]), None)
+    return {
+        "fixed": least and least["policy"],
+        "over_fixed": least and row["speedup"] / least["speedup"],
+        "over_mix": mix and row["speedup"] / mix["speedup"],
+    }
