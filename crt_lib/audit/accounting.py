@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from crt_lib.audit.probes import probe_ids
+from crt_lib.audit.asking import probe_ids
 from crt_lib.cached.step import evaluating
 from crt_lib.config import GPT2Config, ModelConfig, make_model
 from crt_lib.evaluate import Model, logits_of

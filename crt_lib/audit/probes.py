@@ -1,9 +1,7 @@
 """Probes: each asks in another way what a model's logits depend on."""
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,126 +9,110 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from crt_lib.audit.asking import Asked, Logits, NotAsked, joined, largest_difference, parameters_of
 from crt_lib.cached.memory import Memory
-from crt_lib.evaluate import Model, device_of, logits_of
 from crt_lib.model import CRT
 
-Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
 NOISE = 1e-5  # of the largest influence: below it is rounding, as of a causal filter by FFT
-SHAPE_NOISE = 1e-3  # of the largest logit: inputs of other lengths are added in another order
+SHAPE_NOISE = 1e-3  # of the largest logit: inputs of other shapes are added in another order
 REDUCED_LOSS = 1e-2  # share of a cross-entropy: losses are averaged, and rounded, in many ways
-FAR = 512  # tokens of the probe `far`, where the model has as many positions
 
 
 @dataclass(frozen=True)
 class Finding:
     """What one probe saw at one exit.
 
-    `influence` (T, T): how far the logits at position t move for what is at position j; for the
-    probes `prefix` and `decode`, for all from j on. It leaks where that is above `tolerance` and
-    j >= t + `ahead`.
+    `influence` (T, K): how far the logits at position t move for what is at position `columns[k]`
+    (k, where there are none); for the probes of cuts, for all from there on. It leaks where that is
+    above `tolerance` and the column is at least t + `ahead`.
     """
 
     influence: Tensor
     tolerance: float
-    ahead: int = 1  # 0 for labels, whose j-th may be token j + 1
+    ahead: int | None = 1  # 0 for labels, whose j-th may be token j + 1; None: none may move any
+    columns: Tensor | None = None
 
     @property
     def pairs(self) -> Tensor:
         """The leaking pairs (t, j), (n, 2)."""
-        return (self.influence > self.tolerance).triu(self.ahead).nonzero()
+        t, k = ((self.influence > self.tolerance) & self._forbidden()).nonzero().T
+        return torch.stack([t, self._columns()[k]], 1)
 
     @property
     def offsets(self) -> tuple[int, int] | None:
         """The smallest and the largest distance from t to a later token that it sees, or None."""
+        if self.ahead is None:
+            return None
         distances = [j - t + 1 - self.ahead for t, j in self.pairs.tolist()]
         return (min(distances), max(distances)) if distances else None
 
+    @property
+    def largest(self) -> float:
+        """The largest influence that should be none."""
+        return float(self.influence.masked_fill(~self._forbidden(), 0.0).max())
 
-class NotAsked(Exception):
-    """Why a probe does not apply to a model."""
+    def _columns(self) -> Tensor:
+        return torch.arange(self.influence.shape[1]) if self.columns is None else self.columns
 
-
-def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
-    """A random row (1, length) on the model's device."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(vocab_size, (1, length), generator=generator)
-    return ids.to(device_of(model))
-
-
-def positions_of(model: Model) -> int | None:
-    """How many positions the model's configuration allows, where it says so."""
-    config = getattr(model, "config", None)
-    names = ("max_seq_len", "n_positions", "max_position_embeddings", "block_size")
-    return next((size for name in names if (size := getattr(config, name, None))), None)
+    def _forbidden(self) -> Tensor:
+        if self.ahead is None:
+            return torch.ones_like(self.influence, dtype=torch.bool)
+        return self._columns() - torch.arange(len(self.influence))[:, None] >= self.ahead
 
 
-def _ask(model: Model, ids: Tensor, **labels: Tensor) -> Logits:
-    """As `logits_of`, copied: a model may write its next ones into the same memory."""
-    return {loop: logits.clone() for loop, logits in logits_of(model, ids, **labels).items()}
-
-
-def largest_difference(one: Tensor, other: Tensor) -> Tensor:
-    """The largest difference at each position of (1, T, V), as float32 on the CPU.
-
-    Infinite where one of two different values is; none between two equal infinities.
-    """
-    one, other = one[0].float(), other[0].float()
-    apart = (one - other).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return apart.masked_fill(one == other, 0.0).amax(-1).cpu()
-
-
-def _findings(
-    influence: dict[int, Tensor], noise: float = NOISE, of: Logits | None = None, ahead: int = 1
+def findings(
+    influence: dict[int, Tensor],
+    noise: float = NOISE,
+    of: Logits | None = None,
+    **options: Any,
 ) -> dict[int, Finding]:
     """Findings above `noise` as a share of the largest finite size `of` each exit."""
     found = {}
     for loop, matrix in influence.items():
         finite = (of or influence)[loop].nan_to_num(0.0, 0.0, 0.0)
-        found[loop] = Finding(matrix, noise * float(finite.abs().max()), ahead)
+        found[loop] = Finding(matrix, noise * float(finite.abs().max()), **options)
     return found
 
 
-def _moves(asked: Callable[[Tensor], Logits], values: Tensor, vocab_size: int) -> dict[int, Tensor]:
-    """How far the logits at t move, largest over the vocabulary, when `values[0, j]` changes."""
-    length = values.shape[1]
-    generator = torch.Generator().manual_seed(1)
-    shift = torch.randint(1, max(vocab_size, 2), (length,), generator=generator)
-    base = asked(values)
-    moved = {loop: torch.zeros(length, length) for loop in base}
-    for j in range(length):
-        other = values.clone()
-        other[0, j] = (other[0, j] + int(shift[j])) % vocab_size
-        for loop, logits in asked(other).items():
-            moved[loop][:, j] = largest_difference(logits, base[loop])
-    return moved
+def shape_noise(logits: Logits) -> float:
+    """The share of the largest logit that calls of another shape may round differently."""
+    rounding = max(torch.finfo(torch.result_type(x, 1.0)).eps for x in logits.values())
+    return max(SHAPE_NOISE, 8 * rounding)  # logits may be integers
 
 
-def _tokens(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    return _findings(_moves(partial(_ask, model), ids, vocab_size))
+def _each(asked: Asked, values: Tensor) -> Tensor:
+    """(T, T): a row for each position of `values` (1, T), changed at that one alone."""
+    at = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)
+    return torch.where(at, asked.others(values, seed=1), values)
 
 
-def _training(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
+def tokens(asked: Asked) -> dict[int, Finding]:
+    moved = joined(asked.differences(asked.ids, _each(asked, asked.ids)))
+    return findings({loop: matrix.T for loop, matrix in moved.items()})
+
+
+def training(asked: Asked) -> dict[int, Finding]:
+    model = asked.model
     if not isinstance(model, nn.Module):
         raise NotAsked("a function has no training mode")
 
-    def asked(row: Tensor) -> Logits:
-        torch.manual_seed(0)
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return _ask(partial(functional_call, model, buffers), row)
+    def stateless(ids: Tensor) -> Any:
+        return functional_call(model, {name: b.clone() for name, b in model.named_buffers()}, ids)
 
+    alone = replace(asked, model=stateless, one_by_one=True)
     model.train()
     try:
-        once, again = asked(ids), asked(ids)
+        once, again = alone(asked.ids), alone(asked.ids)
         if any(largest_difference(logits, again[loop]).any() for loop, logits in once.items()):
-            raise NotAsked("in training its random numbers are not torch's")
-        return _findings(_moves(asked, ids, vocab_size))
+            raise NotAsked("in training its random numbers cannot be seeded")
+        return tokens(alone)
     finally:
         model.eval()
 
 
 @torch.enable_grad()
-def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
+def gradient(asked: Asked) -> dict[int, Finding]:
+    model, ids = asked.model, asked.ids
     if not isinstance(model, nn.Module):
         raise NotAsked("a function has no embedding to take gradients to")
     seen: list[Tensor] = []
@@ -143,7 +125,7 @@ def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
 
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:
-        every = _ask(model, ids)
+        every = asked(ids)
     finally:
         for hook in hooks:
             hook.remove()
@@ -157,36 +139,51 @@ def _gradient(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
             torch.autograd.grad(at @ direction, seen, retain_graph=True, materialize_grads=True)[0]
             for at in logits[0]
         )
-        influence[loop] = torch.stack([largest_difference(g, 0 * g) for g in gradients])
-    return _findings(influence)
+        influence[loop] = torch.stack([largest_difference(g[0], 0 * g[0]) for g in gradients])
+    return findings(influence)
 
 
-def _prefix(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    ends = range(1, ids.shape[1])
-    return _without_the_rest(model, ids, ((slice(0, t), _ask(model, ids[:, :t])) for t in ends))
+def prefix(asked: Asked) -> dict[int, Finding]:
+    ids, ends = asked.ids, range(1, asked.ids.shape[1])
+    found = _without_the_rest(asked, ids, ((slice(0, t), asked(ids[:, :t])) for t in ends))
+    asked.covered["lengths"] = f"1 to {ids.shape[1]} tokens"
+    return found
 
 
-def _decode(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    here = (slice(t, t + 1) for t in range(ids.shape[1] - 1))
-    return _without_the_rest(model, ids, zip(here, _one_by_one(model, ids), strict=False))
+def lengths(asked: Asked) -> dict[int, Finding]:
+    row = asked.long_row(seed=4)
+    C = row.shape[1]
+    ends = sorted({C // 4, C // 2, C // 2 + 1, C * 5 // 8, C - 1} - {0})
+    found = _without_the_rest(asked, row, ((slice(0, t), asked(row[:, :t])) for t in ends))
+    asked.covered["long lengths"] = ", ".join(map(str, ends))
+    return found
+
+
+def decode(asked: Asked) -> dict[int, Finding]:
+    here = (slice(t, t + 1) for t in range(asked.ids.shape[1] - 1))
+    if asked.random:
+        raise NotAsked("its cache and its forward pass have other random numbers")
+    steps = _one_by_one(asked)
+    return _without_the_rest(asked, asked.ids, zip(here, steps, strict=False))
 
 
 def _without_the_rest(
-    model: Model, ids: Tensor, given: Iterable[tuple[slice, Logits]]
+    asked: Asked, ids: Tensor, given: Iterable[tuple[slice, Logits]]
 ) -> dict[int, Finding]:
     """`given`: positions, and their logits where no token after them has been seen."""
-    whole, length = _ask(model, ids), ids.shape[1]
+    if asked.random:
+        raise NotAsked("with another length it has other random numbers")
+    whole, length = asked(ids), ids.shape[1]
     apart = {loop: torch.zeros(length, length) for loop in whole}
     for here, every in given:
         for loop, logits in every.items():
-            apart[loop][here, here.stop] = largest_difference(logits, whole[loop][:, here])
-    # logits may be integers
-    rounding = max(torch.finfo(torch.result_type(x, 1.0)).eps for x in whole.values())
-    return _findings(apart, max(SHAPE_NOISE, 8 * rounding), whole)
+            apart[loop][here, here.stop] = largest_difference(logits[0], whole[loop][0, here])
+    return findings(apart, shape_noise(whole), whole)
 
 
-def _one_by_one(model: Model, ids: Tensor) -> Iterator[Logits]:
+def _one_by_one(asked: Asked) -> Iterator[Logits]:
     """The logits of one token after another, from the model's own cache."""
+    model, ids = asked.model, asked.ids
     if isinstance(model, CRT) and model.config.causal:
         memory = Memory(model.config, 1, ids.shape[1], model.loop_encoding)
         for token in ids.split(1, 1):
@@ -197,7 +194,7 @@ def _one_by_one(model: Model, ids: Tensor) -> Iterator[Logits]:
                 if loop in model.config.head_loops:
                     logits[loop] = F.linear(*model.readout(loop, z))
             yield logits
-    elif {"past_key_values", "use_cache"} <= _parameters_of(model):
+    elif {"past_key_values", "use_cache"} <= parameters_of(model):
         cache = None
         for token in ids.split(1, 1):
             output = model(token, past_key_values=cache, use_cache=True)
@@ -207,31 +204,45 @@ def _one_by_one(model: Model, ids: Tensor) -> Iterator[Logits]:
         raise NotAsked("it takes no cache")
 
 
-def _parameters_of(model: Model) -> set[str]:
-    try:
-        return set(inspect.signature(getattr(model, "forward", model)).parameters)
-    except ValueError:
-        return set()
+def padding(asked: Asked) -> dict[int, Finding]:
+    """With padding on the left, masked, and positions counted from the first token, as generation
+    gives them.
+    """
+    takes = parameters_of(asked.model)
+    if "attention_mask" not in takes:
+        raise NotAsked("it takes no attention mask")
+    if asked.random:
+        raise NotAsked("with padding it has other random numbers")
+    ids, pads = asked.ids[:, :-3], asked.ids[:, -3:]  # as long as the row is
+    mask = torch.ones_like(asked.ids)
+    mask[:, :3] = 0
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    given = {name: value for name, value in given.items() if name in takes}
+    whole, padded = asked(ids), asked(torch.cat([pads, ids], 1), **given)
+    apart = {k: largest_difference(x[0], padded[k][0, 3:])[:, None] for k, x in whole.items()}
+    return findings(apart, shape_noise(whole), whole, ahead=None)
 
 
-def _labels(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    name = min(_parameters_of(model) & {"labels", "targets"}, default=None)
+def labels(asked: Asked) -> dict[int, Finding]:
+    name = min(parameters_of(asked.model) & {"labels", "targets"}, default=None)
     if name is None:
         raise NotAsked("it takes no labels")
+    ids = asked.ids
 
-    def asked(labels: Tensor) -> Logits:
-        return _ask(model, ids, **{name: labels})
+    def ask(labels: Tensor) -> Logits:
+        return asked(ids.expand(len(labels), -1), **{name: labels})
 
-    given = asked(ids)
+    given = ask(ids)
     if any(x.ndim != 3 or x.shape[:2] != ids.shape for x in given.values()):
-        return _label_losses(model, ids, name, given)
-    return _findings(_moves(asked, ids, vocab_size), of=given, ahead=0)
+        return _label_losses(asked, name, given)
+    moved = joined(asked.differences(ids, _each(asked, ids), ask))
+    return findings({loop: matrix.T for loop, matrix in moved.items()}, of=given, ahead=0)
 
 
-def _label_losses(model: Model, ids: Tensor, name: str, given: Logits) -> dict[int, Finding]:
+def _label_losses(asked: Asked, name: str, given: Logits) -> dict[int, Finding]:
     """A loss below the cross-entropy of the logits without labels comes from the labels."""
-    found = {}
-    for loop, every in _ask(model, ids).items():
+    found, ids = {}, asked.ids
+    for loop, every in asked(ids).items():
         if loop not in given or given[loop].numel() != 1:
             raise NotAsked(f"with {name} it gives neither logits nor one loss")
         logits, loss = every[0].float(), float(given[loop])
@@ -244,29 +255,3 @@ def _label_losses(model: Model, ids: Tensor, name: str, given: Logits) -> dict[i
         influence = max(nearest - loss, 0.0) * torch.eye(ids.shape[1])
         found[loop] = Finding(influence, tolerance, ahead=0)
     return found
-
-
-def _far(model: Model, ids: Tensor, vocab_size: int) -> dict[int, Finding]:
-    """`influence` (2, 2) of the second half on both."""
-    row = probe_ids(model, vocab_size, min(FAR, positions_of(model) or FAR), seed=3)
-    half = row.shape[1] // 2
-    if half < ids.shape[1] // 2:
-        raise NotAsked("it has no more positions than the other probes use")
-    other = row.clone()
-    other[:, half:] = (other[:, half:] + 1) % vocab_size
-    before, influence = _ask(model, row), {}
-    for loop, logits in _ask(model, other).items():
-        moved = largest_difference(logits, before[loop])
-        influence[loop] = torch.tensor([[0, moved[:half].max()], [0, moved[half:].max()]])
-    return _findings(influence)
-
-
-PROBES = {
-    "tokens": _tokens,  # each token in turn is replaced
-    "training": _training,  # the same in training mode, with the same random numbers and buffers
-    "gradient": _gradient,  # of a random projection of each position's logits, to each embedding
-    "prefix": _prefix,  # the end is cut off, at each position in turn
-    "decode": _decode,  # tokens come one by one, through the model's own cache
-    "far": _far,  # the second half of a row of up to FAR tokens is replaced
-    "labels": _labels,  # each label in turn is replaced, for a model that takes them
-}

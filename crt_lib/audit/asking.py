@@ -1,0 +1,201 @@
+"""How a model is asked: with the same random numbers at every call, a few rows at a time."""
+
+import contextlib
+import inspect
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from crt_lib.evaluate import Model, device_of, logits_of
+from crt_lib.files import InputError
+
+Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
+UNDECLARED = 512  # positions, where the model does not say how many it has
+AT_MOST = 2048  # positions, where nobody asks for more
+_POSITIONS = ("max_seq_len", "n_positions", "max_position_embeddings", "block_size", "n_ctx")
+_POSITIONS += ("context_length", "max_sequence_length", "seq_length", "seq_len", "max_len")
+
+
+class NotAsked(Exception):
+    """Why a probe does not apply to a model."""
+
+
+@dataclass
+class Asked:
+    """A model that is asked, and what every probe needs to know of it."""
+
+    model: Model
+    ids: Tensor  # (1, T), the short row
+    vocab_size: int
+    context: int = 0  # positions of a long row; 0: no more than the short one has
+    one_by_one: bool = False  # it takes one row at a time, or its rows see each other
+    random: str = ""  # "", "seeded" or "own": whose its random numbers are
+    seconds: float = 10.0  # for what grows with the vocabulary and the context
+    covered: dict[str, str] = field(default_factory=dict)  # what was asked, a line each
+
+    def __call__(self, rows: Tensor, seed: int = 0, **labels: Tensor) -> Logits:
+        """As `logits_of`, copied: a model may write its next ones into the same memory."""
+        given = [rows] if not self.one_by_one or labels else rows.split(1)
+        parts = []
+        for part in given:
+            _seed(seed)
+            parts.append({k: x.clone() for k, x in logits_of(self.model, part, **labels).items()})
+        if len(parts) == 1:
+            return parts[0]
+        return {loop: torch.cat([part[loop] for part in parts]) for loop in parts[0]}
+
+    def differences(
+        self, base: Tensor, rows: Tensor, ask: Callable[[Tensor], Logits] | None = None
+    ) -> Iterator[dict[int, Tensor]]:
+        """By exit (n, T): how far the logits of the next n of `rows` are from those of `base`.
+
+        The largest over the vocabulary. A row stands where its base stood, in calls of one shape:
+        what a sound model computes for it is then equal, bit by bit.
+        """
+        ask, n = ask or self, self.at_once(len(rows), base.shape[1])
+        before = ask(base.expand(n, -1))
+        for some in rows.split(n):
+            filled = torch.cat([some, base.expand(n - len(some), -1)])
+            yield {
+                loop: largest_difference(logits, before[loop])[: len(some)]
+                for loop, logits in ask(filled).items()
+            }
+
+    def at_once(self, rows: int, length: int) -> int:
+        """How many rows of `length` fit in a call of about 16 MB of logits."""
+        if self.one_by_one:
+            return 1
+        return max(1, min(rows, 64, 2**22 // (length * self.vocab_size), 2**13 // length))
+
+    def row(self, length: int, seed: int) -> Tensor:
+        """A random row (1, length)."""
+        return random_ids(self.vocab_size, (1, length), seed).to(self.ids.device)
+
+    def others(self, rows: Tensor, seed: int) -> Tensor:
+        """Another token wherever `rows` have one."""
+        shift = 1 + random_ids(max(self.vocab_size - 1, 1), tuple(rows.shape), seed)
+        return (rows + shift.to(rows.device)) % self.vocab_size
+
+    def long_row(self, seed: int) -> Tensor:
+        """A random row of the whole context; raises NotAsked where the short one is as long."""
+        if self.context <= self.ids.shape[1]:
+            raise NotAsked("it has no more positions than the other probes use")
+        return self.row(self.context, seed)
+
+
+def random_ids(vocab_size: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random tokens, on the CPU."""
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
+    """A random row (1, length) on the model's device."""
+    return random_ids(vocab_size, (1, length), seed).to(device_of(model))
+
+
+def within(seconds: float, parts: Iterator[dict[int, Tensor]]) -> Iterator[dict[int, Tensor]]:
+    """The `parts`, the first one at least, until the time is over."""
+    end = time.monotonic() + seconds
+    for part in parts:
+        yield part
+        if time.monotonic() > end:
+            break
+
+
+def joined(parts: Iterator[dict[int, Tensor]]) -> dict[int, Tensor]:
+    """The differences of all parts, by exit (n, T)."""
+    found = list(parts)
+    return {loop: torch.cat([part[loop] for part in found]) for loop in found[0]}
+
+
+def largest_difference(one: Tensor, other: Tensor) -> Tensor:
+    """The largest difference over the last dimension, as float32 on the CPU.
+
+    Infinite where one of two different values is; none between two equal infinities.
+    """
+    if not one.is_floating_point():
+        one, other = one.float(), other.float()
+    apart = (one - other).abs_()
+    worst = apart.amax(-1)
+    if not worst.isfinite().all():
+        apart = apart.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+        worst = apart.masked_fill_(one == other, 0.0).amax(-1)
+    return worst.float().cpu()
+
+
+def parameters_of(model: Model) -> set[str]:
+    """The names that the model takes."""
+    try:
+        return set(inspect.signature(getattr(model, "forward", model)).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def positions_of(model: Model) -> int | None:
+    """How many positions the model's configuration, or that of a part of it, allows."""
+    parts = model.modules() if isinstance(model, nn.Module) else (model,)
+    configs = (getattr(part, "config", None) for part in parts)
+    sizes = (getattr(c, name, None) for c in configs if c is not None for name in _POSITIONS)
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
+def vocabulary_of(model: Model) -> int:
+    """How many tokens a model has: what its configuration says, else as many as it has logits.
+
+    Raises InputError where neither says it.
+    """
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", None) or getattr(model, "vocab_size", None)
+    if isinstance(size, int) and size > 0:
+        return size
+    try:
+        with torch.no_grad(), own_random_numbers():
+            logits = next(iter(logits_of(model, probe_ids(model, 2, 4, 0)).values()))
+        size = logits.shape[-1]
+    except Exception as error:  # anybody's model: it may fail in any way
+        raise InputError(
+            "the model does not say how large its vocabulary is; give --vocab-size "
+            f"(vocab_size): {type(error).__name__}: {error}"
+        ) from error
+    tables = model.modules() if isinstance(model, nn.Module) else ()
+    sizes = [m.num_embeddings for m in tables if isinstance(m, nn.Embedding)]
+    return min(size, max(sizes, default=size))
+
+
+def longest_row(asked: Asked, wanted: int) -> int:
+    """The longest row, of at most `wanted` tokens, that the model takes."""
+    works, fails = asked.ids.shape[1], wanted + 1
+    length = wanted
+    while works < length < fails:
+        try:
+            asked(asked.row(length, seed=0))
+            works = length
+        except Exception:  # anybody's model: it may fail in any way
+            fails = length
+        length = (works + fails) // 2
+    return works
+
+
+@contextlib.contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """A context after which torch's, numpy's and Python's random numbers go on as before."""
+    ours, pythons = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(ours)
+        random.setstate(pythons)
+
+
+def _seed(number: int) -> None:
+    torch.default_generator.manual_seed(number)  # torch.manual_seed keeps a traceback of each call
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    np.random.seed(number)
+    random.seed(number)

@@ -1,0 +1,199 @@
+"""Probes of what a few tokens do not show: the whole context, vocabulary, and rows of a batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crt_lib.audit import probes
+from crt_lib.audit.asking import Asked, Logits, NotAsked, joined, largest_difference, within
+from crt_lib.audit.probes import Finding, findings, shape_noise
+
+ROWS = 8  # of a batch
+BEFORE, AFTER = 6, 1  # tokens before the one that goes through the vocabulary, and after it
+LARGE = 2**11  # a vocabulary of which each token has half as many before it
+SURE = 8  # cuts of a long row that are made, however slow the model is
+
+
+@dataclass(frozen=True)
+class Example:
+    """One leak, as small as it was found: `first` to `last` are changed, and t moves."""
+
+    exit: int
+    t: int
+    first: int
+    last: int
+    moved: float
+
+    def __str__(self) -> str:
+        what = f"token {self.last} alone"
+        if self.first != self.last:
+            what = f"what stands at {self.first} to {self.last}"
+        where = f" (exit {self.exit})" if self.exit else ""
+        return f"{what} moves the logits at position {self.t} by {self.moved:.1e}{where}"
+
+
+def cuts_of(length: int) -> list[int]:
+    """Every position but the last of a row, those first that tell most.
+
+    The last, some spread over the row, the last two dozen, the ends of blocks, then the rest in
+    an order that halves the gaps.
+    """
+    end = length - 2
+    spread = [round(end * (1 - i / 7)) for i in range(8)]
+    late = list(range(end, max(end - 24, -1), -1))
+    blocks = [p for size in (256, 128, 64, 32, 16) for p in range(size - 1, end, size)]
+    bits = max(end, 1).bit_length()
+    halving = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
+    every = [*spread, *late, *blocks, *halving]
+    return [p for p in dict.fromkeys(every) if 0 <= p <= end]
+
+
+def _changed_after(asked: Asked, row: Tensor, cuts: Tensor) -> Tensor:
+    """(K, T): `row` with all that comes after each cut changed."""
+    later = torch.arange(row.shape[1]) > cuts[:, None]
+    others = asked.others(row.expand(len(cuts), -1), seed=5)
+    return torch.where(later.to(row.device), others, row)
+
+
+def far(asked: Asked) -> dict[int, Finding]:
+    row = asked.long_row(seed=3)
+    C = row.shape[1]
+    cuts = torch.tensor(cuts_of(C))
+    rows = _changed_after(asked, row, cuts)
+    parts = [joined(asked.differences(row, rows[:SURE]))]
+    if len(cuts) > SURE:
+        parts += within(0.5 * asked.seconds, asked.differences(row, rows[SURE:]))
+    moved = joined(iter(parts))
+    cuts = cuts[: len(next(iter(moved.values())))].sort()
+    asked.covered["cuts"] = _said_of(cuts.values, C)
+    odd = C * 5 // 8 | 1  # a length that no block size divides
+    other = torch.tensor([0, odd // 2, odd - 2])
+    shorter = asked.row(odd, seed=6)
+    again = joined(asked.differences(shorter, _changed_after(asked, shorter, other)))
+    influence = {
+        loop: torch.cat(
+            [matrix[cuts.indices], torch.nn.functional.pad(again[loop], (0, C - odd))]
+        ).T
+        for loop, matrix in moved.items()
+    }
+    return findings(influence, columns=torch.cat([cuts.values, other]) + 1)
+
+
+def _said_of(cuts: Tensor, length: int) -> str:
+    if len(cuts) == length - 1:
+        return f"all {len(cuts)} of a row of {length}: any leak from any position to any other"
+    gap = int(torch.cat([torch.tensor([-1]), cuts, torch.tensor([length - 1])]).diff().max())
+    return (
+        f"{len(cuts)} of {length - 1} in a row of {length}: any leak over {gap} tokens or more, "
+        "nearer ones where they cross a cut"
+    )
+
+
+def vocabulary(asked: Asked) -> dict[int, Finding]:
+    before = BEFORE if asked.vocab_size <= LARGE else BEFORE // 2
+    size = min(before + 1 + AFTER, max(asked.context, asked.ids.shape[1]))
+    before = min(before, size - 1)
+    base = asked.row(size, seed=7)
+    order = torch.randperm(asked.vocab_size, generator=torch.Generator().manual_seed(8))
+    order = order[order != base[0, before].cpu()]
+    if not len(order):
+        raise NotAsked("there is one token alone")
+    rows = base.repeat(len(order), 1)
+    rows[:, before] = order.to(rows.device)
+    moved = joined(within(0.3 * asked.seconds, asked.differences(base, rows)))
+    asked_tokens = 1 + len(next(iter(moved.values())))
+    share = asked_tokens / asked.vocab_size
+    asked.covered["vocabulary"] = (
+        f"{asked_tokens:,} of {asked.vocab_size:,} tokens ({share:.0%}), each up to {before} ahead"
+    )
+    influence = {}
+    for loop, every in moved.items():
+        influence[loop] = torch.zeros(size, size)
+        influence[loop][:, before] = every.amax(0)
+    found = findings(influence)
+    earlier = torch.stack([moved[k][:, :before].amax(1) > f.tolerance for k, f in found.items()])
+    hits = order[: asked_tokens - 1][earlier.any(0)].tolist()
+    if 0 < len(hits) < len(order):
+        asked.covered["tokens that are seen"] = ", ".join(map(str, hits[:8]))
+    return found
+
+
+def rows(asked: Asked) -> dict[int, Finding]:
+    length = asked.ids.shape[1]
+    batch = torch.cat([asked.row(length, seed=10 + i) for i in range(ROWS)])
+    others, moved = asked.others(batch, seed=9), []
+    before = asked(batch)
+    for slot in range(ROWS):
+        changed = others.clone()
+        changed[slot] = batch[slot]
+        moved.append(_apart(asked(changed), before, slot))
+    asked.covered["rows"] = f"the other {ROWS - 1} of {ROWS} changed, for each of them"
+    size = joined(asked.differences(batch[:1], others[:1]))
+    influence = {k: torch.stack([m[k] for m in moved], 1) for k in before}
+    return findings(influence, of=influence | size, ahead=None)
+
+
+def _apart(one: Logits, other: Logits, slot: int) -> dict[int, Tensor]:
+    return {loop: largest_difference(x[slot], other[loop][slot]) for loop, x in one.items()}
+
+
+def count(asked: Asked) -> dict[int, Finding]:
+    if asked.random:
+        raise NotAsked("with other rows it has other random numbers")
+    alone, moved = asked(asked.ids), []
+    for n in (2, 3, ROWS):
+        among = asked(torch.cat([asked.ids, asked.ids.new_zeros(n - 1, asked.ids.shape[1])]))
+        moved.append(_apart(among, alone, 0))
+    asked.covered["numbers of rows"] = f"1, 2, 3, {ROWS}"
+    influence = {k: torch.stack([m[k] for m in moved], 1) for k in alone}
+    return findings(influence, shape_noise(alone), alone, ahead=None)
+
+
+def example_of(asked: Asked, found: dict[int, Finding]) -> Example | None:
+    """The nearest leak of a probe of cuts: of what comes after, as few tokens as move t."""
+    for loop, finding in found.items():
+        pairs = finding.pairs
+        if not len(pairs):
+            continue
+        t, start = pairs[(pairs[:, 1] - pairs[:, 0]).argmin()].tolist()
+        row = asked.row(len(finding.influence), seed=3)
+        other = asked.others(row, seed=5)
+        before = asked(row)[loop]
+
+        def moves(first: int, last: int) -> float:
+            changed = row.clone()
+            changed[:, first : last + 1] = other[:, first : last + 1]  # noqa: B023
+            return float(largest_difference(asked(changed)[loop], before)[0, t])  # noqa: B023
+
+        low, high = start, row.shape[1] - 1
+        if moves(start, high) <= finding.tolerance:
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if moves(start, middle) > finding.tolerance else (
+                middle + 1,
+                high,
+            )
+        alone = moves(low, low)
+        if alone > finding.tolerance:
+            return Example(loop, t, low, low, alone)
+        return Example(loop, t, start, low, moves(start, low))
+    return None
+
+
+PROBES: dict[str, Callable[[Asked], dict[int, Finding]]] = {
+    "tokens": probes.tokens,  # each token in turn is replaced
+    "training": probes.training,  # the same in training mode, with the same numbers and buffers
+    "gradient": probes.gradient,  # of a random projection of each logits, to each embedding
+    "prefix": probes.prefix,  # the end is cut off, at each position in turn
+    "lengths": probes.lengths,  # the same with a long row, at some positions
+    "decode": probes.decode,  # tokens come one by one, through the model's own cache
+    "far": far,  # all that comes after a cut is replaced, in a row of the whole context
+    "vocabulary": vocabulary,  # a later token goes through the whole vocabulary
+    "labels": probes.labels,  # each label in turn is replaced, for a model that takes them
+    "rows": rows,  # the other rows of a batch are replaced
+    "count": count,  # a row alone, and among others
+    "padding": probes.padding,  # padding on the left, masked, for a model that takes a mask
+}
