@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,10 @@ from crt_lib.files import InputError
 Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
 UNDECLARED = 512  # positions, where the model does not say how many it has
 AT_MOST = 2048  # positions, where nobody asks for more
-_POSITIONS = ("max_seq_len", "n_positions", "max_position_embeddings", "block_size", "n_ctx")
-_POSITIONS += ("context_length", "max_sequence_length", "seq_length", "seq_len", "max_len")
+_POSITIONS = (  # how models call the longest row that they take
+    *("max_seq_len", "n_positions", "max_position_embeddings", "block_size", "n_ctx"),
+    *("context_length", "max_sequence_length", "seq_length", "seq_len", "max_len"),
+)
 
 
 class NotAsked(Exception):
@@ -38,13 +40,15 @@ class Asked:
     seconds: float = 10.0  # for what grows with the vocabulary and the context
     covered: dict[str, str] = field(default_factory=dict)  # what was asked, a line each
 
-    def __call__(self, rows: Tensor, seed: int = 0, **labels: Tensor) -> Logits:
+    def __call__(
+        self, rows: Tensor, seed: int = 0, given: Mapping[str, Tensor] | None = None
+    ) -> Logits:
         """As `logits_of`, copied: a model may write its next ones into the same memory."""
-        given = [rows] if not self.one_by_one or labels else rows.split(1)
         parts = []
-        for part in given:
+        for part in rows.split(1) if self.one_by_one else [rows]:
             _seed(seed)
-            parts.append({k: x.clone() for k, x in logits_of(self.model, part, **labels).items()})
+            logits = logits_of(self.model, part, **(given or {}))
+            parts.append({loop: x.clone() for loop, x in logits.items()})
         if len(parts) == 1:
             return parts[0]
         return {loop: torch.cat([part[loop] for part in parts]) for loop in parts[0]}

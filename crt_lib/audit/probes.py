@@ -35,7 +35,7 @@ class Finding:
     @property
     def pairs(self) -> Tensor:
         """The leaking pairs (t, j), (n, 2)."""
-        t, k = ((self.influence > self.tolerance) & self._forbidden()).nonzero().T
+        t, k = ((self.influence > self.tolerance) & self.forbidden()).nonzero().T
         return torch.stack([t, self._columns()[k]], 1)
 
     @property
@@ -49,12 +49,13 @@ class Finding:
     @property
     def largest(self) -> float:
         """The largest influence that should be none."""
-        return float(self.influence.masked_fill(~self._forbidden(), 0.0).max())
+        return float(self.influence.masked_fill(~self.forbidden(), 0.0).max())
 
     def _columns(self) -> Tensor:
         return torch.arange(self.influence.shape[1]) if self.columns is None else self.columns
 
-    def _forbidden(self) -> Tensor:
+    def forbidden(self) -> Tensor:
+        """Which of `influence` should be none."""
         if self.ahead is None:
             return torch.ones_like(self.influence, dtype=torch.bool)
         return self._columns() - torch.arange(len(self.influence))[:, None] >= self.ahead
@@ -218,7 +219,7 @@ def padding(asked: Asked) -> dict[int, Finding]:
     mask[:, :3] = 0
     given = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
     given = {name: value for name, value in given.items() if name in takes}
-    whole, padded = asked(ids), asked(torch.cat([pads, ids], 1), **given)
+    whole, padded = asked(ids), asked(torch.cat([pads, ids], 1), given=given)
     apart = {k: largest_difference(x[0], padded[k][0, 3:])[:, None] for k, x in whole.items()}
     return findings(apart, shape_noise(whole), whole, ahead=None)
 
@@ -230,7 +231,7 @@ def labels(asked: Asked) -> dict[int, Finding]:
     ids = asked.ids
 
     def ask(labels: Tensor) -> Logits:
-        return asked(ids.expand(len(labels), -1), **{name: labels})
+        return asked(ids.expand(len(labels), -1), given={name: labels})
 
     given = ask(ids)
     if any(x.ndim != 3 or x.shape[:2] != ids.shape for x in given.values()):

@@ -1,7 +1,7 @@
 """Probes of what a few tokens do not show: the whole context, vocabulary, and rows of a batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from crt_lib.audit.probes import Finding, findings, shape_noise
 ROWS = 8  # of a batch
 BEFORE, AFTER = 6, 1  # tokens before the one that goes through the vocabulary, and after it
 LARGE = 2**11  # a vocabulary of which each token has half as many before it
+ODD = 3  # cuts of a row of an odd length
 SURE = 8  # cuts of a long row that are made, however slow the model is
 
 
@@ -66,19 +67,17 @@ def far(asked: Asked) -> dict[int, Finding]:
     if len(cuts) > SURE:
         parts += within(0.5 * asked.seconds, asked.differences(row, rows[SURE:]))
     moved = joined(iter(parts))
-    cuts = cuts[: len(next(iter(moved.values())))].sort()
-    asked.covered["cuts"] = _said_of(cuts.values, C)
+    cuts, order = cuts[: len(next(iter(moved.values())))].sort()
+    asked.covered["cuts"] = _said_of(cuts, C)
     odd = C * 5 // 8 | 1  # a length that no block size divides
-    other = torch.tensor([0, odd // 2, odd - 2])
+    other = torch.tensor([0, odd // 2, odd - 2])  # ODD of them
     shorter = asked.row(odd, seed=6)
     again = joined(asked.differences(shorter, _changed_after(asked, shorter, other)))
     influence = {
-        loop: torch.cat(
-            [matrix[cuts.indices], torch.nn.functional.pad(again[loop], (0, C - odd))]
-        ).T
+        loop: torch.cat([matrix[order], torch.nn.functional.pad(again[loop], (0, C - odd))]).T
         for loop, matrix in moved.items()
     }
-    return findings(influence, columns=torch.cat([cuts.values, other]) + 1)
+    return findings(influence, columns=torch.cat([cuts, other]) + 1)
 
 
 def _said_of(cuts: Tensor, length: int) -> str:
@@ -121,6 +120,7 @@ def vocabulary(asked: Asked) -> dict[int, Finding]:
 
 
 def rows(asked: Asked) -> dict[int, Finding]:
+    asked = replace(asked, one_by_one=False)
     length = asked.ids.shape[1]
     batch = torch.cat([asked.row(length, seed=10 + i) for i in range(ROWS)])
     others, moved = asked.others(batch, seed=9), []
@@ -142,6 +142,7 @@ def _apart(one: Logits, other: Logits, slot: int) -> dict[int, Tensor]:
 def count(asked: Asked) -> dict[int, Finding]:
     if asked.random:
         raise NotAsked("with other rows it has other random numbers")
+    asked = replace(asked, one_by_one=False)
     alone, moved = asked(asked.ids), []
     for n in (2, 3, ROWS):
         among = asked(torch.cat([asked.ids, asked.ids.new_zeros(n - 1, asked.ids.shape[1])]))
@@ -152,35 +153,41 @@ def count(asked: Asked) -> dict[int, Finding]:
 
 
 def example_of(asked: Asked, found: dict[int, Finding]) -> Example | None:
-    """The nearest leak of a probe of cuts: of what comes after, as few tokens as move t."""
+    """The nearest leak that `far` found: of what comes after a cut, as few tokens as move t."""
     for loop, finding in found.items():
-        pairs = finding.pairs
-        if not len(pairs):
-            continue
-        t, start = pairs[(pairs[:, 1] - pairs[:, 0]).argmin()].tolist()
-        row = asked.row(len(finding.influence), seed=3)
-        other = asked.others(row, seed=5)
-        before = asked(row)[loop]
-
-        def moves(first: int, last: int) -> float:
-            changed = row.clone()
-            changed[:, first : last + 1] = other[:, first : last + 1]  # noqa: B023
-            return float(largest_difference(asked(changed)[loop], before)[0, t])  # noqa: B023
-
-        low, high = start, row.shape[1] - 1
-        if moves(start, high) <= finding.tolerance:
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if moves(start, middle) > finding.tolerance else (
-                middle + 1,
-                high,
-            )
-        alone = moves(low, low)
-        if alone > finding.tolerance:
-            return Example(loop, t, low, low, alone)
-        return Example(loop, t, start, low, moves(start, low))
+        assert finding.columns is not None
+        main = replace(
+            finding, influence=finding.influence[:, :-ODD], columns=finding.columns[:-ODD]
+        )
+        if len(pairs := main.pairs):
+            t, start = pairs[(pairs[:, 1] - pairs[:, 0]).argmin()].tolist()
+            return _narrowed(asked, loop, t, start, finding.tolerance)
     return None
+
+
+def _narrowed(asked: Asked, loop: int, t: int, start: int, tolerance: float) -> Example | None:
+    """The first of the tokens from `start` on that moves the logits at t, by halving."""
+    row = asked.long_row(seed=3)
+    cuts = torch.tensor(cuts_of(asked.context))
+    other = _changed_after(asked, row, cuts)[(cuts == start - 1).nonzero()[0]]
+    before = asked(row)[loop]
+
+    def moves(first: int, last: int) -> float:
+        changed = row.clone()
+        changed[:, first : last + 1] = other[:, first : last + 1]
+        return float(largest_difference(asked(changed)[loop], before)[0, t])
+
+    low, high = start, asked.context - 1
+    if moves(start, high) <= tolerance:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if moves(start, middle) > tolerance:
+            high = middle
+        else:
+            low = middle + 1
+    first = low if moves(low, low) > tolerance else start
+    return Example(loop, t, first, low, moves(first, low))
 
 
 PROBES: dict[str, Callable[[Asked], dict[int, Finding]]] = {

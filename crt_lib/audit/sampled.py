@@ -122,14 +122,15 @@ def _compare(
     """By exit the statistic of each watched position, and what convicts at `level`."""
     generator = torch.Generator().manual_seed(number)
     order = torch.arange(2 * calls)[torch.randperm(2 * calls, generator=generator)] < calls
-    samples, scale, shares = [], 0.0, 0.0
+    samples: list[Tensor] = []
+    kept, scale, shares = torch.empty(0), 0.0, 0.0
     for i, first in enumerate(order.tolist()):
         logits = asked(case.one if first else case.other, seed=1 + i + 2 * calls * number)
         shares = max(shares, NOISE if case.same_shape else shape_noise(logits))
         watched = {k: x[case.row, : case.watched].float().cpu() for k, x in logits.items()}
-        kept = _kept(asked, case, watched, generator) if not samples else kept
-        values = [x[:, kept].nan_to_num(0.0, 0.0, 0.0) for x in watched.values()]
-        samples.append(torch.stack(values))  # (exits, watched, kept)
+        kept = kept if samples else _kept(case, watched, generator)
+        seen = [x[:, kept].nan_to_num(0.0, 0.0, 0.0) for x in watched.values()]
+        samples.append(torch.stack(seen))  # (exits, watched, kept)
         scale = max(scale, float(samples[-1].abs().max()))
     stacked = torch.stack(samples).double()  # (2 calls, exits, watched, kept)
     values = stacked - stacked.mean(0)
@@ -147,8 +148,8 @@ def _compare(
         largest = torch.maximum(largest, (_relabelled(calls) @ part).abs().amax(1) / calls)
     allowed = math.floor(level * (PERMUTATIONS + 1))  # of all relabellings, the true one included
     critical = float(largest.sort(descending=True).values[max(allowed - 1, 0)])
-    seen = ((signs @ both.flatten(1)) / calls).abs().view(both.shape[1:])
-    columns = dict(zip(watched, seen.amax(-1), strict=True))  # (watched,) of each exit
+    apart = ((signs @ both.flatten(1)) / calls).abs().view(both.shape[1:])
+    columns = dict(zip(watched, apart.amax(-1), strict=True))  # (watched,) of each exit
     return columns, Power(calls, float(noise.median()), max(critical, 1e-30))
 
 
@@ -159,9 +160,7 @@ def _relabelled(calls: int) -> Tensor:
     return torch.where(order.argsort(1) < calls, 1.0, -1.0)
 
 
-def _kept(
-    asked: Asked, case: Case, watched: dict[int, Tensor], generator: torch.Generator
-) -> Tensor:
+def _kept(case: Case, watched: dict[int, Tensor], generator: torch.Generator) -> Tensor:
     """Which logits are compared: those of the tokens of both inputs, and others at random."""
     size = next(iter(watched.values())).shape[-1]
     most = max(16, WATCHED // (len(watched) * case.watched))

@@ -266,13 +266,15 @@ def _gpt2(**changes: Any) -> nn.Module:
     return transformers.GPT2LMHeadModel(config).eval()
 
 
-def _without_positions() -> nn.Module:
+class CountsPadding(nn.Module):
     """transformers' GPT-2, whose positions count the padding too."""
-    model = _gpt2()
-    model.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: (args, kwargs | {"position_ids": None}), with_kwargs=True
-    )
-    return model
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _gpt2()
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.model(ids, attention_mask=attention_mask).logits
 
 
 def _autocast() -> Model:
@@ -351,7 +353,7 @@ PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
     "batch statistics in evaluation": (lambda: Mixed(BatchNorm(False)), "rows"),
     "scaled by the number of rows": (lambda: Mixed(lambda x: x * (1 + 0.1 * len(x))), "count"),
     "a cache that forgets": (lambda: Forgets(TINY), "decode"),
-    "padding counts as positions": (_without_positions, "padding"),
+    "padding counts as positions": (CountsPadding, "padding"),
     "dropout, and the next token": (
         lambda: Mixed(_always_dropped, _ahead(1, size=1e-2)),
         "tokens",

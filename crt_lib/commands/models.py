@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -110,36 +110,62 @@ def gate(
 def audit(
     model: Annotated[
         str,
-        typer.Argument(help="A run's folder, a checkpoint, hf:<folder> or <module>:<name>."),
+        typer.Argument(
+            help="A run's folder, a checkpoint, hf:<folder or id>, <module>:<name>, "
+            "a .pt2 or an .onnx file."
+        ),
     ],
-    length: Annotated[int, typer.Option(help="Tokens in the probe.", min=2)] = 24,
+    length: Annotated[int, typer.Option(help="Tokens in a short row.", min=2)] = 24,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in a long one; else all that it declares.", min=2)
+    ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="If the model has none.", min=2)] = None,
+    seconds: Annotated[
+        float, typer.Option(help="For what grows with vocabulary and context.", min=0)
+    ] = 10.0,
     only_causality: Annotated[
         bool, typer.Option("--only-causality", help="Neither parameters nor speed.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="A page for the report.")] = None,
 ) -> None:
-    """Does a model see the tokens it is asked to predict? Exit code 1 if it does, 2 for an error.
+    """Does a model see the tokens it is asked to predict? Exit code 1 if it does, 2: cannot tell.
 
-    Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters and speed.
+    Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters, and the speed of
+    its exits.
     """
-    from torch import nn
-
-    from crt_lib.audit import causality_report, parameter_report, speed_report
-    from crt_lib.audit.probes import positions_of
+    from crt_lib.audit import causality_report
+    from crt_lib.audit.page import html_page
+    from crt_lib.files import write_text
     from crt_lib.hf.targets import load_target
 
     try:
         target, size = load_target(model, vocab_size)
-    except OSError as error:
-        raise InputError(str(error)) from error  # 1 is for leaks
-    length = min(length, positions_of(target) or length)
-    report = causality_report(target, size, length=length)
-    typer.echo(str(report))
-    if not only_causality:
-        if isinstance(target, nn.Module):
-            typer.echo(f"\n{parameter_report(target)}")
-        try:
-            typer.echo(f"\n{speed_report(target, size, seq_len=length)}")
-        except Exception as error:  # anybody's model: the verdict stands
-            typer.echo(f"\nspeed: not measured: {type(error).__name__}: {error}", err=True)
-    raise typer.Exit(int(report.leaks))
+        report = causality_report(target, size, length=length, context=context, seconds=seconds)
+    except InputError:
+        raise
+    except Exception as error:  # anybody's model; 1 is for leaks
+        raise InputError(f"{type(error).__name__}: {error}") from error
+    if html is not None:
+        write_text(html, html_page(report, model))
+    if as_json:
+        typer.echo(json.dumps({"model": model, **report.to_dict()}, indent=2))
+    else:
+        typer.echo(str(report))
+        if not only_causality:
+            _costs(target, size, length)
+    raise typer.Exit(report.status)
+
+
+def _costs(target: Any, vocab_size: int, length: int) -> None:
+    """A model's parameters, and the speed of its exits where it has some."""
+    from torch import nn
+
+    from crt_lib.audit import parameter_report, speed_report
+
+    if isinstance(target, nn.Module):
+        typer.echo(f"\n{parameter_report(target)}")
+    config: Any = getattr(target, "config", None)
+    if len(getattr(config, "head_loops", ())) > 1:
+        length = min(length, config.max_seq_len)
+        typer.echo(f"\n{speed_report(target, vocab_size, seq_len=length)}")

@@ -1,40 +1,80 @@
-"""The model that `crt audit` is asked about: a run of ours, one of transformers, a function."""
+"""The model that `crt audit` is asked about: a run, one of transformers, a function, a program."""
 
 import inspect
+import json
 import pkgutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from crt_lib.audit.asking import vocabulary_of
 from crt_lib.checkpoint import load_model
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
-from crt_lib.hf.gpt2 import load_pretrained
+from crt_lib.hf.gpt2 import load_pretrained, transformers
 from crt_lib.runs.trained import find_checkpoint
+
+_DIFFUSION = ("llada", "dream", "mdlm", "sedd", "bd3lm", "diffu")  # how their types begin
 
 
 def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:
     """The model that `text` names, and how many tokens its vocabulary has.
 
-    `hf:<folder>`: a causal language model of transformers, safetensors only. `<module>:<name>`: a
+    `hf:<folder or id>`: a causal language model of transformers, safetensors only. A file ending in
+    .pt2: a program of torch.export; in .onnx: one of ONNX, with onnxruntime. `<module>:<name>`: a
     module or a function from ids (B, T) to logits, or what makes one when called with nothing; the
     module is looked for in the working directory too. Anything else: a run's folder or a
-    checkpoint of `crt train`. `vocab_size` is needed where the model does not say it. Raises
-    InputError for what cannot be loaded.
+    checkpoint of `crt train`. `vocab_size`: None to ask the model.
+
+    Raises InputError for what cannot be loaded, and for encoder-decoders and models of both sides,
+    of which nobody asks that they see no later token.
     """
     kind, _, rest = text.partition(":")
     if kind == "hf" and rest:
-        model = load_pretrained(rest, local=True)
+        _refuse(_configuration(rest))
+        model: Model = load_pretrained(rest, local=Path(rest).is_dir())
+    elif text.endswith(".pt2"):
+        model = _program(Path(text))
+    elif text.endswith(".onnx"):
+        model = _onnx(Path(text))
     elif rest and not Path(text).exists():
         model = _python(text)
     else:
         model = load_model(find_checkpoint(Path(text)))
-    size = vocab_size or getattr(getattr(model, "config", None), "vocab_size", None)
-    if size is None:
-        raise InputError(f"{text} does not say how large its vocabulary is; give --vocab-size")
-    return model, size
+    _refuse(getattr(model, "config", None))
+    return model, vocab_size or vocabulary_of(model)
+
+
+def _configuration(name: str) -> Any:
+    """What says of which kind a model is, before it is loaded; None where nothing does."""
+    path = Path(name) / "config.json"
+    try:
+        if path.is_file():
+            return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+        return None if Path(name).is_dir() else transformers().AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # loading it says why
+
+
+def _refuse(config: Any) -> None:
+    kind = str(getattr(config, "model_type", "")).lower()
+    classes = " ".join(map(str, getattr(config, "architectures", None) or ()))
+    if getattr(config, "is_encoder_decoder", False) is True:
+        raise InputError(
+            f"{kind or 'it'} is an encoder-decoder: its encoder reads the whole input, as it "
+            "should; ask its decoder alone, as <module>:<function> from ids to logits"
+        )
+    if kind.startswith(_DIFFUSION) or "MaskedLM" in classes or "diffusion" in classes.lower():
+        raise InputError(
+            f"{kind or classes} predicts masked tokens from both sides (a diffusion or masked "
+            "language model): it is made to see later tokens, and its score is no causal model's"
+        )
 
 
 def _python(text: str) -> Any:
@@ -55,3 +95,75 @@ def _python(text: str) -> Any:
     except TypeError:  # it wants ids
         return found
     return found()
+
+
+class _Shaped:
+    """A program, asked for fewer tokens than it is fixed to by filling up with token 0.
+
+    `shape` (rows, positions): None where any number will do.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Any], shape: list[int | None], most: int | None):
+        self.run, self.rows, self.positions = run, *shape
+        self.config = SimpleNamespace(max_seq_len=self.positions or most)
+
+    def __call__(self, ids: Tensor) -> Any:
+        B, T = ids.shape
+        rows, positions = self.rows or B, self.positions or T
+        if rows < B or positions < T:
+            raise ValueError(f"it takes {rows} rows of {positions} tokens, not {B} of {T}")
+        return self.run(F.pad(ids, (0, positions - T, 0, rows - B)))[:B, :T]
+
+
+def _program(path: Path) -> Model:
+    if not path.is_file():
+        raise InputError(f"{path} is not there")
+    try:
+        program = torch.export.load(path)
+        (name,) = program.graph_signature.user_inputs
+        node = next(node for node in program.graph.nodes if node.name == name)
+        dims = list(node.meta["val"].shape)
+        symbol = getattr(getattr(dims[1], "node", None), "expr", None)
+        most = getattr(program.range_constraints.get(symbol), "upper", None)
+        module = program.module()
+    except Exception as error:  # anybody's file: it may fail in any way
+        raise InputError(f"{path} is no program from ids: {_one_line(error)}") from error
+    shape = [dim if isinstance(dim, int) else None for dim in dims]
+    return _Shaped(module, shape, int(most) if most is not None and str(most).isdigit() else None)
+
+
+def _onnx(path: Path) -> Model:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{path} needs onnxruntime; pip install 'crt-lm[onnx]'") from error
+    if not path.is_file():
+        raise InputError(f"{path} is not there")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        inputs = {given.name: given for given in session.get_inputs()}
+        first = inputs.get("input_ids") or next(iter(inputs.values()))
+        shape = [dim if isinstance(dim, int) else None for dim in first.shape]
+        outputs = session.get_outputs()
+        logits = next((out.name for out in outputs if out.name == "logits"), outputs[0].name)
+    except Exception as error:  # anybody's file: it may fail in any way
+        raise InputError(f"{path} is no ONNX model: {_one_line(error)}") from error
+
+    def run(ids: Tensor) -> Tensor:
+        given = {
+            first.name: ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(ids.shape[1]).expand_as(ids),
+        }
+        kinds = {"tensor(int32)": torch.int32}
+        feed = {
+            name: given[name].to(kinds.get(one.type, torch.int64)).contiguous().numpy()
+            for name, one in inputs.items()
+        }
+        return torch.from_numpy(session.run([logits], feed)[0])
+
+    return _Shaped(run, shape, None)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
