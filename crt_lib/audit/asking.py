@@ -58,17 +58,16 @@ class Asked:
     ) -> Iterator[dict[int, Tensor]]:
         """By exit (n, T): how far the logits of the next n of `rows` are from those of `base`.
 
-        The largest over the vocabulary. A row stands where its base stood, in calls of one shape:
-        what a sound model computes for it is then equal, bit by bit.
+        The largest over the vocabulary. `base` is one row, or one for each. A row stands where its
+        base stood, in calls of one shape: a sound model's logits are then equal, bit by bit.
         """
         ask, n = ask or self, self.at_once(len(rows), base.shape[1])
-        before = ask(base.expand(n, -1))
-        for some in rows.split(n):
-            filled = torch.cat([some, base.expand(n - len(some), -1)])
-            yield {
-                loop: largest_difference(logits, before[loop])[: len(some)]
-                for loop, logits in ask(filled).items()
-            }
+        before = ask(base.expand(n, -1)) if len(base) == 1 else {}
+        for i, some in enumerate(rows.split(n)):
+            if len(base) > 1:
+                before = ask(_filled(base[i * n :], n))
+            after = ask(_filled(some, n))
+            yield {k: largest_difference(x, before[k])[: len(some)] for k, x in after.items()}
 
     def at_once(self, rows: int, length: int) -> int:
         """How many rows of `length` fit in a call of about 16 MB of logits."""
@@ -100,6 +99,11 @@ def random_ids(vocab_size: int, shape: tuple[int, ...], seed: int) -> Tensor:
 def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
     """A random row (1, length) on the model's device."""
     return random_ids(vocab_size, (1, length), seed).to(device_of(model))
+
+
+def _filled(rows: Tensor, n: int) -> Tensor:
+    """The first n of `rows`, the last one repeated where they are fewer."""
+    return torch.cat([rows[:n], rows[-1:].expand(max(n - len(rows), 0), -1)])
 
 
 def within(seconds: float, parts: Iterator[dict[int, Tensor]]) -> Iterator[dict[int, Tensor]]:

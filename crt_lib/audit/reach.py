@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit import probes
@@ -74,7 +75,7 @@ def far(asked: Asked) -> dict[int, Finding]:
     shorter = asked.row(odd, seed=6)
     again = joined(asked.differences(shorter, _changed_after(asked, shorter, other)))
     influence = {
-        loop: torch.cat([matrix[order], torch.nn.functional.pad(again[loop], (0, C - odd))]).T
+        loop: torch.cat([matrix[order], F.pad(again[loop], (0, C - odd))]).T
         for loop, matrix in moved.items()
     }
     return findings(influence, columns=torch.cat([cuts, other]) + 1)
@@ -91,48 +92,58 @@ def _said_of(cuts: Tensor, length: int) -> str:
 
 
 def vocabulary(asked: Asked) -> dict[int, Finding]:
+    if asked.vocab_size < 2:
+        raise NotAsked("there is one token alone")
     before = BEFORE if asked.vocab_size <= LARGE else BEFORE // 2
     size = min(before + 1 + AFTER, max(asked.context, asked.ids.shape[1]))
     before = min(before, size - 1)
-    base = asked.row(size, seed=7)
     order = torch.randperm(asked.vocab_size, generator=torch.Generator().manual_seed(8))
-    order = order[order != base[0, before].cpu()]
-    if not len(order):
-        raise NotAsked("there is one token alone")
-    rows = base.repeat(len(order), 1)
-    rows[:, before] = order.to(rows.device)
+    own, later, other = (order.roll(i).to(asked.ids.device) for i in range(3))
+    base = asked.row(size, seed=7).repeat(len(order), 1)
+    base[:, before - 1], base[:, before] = own, later
+    rows = base.clone()
+    rows[:, before] = other
     moved = joined(within(0.3 * asked.seconds, asked.differences(base, rows)))
-    asked_tokens = 1 + len(next(iter(moved.values())))
-    share = asked_tokens / asked.vocab_size
+    n = len(next(iter(moved.values())))
     asked.covered["vocabulary"] = (
-        f"{asked_tokens:,} of {asked.vocab_size:,} tokens ({share:.0%}), each up to {before} ahead"
+        f"{n:,} of {len(order):,} tokens ({n / len(order):.0%}), each as the own token, as a later "
+        f"one up to {before} ahead, and as what that is changed to"
     )
-    influence = {}
+    influence = {loop: torch.zeros(size, size) for loop in moved}
     for loop, every in moved.items():
-        influence[loop] = torch.zeros(size, size)
         influence[loop][:, before] = every.amax(0)
     found = findings(influence)
-    earlier = torch.stack([moved[k][:, :before].amax(1) > f.tolerance for k, f in found.items()])
-    hits = order[: asked_tokens - 1][earlier.any(0)].tolist()
-    if 0 < len(hits) < len(order):
-        asked.covered["tokens that are seen"] = ", ".join(map(str, hits[:8]))
+    seen = [moved[loop][:, :before].amax(1) > one.tolerance for loop, one in found.items()]
+    hits = torch.stack(seen).any(0).nonzero()[:, 0].tolist()
+    if 0 < len(hits) < n / 2:
+        few = (f"{later[i]} (or {other[i]}) after {own[i]}" for i in hits[:4])
+        asked.covered["tokens that are seen"] = ", ".join(few)
     return found
 
 
 def rows(asked: Asked) -> dict[int, Finding]:
-    asked = replace(asked, one_by_one=False)
-    length = asked.ids.shape[1]
-    batch = torch.cat([asked.row(length, seed=10 + i) for i in range(ROWS)])
+    asked, T = replace(asked, one_by_one=False), asked.ids.shape[1]
+    moved, size = _beside_others(asked, ROWS, T)
+    asked.covered["rows"] = f"the other {ROWS - 1} of {ROWS} changed, for each of them"
+    if asked.context > T and asked.at_once(2, asked.context) > 1:
+        long, _ = _beside_others(asked, 2, asked.context)
+        short = {loop: F.pad(x, (0, 0, 0, asked.context - T)) for loop, x in moved.items()}
+        moved = {loop: torch.cat([short[loop], long[loop]], 1) for loop in long}
+        asked.covered["rows"] += f"; also of 2 with {asked.context} tokens"
+    return findings(moved, of=moved | size, ahead=None)
+
+
+def _beside_others(asked: Asked, n: int, length: int) -> tuple[Logits, Logits]:
+    """By exit how far each of n rows moves, (length, n), for the others, and for its own tokens."""
+    batch = torch.cat([asked.row(length, seed=10 + i) for i in range(n)])
     others, moved = asked.others(batch, seed=9), []
-    before = asked(batch)
-    for slot in range(ROWS):
+    before, after = asked(batch), asked(others)
+    for slot in range(n):
         changed = others.clone()
         changed[slot] = batch[slot]
         moved.append(_apart(asked(changed), before, slot))
-    asked.covered["rows"] = f"the other {ROWS - 1} of {ROWS} changed, for each of them"
-    size = joined(asked.differences(batch[:1], others[:1]))
-    influence = {k: torch.stack([m[k] for m in moved], 1) for k in before}
-    return findings(influence, of=influence | size, ahead=None)
+    influence = {loop: torch.stack([m[loop] for m in moved], 1) for loop in before}
+    return influence, {loop: largest_difference(x, before[loop]) for loop, x in after.items()}
 
 
 def _apart(one: Logits, other: Logits, slot: int) -> dict[int, Tensor]:

@@ -221,6 +221,11 @@ def _only(token: int, anywhere: bool) -> Callable[[Tensor], Tensor]:
     return add
 
 
+def _after(token: int) -> Callable[[Tensor], Tensor]:
+    """The next token, where the own one is `token`."""
+    return lambda ids: _ahead(1)(ids) * (ids == token)[..., None]
+
+
 def _frequency(ids: Tensor) -> Tensor:
     """How often the own token stands in the row."""
     return (ids[:, :, None] == ids[:, None]).float().mean(2, keepdim=True)
@@ -345,11 +350,18 @@ PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
     "where blocks of 64 meet": (lambda: Mixed(add=_ahead(1, lambda t: t % 64 == 63)), "far"),
     "one token, next": (lambda: Mixed(add=_only(17, False)), "vocabulary"),
     "one token, any time later": (lambda: Mixed(add=_only(5, True)), "vocabulary"),
+    "after one token alone": (lambda: Mixed(add=_after(11)), "vocabulary"),
     "only the second exit": (lambda: _two_exits, "tokens"),
     "labels in its logits": (ReadsLabels, "labels"),
     "labels in its loss": (LossOfLabels, "labels"),
     "mean of the batch": (lambda: Mixed(lambda x: x + 1e-3 * x.mean(0, keepdim=True)), "rows"),
     "the row before": (lambda: Mixed(lambda x: x + 0.1 * x.roll(1, 0)), "rows"),
+    "the row before, from position 100 on": (
+        lambda: Mixed(
+            lambda x: x + F.pad(0.1 * x.roll(1, 0)[:, 100:], (0, 0, min(100, x.shape[1]), 0))
+        ),
+        "rows",
+    ),
     "batch statistics in evaluation": (lambda: Mixed(BatchNorm(False)), "rows"),
     "scaled by the number of rows": (lambda: Mixed(lambda x: x * (1 + 0.1 * len(x))), "count"),
     "a cache that forgets": (lambda: Forgets(TINY), "decode"),

@@ -1,219 +1,185 @@
-"""The probes for causality: they clear what is sound and convict every planted leak."""
+"""The probes for causality: they clear what is sound and convict every planted leak.
 
+Laws: a leak of any onset, distance and period is found, and one that any token triggers; a probe
+that asks many rows at once says what one that asks one at a time does; what is not asked is said.
+"""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_hf import gpt2
-from tiny_models import TINY
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from crt_lib import CRT, causality_report, load_profile
-from crt_lib.audit.probes import PROBES
+from crt_lib import causality_report
+from crt_lib.audit import assert_causal, probes, reach
+from crt_lib.audit.asking import Asked, joined, probe_ids
+from crt_lib.audit.page import html_page
+from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, BatchNorm, Mixed
 from crt_lib.files import InputError
 
-VOCAB = TINY.vocab_size
-PAPER = load_profile("smoke", "paper").model.replace(vocab_size=VOCAB)
-CRT2 = load_profile("smoke", "crt2").model.replace(vocab_size=VOCAB)
-SEEDS = range(6)
-LENGTH = 12
+LENGTH = 16
 
 
-class Mixed(nn.Module):
-    """A language model of one `mix` over time: (B, T, d) to (B, T, d)."""
-
-    def __init__(self, mix=None, d=8):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(VOCAB, d), nn.Linear(d, VOCAB)
-        self.mix = mix or nn.Identity()
-
-    def forward(self, ids):
-        return self.head(self.mix(self.embed(ids)))
-
-
-class BatchNormOverTime(nn.Module):
-    def __init__(self, d=8):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(d)
-
-    def forward(self, x):
-        return self.norm(x.transpose(1, 2)).transpose(1, 2)
-
-
-class BlockMeans(nn.Module):
-    """Means over blocks of four, broadcast back to all their positions."""
-
-    def forward(self, x):
-        T = x.shape[1]
-        padded = F.pad(x, (0, 0, 0, -T % 4)).unflatten(1, (-1, 4))
-        return x + padded.mean(2, keepdim=True).expand_as(padded).flatten(1, 2)[:, :T]
-
-
-class SpectralFilter(nn.Module):
-    """A convolution with all that came before, by FFT; without room for it, it wraps around."""
-
-    def __init__(self, wraps, length=64, d=8):
-        super().__init__()
-        self.wraps, self.kernel = wraps, nn.Parameter(torch.randn(length, d))
-
-    def forward(self, x):
-        T = x.shape[1]
-        n = T if self.wraps else 2 * T
-        spectrum = torch.fft.rfft(x, n, dim=1) * torch.fft.rfft(self.kernel[:T], n, dim=0)
-        return x + torch.fft.irfft(spectrum, n, dim=1)[:, :T]
-
-
-class MaskedAttention(nn.Module):
-    """Attention with a mask whose diagonal is `ahead` to the right of the sound one."""
-
-    def __init__(self, ahead, d=8):
-        super().__init__()
-        self.ahead, self.qkv = ahead, nn.Linear(d, 3 * d)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(self.ahead)
-        return x + F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-class ReadsLabels(Mixed):
-    """Its logits are sound as long as nobody gives it labels."""
-
-    def forward(self, ids, labels=None):
-        logits = super().forward(ids)
-        return logits if labels is None else logits + F.one_hot(labels, VOCAB)
-
-
-class FarAhead(nn.Module):
-    """What stands `far` positions later, added."""
-
-    def __init__(self, far):
-        super().__init__()
-        self.far = far
-
-    def forward(self, x):
-        return x + F.pad(x, (0, 0, 0, self.far))[:, self.far :]
-
-
-class LossOfLabels(ReadsLabels):
-    """As those, but with labels, which are the next tokens, it gives its loss alone."""
-
-    def forward(self, ids, labels=None):
-        logits = super().forward(ids, labels)
-        if labels is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-class LogitsAndLoss(Mixed):
-    """A pair when it is given targets."""
-
-    def forward(self, ids, targets=None):
-        logits = super().forward(ids)
-        if targets is None:
-            return logits
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-PLANTED = {  # the model, and the nearest later token that it sees
-    "symmetric convolution": (lambda: CRT(PAPER.replace(causal=False)), 1),
-    "batch norm over time": (lambda: Mixed(BatchNormOverTime()), 1),
-    "block means": (lambda: Mixed(BlockMeans()), 1),
-    "spectral filter": (lambda: Mixed(SpectralFilter(wraps=True)), 1),
-    "mask off by one": (lambda: Mixed(MaskedAttention(ahead=1)), 1),
-    "reads its labels": (ReadsLabels, 1),
-    "five tokens ahead": (lambda: Mixed(FarAhead(5)), 5),
-    "labels in its loss": (LossOfLabels, 1),
-}
-SOUND = {
-    "paper, causal": lambda: CRT(PAPER),
-    "crt2": lambda: CRT(CRT2),
-    "GPT-2 of transformers": gpt2,
-    "spectral filter with room": lambda: Mixed(SpectralFilter(wraps=False)),
-    "GPT-2 in bf16": lambda: gpt2().bfloat16(),
-    "logits and loss": LogitsAndLoss,
-}
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", PLANTED)
-def test_convicts(name, seed):
-    make, nearest = PLANTED[name]
+def made(name, seed=0):
     torch.manual_seed(seed)
-    report = causality_report(make(), VOCAB, length=LENGTH, seed=seed)
-    assert report.leaks, str(report)
-    assert report.first_leaking_offset == nearest
+    make = SOUND.get(name) or PLANTED[name][0]
+    return make()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", PLANTED)
+def test_convicts(name):
+    report = causality_report(made(name), VOCAB, length=LENGTH)
+    assert report.status == 1 and PLANTED[name][1] in report.convicting, str(report)
+
+
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", SOUND)
 def test_clears(name, seed):
-    torch.manual_seed(seed)
-    report = causality_report(SOUND[name](), VOCAB, length=LENGTH, seed=seed)
-    assert not report.leaks, str(report)
-    assert report.first_leaking_offset is None
+    report = causality_report(made(name, seed), VOCAB, length=LENGTH, seed=seed)
+    assert report.status == 0 and not report.convicting, str(report)
+    assert report.first_leaking_offset is None and report.example is None
 
 
-@pytest.mark.parametrize("name", ["paper, causal", "crt2", "GPT-2 of transformers"])
+NEAREST = {
+    "CRT as released, symmetric": 1,
+    "mask off by one": 1,
+    "batch norm over time, in training": 1,
+    "five ahead": 5,
+    "thirty ahead": 30,
+    "two hundred ahead": 200,
+    "at ten positions": 2,
+    "labels in its logits": 1,
+    "the row before": None,
+}
+
+
+@pytest.mark.parametrize("name, nearest", NEAREST.items())
+def test_the_nearest_leak(name, nearest):
+    report = causality_report(made(name), VOCAB, length=LENGTH)
+    assert report.first_leaking_offset == nearest
+    if report.convicting[0] in ("tokens", "far", "lengths"):
+        assert report.example.last - report.example.t == nearest
+        assert f"token {report.example.last} alone moves" in str(report)
+
+
+def test_the_zoo_is_large_enough():
+    assert len(PLANTED) >= 25 and len(SOUND) >= 15
+    assert {probe for _, probe in PLANTED.values()} == set(reach.PROBES)
+
+
+@given(st.integers(0, 46), st.integers(1, 47), st.integers(1, 40), st.data())
+@settings(max_examples=60)
+def test_any_onset_distance_and_period(onset, distance, period, data):
+    residue, context, V = data.draw(st.integers(0, period - 1)), 48, 11
+    where = (torch.arange(context) >= onset) & (torch.arange(context) % period == residue)
+
+    def leaks(ids):
+        later = F.pad(F.one_hot(ids, V)[:, distance:], (0, 0, 0, min(distance, ids.shape[1])))
+        return F.one_hot(ids, V) + 1e-3 * later * where[: ids.shape[1], None]
+
+    exists = bool(where[: context - distance].any())
+    report = causality_report(leaks, V, length=8, context=context)
+    assert report.leaks == exists
+    assert report.first_leaking_offset == (distance if exists else None)
+
+
+@given(st.integers(0, 49), st.integers(1, 6), st.booleans())
+def test_any_token_of_the_vocabulary(token, distance, own):
+    def leaks(ids):
+        later = F.pad(F.one_hot(ids, 50)[:, distance:], (0, 0, 0, min(distance, ids.shape[1])))
+        if own:  # at a token the one before which is the trigger
+            later = later * (F.pad(ids, (distance - 1, 0))[:, : ids.shape[1]] == token)[..., None]
+        else:
+            later = later * F.one_hot(torch.tensor(token), 50)
+        return F.one_hot(ids, 50).float() + later
+
+    asked = Asked(leaks, probe_ids(leaks, 50, 8, 0), 50)
+    if own and distance > 1:  # the trigger stands before the window's changed token
+        return
+    assert any(len(x.pairs) for x in reach.vocabulary(asked).values())
+    assert "(100%)" in asked.covered["vocabulary"] and str(token) in str(asked.covered)
+
+
+@given(st.integers(2, 3000))
+def test_cuts_are_all_positions_but_the_last(length):
+    cuts = reach.cuts_of(length)
+    assert sorted(cuts) == list(range(length - 1))
+    assert cuts[0] == length - 2 and set(cuts[:32]) >= set(range(max(length - 20, 0), length - 1))
+
+
+@pytest.mark.parametrize("name", ["CRT as released, symmetric", "masked attention", "recurrent"])
+def test_many_rows_at_once_say_what_one_at_a_time_does(name):
+    model = made(name).eval()
+    asked = Asked(model, probe_ids(model, VOCAB, 9, 0), VOCAB)
+    with torch.no_grad():
+        for loop, fast in probes.tokens(asked).items():
+            base = asked(asked.ids)[loop]
+            for j, row in enumerate(probes._each(asked, asked.ids)):
+                slow = (asked(row[None])[loop] - base).abs().amax(-1)[0]
+                assert torch.allclose(fast.influence[:, j], slow, atol=1e-5)
+            alone = probes.tokens(replace(asked, one_by_one=True))[loop]
+            assert torch.equal(alone.pairs, fast.pairs)
+
+
+def test_differences_of_rows_with_their_own_bases():
+    asked = Asked(lambda ids: F.one_hot(ids, 5).float(), torch.zeros(1, 4, dtype=torch.long), 5)
+    rows = torch.randint(5, (150, 4))
+    found = joined(asked.differences(asked.others(rows, 0), rows))[0]
+    assert found.shape == (150, 4) and (found == 1).all()
+
+
+@pytest.mark.parametrize("name", ["CRT, causal, with exits", "GPT-2 of transformers"])
 def test_what_is_asked_of_a_module(name):
-    torch.manual_seed(0)
-    report = causality_report(SOUND[name](), VOCAB, length=LENGTH)
-    assert {*report.findings, *report.left_out} == set(PROBES)
-    assert {"tokens", "training", "gradient", "prefix", "decode"} <= set(report.findings)
-    for name in ("tokens", "training", "gradient"):
-        for found in report.findings[name].values():
-            assert (found.influence.diagonal() > 0).all(), f"{name} is blind"
+    report = causality_report(made(name), VOCAB, length=LENGTH)
+    assert {*report.findings, *report.left_out} == set(reach.PROBES)
+    assert set(report.left_out) <= {"padding", "labels"}
+    assert list(report.findings) == [x for x in reach.PROBES if x in report.findings]
+    for probe in ("tokens", "training", "gradient"):
+        for found in report.findings[probe].values():
+            assert (found.influence.diagonal() > 0).all(), f"{probe} is blind"
 
 
 def test_each_probe_finds_what_others_miss():
-    torch.manual_seed(0)
-    norm = causality_report(Mixed(BatchNormOverTime()), VOCAB, length=LENGTH)
-    assert norm.convicting == ["training"]
-
-    class LastOnly(Mixed):
-        """Adds what depends on how many tokens there are: no single token shows it."""
-
-        def forward(self, ids):
-            return super().forward(ids) * (1 + ids.shape[1])
-
-    counts = causality_report(LastOnly(), VOCAB, length=LENGTH)
-    assert counts.convicting == ["prefix"]
+    alone = {
+        "batch norm over time, in training": "training",
+        "scaled by a length over 100": "lengths",
+        "at one position": "far",
+        "labels in its loss": "labels",
+        "the row before, from position 100 on": "rows",
+        "scaled by the number of rows": "count",
+        "a cache that forgets": "decode",
+        "padding counts as positions": "padding",
+    }
+    for name, probe in alone.items():
+        assert causality_report(made(name), VOCAB, length=LENGTH).convicting == [probe]
 
 
 def test_a_plain_function():
     def peeks(ids):
         return F.one_hot(ids.roll(-1, 1), VOCAB).float()
 
-    report = causality_report(peeks, VOCAB, length=LENGTH)
+    report = causality_report(peeks, length=LENGTH)
     assert report.leaks and report.first_leaking_offset == 1
-    assert {"training", "gradient", "decode", "labels"} == set(report.left_out)
-    assert len(report.findings["far"][0].pairs) == 1
-    sound = causality_report(lambda ids: F.one_hot(ids, VOCAB).float(), VOCAB, length=LENGTH)
-    assert not sound.leaks and "verdict: causal" in str(sound)
+    assert {"training", "gradient", "decode", "labels", "padding"} == set(report.left_out)
+    assert "sees the future" in str(report) and "is_causal=True" in str(report)
 
 
-def test_a_broken_cache_is_seen():
-    class Forgets(CRT):
-        def begin(self, ids, memory=None):
-            z, embedded = super().begin(ids, memory)
-            return (z if memory is None else z * 1.1), embedded
-
-    torch.manual_seed(0)
-    report = causality_report(Forgets(CRT2), VOCAB, length=LENGTH)
-    assert report.convicting == ["decode"]
-    assert "verdict: its cache gives other logits" in str(report)
-
-
-def test_a_leak_further_away_than_the_row_is_long():
-    torch.manual_seed(0)
-    report = causality_report(Mixed(FarAhead(30)), VOCAB, length=LENGTH)
-    assert report.leaks and report.first_leaking_offset is None
-    assert report.convicting == ["far"]
-    assert "as far as 12 tokens" in str(causality_report(CRT(CRT2), VOCAB, length=LENGTH))
+@pytest.mark.parametrize("name", ["the row before", "a cache that forgets"])
+def test_the_verdict_names_what_is_wrong(name):
+    report = causality_report(made(name), VOCAB, length=LENGTH)
+    said = {"the row before": "rows of a batch see each other", "a cache that forgets": "its cache"}
+    assert report.verdict.startswith(said[name])
+    assert str(report).startswith(f"verdict: {said[name]}")
 
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_infinite_logits(leaks):
-    model = Mixed(FarAhead(1) if leaks else None)
+    model = Mixed(add=PLANTED["five ahead"][0]().add if leaks else None)
 
     def masked(ids):
         """No token may be said twice in a row."""
@@ -229,14 +195,45 @@ def test_infinite_logits(leaks):
 
 def test_a_probe_at_which_the_model_fails_is_left_out():
     def only_24(ids):
-        if ids.shape[1] != 24:
+        if ids.shape[1] != 24 or len(ids) > 1:
             raise RuntimeError("24 tokens, please")
         return F.one_hot(ids, VOCAB).float()
 
     report = causality_report(only_24, VOCAB)
-    assert not report.leaks and "24 tokens, please" in report.left_out["prefix"]
+    assert report.status == 0 and report.context == 24
+    assert all("24 tokens, please" in report.left_out[name] for name in ("prefix", "rows"))
     with pytest.raises(InputError, match="fails on ids of shape"):
         causality_report(only_24, VOCAB, length=12)
+    with pytest.raises(InputError, match="rows of 24 tokens, not of 30"):
+        causality_report(only_24, VOCAB, context=30)
+
+
+def test_what_a_slow_model_is_not_asked_is_said():
+    model = made("masked attention")
+    report = causality_report(model, VOCAB, seconds=0)
+    fewer = re.match(r"(\d+) of 255 in a row of 256", report.covered["cuts"])
+    assert fewer and int(fewer[1]) < 255
+    assert any("no cut crossed" in said for said in report.not_excluded)
+    whole = causality_report(model, VOCAB)
+    assert whole.covered["cuts"].startswith("all 255")
+    assert not any("no cut crossed" in said for said in whole.not_excluded)
+    assert causality_report(model, VOCAB, context=20).covered["positions"].startswith("0-19")
+
+
+def test_positions_and_vocabulary_are_found():
+    class Within(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.positions = Mixed(), nn.Parameter(torch.zeros(77, VOCAB))
+            self.inner.config = None
+
+        def forward(self, ids):
+            return self.inner(ids) + self.positions[: ids.shape[1]]
+
+    report = causality_report(Within())
+    assert report.context == 77 and f"of {VOCAB} tokens" in report.covered["vocabulary"]
+    with pytest.raises(InputError, match="give --vocab-size"):
+        causality_report(lambda ids: 1 / 0)
 
 
 def test_a_loss_that_is_not_plain_is_not_judged():
@@ -252,20 +249,46 @@ def test_a_loss_that_is_not_plain_is_not_judged():
 
 
 def test_the_model_is_left_as_it_was():
-    model = Mixed(BatchNormOverTime()).train()
+    model = Mixed(BatchNorm(True)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.random.get_rng_state()
+    state, numpys = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     causality_report(model, VOCAB, length=4)
     assert model.training and model.mix.norm.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert (np.random.get_state()[1] == numpys).all()
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_what_cannot_be_asked():
     with pytest.raises(InputError, match="at least 2"):
         causality_report(Mixed(), VOCAB, length=1)
-    with pytest.raises(InputError, match="random"):
-        causality_report(lambda ids: torch.randn(*ids.shape, VOCAB), VOCAB)
     with pytest.raises(InputError, match=r"not \(B, T, V\)"):
         causality_report(lambda ids: torch.zeros(len(ids), VOCAB), VOCAB)
+
+
+def test_assert_causal():
+    assert_causal(made("mean of the past"), VOCAB, length=LENGTH)
+    with pytest.raises(AssertionError, match="verdict: sees the future"):
+        assert_causal(made("no mask"), VOCAB, length=LENGTH)
+
+
+def test_the_report_as_json_and_as_a_page():
+    class Evil(Mixed):
+        def forward(self, ids):
+            if ids.shape[1] == 3:
+                raise ValueError("<script>alert(1)</script>")
+            return super().forward(ids)
+
+    report = causality_report(Evil(add=PLANTED["five ahead"][0]().add), VOCAB, length=LENGTH)
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["status"] == 1 and plain["first_leaking_offset"] == 5
+    assert plain["convicting"] == report.convicting
+    page = html_page(report, "<b>mine</b>")
+    assert "<script" not in page and "<b>" not in page and "&lt;script&gt;" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    leaking = sum(len(x.pairs) for x in report.findings["tokens"].values())
+    pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(pictures) == 2 and pictures[0].count("#d55e00") == leaking
+    sound = html_page(causality_report(made("noise of its own"), VOCAB, length=4), "it")
+    assert "clean" in sound and "How to fix" not in sound
