@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from crt_lib.audit.advice import advice_for
-from crt_lib.audit.causality import CausalityReport
 from crt_lib.audit.probes import Finding
+from crt_lib.audit.report import CausalityReport
 
 CELLS = 48  # of a picture's side, at most
 _SIZE = 8  # pixels of a cell

@@ -111,4 +111,5 @@ def load_pretrained(name: str | Path, *, local: bool = False) -> nn.Module:
     try:
         return loader.from_pretrained(name, local_files_only=local, use_safetensors=True).eval()
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name} is not a causal model that can be loaded: {error}") from error
+        why = " ".join(str(error).split())  # in one line
+        raise InputError(f"{name} is not a causal model that can be loaded: {why}") from error

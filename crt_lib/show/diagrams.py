@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
 
-from crt_lib.audit.causality import CausalityReport
+from crt_lib.audit.report import CausalityReport
 from crt_lib.config import ModelConfig
 from crt_lib.data import NOT_SCORED, Batch
 from crt_lib.exits.perloop import Lens

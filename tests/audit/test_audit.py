@@ -1,15 +1,19 @@
 """Reports on anybody's model: padding, speed, parameters; models by name."""
 
+import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from closeness import SAME, same
 from tiny_hf import gpt2
 from tiny_models import count_parameters, exact_model, random_model
+from torch import nn
 
-from crt_lib import InputError
+from crt_lib import InputError, causality_report
 from crt_lib.audit import padding_report, parameter_report, speed_report
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import ModelConfig
@@ -105,14 +109,16 @@ def test_models_by_name(tmp_path, monkeypatch):
         "def build():\n    return torch.nn.Embedding(9, 9)\n"
         "made = build()\n"
         "number = 3\n"
+        "def breaks(ids):\n    raise ValueError(ids.shape)\n"
     )
     monkeypatch.chdir(tmp_path)
     try:
         for name in ("logits", "build", "made"):
             found, _ = load_target(f"somebodys:{name}", vocab_size=9)
             assert found(ids).shape == (1, 6, 9)
+        assert load_target("somebodys:logits")[1] == 9  # as many as it has logits
         with pytest.raises(InputError, match="give --vocab-size"):
-            load_target("somebodys:logits")
+            load_target("somebodys:breaks")
         with pytest.raises(InputError, match="neither a model nor a function"):
             load_target("somebodys:number", 9)
         with pytest.raises(InputError, match="cannot be imported"):
@@ -121,8 +127,91 @@ def test_models_by_name(tmp_path, monkeypatch):
             load_target("nobodys:logits", 9)
     finally:
         sys.modules.pop("somebodys", None)
-    with pytest.raises(InputError, match="not a folder"):
-        load_target("hf:nowhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="hub/nowhere is not a causal model"):
+        load_target("hf:hub/nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a causal model"):
         load_target(f"hf:{tmp_path / 'empty'}")
+
+
+REFUSED = {
+    "encoder-decoder": {"model_type": "t5", "is_encoder_decoder": True},
+    "both sides": {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+    "from both sides": {"model_type": "llada", "architectures": ["LLaDAModelLM"]},
+}
+
+
+@pytest.mark.parametrize("why, config", REFUSED.items())
+def test_models_that_are_no_causal_ones_are_refused(why, config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=why):
+        load_target(f"hf:{tmp_path}")
+
+
+class Counts(nn.Module):
+    """Sound, of any number of rows and positions."""
+
+    def forward(self, ids):
+        return F.one_hot(ids, 9).cumsum(1).float()
+
+
+def exported(path, rows, positions, shape):
+    dynamic = {0: rows, 1: positions}
+    program = torch.export.export(
+        Counts(), (torch.zeros(shape, dtype=torch.int64),), dynamic_shapes=(dynamic,)
+    )
+    torch.export.save(program, path)
+    return path
+
+
+def test_a_program_of_torch_export(tmp_path):
+    rows, positions = torch.export.Dim("rows", min=1), torch.export.Dim("T", min=2, max=40)
+    model, size = load_target(str(exported(tmp_path / "any.pt2", rows, positions, (2, 8))))
+    report = causality_report(model, size)
+    assert size == 9 and report.context == 40 and report.status == 0
+    assert "rows" in report.findings
+    fixed, _ = load_target(str(exported(tmp_path / "fixed.pt2", None, None, (1, 8))))
+    ids = torch.randint(9, (1, 5))
+    assert torch.equal(fixed(ids), Counts()(ids))
+    report = causality_report(fixed, 9)
+    assert report.context == report.length == 8 and report.status == 0
+    assert "takes 1 rows of 8 tokens" in report.left_out["rows"]
+    (tmp_path / "not.pt2").write_text("text")
+    for name, message in (("not.pt2", "no program"), ("nowhere.pt2", "not there")):
+        with pytest.raises(InputError, match=message) as raised:
+            load_target(str(tmp_path / name))
+        assert "\n" not in str(raised.value)
+
+
+def test_an_onnx_file(tmp_path, monkeypatch):
+    """Held against a stand-in: what is asked of onnxruntime is its documented interface."""
+    path = tmp_path / "model.onnx"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"pip install 'crt-lm\[onnx\]'"):
+        load_target(str(path))
+
+    class Session:
+        def __init__(self, path, providers):
+            assert providers == ["CPUExecutionProvider"]
+
+        def get_inputs(self):
+            kinds = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int32)"}
+            return [SimpleNamespace(name=n, type=k, shape=["rows", 12]) for n, k in kinds.items()]
+
+        def get_outputs(self):
+            return [SimpleNamespace(name="cache"), SimpleNamespace(name="logits")]
+
+        def run(self, names, feed):
+            assert names == ["logits"] and feed["attention_mask"].dtype == np.int32
+            return [Counts()(torch.from_numpy(feed["input_ids"])).numpy()]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    with pytest.raises(InputError, match="not there"):
+        load_target(str(path))
+    path.touch()
+    model, size = load_target(str(path))
+    ids = torch.randint(9, (2, 7))
+    assert torch.equal(model(ids), Counts()(ids))
+    report = causality_report(model, size)
+    assert report.status == 0 and report.context == 12 and "rows" in report.findings

@@ -19,7 +19,8 @@ from crt_lib import causality_report
 from crt_lib.audit import assert_causal, probes, reach
 from crt_lib.audit.asking import Asked, joined, probe_ids
 from crt_lib.audit.page import html_page
-from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, BatchNorm, Mixed
+from crt_lib.audit.specimens import VOCAB, BatchNorm, Mixed
+from crt_lib.audit.zoo import PLANTED, SOUND
 from crt_lib.files import InputError
 
 LENGTH = 16

@@ -216,13 +216,19 @@ def test_bad_input_of_generate(words, message, trained, capsys):
 
 
 def test_audit_has_an_exit_code(trained, tmp_path, capsys):
-    code, out, _ = crt("audit", str(trained), capsys=capsys)
-    assert code == 0 and "verdict: causal" in out
+    page = tmp_path / "report.html"
+    code, out, _ = crt("audit", str(trained), "--html", str(page), capsys=capsys)
+    assert code == 0 and "verdict: causal" in out and "claimed" in out
+    assert "<svg" in page.read_text()
     leaking = ["--set", "model.causal=false", "--set", "train.updates=1"]
     words = ["train", "--profile", "smoke", "--quiet", "--out", str(tmp_path / "leaks"), *leaking]
     assert crt(*words, capsys=capsys)[0] == 0
     code, out, _ = crt("audit", str(tmp_path / "leaks"), capsys=capsys)
     assert code == 1 and "sees the future" in out
+    code, out, _ = crt("audit", str(tmp_path / "leaks"), "--json", capsys=capsys)
+    report = json.loads(out)
+    assert code == report["status"] == 1 and "tokens" in report["convicting"]
+    assert report["model"] == str(tmp_path / "leaks")
 
 
 def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):
@@ -231,18 +237,20 @@ def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):
         "def sound(ids):\n    return torch.nn.functional.one_hot(ids, 9).float()\n"
         "def peeks(ids):\n    return sound(ids.roll(-1, 1))\n"
         "def breaks(ids):\n    raise ValueError('no such day')\n"
-        "def slow(ids):\n    assert not torch.is_inference_mode_enabled()\n    return sound(ids)\n"
+        "def wide(ids):\n    return torch.nn.functional.one_hot(ids[:, :3], 9).float()\n"
     )
     monkeypatch.chdir(tmp_path)
     for name, expected in (("sound", 0), ("peeks", 1)):
-        code, out, _ = crt("audit", f"theirs:{name}", "--vocab-size", "9", capsys=capsys)
-        assert code == expected and "not asked" in out and "measured" in out
+        code, out, _ = crt("audit", f"theirs:{name}", capsys=capsys)
+        assert code == expected and "not asked" in out and "measured" not in out
     code, _, err = crt("audit", "theirs:breaks", "--vocab-size", "9", capsys=capsys)
     assert code == 2 and "no such day" in err and len(err.splitlines()) == 1
-    code, out, err = crt("audit", "theirs:slow", "--vocab-size", "9", capsys=capsys)
-    assert code == 0 and "verdict: causal" in out and "speed: not measured" in err
-    code, _, err = crt("audit", "theirs:sound", capsys=capsys)
+    code, _, err = crt("audit", "theirs:wide", capsys=capsys)
+    assert code == 2 and "not (B, T, V)" in err
+    code, _, err = crt("audit", "theirs:breaks", capsys=capsys)
     assert code == 2 and "--vocab-size" in err
+    code, _, err = crt("audit", "theirs:peeks", "--html", str(tmp_path), capsys=capsys)
+    assert code == 2 and "cannot write" in err
     code, _, err = crt("audit", "nowhere", capsys=capsys)
     assert code == 2 and "no checkpoint" in err
 

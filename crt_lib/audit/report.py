@@ -1,0 +1,175 @@
+"""What an audit found: its verdict, the evidence, what was covered and what was not."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from crt_lib.audit.advice import advice_for
+from crt_lib.audit.probes import Finding
+from crt_lib.audit.reach import Example
+from crt_lib.audit.sampled import Power
+
+CUTS = ("far", "prefix", "decode", "lengths")  # tell where something begins that is seen, not what
+SAYS = {  # of a probe that found something, what it means; the first one is said
+    "rows": "rows of a batch see each other",
+    "decode": "its cache gives other logits than its forward pass",
+    "count": "the number of rows changes its logits",
+    "padding": "left padding changes its logits",
+}
+SEES = "sees the future"
+_RANDOM = {
+    "": "",
+    "seeded": "torch, numpy and Python were seeded alike before each call",
+    "own": "its random numbers cannot be seeded",
+}
+
+
+@dataclass(frozen=True)
+class CausalityReport:
+    """The findings of each probe by exit, and why a probe was left out; `print` shows it all."""
+
+    findings: dict[str, dict[int, Finding]]
+    left_out: dict[str, str]
+    length: int  # tokens of the short row
+    context: int  # tokens of the long one
+    covered: dict[str, str] = field(default_factory=dict)  # what was asked, by its name
+    example: Example | None = None
+    random: str = ""  # "", "seeded" or "own"
+    power: Power | None = None
+    seconds: float = 0.0
+
+    @property
+    def convicting(self) -> list[str]:
+        """The probes that found, at any exit, that logits depend on what they should not."""
+        found = self.findings.items()
+        return [name for name, by_exit in found if any(len(x.pairs) for x in by_exit.values())]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether any probe did."""
+        return bool(self.convicting)
+
+    @property
+    def status(self) -> int:
+        """0: nothing found, 1: it leaks, 2: the probes that matter could not be asked."""
+        return 1 if self.leaks else 0 if "tokens" in self.findings else 2
+
+    @property
+    def verdict(self) -> str:
+        """In one line, what it is convicted of, or how far it is cleared."""
+        found = self.convicting
+        says = [said for name, said in SAYS.items() if name in found]
+        if set(found) - set(SAYS):
+            says = [SEES, *says]
+        if says:
+            return "; ".join(says)
+        if self.status == 2:
+            return "cannot tell: no token could be changed"
+        return f"causal, as far as {self.context} tokens show"
+
+    @property
+    def first_leaking_offset(self) -> int | None:
+        """The smallest j - t > 0 at which token j moves the logits at t; None when causal.
+
+        Where only cuts show it: as the nearest leak that was narrowed down, else the smallest
+        distance to a cut.
+        """
+        exact = [name for name in self.convicting if name not in CUTS]
+        if not any(self.findings[name][k].offsets for name in exact for k in self.findings[name]):
+            if self.example is not None and "prefix" not in self.convicting:
+                return self.example.last - self.example.t
+            exact = self.convicting
+        found = (x.offsets for name in exact for x in self.findings[name].values())
+        return min((offsets[0] for offsets in found if offsets), default=None)
+
+    @property
+    def changes(self) -> dict[int, Tensor]:
+        """The influence (T, T) of each token on each position, by exit, in evaluation mode.
+
+        Empty for a model whose random numbers cannot be seeded.
+        """
+        if self.random == "own":
+            return {}
+        return {loop: x.influence for loop, x in self.findings.get("tokens", {}).items()}
+
+    @property
+    def not_excluded(self) -> list[str]:
+        """What a model could still do that none of the probes would have seen."""
+        open_ = ["a leak that one pair of tokens, or longer, triggers together"]
+        if "vocabulary" in self.left_out:
+            open_.append("a leak that a few tokens of the vocabulary trigger")
+        elif "(100%)" not in self.covered.get("vocabulary", ""):
+            open_.append("a leak that only tokens trigger that were not asked")
+        if "all " not in self.covered.get("cuts", "all "):
+            open_.append("a near leak at the few positions that no cut crossed")
+        if self.random == "own":
+            open_.append("a leak much smaller than its noise")
+        asked = "a leak below 1e-5 of what a token itself moves, or beyond the longest row"
+        return [*open_, asked]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a probe and exit: leaking pairs, distances, and the largest forbidden influence."""
+        table = []
+        for name, by_exit in self.findings.items():
+            for loop, found in by_exit.items():
+                near, far = found.offsets or (None, None)
+                table.append(
+                    {
+                        "probe": name,
+                        "exit": loop,
+                        "pairs": len(found.pairs),
+                        "nearest": near,
+                        "furthest": far,
+                        "largest": found.largest,
+                        "tolerance": found.tolerance,
+                    }
+                )
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only: what `crt audit --json` prints."""
+        return {
+            "verdict": self.verdict,
+            "status": self.status,
+            "leaks": self.leaks,
+            "convicting": self.convicting,
+            "first_leaking_offset": self.first_leaking_offset,
+            "example": None if self.example is None else vars(self.example),
+            "findings": self.rows(),
+            "not_asked": self.left_out,
+            "covered": self.covered,
+            "not_excluded": self.not_excluded,
+            "random": self.random,
+            "power": None if self.power is None else vars(self.power),
+            "seconds": round(self.seconds, 2),
+        }
+
+    def evidence(self) -> list[str]:
+        """The table of the findings, in lines."""
+        lines = ["probe       exit  leaking pairs  nearest  furthest   largest"]
+        for row in self.rows():
+            near, far = (row[key] or "-" for key in ("nearest", "furthest"))
+            lines.append(
+                f"{row['probe']:<11}{row['exit']:>5}{row['pairs']:>15}{near:>9}{far:>10}"
+                f"{row['largest']:>10.1e}"
+            )
+        return lines + [f"{name:<11}not asked: {why}" for name, why in self.left_out.items()]
+
+    def __str__(self) -> str:
+        lines = [f"verdict: {self.verdict}"]
+        if self.example is not None:
+            lines.append(f"for example, {self.example}")
+        lines += ["", *self.evidence(), "", f"covered, in {self.seconds:.1f} s:"]
+        lines += [f"  {name}: {said}" for name, said in self.covered.items()]
+        if self.random:
+            lines.append(f"  random: {_RANDOM[self.random]}")
+        if self.power is not None:
+            which = "" if self.random == "own" else ", of lengths and numbers of rows alone"
+            lines.append(f"  two-sample test{which}: {self.power}")
+        lines += ["not excluded:", *(f"  {said}" for said in self.not_excluded)]
+        if self.leaks:
+            lines += ["", "how to fix it:"]
+            for cause, code in advice_for(self.convicting):
+                lines += [f"  {cause}", *(f"      {line}" for line in code.splitlines())]
+        return "\n".join(lines)
