@@ -114,13 +114,13 @@ def sample(n_sentences: int, seed: int) -> str:
     return "".join(lines)
 
 
-def log_prob(text: str) -> float:
-    """The natural logarithm of the probability of `text`, which begins at a sentence's start.
+def surprisals(text: str) -> list[float]:
+    """-log p of each word of `text`, which begins at a sentence's start, in nats.
 
     Raises InputError for a word or a pair of neighbouring words that the language does not have.
     """
     index = {word: i for i, word in enumerate(words())}
-    total, before = 0.0, LINE_END
+    found, before = [], LINE_END
     for word in re.findall(r"[^ \n]+|\n", text):
         if word not in index:
             raise InputError(
@@ -129,6 +129,11 @@ def log_prob(text: str) -> float:
         probability = transitions()[index[before], index[word]]
         if not probability:
             raise InputError(f"in the grammar {word!r} never follows {before!r}")
-        total += math.log(probability)
+        found.append(-math.log(probability))
         before = word
-    return total
+    return found
+
+
+def log_prob(text: str) -> float:
+    """The natural logarithm of the probability of `text`; raises InputError as `surprisals`."""
+    return -math.fsum(surprisals(text))

@@ -60,6 +60,16 @@ def scored_entropy(steps: int = STEPS) -> float:
     return (entropy_rate(steps) * LENGTH - math.log(ITEMS)) / (LENGTH - 1)
 
 
+def surprisals(steps: int = STEPS) -> np.ndarray:
+    """-log p in nats of each word of a line, (LENGTH,): every choice is among equals.
+
+    Keys and what they are sent to are drawn without repetition; answers and the end follow.
+    """
+    left = np.log(np.arange(ITEMS, 0, -1))
+    question = [math.log(steps), math.log(ITEMS), 0.0]
+    return np.concatenate([np.repeat(left, 2), np.tile(question, QUESTIONS), [0.0]])
+
+
 def chance(step: int) -> float:
     """The share of right answers of who looks nothing up, and answers with the letter asked.
 

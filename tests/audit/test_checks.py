@@ -1,0 +1,124 @@
+"""Checks of what else makes a loss too good: each passes what is sound, and fails what it names."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, strategies as st
+
+from crt_lib import InputError
+from crt_lib.audit import checks
+from crt_lib.audit.protocols import PaddingReport
+from crt_lib.data import NOT_SCORED
+from crt_lib.text import grammar, lookup
+from crt_lib.text.corpus import load_corpus
+from crt_lib.text.tokenizer import load_tokenizer
+
+SHIFTED = {0: "inputs themselves", 1: "next token", 2: "shifted twice", -1: "come before"}
+
+
+@given(st.sampled_from(list(SHIFTED)), st.integers(0, 9), st.floats(0, 0.4))
+def test_targets_are_the_next_tokens(shift, seed, dropped):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(50, (3, 40), generator=generator)
+    inputs, targets = rows[:, 4:30], rows[:, 4 + shift : 30 + shift].clone()
+    targets[torch.rand(targets.shape, generator=generator) < dropped] = NOT_SCORED
+    check = checks.targets_check(inputs, targets)
+    assert check.passed == (shift == 1) and SHIFTED[shift] in check.says
+
+
+def test_targets_that_follow_no_shift():
+    inputs, targets = torch.randint(50, (2, 3, 40))
+    assert not checks.targets_check(inputs, targets).passed
+    with pytest.raises(InputError, match="differ"):
+        checks.targets_check(inputs, targets[:, 1:])
+    with pytest.raises(InputError, match="no target"):
+        checks.targets_check(inputs, torch.full_like(inputs, NOT_SCORED))
+
+
+def perfect(tokenizer):
+    """The grammar itself as a model, and how often a later token is looked at."""
+    order = [tokenizer.encode(word)[0] for word in grammar.words()]
+    table = torch.full((tokenizer.vocab_size,) * 2, -torch.inf, dtype=torch.float64)
+    table[torch.tensor(order)[:, None], torch.tensor(order)] = torch.from_numpy(
+        grammar.transitions().copy()
+    ).log()
+
+    def model(ids, peeks=lambda t: t < 0, size=1.0):
+        t = torch.arange(ids.shape[1])
+        ahead = F.pad(F.one_hot(ids[:, 1:], len(table)), (0, 0, 0, 1))
+        return table[ids] + size * ahead * peeks(t)[:, None]
+
+    return model
+
+
+def test_no_loss_below_the_entropy_of_the_grammar():
+    tokenizer = load_tokenizer("word", load_corpus("grammar"))
+    best = perfect(tokenizer)
+    (check,) = checks.entropy_check(best, tokenizer)
+    assert check.passed and "entropy of grammar" in str(check)
+    (check,) = checks.entropy_check(lambda ids: best(ids, lambda t: t >= 0, 0.2), tokenizer)
+    assert not check.passed  # all positions, a little
+    (check,) = checks.entropy_check(lambda ids: best(ids, lambda t: t == 50, 9.0), tokenizer)
+    assert not check.passed and "at position 50" in check.says
+    (check,) = checks.entropy_check(lambda ids: 0.3 * best(ids).clamp(min=-20), tokenizer)
+    assert check.passed
+    with pytest.raises(InputError, match="'wikitext-2' is not known"):
+        checks.entropy_check(best, tokenizer, "wikitext-2")
+
+
+def test_alarms_on_perfect_models(monkeypatch):
+    tokenizer = load_tokenizer("word", load_corpus("grammar"))
+    best, alarms = perfect(tokenizer), 0
+    for seed in range(100):
+        monkeypatch.setattr(checks, "_FRESH", 30_000 + seed)
+        noise = torch.from_numpy(np.random.default_rng(seed).normal(0, 0.3, tokenizer.vocab_size))
+        (check,) = checks.entropy_check(
+            lambda ids, noise=noise: best(ids) + noise, tokenizer, rows=8, length=16
+        )
+        alarms += not check.passed
+    assert alarms <= 4  # 1 is expected at most
+
+
+def test_no_loss_below_the_entropy_of_lookup():
+    tokenizer = load_tokenizer("word", load_corpus("lookup"))
+    floors = torch.from_numpy(lookup.surprisals()[1:])
+    assert math.isclose(lookup.surprisals().sum(), lookup.entropy_rate() * lookup.LENGTH)
+
+    def below(by):
+        def model(ids):
+            """The true word has the probability that the language gives it, or more."""
+            words = torch.from_numpy(tokenizer.encode(lookup.sample(8, checks._FRESH)))
+            targets = words.long().view(8, -1)[:, 1:]
+            right = (-floors + by).clamp(max=-1e-9)
+            others = torch.log((1 - right.exp()) / (tokenizer.vocab_size - 1))
+            there = F.one_hot(targets, tokenizer.vocab_size).bool()
+            return torch.where(there, right[:, None], others[:, None])
+
+        return model
+
+    assert checks.entropy_check(below(0.0), tokenizer, "lookup", rows=8)[0].passed
+    assert not checks.entropy_check(below(0.1), tokenizer, "lookup", rows=8)[0].passed
+
+
+def test_surprisals_sum_to_the_probability_of_the_text():
+    text = grammar.sample(20, seed=5)
+    assert math.isclose(-sum(grammar.surprisals(text)), grammar.log_prob(text))
+    assert len(grammar.surprisals(text)) == len(text.replace("\n", " . ").split())
+
+
+def test_scored_padding():
+    report = PaddingReport(0.8, {0: 1.0, 2: 5.0}, {0: 5.0, 2: 5.0}, {0: 5.0, 2: 5.0})
+    first, second = checks.padding_check(report)
+    assert not first.passed and "80%" in first.says and str(first).startswith("FAILS: padding")
+    assert second.passed and "exit 2" in second.name
+
+
+def test_a_tokenizer_that_loses_text():
+    texts = ["one  two", "one"]
+    kept = checks.tokenizer_check(str.encode, bytes.decode, texts)
+    assert kept.passed and "2 of 2" in kept.says
+    lost = checks.tokenizer_check(str.split, " ".join, texts)
+    assert not lost.passed and "1 of 2" in lost.says and "' two' comes back as 'two'" in lost.says
