@@ -77,8 +77,21 @@ def findings(
 
 def shape_noise(logits: Logits) -> float:
     """The share of the largest logit that calls of another shape may round differently."""
-    rounding = max(torch.finfo(torch.result_type(x, 1.0)).eps for x in logits.values())
-    return max(SHAPE_NOISE, 8 * rounding)  # logits may be integers
+    return max(SHAPE_NOISE, 8 * rounding(logits))
+
+
+def rounding(logits: Logits) -> float:
+    """The relative spacing of the numbers that logits are: of their type, or of one that all fit.
+
+    What was computed in bfloat16 may be given as float32.
+    """
+    found = []
+    for x in logits.values():
+        kinds = [torch.result_type(x, 1.0)]  # they may be integers
+        if len(x.unique()) > 64:  # a few round numbers fit every type
+            kinds += [k for k in (torch.bfloat16, torch.float16) if torch.equal(x, x.to(k).to(x))]
+        found.append(max(torch.finfo(kind).eps for kind in kinds))
+    return max(found)
 
 
 def _each(asked: Asked, values: Tensor) -> Tensor:

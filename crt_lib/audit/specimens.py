@@ -88,6 +88,17 @@ class SpectralFilter(nn.Module):
         return x + torch.fft.irfft(spectrum, n, dim=1)[:, :T]
 
 
+class Rounded(nn.Module):
+    """`model`, and its logits rounded to bfloat16."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids).bfloat16().float()
+
+
 class Routed(nn.Module):
     """Two experts: each takes the half of the tokens that it likes best, or each token chooses."""
 

@@ -25,6 +25,7 @@ from crt_lib.audit.specimens import (
     Noisy,
     ReadsLabels,
     Recurrent,
+    Rounded,
     Routed,
     SpectralFilter,
     gpt2,
@@ -189,6 +190,10 @@ PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
         "lengths",
     ),
     "a ten-thousandth of the next token": (lambda: Mixed(add=_ahead(1, size=1e-4)), "tokens"),
+    "rounded, a tenth of the next token": (
+        lambda: Rounded(Mixed(SpectralFilter(False), add=_ahead(1, size=0.1))),
+        "tokens",
+    ),
     "five ahead": (lambda: Mixed(add=_ahead(5)), "tokens"),
     "thirty ahead": (lambda: Mixed(add=_ahead(30)), "far"),
     "two hundred ahead": (lambda: Mixed(add=_ahead(200)), "far"),
@@ -250,6 +255,10 @@ SOUND: dict[str, Callable[[], Model]] = {
     "attention to the last eight": lambda: Mixed(Attention(lambda T: _mask()(T).triu(-7))),
     "recurrent": lambda: Mixed(Recurrent(False)),
     "spectral filter with room": lambda: Mixed(SpectralFilter(False)),
+    "spectral filter, rounded": lambda: Rounded(Mixed(SpectralFilter(False))),
+    "spectral filter, rounded, a function": lambda: _evaluated(
+        Rounded(Mixed(SpectralFilter(False)))
+    ),
     "mean of the past": lambda: Mixed(_past_mean),
     "tokens choose experts": lambda: Mixed(Routed(True)),
     "logits and a loss": LogitsAndLoss,
