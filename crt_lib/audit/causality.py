@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crt_lib.audit import asking, sampled
-from crt_lib.audit.asking import Asked, NotAsked
+from crt_lib.audit.asking import Asked, Logits, NotAsked
 from crt_lib.audit.probes import NOISE, Finding, rounding, shape_noise
 from crt_lib.audit.reach import PROBES, Example, example_of
 from crt_lib.audit.report import CausalityReport
@@ -186,13 +186,30 @@ def _check(asked: Asked) -> None:
         raise InputError(
             f"the model fails on ids of shape {tuple(ids.shape)}: {type(error).__name__}: {error}"
         ) from error
-    for loop, logits in once.items():
+    for logits in once.values():
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
             given = getattr(logits, "shape", type(logits).__name__)
             raise InputError(f"the model gives {given} for ids {tuple(ids.shape)}, not (B, T, V)")
         if logits.isnan().any():
             raise InputError("the model gives logits that are not numbers")
-        if asking.largest_difference(logits, again[loop]).any():
-            asked.random = "own"
-        elif asking.largest_difference(logits, otherwise[loop]).any():
-            asked.random = asked.random or "seeded"
+    if not _same(once, again):
+        asked.random = "own"
+        _check_memory(asked)
+    elif not _same(once, otherwise):
+        asked.random = "seeded"
+
+
+def _check_memory(asked: Asked) -> None:
+    """Raise InputError for a model whose logits depend on the call before."""
+    other, seen = asked.others(asked.ids, seed=1), []
+    for row in (other, asked.ids, asked.ids, asked.ids, other, asked.ids):
+        seen.append(asked(row))
+    if _same(seen[1], seen[5]) and _same(seen[2], seen[3]) and not _same(seen[1], seen[2]):
+        raise InputError(
+            "the model remembers: its logits depend on the row that it was asked about before; "
+            "give one that begins anew at each call"
+        )
+
+
+def _same(one: Logits, other: Logits) -> bool:
+    return not any(asking.largest_difference(x, other[loop]).any() for loop, x in one.items())

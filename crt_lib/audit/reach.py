@@ -83,7 +83,7 @@ def far(asked: Asked) -> dict[int, Finding]:
 
 def _said_of(cuts: Tensor, length: int) -> str:
     if len(cuts) == length - 1:
-        return f"all {len(cuts)} of a row of {length}: any leak from any position to any other"
+        return f"all {len(cuts)} of a row of {length}: from any position to any other"
     gap = int(torch.cat([torch.tensor([-1]), cuts, torch.tensor([length - 1])]).diff().max())
     return (
         f"{len(cuts)} of {length - 1} in a row of {length}: any leak over {gap} tokens or more, "

@@ -1,5 +1,6 @@
 """What an audit found: its verdict, the evidence, what was covered and what was not."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,15 +129,17 @@ class CausalityReport:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only: what `crt audit --json` prints."""
+        """Plain values only, None for what is infinite: what `crt audit --json` prints."""
+        rows = [{key: _finite(value) for key, value in row.items()} for row in self.rows()]
+        moved = {} if self.example is None else vars(self.example)
         return {
             "verdict": self.verdict,
             "status": self.status,
             "leaks": self.leaks,
             "convicting": self.convicting,
             "first_leaking_offset": self.first_leaking_offset,
-            "example": None if self.example is None else vars(self.example),
-            "findings": self.rows(),
+            "example": {key: _finite(value) for key, value in moved.items()} or None,
+            "findings": rows,
             "not_asked": self.left_out,
             "covered": self.covered,
             "not_excluded": self.not_excluded,
@@ -146,9 +149,15 @@ class CausalityReport:
         }
 
     def evidence(self) -> list[str]:
-        """The table of the findings, in lines."""
+        """The table of the findings, in lines: one for a probe that found nothing at any exit."""
         lines = ["probe       exit  leaking pairs  nearest  furthest   largest"]
-        for row in self.rows():
+        rows = [row for row in self.rows() if row["probe"] in self.convicting]
+        for name in [name for name in self.findings if name not in self.convicting]:
+            every = [row for row in self.rows() if row["probe"] == name]
+            largest = max(row["largest"] for row in every)
+            exit_ = "all" if len(every) > 1 else every[0]["exit"]
+            rows.append(every[0] | {"exit": exit_, "largest": largest})
+        for row in rows:
             near, far = (row[key] or "-" for key in ("nearest", "furthest"))
             lines.append(
                 f"{row['probe']:<11}{row['exit']:>5}{row['pairs']:>15}{near:>9}{far:>10}"
@@ -173,3 +182,7 @@ class CausalityReport:
             for cause, code in advice_for(self.convicting):
                 lines += [f"  {cause}", *(f"      {line}" for line in code.splitlines())]
         return "\n".join(lines)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -81,6 +81,9 @@ def cases(asked: Asked) -> list[Case]:
             found.append(Case(probe, row, changed, p + 1))
         replaced = torch.cat([ids, asked.others(among[1:], seed=9)])
         found.append(Case("rows", among, replaced, T))
+    if C > T:
+        row = asked.row(C, seed=4)
+        found.append(Case("lengths", row, row[:, : C // 2], C // 2, same_shape=False))
     for n in sorted({max(T // 2, 1), T - 1}):
         found.append(Case("prefix", ids, ids[:, :n], n, same_shape=False))
     if not asked.one_by_one:

@@ -229,6 +229,10 @@ PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
         lambda: Mixed(lambda x: _always_dropped(x) * x.shape[1]),
         "prefix",
     ),
+    "dropout, and a length over 100": (
+        lambda: Mixed(lambda x: _always_dropped(x) * (1 + (x.shape[1] > 100))),
+        "lengths",
+    ),
     "numpy's noise, and a far token": (
         lambda: Noisy(Mixed(add=_ahead(100, size=0.1)), _numpy_noise, 0.1),
         "far",

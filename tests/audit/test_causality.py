@@ -6,6 +6,7 @@ that asks many rows at once says what one that asks one at a time does; what is 
 
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import numpy as np
@@ -268,6 +269,17 @@ def test_what_cannot_be_asked():
         causality_report(lambda ids: torch.zeros(len(ids), VOCAB), VOCAB)
 
 
+def test_a_model_that_remembers_cannot_be_judged():
+    last = [torch.zeros(1, 1, dtype=torch.long)]
+
+    def remembers(ids):
+        before, last[0] = last[0], ids
+        return F.one_hot(ids, VOCAB) + 0.1 * F.one_hot(before, VOCAB).float().mean((0, 1))
+
+    with pytest.raises(InputError, match="the model remembers"):
+        causality_report(remembers, VOCAB)
+
+
 def test_assert_causal():
     assert_causal(made("mean of the past"), VOCAB, length=LENGTH)
     with pytest.raises(AssertionError, match="verdict: sees the future"):
@@ -291,5 +303,7 @@ def test_the_report_as_json_and_as_a_page():
     leaking = sum(len(x.pairs) for x in report.findings["tokens"].values())
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) == 2 and pictures[0].count("#d55e00") == leaking
+    for picture in pictures:
+        assert len(ElementTree.fromstring(picture).findall(".//{*}text")) == 2
     sound = html_page(causality_report(made("noise of its own"), VOCAB, length=4), "it")
     assert "clean" in sound and "How to fix" not in sound
