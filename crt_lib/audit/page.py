@@ -8,6 +8,7 @@ from torch import Tensor
 
 from crt_lib.audit.advice import advice_for
 from crt_lib.audit.probes import Finding
+from crt_lib.audit.reach import of_the_long_row
 from crt_lib.audit.report import CausalityReport
 
 CELLS = 48  # of a picture's side, at most
@@ -64,12 +65,13 @@ def _table(report: CausalityReport) -> str:
 def _pictures(report: CausalityReport) -> list[str]:
     drawn = []
     for probe, said in (("tokens", "each token changed in turn"), ("far", "all from j on changed")):
-        by_exit = report.findings.get(probe, {})
+        by_exit = {} if report.random == "own" else report.findings.get(probe, {})
         if by_exit:
             loop = max(by_exit)
             exit_ = f", exit {loop}" if loop else ""
+            found = of_the_long_row(by_exit[loop]) if probe == "far" else by_exit[loop]
             caption = f"{said}{exit_}: red is the future, blue is not; white moves nothing"
-            drawn.append(f"<figure>{picture(by_exit[loop])}<figcaption>{caption}</figcaption>")
+            drawn.append(f"<figure>{picture(found)}<figcaption>{caption}</figcaption>")
             drawn.append("</figure>")
     return drawn or ["<p>No token could be changed.</p>"]
 

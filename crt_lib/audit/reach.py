@@ -163,14 +163,17 @@ def count(asked: Asked) -> dict[int, Finding]:
     return findings(influence, shape_noise(alone), alone, ahead=None)
 
 
+def of_the_long_row(finding: Finding) -> Finding:
+    """What `far` found in the row of the whole context, without that of an odd length."""
+    assert finding.columns is not None
+    influence, columns = finding.influence[:, :-ODD], finding.columns[:-ODD]
+    return replace(finding, influence=influence, columns=columns)
+
+
 def example_of(asked: Asked, found: dict[int, Finding]) -> Example | None:
     """The nearest leak that `far` found: of what comes after a cut, as few tokens as move t."""
     for loop, finding in found.items():
-        assert finding.columns is not None
-        main = replace(
-            finding, influence=finding.influence[:, :-ODD], columns=finding.columns[:-ODD]
-        )
-        if len(pairs := main.pairs):
+        if len(pairs := of_the_long_row(finding).pairs):
             t, start = pairs[(pairs[:, 1] - pairs[:, 0]).argmin()].tolist()
             return _narrowed(asked, loop, t, start, finding.tolerance)
     return None

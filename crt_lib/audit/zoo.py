@@ -229,8 +229,8 @@ PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
         lambda: Mixed(lambda x: _always_dropped(x) * x.shape[1]),
         "prefix",
     ),
-    "dropout, and a length over 100": (
-        lambda: Mixed(lambda x: _always_dropped(x) * (1 + (x.shape[1] > 100))),
+    "dropout, and a length over 200": (
+        lambda: Mixed(lambda x: _always_dropped(x) * (1 + (x.shape[1] > 200))),
         "lengths",
     ),
     "numpy's noise, and a far token": (
