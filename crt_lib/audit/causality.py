@@ -90,13 +90,15 @@ def _ask(asked: Asked) -> tuple[Found, dict[str, str], sampled.Power | None]:
     found, left_out = _ask_all(asked)
     if not _again(asked, found):
         asked.random = "own"
+        asked.covered.clear()
         found, left_out = _ask_all(asked)
     found |= _judged_again(asked, found)
     power = None
     if asked.random:
-        tested, power = sampled.two_samples(asked)
+        tested, failed, power = sampled.two_samples(asked)
         found |= tested
-        left_out = {name: why for name, why in left_out.items() if name not in found}
+        every = (left_out | failed).items()
+        left_out = {name: why for name, why in every if name not in found}
     return {name: found[name] for name in PROBES if name in found}, left_out, power
 
 

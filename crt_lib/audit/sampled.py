@@ -61,7 +61,7 @@ class Power:
             f"{self.calls} calls of each of two inputs; a sound model is convicted in at most "
             f"{FALSE_ALARMS:.0%} of reports. A shift of one logit by {EFFECT:g} is found with "
             f"{self.of(EFFECT):.0%}, one by {self.smallest:.1g} with 90%: its noise is "
-            f"{self.noise:.1g}"
+            f"{self.noise:.1g} (and the table's largest are in units of the noise)"
         )
 
 
@@ -72,6 +72,7 @@ def cases(asked: Asked) -> list[Case]:
     among = torch.cat([ids, asked.row(T, seed=10)])
     found = []
     if asked.random == "own":
+        asked.covered["rows"] = "the other of 2 changed"
         at = {("tokens", p): ids for p in sorted({0, (T - 1) // 2, T - 2})}
         if C > T:
             row = asked.row(C, seed=3)
@@ -79,6 +80,9 @@ def cases(asked: Asked) -> list[Case]:
         for (probe, p), row in at.items():
             changed = torch.cat([row[:, : p + 1], asked.others(row[:, p + 1 :], seed=100 + p)], 1)
             found.append(Case(probe, row, changed, p + 1))
+        asked.covered["cuts"] = "after " + ", ".join(
+            f"position {p} of {row.shape[1]}" for (_, p), row in at.items()
+        )
         replaced = torch.cat([ids, asked.others(among[1:], seed=9)])
         found.append(Case("rows", among, replaced, T))
     if C > T:
@@ -92,19 +96,26 @@ def cases(asked: Asked) -> list[Case]:
 
 
 @torch.no_grad()
-def two_samples(asked: Asked, calls: int = CALLS) -> tuple[dict[str, dict[int, Finding]], Power]:
-    """By probe and exit the findings of all `cases`, and the power of the weakest test."""
+def two_samples(
+    asked: Asked, calls: int = CALLS
+) -> tuple[dict[str, dict[int, Finding]], dict[str, str], Power | None]:
+    """By probe and exit the findings of all `cases`; why some failed; the weakest test's power."""
     found: dict[str, dict[int, Finding]] = {}
+    failed: dict[str, str] = {}
     every, powers = cases(asked), []
     for number, case in enumerate(every):
-        columns, power = _compare(asked, case, calls, FALSE_ALARMS / len(every), number)
+        try:
+            columns, power = _compare(asked, case, calls, FALSE_ALARMS / len(every), number)
+        except Exception as error:  # anybody's model: it may fail in any way
+            failed[case.probe] = f"it fails: {type(error).__name__}: {error}"
+            continue
         powers.append(power)
         for loop, column in columns.items():
             ahead = None if case.probe in ("rows", "count") else 1
             one = Finding(column[:, None], power.critical, ahead, torch.tensor([case.watched]))
             before = found.setdefault(case.probe, {}).get(loop)
             found[case.probe][loop] = one if before is None else _beside(before, one)
-    return found, max(powers, key=lambda power: power.smallest)
+    return found, failed, max(powers, key=lambda power: power.smallest, default=None)
 
 
 def _beside(one: Finding, other: Finding) -> Finding:

@@ -63,6 +63,18 @@ def test_its_power_is_what_it_says():
     assert "found with" in str(power)
 
 
+def test_what_a_random_model_cannot_be_asked_is_said():
+    model = noisy(0, NOISES["normal"], leak=1.0)
+
+    def of_six(ids):
+        assert ids.shape == (1, 6), "one row of six"
+        return model(ids)
+
+    report = causality_report(of_six, V, length=6)
+    assert report.convicting == ["tokens"] and report.power is not None
+    assert all("one row of six" in report.left_out[x] for x in ("rows", "prefix", "count"))
+
+
 def test_rounding_is_no_effect():
     """A part that rounds by what comes later, beside noise, is not convicted."""
 
