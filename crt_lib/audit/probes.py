@@ -135,7 +135,7 @@ def gradient(asked: Asked) -> dict[int, Finding]:
         if seen or not args or not torch.is_tensor(args[0]) or not torch.equal(args[0], ids):
             return None
         seen.append(output.detach().clone().requires_grad_())
-        return seen[0]
+        return seen[0].clone()  # which the model may change in place
 
     hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:
