@@ -7,7 +7,7 @@ the same seeds, which the tuning did not see, and the same data in the same orde
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crt_lib.config import GPT2Config
+from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.study.ladder import Changes, changed
@@ -20,7 +20,7 @@ TUNED_WITH = 0  # the seed of the tries
 OURS = "crt2"
 ONE_LOOP = {"n_loops": 1, "exit_loops": ()}
 RATES: Changes = {f"rate {rate:g}": {"max_lr": rate} for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2)}
-LENGTHS = (460, 920, 1_840, 3_680)  # updates
+LENGTHS = (460, 920, 1_840)  # updates
 BEGIN = 0.35  # of the updates: when the further loops of LATE begin
 LATE = f"4 loops from {BEGIN:.0%} on"
 DEPTHS: Changes = {
@@ -138,6 +138,7 @@ def _arms(ours: Profile, *, wide: int, layers: tuple[int, int], narrow: int) -> 
     a GPT-2 `narrow` wide.
     """
     model = ours.model
+    assert isinstance(model, ModelConfig)  # it is a CRT
     unshared = {**ONE_LOOP, "n_prelude": model.n_prelude + model.n_loops - 1}
     return {
         OURS: ours,
