@@ -13,18 +13,21 @@ from crt_lib.cached.memory import Memory
 from crt_lib.kernels import turns
 from crt_lib.model import CRT
 
-FEW = 3  # rows that have left: so many are computed along, in less time than others are picked
+
+def few(rows: int) -> int:
+    """So many of the rows may have left: to compute them too takes less time than to pick others."""
+    return max(3, rows // 4)
 
 
 class Active:
     """The rows of a batch that have not left, as a mask (B, 1); `rows` are those to compute.
 
-    They are all where FEW have left, None; else indices (n,), and `runs` of neighbours among them.
+    They are all where few have left, None; else indices (n,), and `runs` of neighbours among them.
     """
 
     def __init__(self, active: Tensor):
         self.mask, self.rows = active[:, None], None
-        if len(active) - int(active.sum()) <= FEW:
+        if len(active) - int(active.sum()) <= few(len(active)):
             return
         self.rows = active.nonzero()[:, 0]
         ends = active.to(torch.int8).diff(prepend=active.new_zeros(1), append=active.new_zeros(1))

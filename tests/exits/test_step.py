@@ -83,7 +83,7 @@ class Given(Pattern):
 def test_any_exits_of_any_rows(data, case, rows, few):
     model = exact_model(**causal(CASES[case]))
     policies = pattern_of(model.config, rows, data.draw)
-    with mock.patch.object(recall, "FEW", few):  # rows that have left and are computed along
+    with mock.patch.object(recall, "few", lambda rows: few):  # left, and computed along
         agree(*two_ways(model, random_ids(rows, KNOWN + NEW), policies))
 
 
@@ -111,7 +111,7 @@ def test_padding_on_the_left(changes):
     starts = torch.tensor([0, KNOWN - 1, 2])
     policies = [POLICIES[i % 4] for i in range(NEW + 1)]
     for few in (0, 3):
-        with mock.patch.object(recall, "FEW", few):
+        with mock.patch.object(recall, "few", lambda rows, few=few: few):
             agree(*two_ways(model, ids, policies, starts))
     agree(*two_ways(model, ids[1:2], policies, starts[1:2]))
 
