@@ -15,7 +15,7 @@ from crt_lib.model import CRT
 
 
 def few(rows: int) -> int:
-    """So many of the rows may have left: to compute them too takes less time than to pick others."""
+    """So many rows may have left and be computed along: picking the others would take longer."""
     return max(3, rows // 4)
 
 
