@@ -75,7 +75,8 @@ def bench_exits(
             policy = Told()
             policy.tell(loops)
             found.setdefault(name, []).append(reader.read(inputs, targets, policy))
-    shape = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
+    shape: dict[str, Any] = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
+    shape["precision"] = str(model.loop_encoding.dtype).removeprefix("torch.")
     made = [{"policy": name, **shape, **_columns(of, found[FULL])} for name, of in found.items()]
     for row in made:
         row |= _costs(model, known.get(row["policy"], known[FULL]), found[row["policy"]], seq_len)
