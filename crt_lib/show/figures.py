@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from crt_lib.audit.compare import Interval
+from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits.trace import Outcome
 from crt_lib.show import plots
 
@@ -170,6 +171,40 @@ def exit_view(
     shares = right.bar(names, outcome.shares, color=[plots.loop_color(loop) for loop in loops])
     right.bar_label(shares, fmt="{:.0%}")
     right.set(ylabel="share of the tokens", ylim=(0, 1.1))
+    return figure
+
+
+@plots.styled
+def exits_in_time(rows: Rows) -> Figure:
+    """What policies lose against their speed, on the same tokens; a panel a number of texts.
+
+    `rows` of `bench_exits`. The grey line joins the fixed exits; hollow: a random mix of them, of
+    the mean depth of the filled point. The oracle is far below, so it is written.
+    """
+    table = pd.DataFrame(rows)
+    table["lost"] = 100 * np.expm1(table["above"].astype(float))
+    counts = sorted(table["rows"].unique())
+    figure, axes = plots.panels(4.2 * len(counts), 3.3, [f"{n} at a time" for n in counts])
+    for ax, count in zip(axes, counts, strict=True):
+        panel = table[table["rows"] == count].set_index("policy")
+        fixed = panel[panel.index.str.startswith(("exit ", "full depth"))].sort_values("mean_loops")
+        ax.plot(fixed["speedup"], fixed["lost"], "--D", color=plots.GREY, label="fixed exits")
+        for name, row in fixed.iterrows():
+            plots.say(ax, str(name), (row["speedup"], row["lost"]))
+        asked = panel[panel["asks"] > 0]
+        for (name, row), color in zip(
+            asked.iterrows(), (plots.VERMILION, plots.BLUE, plots.GREEN, plots.ORANGE), strict=False
+        ):
+            ax.scatter(row["speedup"], row["lost"], c=color, s=34, zorder=4, label=str(name))
+            mix = panel.loc[f"{MIX}{name}"]
+            ax.scatter(mix["speedup"], mix["lost"], s=34, zorder=4, c="white", edgecolors=color)
+        bound = panel.loc[ORACLE]
+        said = f"oracle: {bound['speedup']:.2f}x, {bound['lost']:+.0f} %"
+        ax.text(0.98, 0.04, said, ha="right", transform=ax.transAxes)
+        ax.set(xlabel="speed, full depth = 1")
+        ax.margins(0.14)
+    axes[0].set_ylabel("perplexity above full depth (%)")
+    axes[0].legend(fontsize=8)
     return figure
 
 

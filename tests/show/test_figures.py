@@ -7,6 +7,7 @@ import torch
 from drawn import texts
 
 from crt_lib import CRT, ModelConfig, causality_report
+from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits import perloop
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy
@@ -122,3 +123,26 @@ def test_scorings_tell_who_sees_the_token():
     assert {"leaks", "alone", "1.025", "16,226"} <= texts(figure)
     first, second = figure.axes[0].collections[0].get_facecolors().tolist()
     assert first != second
+
+
+def test_exits_in_time_have_a_mark_for_each_policy_and_its_mix():
+    def row(policy, rows, speedup, above, loops, asks=0.0):
+        named = {"policy": policy, "rows": rows, "mean_loops": loops, "asks": asks}
+        return named | {"speedup": speedup, "above": above}
+
+    rows = []
+    for n in (1, 8):
+        rows += [row("full depth", n, 1.0, 0.0, 4), row("exit 1", n, 2.0, 0.1, 1)]
+        rows += [row("gate", n, 1.3, 0.01, 2.5, asks=1.5), row(f"{MIX}gate", n, 1.4, 0.02, 2.5)]
+        rows.append(row(ORACLE, n, 1.5, -0.2, 2.0))
+    figure = figures.exits_in_time(rows)
+    assert [ax.get_title("left") for ax in figure.axes] == ["1 at a time", "8 at a time"]
+    for ax in figure.axes:
+        points = [tuple(of.get_offsets()[0]) for of in ax.collections]
+        assert points == [
+            (1.3, pytest.approx(1.005, abs=0.01)),
+            (1.4, pytest.approx(2.02, abs=0.01)),
+        ]
+        (fixed,) = ax.lines
+        assert list(fixed.get_xdata()) == [2.0, 1.0]  # by depth
+    assert {"full depth", "exit 1", "oracle: 1.50x, -18 %"} <= texts(figure)
