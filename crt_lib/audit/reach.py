@@ -105,9 +105,11 @@ def vocabulary(asked: Asked) -> dict[int, Finding]:
     rows[:, before] = other
     moved = joined(within(0.3 * asked.seconds, asked.differences(base, rows)))
     n = len(next(iter(moved.values())))
+    percent = 100 * n / len(order)  # rounded down: 100 is all of them
+    share = f"{int(percent)}%" if percent >= 1 else f"{percent:.2f}%"
     asked.covered["vocabulary"] = (
-        f"{n:,} of {len(order):,} tokens ({n / len(order):.0%}), each as the own token, as a later "
-        f"one up to {before} ahead, and as what that is changed to"
+        f"{n:,} of {len(order):,} tokens ({share}), each as the own token, as a later one up to "
+        f"{before} ahead, and as what that is changed to"
     )
     influence = {loop: torch.zeros(size, size) for loop in moved}
     for loop, every in moved.items():

@@ -90,6 +90,15 @@ def test_any_onset_distance_and_period(onset, distance, period, data):
     assert report.first_leaking_offset == (distance if exists else None)
 
 
+@given(st.integers(2, 48))
+def test_any_length_from_which_on_logits_differ(least):
+    def counts(ids):
+        return F.one_hot(ids, 11) * (1.0 + (ids.shape[1] >= least))
+
+    convicting = causality_report(counts, 11, length=8, context=48).convicting
+    assert convicting == ["prefix" if least <= 8 else "lengths"]
+
+
 @given(st.integers(0, 49), st.integers(1, 6), st.booleans())
 def test_any_token_of_the_vocabulary(token, distance, own):
     def leaks(ids):
