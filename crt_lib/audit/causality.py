@@ -203,10 +203,11 @@ def _check(asked: Asked) -> None:
 
 def _check_memory(asked: Asked) -> None:
     """Raise InputError for a model whose logits depend on the call before."""
-    other, seen = asked.others(asked.ids, seed=1), []
-    for row in (other, asked.ids, asked.ids, asked.ids, other, asked.ids):
-        seen.append(asked(row))
-    if _same(seen[1], seen[5]) and _same(seen[2], seen[3]) and not _same(seen[1], seen[2]):
+    other = asked.others(asked.ids, seed=1)
+    seen = [asked(row) for row in 3 * [other, asked.ids, asked.ids]]
+    first, second = seen[1::3], seen[2::3]
+    steady = all(_same(one[0], later) for one in (first, second) for later in one[1:])
+    if steady and not _same(first[0], second[0]):  # noise is not so regular
         raise InputError(
             "the model remembers: its logits depend on the row that it was asked about before; "
             "give one that begins anew at each call"
