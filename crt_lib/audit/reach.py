@@ -116,6 +116,7 @@ def vocabulary(asked: Asked) -> dict[int, Finding]:
         influence[loop][:, before] = every.amax(0)
     found = findings(influence)
     seen = [moved[loop][:, :before].amax(1) > one.tolerance for loop, one in found.items()]
+    asked.covered.pop("tokens that are seen", None)
     hits = torch.stack(seen).any(0).nonzero()[:, 0].tolist()
     if 0 < len(hits) < n / 2:
         few = (f"{later[i]} (or {other[i]}) after {own[i]}" for i in hits[:4])
