@@ -1,4 +1,4 @@
-"""The commands on a trained model: `crt generate`, `export`, `lm-task`, `gate`, `audit`."""
+"""Commands on a trained model: `crt generate`, `explore`, `export`, `gate`, `audit` and more."""
 
 import json
 import shlex
@@ -62,6 +62,32 @@ def generate(
             typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
         else:
             typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+
+
+@app.command()
+def explore(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", exists=True, file_okay=False)],
+    out: Annotated[
+        Path | None, typer.Option("--html", help="Write the page to this file, serve nothing.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0: any free one.", min=0)] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Explore exit policies of a run on one page: thresholds, what they lose and what they save.
+
+    The page is served to this machine alone, until Ctrl-C. Traces that are not there are made.
+    """
+    from crt_lib.files import write_text
+    from crt_lib.show.explorer_page import Explored, page_of
+    from crt_lib.show.serving import serve
+    from crt_lib.study.analysis import analyse
+
+    page = page_of(Explored.of(analyse(run)))
+    if out is None:
+        serve(page, port, browser)
+    else:
+        write_text(out, page)
+        typer.echo(f"page: {out}")
 
 
 @app.command()
