@@ -115,7 +115,13 @@ def _frontiers(trace: Trace) -> dict[str, list[list[float]]]:
     """By criterion: multiply-adds, mean loops and loss of each threshold."""
     names = ("multiply_adds", "mean_loops", "loss")
     curves = curves_of(trace).items()
-    return {criterion: [[row[n] for n in names] for row in rows] for criterion, rows in curves}
+    return {
+        criterion: [[_short(row[n]) for n in names] for row in rows] for criterion, rows in curves
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def page_of(explored: Explored, limit: int = LIMIT) -> str:

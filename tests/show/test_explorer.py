@@ -1,8 +1,10 @@
 """The explorer: pure functions of a trace, and controls driven as a hand would."""
 
+import math
 import re
 
 import pytest
+from tiny_rows import judged
 
 from crt_lib import InputError
 from crt_lib.bench.decode import Pace, measured_pace
@@ -150,10 +152,32 @@ def test_presets_move_the_controls(explorer):
     assert explorer.policy().threshold(3) == pytest.approx(0.92 * 0.98**2)
 
 
+def test_what_decoding_loses_is_said_of_policies_that_were_decoded(scored):
+    *_, trace = scored
+    rows = [judged("paper", Policy("confidence"), 1.5, 0.01), judged("exit 2", Policy(fixed=2))]
+    exits = trace.loops[:-1]
+    for policy in (Policy("confidence"), Policy("confidence", exits=exits, fixed=trace.loops[-1])):
+        said = dict(look(trace, policy, judged=rows).lines())["token PPL as decoded"]
+        assert said == f"{math.exp(1.5):.2f} ({math.expm1(0.01):+.2%})"
+    for policy in (Policy("confidence", 0.93), Policy("confidence", exits=exits[1:]), None):
+        assert dict(look(trace, policy, judged=rows).lines())["token PPL as decoded"] == (
+            "not measured"
+        )
+    for same in (
+        Policy(fixed=2),
+        Policy("margin", exits=(), fixed=2),
+        Policy("gate", exits=(3,), fixed=2),
+    ):
+        assert look(trace, same, judged=rows).judged == rows[1]
+
+
 def test_calibrated_policies_that_are_given(scored, passage):
     *_, trace = scored
-    given = {"gate": Policy("gate", 0.7, 0.7, 1.0, fixed=3), "margin": Policy(fixed=2)}
-    explorer = Explorer(trace, passage, PACE, calibrated=given)
+    given = [
+        judged("gate", Policy("gate", 0.7, 0.7, 1.0, fixed=3)),
+        judged("margin", Policy(fixed=2)),
+    ]
+    explorer = Explorer(trace, passage, PACE, judged=given)
     explorer.criterion.value = "gate"
     explorer.preset.value = "calibrated"
     assert explorer.policy() == Policy("gate", 0.7, 0.7, 1.0, (1, 2, 3), 3)
@@ -188,3 +212,27 @@ def test_an_exit_that_is_not_allowed_is_not_taken(explorer):
 
 def test_without_passage_and_measurements(scored):
     assert len(Explorer(scored[2]).box.children) == 3
+
+
+def test_sliders_answer_while_they_move(explorer):
+    assert explorer.tau0.continuous_update and explorer.tau_min.continuous_update
+
+
+def test_ones_own_text_is_read(scored, passage):
+    model, data, trace = scored
+    explorer = Explorer(trace, passage, PACE, reader=(model, data.tokenizer))
+    explorer.preset.value = "own"
+    explorer.own.value = "the mat <i>sat</i>"
+    explorer.read.click()
+    expected = make_passage(model, data.tokenizer, "the mat <i>sat</i>")
+    assert explorer.text.value == passage_html(expected, explorer.policy())
+    explorer.tau0.value = 0.01
+    assert explorer.text.value == passage_html(expected, explorer.policy())
+
+    explorer.own.value = ""
+    explorer.read.click()
+    assert "0 tokens" in explorer.said.value and "\n" not in explorer.said.value
+    assert explorer.text.value == passage_html(expected, explorer.policy())
+    explorer.own.value = "the cat"
+    explorer.read.click()
+    assert explorer.said.value == ""

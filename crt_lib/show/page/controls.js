@@ -33,7 +33,7 @@ function shaded(element, i) {
   element.classList.add("loop");
   element.style.setProperty("--loop", color);
   element.style.setProperty("--on", light > 0.18 ? "#000" : "#fff");
-  element.style.setProperty("--thick", `${1.5 + (2.5 * i) / Math.max(trace.loops.length - 1, 1)}px`);
+  element.style.setProperty("--thick", `${1.5 + (2.5 * i) / trace.loops.length}px`);
   return element;
 }
 
@@ -59,7 +59,7 @@ function options(select, values) {
   select.append(...values.map((value) => make("option", { value }, String(value))));
 }
 
-// The controls of policy `name`, made from the template, which call `moved`.
+// The controls of policy `name`, from the template; they call `moved`, sliders while they move.
 function makeSide(name, preset, criterion) {
   const box = at("policy-template").content.cloneNode(true).querySelector("fieldset");
   box.classList.add(`side-${name}`);
@@ -74,12 +74,18 @@ function makeSide(name, preset, criterion) {
   }
   for (const threshold of THRESHOLDS) {
     for (const input of box.querySelectorAll(`[name=${threshold}]`)) {
-      input.setAttribute("aria-label", `${input.closest(".dial").textContent.trim()}, policy ${name}`);
+      const said = input.closest(".dial").textContent.trim();
+      input.setAttribute("aria-label", `${said}, policy ${name}`);
     }
   }
-  const side = sides[name] = { name, box, one, preset, criterion, last: trace.loops.at(-1), exits: [] };
-  Object.assign(side, Object.fromEntries(THRESHOLDS.map((key) => [key, data.paper[key]])));
-  box.addEventListener("input", (event) => moved(side, event.target));
+  const side = { name, box, one, preset, criterion, last: trace.loops.at(-1), exits: [] };
+  for (const key of THRESHOLDS) side[key] = data.paper[key];
+  sides[name] = side;
+  for (const kind of ["input", "change"]) {
+    box.addEventListener(kind, ({ target }) => {
+      if ((target.type === "range") === (kind === "input")) moved(side, target);
+    });
+  }
   at("policies").append(box);
   takePreset(side);
 }
@@ -114,24 +120,26 @@ function moved(side, control) {
   if (key === "preset" || key === "criterion") side[key] = control.value;
   else if (key === "last") side.last = Number(control.value);
   else if (key === "exit") {
-    side.exits = [...side.box.querySelectorAll("[name=exit]:checked")].map((each) => Number(each.value));
+    const checked = [...side.box.querySelectorAll("[name=exit]:checked")];
+    side.exits = checked.map((each) => Number(each.value));
   } else {
     const typed = control.type === "number";
     const value = typed ? control.valueAsNumber : stops(side, key)[control.valueAsNumber];
-    if (!(value >= 0 && value <= 1)) return; // half typed
+    if (!(value >= 0 && value <= 1)) return showControls(side);
     side[key] = value;
     if (key === "tau0") side.tau_min = Math.min(side.tau_min, value);
     if (key === "tau_min") side.tau0 = Math.max(side.tau0, value);
   }
-  if (key !== "preset" && !(key === "criterion" && side.preset === "calibrated")) side.preset = "own";
+  const ofPreset = key === "preset" || (key === "criterion" && side.preset === "calibrated");
+  if (!ofPreset) side.preset = "own";
   if (side.preset !== "own") takePreset(side);
-  update(side, control);
+  update(side);
 }
 
 const stops = (side, key) => (key === "decay" ? DECAYS : scales[side.criterion]);
 
-// The controls show the side's settings; what is being typed stays as it is.
-function showControls(side, typing) {
+// The controls show the side's settings.
+function showControls(side) {
   for (const key of ["preset", "criterion", "last"]) side.one(`[name=${key}]`).value = side[key];
   for (const check of side.box.querySelectorAll("[name=exit]")) {
     check.checked = side.exits.includes(Number(check.value));
@@ -142,14 +150,14 @@ function showControls(side, typing) {
     slider.max = places.length - 1;
     slider.value = Math.min(countBelow(places, side[key] - 1e-7), places.length - 1);
     slider.setAttribute("aria-valuetext", side[key].toFixed(4));
-    if (field !== typing) field.value = Number(side[key].toFixed(5));
+    field.value = Number(side[key].toFixed(5));
   }
   side.one(".rule").textContent = ruleOf(side.policy);
 }
 
 // A policy in words: each exit and its threshold.
 function ruleOf(policy) {
-  if (policy === null) return "Each token at the first exit that is right, else the best one: a bound that knows the next token.";
+  if (policy === null) return "Each token at the first exit that is right, else at the best.";
   const { asks, last } = askedExits(trace.loops, policy);
   const rules = trace.loops.flatMap((loop, i) =>
     asks[i] ? [`${loop} if \u2265 ${threshold(policy, loop).toFixed(4)}`] : []);

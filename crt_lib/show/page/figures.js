@@ -5,11 +5,12 @@ function ticks(low, high, count) {
   const unit = 10 ** Math.floor(Math.log10(rough));
   const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough);
   const first = Math.ceil(low / step) * step;
-  return Array.from({ length: Math.floor((high - first) / step + 1e-9) + 1 }, (_, i) => first + i * step);
+  const length = Math.floor((high - first) / step + 1e-9) + 1;
+  return Array.from({ length }, (_, i) => first + i * step);
 }
 
 const COSTS = {
-  multiply_adds: { column: 0, unit: 1e6, label: "multiply-adds a token, heads included (millions)" },
+  multiply_adds: { column: 0, unit: 1e6, label: "multiply-adds a token with heads (millions)" },
   mean_loops: { column: 1, unit: 1, label: "mean loops a token" },
 };
 const curves = Object.entries(data.frontiers); // by criterion: multiply-adds, mean loops and loss
@@ -32,16 +33,18 @@ function placesOf(cost, width, height) {
   return { x, y, left, right, top, bottom, unit, xTicks, yTicks: ticks(...ys, 6) };
 }
 
+const short = (value) => String(Number(value.toPrecision(6)));
+
 function axesOf(p, label) {
   const parts = p.yTicks.flatMap((value) => {
     const y = p.y(Math.log(value));
     return [make("line", { class: "grid", x1: p.left, x2: p.right, y1: y, y2: y }),
-      make("text", { x: p.left - 6, y: y + 4, "text-anchor": "end" }, String(Number(value.toPrecision(6))))];
+      make("text", { x: p.left - 6, y: y + 4, "text-anchor": "end" }, short(value))];
   });
   for (const value of p.xTicks) {
     const x = p.x(value * p.unit);
     parts.push(make("line", { class: "axis", x1: x, x2: x, y1: p.bottom, y2: p.bottom + 4 }),
-      make("text", { x, y: p.bottom + 17, "text-anchor": "middle" }, String(Number(value.toPrecision(6)))));
+      make("text", { x, y: p.bottom + 17, "text-anchor": "middle" }, short(value)));
   }
   parts.push(make("line", { class: "axis", x1: p.left, x2: p.right, y1: p.bottom, y2: p.bottom }),
     make("text", { x: (p.left + p.right) / 2, y: p.bottom + 34, "text-anchor": "middle" }, label),
@@ -53,7 +56,7 @@ const line = (points) => `M${points.map((point) => point.map(fixedTo(1)).join(",
 const diamond = (x, y) => `M${x},${y - 5}L${x + 5},${y}L${x},${y + 5}L${x - 5},${y}Z`;
 const triangle = (x, y) => `M${x},${y - 5}L${x + 5},${y + 4}L${x - 5},${y + 4}Z`;
 
-// Tokens left to chance between neighbouring fixed exits: their loss is on a line, their PPL beside.
+// Tokens left to chance between neighbouring fixed exits: the loss is on a line, the PPL beside it.
 function chanceLine(p, cost) {
   const points = fixed.slice(0, -1).flatMap((a, i) => Array.from({ length: 9 }, (_, k) => {
     const mix = (key) => a[key] + (k / 8) * (fixed[i + 1][key] - a[key]);
@@ -68,9 +71,10 @@ const ownerOf = (criterion) => SIDES.find((name) => sides[name]?.policy?.criteri
 function pointsOf(p, cost) {
   const parts = fixed.flatMap((outcome, i) => {
     const [x, y] = [p.x(outcome[cost]), p.y(outcome.loss)];
-    const name = p.right < 500 ? trace.loops[i] : outcome === full ? "full depth" : `exit ${trace.loops[i]}`;
+    const long = outcome === full ? "full depth" : `exit ${trace.loops[i]}`;
+    const name = p.right < 500 ? String(trace.loops[i]) : long;
     return [make("path", { class: "fixed", d: diamond(x, y) }),
-      make("text", { class: "name", x, y: y - 10, "text-anchor": i ? "middle" : "start" }, String(name))];
+      make("text", { class: "name", x, y: y - 10, "text-anchor": i ? "middle" : "start" }, name)];
   });
   const [x, y] = [p.x(best[cost]), p.y(best.loss)];
   parts.push(make("path", { class: "oracle", d: triangle(x, y) }),
@@ -79,10 +83,11 @@ function pointsOf(p, cost) {
     if (!side.outcome) continue;
     const [x, y] = [p.x(side.outcome[cost]), p.y(side.outcome.loss)];
     const below = side.name === "B";
-    parts.push(below
+    const point = below
       ? make("rect", { class: "own-point side-B", x: x - 6, y: y - 6, width: 12, height: 12 })
-      : make("circle", { class: "own-point side-A", cx: x, cy: y, r: 7 }),
-    make("text", { class: `own-name side-${side.name}`, x, y: y + 22, "text-anchor": "middle" }, side.name));
+      : make("circle", { class: "own-point side-A", cx: x, cy: y, r: 7 });
+    const under = { class: `own-name side-${side.name}`, x, y: y + 22, "text-anchor": "middle" };
+    parts.push(point, make("text", under, side.name));
   }
   return parts;
 }
@@ -97,8 +102,8 @@ function drawFrontier() {
     return make("path", { class: owner ? `curve own side-${owner}` : "curve", d });
   });
   paths.sort((a, b) => a.classList.length - b.classList.length); // one's own on top
-  const places = Object.values(sides).filter((side) => side.outcome).map((side) =>
-    `${side.name} at ${(side.outcome[cost] / p.unit).toFixed(2)} and perplexity ${ppl(side.outcome).toFixed(2)}`);
+  const places = Object.values(sides).filter((side) => side.outcome).map(({ name, outcome }) =>
+    `${name} at ${(outcome[cost] / p.unit).toFixed(2)}, perplexity ${ppl(outcome).toFixed(2)}`);
   const said = `Token perplexity against ${label}: ${places.join("; ")}`;
   at("frontier").replaceChildren(make("svg",
     { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": said },
@@ -125,9 +130,10 @@ function showKey() {
 // ---- shares of the exits
 
 function showShares(side) {
-  const bar = side.share ??= at("shares").appendChild(make("div", { class: `share side-${side.name}` },
-    make("b", {}, side.name), make("div", { role: "img" },
-      ...trace.loops.map((_, i) => shaded(make("span"), i)))));
+  const parts = () => trace.loops.map((_, i) => shaded(make("span"), i));
+  side.share ??= at("shares").appendChild(make("div", { class: `share side-${side.name}` },
+    make("b", {}, side.name), make("div", { role: "img" }, ...parts())));
+  const bar = side.share;
   const said = side.outcome.shares.map((share, i) => {
     const text = `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
     const part = bar.lastChild.children[i];

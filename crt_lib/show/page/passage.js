@@ -22,7 +22,8 @@ function showPassage() {
     span.classList.toggle("later", i > place);
     span.setAttribute("aria-selected", i === place);
     span.tabIndex = i === place ? 0 : -1;
-    span.setAttribute("aria-label", `${words[i].trim() || "space"}, exits after loop ${trace.loops[exit]}`);
+    const said = words[i].trim() || "space";
+    span.setAttribute("aria-label", `${said}, exits after loop ${trace.loops[exit]}`);
   });
   showToken();
   showFar();
@@ -37,8 +38,8 @@ function showFar() {
     return `${side.name} ${(loops / done).toFixed(2)}`;
   });
   at("place").value = place;
-  at("place").setAttribute("aria-valuetext", `token ${done} of ${words.length}`);
-  at("far").textContent = `token ${done} of ${words.length}; loops a token so far: ${spent.join(", ")}`;
+  const far = `token ${done} of ${words.length}`;
+  at("far").textContent = `${far}; loops a token so far: ${spent.join(", ")}`;
 }
 
 // Each loop's guess for the token, its probability and loss, and who exits there.
@@ -48,48 +49,51 @@ function showToken() {
   const rows = trace.loops.map((loop, k) => {
     const [guess, share] = data.words.guesses[k][i];
     const { low, step, steps } = passage.loss[k];
-    const exits = criterion ? passage.scores[criterion].exits[k] : undefined;
+    const own = criterion ? passage.scores[criterion].exits[k] : undefined;
     const leaving = SIDES.filter((name) => sides[name]?.reading?.exit[i] === k);
     return make("tr", {},
       make("td", {}, shaded(make("i"), k), String(loop)),
       make("td", guess === words[i] ? { class: "right" } : {}, quoted(guess)),
       make("td", { class: "n" }, `${(100 * share).toFixed(0)} %`),
       make("td", { class: "n" }, (low + step * steps[i]).toFixed(2)),
-      ...(criterion ? [make("td", { class: "n" }, exits ? exits.values[exits.levels[i]].toFixed(3) : "")] : []),
-      make("td", {}, ...leaving.flatMap((name) => [make("span", { class: `side-${name}` }, name), " "])));
+      criterion && make("td", { class: "n" }, own ? own.values[own.levels[i]].toFixed(3) : ""),
+      make("td", {}, ...leaving.map((name) => make("span", { class: `side-${name}` }, name))));
   });
-  const heads = [["Loop"], ["Its guess"], ["sure", "n"], ["loss", "n"], ...(criterion ? [[criterion, "n"]] : []), ["exits"]];
+  const heads = [["Loop"], ["Its guess"], ["sure", "n"], ["loss", "n"], ["exits"]];
+  if (criterion) heads.splice(4, 0, [criterion, "n"]);
   at("token").replaceChildren(
     make("div", {}, `Token ${i + 1}: `, make("b", {}, quoted(words[i]))),
     make("table", {}, make("thead", {}, make("tr", {}, ...heads.map(([name, kind]) =>
       make("th", { scope: "col", class: kind ?? "" }, name)))), make("tbody", {}, ...rows)));
 }
 
-// A bar a token and policy, as high as the loops it runs.
+// A bar a token and policy, as high as the loops it runs; one path for the bars of a loop.
 function drawStrips() {
   const width = at("strips").clientWidth || 600, high = 34, left = 18;
   const step = (width - left) / words.length;
   const shown = Object.values(sides).filter((side) => side.reading);
   const parts = shown.flatMap((side, row) => {
     const bottom = (row + 1) * (high + 8);
-    const bars = words.map((_, i) => {
-      const exit = side.reading.exit[i];
+    const bars = trace.loops.map(() => "");
+    side.reading.exit.forEach((exit, i) => {
       const height = (high * trace.loops[exit]) / trace.loops.at(-1);
-      return shaded(make("rect",
-        { x: left + i * step, y: bottom - height, width: Math.max(step - 1, 1), height }), exit);
+      bars[exit] += `M${left + i * step},${bottom}v${-height}h${Math.max(step - 1, 1)}v${height}z`;
     });
-    return [make("text", { x: 0, y: bottom - 4, class: `side-${side.name}` }, side.name), ...bars];
+    const name = make("text", { x: 0, y: bottom - 4, class: `side-${side.name}` }, side.name);
+    return [name, ...bars.map((d, exit) => shaded(make("path", { d }), exit))];
   });
   const height = shown.length * (high + 8) + 2;
-  const now = make("rect", { class: "now", x: left + place * step - 1, y: 4, width: step + 1, height: height - 6 });
-  at("strips").replaceChildren(make("svg", { viewBox: `0 0 ${width} ${height}`, height }, ...parts, now));
-  drawStrips.mark = (i) => now.setAttribute("x", left + i * step - 1);
+  const now = make("rect", { class: "now", y: 4, width: step + 1, height: height - 6 });
+  const picture = make("svg", { viewBox: `0 0 ${width} ${height}`, height }, ...parts, now);
+  at("strips").replaceChildren(picture);
+  drawStrips.mark = () => now.setAttribute("x", left + place * step - 1);
+  drawStrips.mark();
 }
 
 function goTo(i) {
   place = Math.max(0, Math.min(i, words.length - 1));
   showPassage();
-  drawStrips.mark(place);
+  drawStrips.mark();
 }
 
 // ---- playback: each token takes as long as its loops under the coloured policy
@@ -119,7 +123,7 @@ function makeReading() {
   for (const name of SIDES) {
     const radio = make("input", { type: "radio", name: "colored", value: name });
     radio.checked = name === "A";
-    radio.addEventListener("input", showPassage);
+    radio.addEventListener("change", showPassage);
     at("colored").append(make("label", { class: `side-${name}` }, radio, ` policy ${name}`));
   }
   const act = (id, kind, action) => at(id).addEventListener(kind, action);
@@ -128,8 +132,10 @@ function makeReading() {
   act("restart", "click", () => { pause(); goTo(0); });
   act("place", "input", () => { pause(); goTo(at("place").valueAsNumber); });
   act("passage", "keydown", (event) => {
-    const to = { ArrowRight: place + 1, ArrowDown: place + 1, ArrowLeft: place - 1, ArrowUp: place - 1, Home: 0, End: words.length }[event.key];
-    if (to === undefined) return;
+    const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+    const ends = { Home: 0, End: words.length - 1 };
+    const to = ends[event.key] ?? place + steps[event.key];
+    if (Number.isNaN(to)) return;
     event.preventDefault();
     pause();
     goTo(to);

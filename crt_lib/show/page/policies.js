@@ -55,10 +55,11 @@ function countBelow(values, limit) {
 function askedExits(loops, policy) {
   const last = policy.fixed ?? loops.at(-1);
   const may = (loop) => policy.criterion !== null && (policy.exits ?? loops).includes(loop);
-  return { asks: loops.slice(0, -1).map((loop) => may(loop) && loop < last), last: loops.indexOf(last) };
+  const asks = loops.slice(0, -1).map((loop) => may(loop) && loop < last);
+  return { asks, last: loops.indexOf(last) };
 }
 
-// The exit of each token, and how many tokens of the last exit passed no threshold.
+// The exit of each token (its index), and which exits ask.
 function exitsOf(trace, policy) {
   const { asks, last } = askedExits(trace.loops, policy);
   const exit = new Uint8Array(trace.tokens).fill(last);
@@ -105,8 +106,8 @@ function tally(trace, exit) {
 // What a policy does on a trace: exit (index by token), loss (nats a token), mean loops, heads,
 // asks and multiply-adds a token, and shares of the tokens by exit. As `apply_policy` and `oracle`.
 function applyPolicy(trace, policy) {
-  const none = trace.loops.map(() => false);
-  const { exit, asks } = policy === null ? { exit: trace.oracle, asks: none } : exitsOf(trace, policy);
+  const bound = { exit: trace.oracle, asks: [] };
+  const { exit, asks } = policy === null ? bound : exitsOf(trace, policy);
   const { counts, loss } = tally(trace, exit);
   const own = askedOf(trace, policy ?? { criterion: null }, asks, counts);
   const shares = counts.map((count) => count / trace.tokens);
@@ -121,7 +122,8 @@ function applyPolicy(trace, policy) {
 
 // Every token at one exit, for each exit.
 function fixedExits(trace) {
-  return trace.loops.map((loop) => applyPolicy(trace, { criterion: null, exits: null, fixed: loop }));
+  const at = (loop) => ({ criterion: null, exits: null, fixed: loop });
+  return trace.loops.map((loop) => applyPolicy(trace, at(loop)));
 }
 
 // The loss of tokens that leave at one of two neighbouring fixed exits by chance, where the mean of
