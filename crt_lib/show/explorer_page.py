@@ -141,7 +141,8 @@ def page_of(explored: Explored, limit: int = LIMIT) -> str:
 def framed(page: str, height: int = 1500) -> str:
     """The page in a frame of a notebook's output: also where nothing runs but a browser."""
     style = f"width:100%;height:{height}px;border:0"
-    return f'<iframe title="Exit explorer" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
+    frame = f'<iframe title="Exit explorer" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
+    return f"<div>{frame}</div>"  # of a bare frame IPython would say to use its own
 
 
 def _filled(data: Mapping[str, Any]) -> str:
