@@ -150,7 +150,7 @@ function showControls(side) {
     slider.max = places.length - 1;
     slider.value = Math.min(countBelow(places, side[key] - 1e-7), places.length - 1);
     slider.setAttribute("aria-valuetext", side[key].toFixed(4));
-    field.value = Number(side[key].toFixed(5));
+    field.value = Number(side[key].toFixed(4));
   }
   side.one(".rule").textContent = ruleOf(side.policy);
 }

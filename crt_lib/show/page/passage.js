@@ -119,6 +119,7 @@ function pause() {
 
 function makeReading() {
   at("passage").append(...spans);
+  at("passage").classList.toggle("apart", !words.some((word) => word.includes(" ")));
   at("place").max = words.length - 1;
   for (const name of SIDES) {
     const radio = make("input", { type: "radio", name: "colored", value: name });
