@@ -63,7 +63,7 @@ class Explored:
 
     @cached_property
     def calibrated(self) -> dict[str, Policy]:
-        """By criterion; None is the oracle in presets, which is not among these."""
+        """The policy of the preset "calibrated", by criterion."""
         found = {}
         for name in self.trace.scores:
             policy = preset("calibrated", self.valid or self.trace, name, self.policies)
@@ -93,7 +93,9 @@ class Explored:
             "paper": asdict(PAPER),
             "calibrated": {name: asdict(own) for name, own in self.calibrated.items()},
             "judged": self._judged(),
-            "machine": {name: self.decoded[0][name] for name in MACHINE} if self.decoded else None,
+            "machine": {name: self.decoded[0].get(name) for name in MACHINE}
+            if self.decoded
+            else None,
             "pace": asdict(self.pace) if self.pace else None,
             "passage": pack(coarse(self.passage, exact)),
             "words": {name: self.passage.about[name] for name in ("tokens", "guesses")},

@@ -5,7 +5,7 @@ Scores are kept in at most 256 levels an exit, losses in 65,536 steps.
 
 import base64
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,20 +43,32 @@ def _with_mean_of(loss: np.ndarray, other: np.ndarray) -> np.ndarray:
     return loss + (other.mean(0, dtype=np.float64) - loss.mean(0, dtype=np.float64))
 
 
-def coarse(trace: Trace, exact: Iterable[Policy] = ()) -> Trace:
+def coarse(trace: Trace, exact: Sequence[Policy] = ()) -> Trace:
     """`trace` with what `pack` keeps of its losses and scores.
 
-    Tokens exit under the policies `exact` as before. Under others a score may be taken for the
-    middle one of its level, which holds at most a 256th of the tokens, or a few more.
+    Tokens exit under the policies `exact` as before, and lose the same in all. Under others a score
+    may be taken for the middle one of its level, which holds a 256th of the tokens or a few more.
     """
     before, scores = trace.loops[:-1], {}
     for name, own in trace.scores.items():
         asked = [policy for policy in exact if policy.criterion == name]
         taus = [[policy.threshold(loop) for policy in asked] for loop in before]
         scores[name] = np.stack(list(map(_to_levels, own.T, taus)), axis=1)
-    low, step, steps = _in_steps(trace.loss)
-    loss = _with_mean_of(low + step * steps, trace.loss)
+    alike = np.lexsort([apply_policy(trace, policy).exit for policy in (*exact, Policy())])
+    loss = _with_mean_of(_rounded(trace.loss, alike), trace.loss)
     return dataclasses.replace(trace, loss=loss, scores=scores)
+
+
+def _rounded(loss: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Losses (N, E) in whole steps, up or down, so that sums over tokens next to each other in
+    `order` stay as they were.
+    """
+    low, step, ends = *_grid(loss), np.arange(loss.shape[1])
+    sums = np.rint(np.cumsum((loss[order] - low) / step, axis=0))
+    steps = np.empty(loss.shape)
+    steps[order] = np.diff(sums, axis=0, prepend=0).clip(0, STEPS)
+    steps[loss.argmin(0), ends], steps[loss.argmax(0), ends] = 0, STEPS  # they tell the grid
+    return low + step * steps
 
 
 def _to_levels(scores: np.ndarray, taus: list[float]) -> np.ndarray:
@@ -73,11 +85,10 @@ def _to_levels(scores: np.ndarray, taus: list[float]) -> np.ndarray:
     return ordered[middle][np.searchsorted(ordered[first], scores, side="right") - 1]
 
 
-def _in_steps(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By exit (E,) the least loss and the nats of a step; above it, the steps (N, E) of each."""
+def _grid(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By exit (E,) the least loss, and the nats of a step above it."""
     low = loss.min(0).astype(np.float64)
-    step = np.maximum(loss.max(0) - low, 1e-9) / STEPS
-    return low, step, np.rint((loss - low) / step)
+    return low, np.maximum(loss.max(0) - low, 1e-9) / STEPS
 
 
 def pack(trace: Trace) -> dict[str, Any]:
@@ -88,8 +99,9 @@ def pack(trace: Trace) -> dict[str, Any]:
     (N,) of each token: none where there is one level, a bit where there are two, else 8 bits.
     `oracle`: exits (N,).
     """
-    low, step, steps = _in_steps(trace.loss)
-    columns = zip(low.tolist(), step.tolist(), steps.T.astype("<u2"), strict=True)
+    low, step = _grid(trace.loss)
+    steps = np.rint((trace.loss - low) / step).astype("<u2")
+    columns = zip(low.tolist(), step.tolist(), steps.T, strict=True)
     without, head = trace.costs
     scores = {}
     for name, own in trace.scores.items():
