@@ -110,7 +110,7 @@ def preset(
 def passage_html(passage: Trace, policy: Policy | None) -> str:
     """The text of `make_passage`, each token on the colour of the loop it leaves after.
 
-    Its guesses and its loss, exit by exit, show when the pointer rests on it.
+    Its best guess and its loss, exit by exit, show when the pointer rests on it.
     """
     outcome = oracle(passage) if policy is None else apply_policy(passage, policy)
     styles = [
@@ -127,7 +127,7 @@ def passage_html(passage: Trace, policy: Policy | None) -> str:
     ):
         said = "&#10;".join(
             f"loop {loop}: {html.escape(repr(guess))} {share:.0%}, loss {loss:.2f}"
-            for loop, (guess, share), loss in zip(passage.loops, guesses, losses, strict=True)
+            for loop, ((guess, share), *_), loss in zip(passage.loops, guesses, losses, strict=True)
         )
         text = html.escape(token).replace("\n", "&para;<br>")
         parts.append(f'<span class="crt-token" style="{styles[at]}" title="{said}">{text}</span>')

@@ -1,5 +1,6 @@
 """The explorer: pure functions of a trace, and controls driven as a hand would."""
 
+import html
 import math
 import re
 
@@ -9,7 +10,7 @@ from tiny_rows import judged
 from crt_lib import InputError
 from crt_lib.bench.decode import Pace, measured_pace
 from crt_lib.exits.policy import CRITERIA, Policy
-from crt_lib.exits.trace import Trace, apply_policy, make_passage
+from crt_lib.exits.trace import GUESSES, Trace, apply_policy, make_passage
 from crt_lib.show.explorer import (
     ALLOWED,
     Explorer,
@@ -92,6 +93,12 @@ def test_a_passage_gives_its_text_back_and_its_guesses(scored, passage, tmp_path
     assert shown == passage_html(passage, Policy(fixed=2))
     tokens = re.findall(r'<span class="crt-token" [^>]*>(.*?)</span>', shown)
     assert len(tokens) == len(again.about["tokens"])
+    for exit_, right in zip(again.about["guesses"], passage.right.T, strict=True):
+        for token, place, best in zip(again.about["tokens"], exit_, right, strict=True):
+            words, sure = zip(*place, strict=True)
+            assert len(words) == GUESSES and list(sure) == sorted(sure, reverse=True)
+            assert words[0] == token or not best
+            assert html.escape(f"{words[0]!r} {sure[0]:.0%}") in shown
     assert "<b>" not in shown and "loop 4: " in shown
     with pytest.raises(InputError, match="passage has 0 tokens"):
         make_passage(scored[0], scored[1].tokenizer, "")

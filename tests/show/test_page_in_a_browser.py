@@ -238,6 +238,8 @@ def test_playback_advances_by_itself_and_by_steps(opened, explored):
     assert len(rows) == len(explored.trace.loops)
     loss = explored.passage.loss[place(), 0]
     assert f"{loss:.2f}" in rows[0].text
+    for guess, _ in explored.passage.about["guesses"][0][place()]:
+        assert f"\u201c{guess.strip()}" in rows[0].text.replace("\u201c ", "\u201c")
 
 
 @pytest.mark.parametrize("width", [360, 700, 1300])

@@ -42,25 +42,26 @@ function showFar() {
   at("far").textContent = `${far}; loops a token so far: ${spent.join(", ")}`;
 }
 
-// Each loop's guess for the token, its probability and loss, and who exits there.
+// Each loop's guesses for the token, the likeliest first, its loss, and who exits there.
 function showToken() {
   const i = pointed ?? place, side = colored();
   const criterion = side.policy?.criterion;
   const rows = trace.loops.map((loop, k) => {
-    const [guess, share] = data.words.guesses[k][i];
+    const guesses = data.words.guesses[k][i].map(([guess, share]) => make("span",
+      { class: guess === words[i] ? "right" : "" },
+      `${(100 * share).toFixed(0)} % ${quoted(guess)}`));
     const { low, step, steps } = passage.loss[k];
     const own = criterion ? passage.scores[criterion].exits[k] : undefined;
     const leaving = SIDES.filter((name) => sides[name]?.reading?.exit[i] === k);
     return make("tr", {},
       make("td", {}, shaded(make("i"), k), String(loop)),
-      make("td", guess === words[i] ? { class: "right" } : {}, quoted(guess)),
-      make("td", { class: "n" }, `${(100 * share).toFixed(0)} %`),
+      make("td", {}, make("div", {}, ...guesses)),
       make("td", { class: "n" }, (low + step * steps[i]).toFixed(2)),
       criterion && make("td", { class: "n" }, own ? own.values[own.levels[i]].toFixed(3) : ""),
       make("td", {}, ...leaving.map((name) => make("span", { class: `side-${name}` }, name))));
   });
-  const heads = [["Loop"], ["Its guess"], ["sure", "n"], ["loss", "n"], ["exits"]];
-  if (criterion) heads.splice(4, 0, [criterion, "n"]);
+  const heads = [["Loop"], ["Its guesses"], ["loss", "n"], ["exits"]];
+  if (criterion) heads.splice(3, 0, ["score", "n"]);
   at("token").replaceChildren(
     make("div", {}, `Token ${i + 1}: `, make("b", {}, quoted(words[i]))),
     make("table", {}, make("thead", {}, make("tr", {}, ...heads.map(([name, kind]) =>
