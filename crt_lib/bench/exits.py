@@ -44,10 +44,9 @@ def bench_exits(
 ) -> Rows:
     """A row a policy, `rows` texts at a time: loss, depth and time on the same tokens of `ids`.
 
-    `groups` of `rows` windows of `seq_len` are read by every policy in turn, the first by its name
-    where two are the same. For each that asks a
-    criterion there is also a mix of two neighbouring fixed exits of the same mean depth, drawn by
-    chance, and an oracle: each token at the first exit that is no worse than the last.
+    `groups` of `rows` windows of `seq_len` are read by every policy in turn, two equal ones once.
+    For each that asks there is a mix of two neighbouring fixed exits of the same mean depth, drawn
+    by chance; and an oracle: each token at the first exit that is no worse than the last.
 
     `above`: nats a token above full depth, with its 95 % interval over windows, `low` and `high`.
     `ms`, `ms_p5`, `ms_p95`: the wait for a step; `first_ms`: for the first of a text. `speedup`:
@@ -59,28 +58,25 @@ def bench_exits(
     for name, policy in {FULL: policies[FULL], **policies}.items():
         if policy not in known.values():  # or it would be timed twice
             known[name] = policy
-    asking = [name for name, policy in known.items() if policy.asks]
     found: dict[str, list[Reading]] = {}
-    reader = Reader(model, rows, seq_len)
-    rng = np.random.default_rng(seed)
-    for number, (inputs, targets) in enumerate(
-        tqdm(_groups(model, ids, eot_id, seq_len, rows, groups), f"{rows} at a time", groups)
-    ):
-        if not number:
-            reader.read(inputs[:, :WARM_UP], targets[:, :WARM_UP], known[FULL])
-        names = list(known)
-        begin = number * len(names) // groups
+    reader, rng = Reader(model, rows, seq_len), np.random.default_rng(seed)
+    texts = list(_groups(model, ids, eot_id, seq_len, rows, groups))
+    inputs, targets = texts[0]
+    reader.read(inputs[:, :WARM_UP], targets[:, :WARM_UP], known[FULL])
+    for number, (inputs, targets) in enumerate(tqdm(texts, f"{rows} at a time", disable=None)):
+        names, begin = list(known), number * len(known) // groups
         for name in names[begin:] + names[:begin]:
             found.setdefault(name, []).append(reader.read(inputs, targets, known[name]))
         told = {ORACLE: first_as_good(model, inputs, targets)}
-        for name in asking:
+        for name in (name for name, policy in known.items() if policy.asks):
             depth = found[name][-1].loops.mean()
             told[MIX + name] = mixed(model.config.head_loops, depth, inputs.shape, rng)
         for name, loops in told.items():
             policy = Told()
             policy.tell(loops)
             found.setdefault(name, []).append(reader.read(inputs, targets, policy))
-    shape = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
+    shape: dict[str, Any] = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
+    shape["precision"] = str(model.loop_encoding.dtype).removeprefix("torch.")
     made = [{"policy": name, **shape, **_columns(of, found[FULL])} for name, of in found.items()]
     for row in made:
         row |= _costs(model, known.get(row["policy"], known[FULL]), found[row["policy"]], seq_len)

@@ -14,6 +14,27 @@ from crt_lib.kernels import turns
 from crt_lib.model import CRT
 
 
+def few(rows: int) -> int:
+    """So many rows may have left and be computed along: picking the others would take longer."""
+    return max(3, rows // 4)
+
+
+class Active:
+    """The rows of a batch that have not left, as a mask (B, 1); `rows` are those to compute.
+
+    They are all where few have left, None; else indices (n,), and `runs` of neighbours among them.
+    """
+
+    def __init__(self, active: Tensor):
+        self.mask, self.rows = active[:, None], None
+        if len(active) - int(active.sum()) <= few(len(active)):
+            return
+        self.rows = active.nonzero()[:, 0]
+        ends = active.to(torch.int8).diff(prepend=active.new_zeros(1), append=active.new_zeros(1))
+        at = ends.nonzero()[:, 0].tolist()
+        self.runs = list(zip(at[::2], at[1::2], strict=True))  # (first, past the last)
+
+
 class Convolutions:
     """All convolutions over time at one token, asked in the order of `Memory.layers`."""
 
@@ -60,16 +81,21 @@ class Convolutions:
                     past = torch.addcmul(past, tap, kernel)
             self.past[group] = past.unbind(0)
 
-    def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
-        """What is made of the next input x (B, d) at the token: (B, d), or its k taps (B, k * d).
+    def __call__(self, x: Tensor, active: Active | None) -> Tensor:
+        """What is made of the next input x (n, d) at the token: (n, d), or its k taps (n, k * d).
 
-        Rows that are not `active` (B, 1) keep the input that they had in the layer before.
+        x is of the rows that are computed; those not `active` keep their input of the layer before.
         """
         site = len(self.inputs)
-        if active is not None:
-            x = torch.where(active, x, self.inputs[-self.cycles])
-        self.inputs.append(x)
         past = self.past[site]
+        if active is None:
+            self.inputs.append(x)
+        elif active.rows is None:
+            x = torch.where(active.mask, x, self.inputs[-self.cycles])
+            self.inputs.append(x)
+        else:
+            self.inputs.append(self.inputs[-self.cycles].index_copy(0, active.rows, x))
+            past = past if past is None else past[active.rows]
         if not self.depthwise:
             return x if past is None else torch.cat([past, x], -1)
         now = self.now[site]
@@ -122,24 +148,46 @@ class Heads:
             position = at if starts is None else at - starts
             self.turn = self.cos[position], self.sin[position]
 
-    def __call__(self, layer: int, active: Tensor | None) -> Tensor:
-        """What the heads of `layer` read (B, d) for what is in `given`, with scaled queries.
+    def __call__(self, layer: int, active: Active | None) -> Tensor:
+        """What the heads of `layer` read (n, d) for what is first in `given`, with scaled queries.
 
-        Rows that are not `active` (B, 1) leave the key and value of the layer before.
+        That is of the rows that are computed; those not `active` leave the key and value of the
+        layer before.
         """
-        if self.rotary:
-            (cos, sin), (first, second) = self.turn, self.halves
-            torch.mul(self.read, cos, out=self.by_row)
-            self.turned[0].addcmul_(second, sin, value=-1)
-            self.turned[1].addcmul_(first, sin)
-        else:
-            self.by_row.copy_(self.read)
-        if active is None:
-            self.slots[layer].copy_(self.pair)
-        else:
-            before = self.slots[layer - 1]
-            torch.where(active[:, :, None], self.pair, before, out=self.slots[layer])
-        scores = torch.bmm(self.query, self.keys[layer])  # (B * H, 1, at + 1)
+        rows = None if active is None else active.rows
+        n = self.memory.rows if rows is None else len(rows)
+        self._turn(n, rows)
+        slot = self.slots[layer]
+        if active is not None and rows is None:
+            torch.where(active.mask[:, :, None], self.pair, self.slots[layer - 1], out=slot)
+        elif active is None:
+            slot.copy_(self.pair)
+        if active is None or rows is None:
+            return self._attend(layer, self.query, slice(None)).view(n, -1)
+        slot.copy_(self.slots[layer - 1]).index_copy_(1, rows, self.pair[:, :n])
+        heads, done, found = self.heads.shape[2], 0, []
+        for begin, end in active.runs:  # views of the memory, where an index would copy it
+            queries = self.query[heads * done :][: heads * (end - begin)]
+            found.append(self._attend(layer, queries, slice(heads * begin, heads * end)))
+            done += end - begin
+        return torch.cat(found).view(n, -1)
+
+    def _turn(self, n: int, rows: Tensor | None) -> None:
+        """Turn what is `given` for n rows, of these indices, to their position."""
+        if not self.rotary:
+            self.by_row[:n].copy_(self.read[:n])
+            return
+        cos, sin = self.turn
+        if rows is not None and self.memory.starts is not None:
+            cos, sin = cos[rows], sin[rows]
+        (first, second), (low, high) = self.halves, self.turned
+        torch.mul(self.read[:n], cos, out=self.by_row[:n])
+        low[:n].addcmul_(second[:n], sin, value=-1)
+        high[:n].addcmul_(first[:n], sin)
+
+    def _attend(self, layer: int, queries: Tensor, rows: slice) -> Tensor:
+        """Of queries (n * H, 1, D) and these rows of keys and values, (n * H, 1, D)."""
+        scores = torch.bmm(queries, self.keys[layer][rows])  # (n * H, 1, at + 1)
         if self.mask is not None:
-            scores.masked_fill_(self.mask, -torch.inf)
-        return torch.bmm(scores.softmax(-1), self.values[layer]).view(len(self.given), -1)
+            scores.masked_fill_(self.mask[rows], -torch.inf)
+        return torch.bmm(scores.softmax(-1), self.values[layer][rows])

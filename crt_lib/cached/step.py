@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import Layout, Product
-from crt_lib.cached.recall import Convolutions, Heads
+from crt_lib.cached.recall import Active, Convolutions, Heads
 from crt_lib.kernels import TimeBatchNorm
 from crt_lib.layers import DilatedConv
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
@@ -99,7 +99,7 @@ class Step:
         """The state (B, d) that enters loop 1, of tokens `ids` (B,)."""
         memory = self.memory
         self.at = memory.length
-        self.active: Tensor | None = None
+        self.active: Active | None = None
         self.attention.begin(self.at)
         self.convolutions.begin(self.at)
         z = self.embed_trm(self.project(torch.embedding(self.table, ids)), None)
@@ -115,8 +115,11 @@ class Step:
 
     def loop(self, number: int, z: Tensor) -> Tensor:
         """The state (B, d) after loop `number`, from that before it."""
-        layer = self.config.n_prelude + number - 1
-        return self.block(z + self.entering[number - 1], layer, self.active)
+        layer, active = self.config.n_prelude + number - 1, self.active
+        x = z + self.entering[number - 1]
+        if active is None or active.rows is None:
+            return self.block(x, layer, active)
+        return z.index_copy(0, active.rows, self.block(x[active.rows], layer, active))
 
     def readout(self, number: int, z: Tensor) -> tuple[Tensor, Product]:
         """The features (B, width) of exit `number`, and the vocabulary that makes them logits."""
@@ -124,8 +127,11 @@ class Step:
         return narrow(norm(z)), vocabulary
 
     def keep(self, active: Tensor) -> None:
-        """From now on rows that are not `active` (B,) leave behind what the loop before did."""
-        self.active = active[:, None]  # (B, 1)
+        """From now on rows that are not `active` (B,) leave behind what the loop before did.
+
+        More than a few are computed no more: their states stay as they are.
+        """
+        self.active = Active(active)
 
     def end(self, last: int, settle: bool = True) -> None:
         """All rows have left after loop `last`: deeper ones `settle`, or must yet be run."""
@@ -150,8 +156,8 @@ class _Block:
         self.norm1, self.trm = _norm(block.norm1), _TRM(block.trm, step)
         self.norm2 = _same if self.pre else _norm(block.norm2)
 
-    def __call__(self, x: Tensor, layer: int, active: Tensor | None) -> Tensor:
-        self.qkv.into(self.attention.given, self.norm1(x) if self.pre else x)
+    def __call__(self, x: Tensor, layer: int, active: Active | None) -> Tensor:
+        self.qkv.into(self.attention.given[: len(x)], self.norm1(x) if self.pre else x)
         x = self.out.add(x, self.attention(layer, active))
         if self.pre:
             return self.trm(x, active)
@@ -166,7 +172,7 @@ class _TRM:
         own = [_Cycle(cast(Cycle, cycle), step) for cycle in trm.cycles]
         self.cycles = [own[i % len(own)] for i in range(len(trm.dilations))]
 
-    def __call__(self, h: Tensor, active: Tensor | None) -> Tensor:
+    def __call__(self, h: Tensor, active: Active | None) -> Tensor:
         for cycle in self.cycles:
             h = cycle(h, active)
         return h
@@ -182,7 +188,7 @@ class _Cycle:
         self.mix = _mixing(cycle.conv, layout) if cycle.has_conv else _same
         self.mlp = layout.mlp(cycle.up, cycle.down, cycle.gated) if cycle.has_mlp else torch.add
 
-    def __call__(self, h: Tensor, active: Tensor | None) -> Tensor:
+    def __call__(self, h: Tensor, active: Active | None) -> Tensor:
         x = self.norm(h) if self.norm_first else h
         if self.convolve is not None:
             x = self.mix(self.convolve(x, active))

@@ -109,6 +109,29 @@ def bench_exits_command(
     options.show_rows([{**row, "checkpoint": judged.checkpoint} for row in found], out)
 
 
+@bench_app.command("slots")
+def bench_slots_command(
+    checkpoint: options.Checkpoint,
+    batch_sizes: options.BatchSizes = None,
+    threads: Annotated[int | None, typer.Option(help="Default: all.", min=1)] = None,
+    out: options.Table = None,
+) -> None:
+    """What rows at different loops in one batch could save: measured costs, simulated ticks."""
+    import torch
+
+    from crt_lib.bench.slots import bench_slots
+    from crt_lib.study.analysis import analyse
+    from crt_lib.study.policies import policies_of
+
+    if threads:
+        torch.set_num_threads(threads)
+    judged, found = analyse(checkpoint), []
+    policies = policies_of(judged.policies)
+    for rows in batch_sizes or [8, 32]:
+        found += bench_slots(judged.model, judged.test, policies, rows)
+    options.show_rows([{**row, "checkpoint": judged.checkpoint} for row in found], out)
+
+
 @bench_app.command("quantize")
 def bench_quantize_command(
     checkpoint: options.Checkpoint,

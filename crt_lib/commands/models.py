@@ -1,15 +1,19 @@
 """Commands on a trained model: `crt generate`, `explore`, `export`, `gate`, `audit` and more."""
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crt_lib.commands import options
 from crt_lib.files import InputError
+
+if TYPE_CHECKING:
+    from crt_lib.exits.choice import Choice
 
 app = typer.Typer()
 
@@ -19,12 +23,21 @@ def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=0)] = 64,
-    criterion: Annotated[str | None, typer.Option(help="Exit criterion; else every loop.")] = None,
-    tau0: Annotated[float, typer.Option(help="Threshold at the first loop (eq. 6).")] = 0.92,
-    tau_min: Annotated[float, typer.Option(help="The lowest threshold.")] = 0.8,
-    decay: Annotated[float, typer.Option(help="Of the threshold, by loop.")] = 0.98,
-    exit_loop: Annotated[int | None, typer.Option(help="Every token leaves by this loop.")] = None,
-    draft_loop: Annotated[int | None, typer.Option(help="Lossless, drafts by this exit.")] = None,
+    exit_name: Annotated[
+        str | None,
+        typer.Option(
+            "--exit", help="full, a loop, or a criterion; default: the fastest calibrated."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Percent of the perplexity that exits may lose.")
+    ] = None,
+    tau0: Annotated[float | None, typer.Option(help="Threshold at the first loop (eq. 6).")] = None,
+    tau_min: Annotated[float | None, typer.Option(help="The lowest threshold.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Of the threshold, by loop.")] = None,
+    draft_loop: Annotated[
+        int | None, typer.Option("--speculate", help="Lossless: this loop's exit drafts.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0: the most probable token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
     top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
@@ -32,20 +45,23 @@ def generate(
     quantize: Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
-    """Continue texts, with exits or with lossless speculation if asked for."""
+    """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
     from crt_lib.exits.decode import Generated, Sampling, Speculation, generate as run
-    from crt_lib.exits.policy import Policy
     from crt_lib.runs.trained import as_crt, load_trained_model
 
     sampling = Sampling(temperature, top_k, top_p)
-    policy = Policy(criterion, tau0, tau_min, decay, fixed=exit_loop)
-    if draft_loop is not None and (policy.leaves or quantize is not None):
+    given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
+    own = {name: value for name, value in given.items() if value is not None}
+    if draft_loop is not None and (exit_name or own or budget or quantize):
         raise InputError(
-            "--draft-loop keeps the text of every loop in float32; leave out --criterion, "
-            "--exit-loop and --quantize"
+            "--speculate keeps the text of every loop in float32; leave out --exit, --budget, "
+            "thresholds and --quantize"
         )
     loaded, tokenizer, _ = load_trained_model(checkpoint)
-    model = as_crt(loaded, checkpoint)
+    model, policy = as_crt(loaded, checkpoint), None
+    if draft_loop is None:
+        choice = _way_to_decode(checkpoint, exit_name, budget, own, quantize is None)
+        policy, draft_loop = choice.policy, choice.draft_loop
     made: Sequence[Generated]
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
@@ -53,7 +69,13 @@ def generate(
         made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
     else:
         made = run(
-            model, ids, new_tokens, policy=policy, sampling=sampling, seed=seed, quantize=quantize
+            model,
+            ids,
+            new_tokens,
+            policy=policy,
+            sampling=sampling,
+            seed=seed,
+            quantize=quantize,
         )
     for prompt, one in zip(prompts, made, strict=True):
         text = tokenizer.decode(one.tokens)
@@ -62,6 +84,30 @@ def generate(
             typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
         else:
             typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+
+
+def _way_to_decode(
+    checkpoint: Path,
+    exit_name: str | None,
+    budget: float | None,
+    thresholds: dict[str, Any],
+    lossless: bool,
+) -> "Choice":
+    """What `crt generate` was asked for; says in one line what it takes by itself."""
+    from crt_lib.exits.choice import Choice, choices_of, choose
+    from crt_lib.exits.policy import Policy
+    from crt_lib.runs.trained import find_checkpoint
+
+    if thresholds:
+        if exit_name is None:
+            raise InputError("thresholds are of a criterion; name it with --exit")
+        return Choice(Policy(exit_name, **thresholds))
+    choices = choices_of(find_checkpoint(checkpoint))
+    share = None if budget is None else budget / 100
+    choice = choose(choices, exit_name, budget=share, lossless=lossless)
+    if exit_name is None and choices is not None:
+        typer.echo(f"[{choices.said(choice)}; --exit full runs every loop]", err=True)
+    return choice
 
 
 @app.command()
@@ -130,6 +176,33 @@ def gate(
 
     gate_run(checkpoint, tokens)
     typer.echo(f"gate: {find_checkpoint(checkpoint).with_name(GATE_FILE)}")
+
+
+@app.command()
+def calibrate(
+    checkpoint: options.Checkpoint,
+    budget: Annotated[
+        float, typer.Option(help="Percent of the perplexity that exits may lose.", min=0.0)
+    ] = 0.5,
+) -> None:
+    """Find the fastest ways to decode that lose at most a budget, and keep them.
+
+    `crt generate` takes them. Thresholds come from half of valid; the other half tests them.
+    """
+    from crt_lib.exits.choice import CHOICES_FILE
+    from crt_lib.files import sha256
+    from crt_lib.runs.trained import find_checkpoint, load_trained
+    from crt_lib.study.analysis import analyse
+    from crt_lib.study.calibration import calibrate_exits
+
+    judged, path = analyse(checkpoint), find_checkpoint(checkpoint)
+    data = load_trained(checkpoint)[1]
+    choices = calibrate_exits(judged.model, data, judged.valid, budget / 100)
+    choices.save(path.with_name(CHOICES_FILE), sha256(path.read_bytes()))
+    for name, way in choices.ways.items():
+        lost = f"{math.expm1(way.above):+.2%}, at most {math.expm1(way.high):+.2%}"
+        typer.echo(f"{name}: {way.speedup:.2f}x full depth, perplexity {lost}")
+    typer.echo(f"crt generate takes {choices.fastest()}")
 
 
 @app.command()

@@ -57,7 +57,7 @@ def search(
 
 @app.command()
 def arena(
-    name: Annotated[str, typer.Argument(help="fresh or lookup.")],
+    name: Annotated[str, typer.Argument(help="fresh, lengths or lookup.")],
     folder: Annotated[
         Path, typer.Option("--out", help="Folder of the rules, with a folder for each arena.")
     ] = Path("results/arenas"),

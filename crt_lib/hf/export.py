@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crt_lib.exits.choice import choices_of
 from crt_lib.exits.policy import Policy, exits_of
 from crt_lib.files import InputError, atomic_path, write_text
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
-from crt_lib.runs.trained import TOKENIZER_FILE, as_crt, load_trained_model
+from crt_lib.runs.trained import TOKENIZER_FILE, as_crt, find_checkpoint, load_trained_model
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
 
@@ -96,6 +97,8 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
     from crt_lib.hf.model import CRTForCausalLM
 
     made = CRTForCausalLM.from_crt(model.cpu(), trained["train"]["aux_weight"])
+    if choices := choices_of(find_checkpoint(checkpoint)):
+        made.config.calibrated = choices.policies()
     ends = ("bos", "eos", "pad")
     for part in (made.config, made.generation_config):
         for end in ends:

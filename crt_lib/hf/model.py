@@ -34,6 +34,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 class CRTConfig(PretrainedConfig):
     """`ModelConfig`'s fields, `aux_weight`, lambda of the loss (eq. 5), and `has_gate`.
 
+    `calibrated`: settings of `Policy` by name, of `crt calibrate`; "auto" is the fastest.
     Raises InputError for values that `ModelConfig` refuses.
     """
 
@@ -46,7 +47,13 @@ class CRTConfig(PretrainedConfig):
         "max_position_embeddings": "max_seq_len",
     }
 
-    def __init__(self, aux_weight: float = 0.3, has_gate: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        aux_weight: float = 0.3,
+        has_gate: bool = False,
+        calibrated: dict[str, dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ):
         named = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
         own = {name: named.pop(name) for name in _FIELDS if name in named}
         settings = ModelConfig.from_dict(own)
@@ -55,6 +62,7 @@ class CRTConfig(PretrainedConfig):
         if not 0 <= aux_weight <= 1:
             raise InputError(f"aux_weight is {aux_weight}; it must be in [0, 1]")
         self.aux_weight, self.has_gate = aux_weight, has_gate
+        self.calibrated = calibrated or {}
         named["tie_word_embeddings"] = settings.head_sharing == "tied"
         named["auto_map"] = {
             "AutoConfig": f"{MAIN}.CRTConfig",
@@ -178,8 +186,9 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         """Ids (B, T), or token embeddings, to logits; with `labels` (B, T) also the loss.
 
         Arguments as transformers has them; `attention_mask` may be zero on the left or right of a
-        row's tokens. `exit_policy`: a `Policy`, a criterion's name, or the exit for all, in
-        inference. With a cache there are no gradients. Attention's weights are never made.
+        row's tokens. `exit_policy`, in inference: a `Policy`, the exit for all, "auto" for the
+        fastest calibrated, or a criterion as it was calibrated, else with the paper's thresholds.
+        With a cache there are no gradients. Attention's weights are never made.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs is None or (input_ids is not None and inputs_embeds is not None):
@@ -222,14 +231,25 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if self.config.has_gate:
             weights = {loop: self.get_buffer(f"gate_{loop}") for loop in self.config.exit_loops}
             self.model.gate = Gate(weights)
-        asked = Policy(policy) if isinstance(policy, str) else policy
-        if not isinstance(asked, Policy):
-            asked = Policy(fixed=asked)
+        asked = self._policy(policy)
         last = isinstance(kept, slice) and kept.start == -1
         held = CRTCache() if cache is None else cache
         exited = held.run(self.model, inputs, starts, asked, last=last)
         loops = None if policy is None else exited.loops
         return CRTOutput(logits=exited.logits[:, kept], exit_loops=loops, past_key_values=cache)
+
+    def _policy(self, asked: Policy | str | int | None) -> Policy:
+        if isinstance(asked, Policy):
+            return asked
+        if not isinstance(asked, str):
+            return Policy(fixed=asked)
+        known = self.config.calibrated
+        if asked not in known:
+            if asked == "auto":
+                raise InputError("nothing was calibrated: `crt calibrate` a run before its export")
+            return Policy(asked)
+        exits = known[asked].get("exits")
+        return Policy(**{**known[asked], "exits": exits if exits is None else tuple(exits)})
 
     def _read_out(
         self,
@@ -258,6 +278,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
+        if (policy := getattr(generation_config, "exit_policy", None)) is not None:
+            model_kwargs.setdefault("exit_policy", policy)
         made = model_kwargs.get("past_key_values")
         if made is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = CRTCache()

@@ -7,6 +7,7 @@ import pandas as pd
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.arena_runs import ran
 from crt_lib.study.arenas import OURS, arenas, find_arena
+from crt_lib.study.lengths import by_length
 from crt_lib.study.standings import answers, standings
 
 
@@ -17,8 +18,8 @@ def arena_tables(results: Path) -> str:
     for name, arena in arenas().items():
         if not (folder / name / "runs.csv").exists():
             continue
-        made = document_table(name, folder) if arena.documents else answer_table(name, folder)
-        parts.append(f"### {name}\n\n{arena.question}\n\n{made}")
+        made = {"lookup": answer_table, "lengths": length_table}.get(name, document_table)
+        parts.append(f"### {name}\n\n{arena.question}\n\n{made(name, folder)}")
     return "\n\n".join(parts)
 
 
@@ -58,6 +59,19 @@ def document_table(name: str, folder: Path) -> str:
         f"brackets the 95 % interval. In its time: `{OURS}` with as many updates as the "
         "training of the arm has time for. Its exits: "
         f"{', '.join(map('{:.4f}'.format, means))}; a further loop is worth {steps}."
+    )
+
+
+def length_table(name: str, folder: Path) -> str:
+    """Bits per byte of test by depth and length of training, and the seconds that it takes."""
+    frame = pd.DataFrame(by_length(folder, name))
+    frame["cell"] = cells(frame["bits"], "{:.4f}") + cells(frame["seconds"], " ({:.0f} s)")
+    wide = frame.pivot(index="updates", columns="depth", values="cell").fillna("")
+    wide.insert(0, "tokens", cells(frame.groupby("updates")["tokens"].first() / 1e6, "{:.1f}M"))
+    wide.insert(0, "updates", [f"{updates:,}" for updates in wide.index])
+    return (
+        f"{table(wide)}\n\nBits per byte of test at the last loop, the mean of "
+        f"{frame['seeds'].min()} seeds, and seconds of one thread for the training's updates."
     )
 
 

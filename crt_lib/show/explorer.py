@@ -23,7 +23,7 @@ from crt_lib.exits.trace import (
     oracle,
 )
 from crt_lib.files import InputError
-from crt_lib.show.figures import ExitPicture
+from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
 from crt_lib.study.policies import judged_row, policies_of
 

@@ -3,22 +3,18 @@
 Rows are the dictionaries that the functions named return, or the files that they were kept in.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from crt_lib.audit.compare import Interval
+from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits.trace import Outcome
 from crt_lib.show import plots
 
@@ -136,7 +132,7 @@ def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figu
     The grey line joins the fixed exits (`exit <loop>`, `full depth`): tokens left to chance.
     """
     figure, (ax,) = plots.panels(6.5, 3.4)
-    _draw_curves(ax, curves)
+    draw_curves(ax, curves)
     places = {name: (o.multiply_adds / 1e6, o.token_ppl) for name, o in points.items()}
     fixed = sorted(at for name, at in places.items() if name.startswith(("exit", "full")))
     ax.plot(*zip(*fixed, strict=True), color=plots.GREY, linestyle="--", label="chance")
@@ -148,7 +144,8 @@ def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figu
     return figure
 
 
-def _draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None) -> None:
+def draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None) -> None:
+    """A line a criterion, of rows of `perloop.frontier`; the one of `strong` in front."""
     for name, rows in curves.items():
         ax.plot(
             [row["multiply_adds"] / 1e6 for row in rows],
@@ -161,75 +158,37 @@ def _draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None
 
 
 @plots.styled
-def exit_view(
-    loops: Sequence[int], curves: Mapping[str, Rows], outcome: Outcome, criterion: str | None
-) -> Figure:
-    """The explorer's picture: the frontier with the current point, and where tokens leave."""
-    figure, axes = _exit_panels(loops, curves, criterion)
-    _mark(axes, loops, outcome)
-    return figure
+def exits_in_time(rows: Rows) -> Figure:
+    """What policies lose against their speed, on the same tokens; a panel a number of texts.
 
-
-class ExitPicture:
-    """`exit_view` as PNG of one outcome after another: what they share is drawn once.
-
-    `outcomes`: those that the axes have room for, as they have for all between them.
+    `rows` of `bench_exits`. The grey line joins the fixed exits; hollow: a random mix of them, of
+    the mean depth of the filled point. The oracle is far below, so it is written.
     """
-
-    def __init__(
-        self,
-        loops: Sequence[int],
-        curves: Mapping[str, Rows],
-        criterion: str | None,
-        outcomes: Sequence[Outcome],
-    ):
-        self.loops = loops
-        with matplotlib.rc_context(plots.STYLE):
-            figure, self.axes = _exit_panels(loops, curves, criterion)
-            left, _ = self.axes
-            left.update_datalim([_place(outcome) for outcome in outcomes])
-            left.autoscale_view()
-            left.autoscale(False)
-            figure.set_dpi(80)
-            self.canvas = FigureCanvasAgg(figure)
-            self.canvas.draw()
-        self.shared = self.canvas.copy_from_bbox(figure.bbox)
-
-    def png(self, outcome: Outcome) -> bytes:
-        """The picture with this outcome."""
-        self.canvas.restore_region(self.shared)
-        with matplotlib.rc_context(plots.STYLE):
-            for artist in _mark(self.axes, self.loops, outcome):
-                self.canvas.figure.draw_artist(artist)
-                artist.remove()
-        file = io.BytesIO()
-        quickly = {"compress_level": 1}
-        imsave(file, self.canvas.buffer_rgba(), format="png", pil_kwargs=quickly)
-        return file.getvalue()
-
-
-def _exit_panels(
-    loops: Sequence[int], curves: Mapping[str, Rows], criterion: str | None
-) -> tuple[Figure, list[Axes]]:
-    figure, (left, right) = plots.panels(9.5, 3.0, ("", ""), width_ratios=(3, 2))
-    _draw_curves(left, curves, criterion)
-    left.legend(fontsize=7, ncols=2)
-    right.bar([f"loop {loop}" for loop in loops], 0)
-    right.set(ylabel="share of the tokens", ylim=(0, 1.1))
-    return figure, [left, right]
-
-
-def _mark(axes: Sequence[Axes], loops: Sequence[int], outcome: Outcome) -> list[Artist]:
-    """The point and the bars of `outcome`."""
-    left, right = axes
-    point = left.scatter(*_place(outcome), c=plots.BLACK, marker="D", zorder=4)
-    names, colors = [f"loop {loop}" for loop in loops], [plots.loop_color(loop) for loop in loops]
-    bars = right.bar(names, outcome.shares, color=colors)
-    return [point, *bars, *right.bar_label(bars, fmt="{:.0%}")]
-
-
-def _place(outcome: Outcome) -> tuple[float, float]:
-    return outcome.multiply_adds / 1e6, outcome.token_ppl
+    table = pd.DataFrame(rows)
+    table["lost"] = 100 * np.expm1(table["above"].astype(float))
+    counts = sorted(table["rows"].unique())
+    figure, axes = plots.panels(4.2 * len(counts), 3.3, [f"{n} at a time" for n in counts])
+    for ax, count in zip(axes, counts, strict=True):
+        panel = table[table["rows"] == count].set_index("policy")
+        fixed = panel[panel.index.str.startswith(("exit ", "full depth"))].sort_values("mean_loops")
+        ax.plot(fixed["speedup"], fixed["lost"], "--D", color=plots.GREY, label="fixed exits")
+        for name, row in fixed.iterrows():
+            plots.say(ax, str(name), (row["speedup"], row["lost"]))
+        asked = panel[panel["asks"] > 0]
+        for (name, row), color in zip(
+            asked.iterrows(), (plots.VERMILION, plots.BLUE, plots.GREEN, plots.ORANGE), strict=False
+        ):
+            ax.scatter(row["speedup"], row["lost"], c=color, s=34, zorder=4, label=str(name))
+            mix = panel.loc[f"{MIX}{name}"]
+            ax.scatter(mix["speedup"], mix["lost"], s=34, zorder=4, c="white", edgecolors=color)
+        bound = panel.loc[ORACLE]
+        said = f"oracle: {bound['speedup']:.2f}x, {bound['lost']:+.0f} %"
+        ax.text(0.98, 0.04, said, ha="right", transform=ax.transAxes)
+        ax.set(xlabel="speed, full depth = 1")
+        ax.margins(0.14)
+    axes[0].set_ylabel("perplexity above full depth (%)")
+    axes[0].legend(fontsize=8)
+    return figure
 
 
 def worth(tables: Mapping[str, Rows]) -> Figure:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from crt_lib.bench.exits import MIX
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.show.markdown import cells, table
-from crt_lib.study.policies import fixed_instead
 
 CASE = {"step": "step", "case": "ours in", "isa": "ISA", "threads": "threads"}
 
@@ -134,26 +135,35 @@ def decoding(results: Path) -> str:
         "in brackets the speed against full depth in the same round. PPL of the first 50,000 "
         "tokens of test. Criteria are calibrated to lose at most 0.5 % of the PPL; "
         f"{', '.join(fixed)} then take a fixed exit, because asking them costs more than it "
-        f"saves.\n\n{_fixed_instead(rows)}\n\n{_bounds(results, rows)}"
+        f"saves.\n\n{_taken(results)}\n\n{_bounds(results, rows)}"
     )
 
 
-def _fixed_instead(rows: pd.DataFrame) -> str:
-    """The criteria that need no head against fixed exits at equal mean loops."""
-    found = fixed_instead(rows.to_dict("records"), ("gate", "similarity"))
-    said = "; ".join(
-        f"{row.Index} {row.token_ppl:.2f} and {row.speedup:.2f}x, fixed exits {row.fixed_ppl:.2f} "
-        f"(at {row.mean_loops:.2f} loops) and {row.fixed_speedup:.2f}x (at {row.decoded_loops:.2f})"
-        for row in found.itertuples()
+def _taken(results: Path) -> str:
+    """`crt bench exits`: loss and speed of policies on the same tokens, by texts at a time."""
+    rows = pd.read_csv(results / "small" / "crt2" / "taken.csv")
+    rows = rows[~rows["policy"].str.startswith(MIX)]
+    by = [cells(np.expm1(rows[name]), "{:+.2%}") for name in ("above", "low", "high")]
+    rows["PPL"] = by[0] + " [" + by[1] + ", " + by[2] + "]"
+    beside = cells(rows["over_fixed"], "{:.2f}x of fixed") + cells(
+        rows["over_mix"], ", {:.2f}x of mix"
     )
-    ppl = rows.drop_duplicates("way").set_index("way")["token_ppl"]
-    best = ppl[ppl.index.str.startswith("exit ")].idxmin()
+    rows["speed"] = cells(rows["speedup"], "{:.2f}x") + (" (" + beside + ")").where(
+        rows["asks"] > 0, ""
+    )
+    first = rows.sort_values("rows").drop_duplicates("policy", keep="last").set_index("policy")
+    made = pd.DataFrame({"policy": first.index, "mean loops": cells(first["mean_loops"], "{:.2f}")})
+    most = rows["rows"].max()
+    made = made.set_index("policy", drop=False).assign(**{f"PPL, {most} at a time": first["PPL"]})
+    for count, own in rows.groupby("rows"):
+        made[f"speed, {count} at a time"] = own.set_index("policy")["speed"]
+    counts = ", ".join(f"{n:,}" for n in rows.drop_duplicates("rows")["tokens"])
     return (
-        "Speed and PPL are of different texts, and a criterion leaves at other loops in each. At "
-        f"equal mean loops, some texts at one fixed exit and the rest at the next, one at a time: "
-        f"{said}. The promise is held against full depth. {best.capitalize()} has "
-        f"{ppl[best] / ppl['full depth'] - 1:+.1%} of PPL against full depth, and the gate "
-        f"{ppl['gate'] / ppl[best] - 1:+.1%} against {best}."
+        "Those speeds are of text that the model writes, their PPL is of test. With both from the "
+        f"same tokens, test read a token at a time ({counts} tokens; {_where(rows.iloc[0])}):\n\n"
+        f"{table(made)}\n\nPPL and speed against full depth, in brackets the 95 % interval over "
+        "windows; of fixed: against the fastest fixed exit that loses no more; of mix: against a "
+        "random mix of two fixed exits of the same mean loops. The oracle knows each token's loss."
     )
 
 

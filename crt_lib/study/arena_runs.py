@@ -44,7 +44,8 @@ def run_arena(
         write_rows(own / PACE, measure_pace(arena))
     how: dict[str, Any] = {"jobs": jobs, "threads": 1, "echo": echo, "keep": own / "checkpoints"}
     tries = {arm: t for arm, t in arena.tuning().items() if not only or arm in only}
-    search([t for trials in tries.values() for t in trials], own / "tuning.csv", **how)
+    if len(arena.tries) > 1:
+        search([t for trials in tries.values() for t in trials], own / "tuning.csv", **how)
     runs = all_runs(own, arena, list(tries))
     # seed by seed, so that what is there first can be compared
     ordered = [trials[i] for i in range(len(SEEDS)) for trials in runs.values()]
@@ -56,7 +57,7 @@ def measure_pace(arena: Arena) -> list[Row]:
 
     The machine should have nothing else to do.
     """
-    arms = {arm: arena.arms[arm] for arm in (OURS, *arena.timed)}
+    arms = {arm: p for arm, p in arena.arms.items() if arm in (OURS, *arena.timed)}
     sides = {arm: (Training, p.model, p.train) for arm, p in arms.items()}
     batches = {arm: partial(random_batch, p.model, p.train) for arm, p in arms.items()}
     found = take_turns(sides, batches, steps=TURNS, threads=1)
@@ -107,7 +108,12 @@ def keep_rules(folder: Path, name: str, new_rules: bool = False) -> None:
 
 
 def best_try(own: Path, arena: Arena, arm: str) -> str:
-    """The try of an arm with the lowest loss on all of valid; raises InputError before all ran."""
+    """The try of an arm with the lowest loss on all of valid; raises InputError before all ran.
+
+    Where there is one try, that is the one, and it needs no run.
+    """
+    if len(arena.tries) == 1:
+        return next(iter(arena.tries))
     rows = rows_of(own / "tuning.csv")
     found = {
         name: row["valid_loss"]

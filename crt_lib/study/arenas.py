@@ -7,7 +7,7 @@ the same seeds, which the tuning did not see, and the same data in the same orde
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from crt_lib.config import GPT2Config
+from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile, load_profile
 from crt_lib.study.ladder import Changes, changed
@@ -20,6 +20,15 @@ TUNED_WITH = 0  # the seed of the tries
 OURS = "crt2"
 ONE_LOOP = {"n_loops": 1, "exit_loops": ()}
 RATES: Changes = {f"rate {rate:g}": {"max_lr": rate} for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2)}
+LENGTHS = (460, 920, 1_840)  # updates
+BEGIN = 0.35  # of the updates: when the further loops of LATE begin
+LATE = f"4 loops from {BEGIN:.0%} on"
+DEPTHS: Changes = {
+    "1 loop": ONE_LOOP,
+    "2 loops": {"n_loops": 2, "exit_loops": (1,)},
+    "4 loops": {},
+    LATE: {"loop_starts": (BEGIN,)},
+}
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,11 @@ class Arena:
 
     question: str
     arms: dict[str, Profile]  # OURS and what it is held against
-    tuning_updates: int  # of a try; a run has those of its profile
+    tuning_updates: int  # of a try, if there are several; a run has those of its profile
     documents: bool = True  # whether test is scored by document; else by kind of question
-    timed: tuple[str, ...] = ()  # arms in whose time, if they are faster, OURS is trained too
+    # arms whose updates are timed beside those of OURS, which is trained also in their time where
+    # they are faster
+    timed: tuple[str, ...] = ()
     tries: Changes = field(default_factory=lambda: RATES)
 
     def tuning(self) -> dict[str, list[Trial]]:
@@ -76,12 +87,19 @@ def in_time_of(arm: str) -> str:
     return f"{OURS}, in the time of {arm}"
 
 
+def length_arm(depth: str, updates: int) -> str:
+    """The name of an arm of `lengths`."""
+    return f"{depth}, {updates:,} updates"
+
+
 def arenas() -> dict[str, Arena]:
     """Every arena by name."""
-    fresh = changed(load_profile("quick"), {"updates": 7_350, "eval_every": 0})
-    fresh = changed(fresh, {"checkpoint_every": 250, "vocab_size": 2048, "precision": "bf16"})
+    base = changed(load_profile("quick"), {"updates": 7_350, "eval_every": 0})
+    base = changed(base, {"checkpoint_every": 250, "vocab_size": 2048, "precision": "bf16"})
+    with_prelude = {"n_prelude": 1, "aux_weight": 0.1}
+    prose = changed(base.replace(corpus="prose"), with_prelude)
     lookup = changed(
-        fresh.replace(corpus="lookup", tokenizer="word"),
+        base.replace(corpus="lookup", tokenizer="word"),
         {"d_model": 64, "embed_dim": 64, "n_cycles": 1, "max_seq_len": 96, "conv_noise": 0.6}
         | {"batching": "padded", "seq_len": LENGTH, "batch_size": 16, "updates": 6_000}
         | {"exits_trained": "all", "aux_weight": 0.5, "precision": "fp32"}
@@ -90,9 +108,20 @@ def arenas() -> dict[str, Arena]:
     return {
         "fresh": Arena(
             "One pass over fresh text: does looping pay where nothing can be learned by heart?",
-            _arms(fresh.replace(corpus="prose"), wide=224, layers=(7, 2), narrow=132),
-            tuning_updates=920,
+            _arms(prose, wide=192, layers=(8, 4), narrow=124),
+            tuning_updates=700,
             timed=("GPT-2, equal multiply-adds", "one loop"),
+        ),
+        "lengths": Arena(
+            "How long must a training be for a loop to pay, at equal tokens and in equal time?",
+            {
+                length_arm(name, updates): changed(prose, {**depth, "updates": updates})
+                for name, depth in DEPTHS.items()
+                for updates in LENGTHS
+            },
+            tuning_updates=0,
+            timed=tuple(length_arm(depth, LENGTHS[0]) for depth in DEPTHS if depth != LATE),
+            tries={"rate 0.016": RATES["rate 0.016"]},
         ),
         "lookup": Arena(
             "A language that needs k look-ups in a row: does a loop learn one of them?",
@@ -108,8 +137,9 @@ def _arms(ours: Profile, *, wide: int, layers: tuple[int, int], narrow: int) -> 
     weights, one loop `wide` features wide; of equal parameters: one loop, and `layers[1]` layers of
     a GPT-2 `narrow` wide.
     """
-    model, loops = ours.model, ours.model.n_loops
-    unshared = {**ONE_LOOP, "n_prelude": loops - 1}
+    model = ours.model
+    assert isinstance(model, ModelConfig)  # it is a CRT
+    unshared = {**ONE_LOOP, "n_prelude": model.n_prelude + model.n_loops - 1}
     return {
         OURS: ours,
         "GPT-2, equal multiply-adds": _gpt2(ours, model.d_model, layers[0]),

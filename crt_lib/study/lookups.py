@@ -61,11 +61,12 @@ def _logits(
 
 
 def lines_of(split: "TokenSplit") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of the lines (lines, LENGTH), the columns of their answers, and the look-ups of each."""
-    if len(split.ids) % lookup.LENGTH:
-        raise InputError(f"the text is not of lines of {lookup.LENGTH} words; use corpus 'lookup'")
-    ids = split.ids.reshape(-1, lookup.LENGTH).astype(np.int64)
+    """Ids of the lines (lines, length), the columns of their answers, and the look-ups of each."""
     words = [split.tokenizer.decode([i]) for i in range(split.tokenizer.vocab_size)]
+    length = lookup.length(sum(word.endswith(":") for word in words))
+    if len(split.ids) % length:
+        raise InputError(f"the text is not of lines of {length} words; use corpus 'lookup'")
+    ids = split.ids.reshape(-1, length).astype(np.int64)
     numbers = np.array([int(word) if word.isdigit() else 0 for word in words])
     columns, steps = lookup.questions(ids, numbers)
     return ids, columns, steps
@@ -81,8 +82,9 @@ def gate_exits(
     of that (the square root of nats), or at the last.
     """
     ids, columns, steps = lines_of(data.test)
-    train = data.train.ids[: FITTED * lookup.LENGTH]
-    gate = fit_gate(model, train, data.tokenizer.eot_id, seq_len=lookup.LENGTH)
+    length = ids.shape[1]
+    train = data.train.ids[: FITTED * length]
+    gate = fit_gate(model, train, data.tokenizer.eot_id, seq_len=length)
     asked = torch.from_numpy(ids[:, : columns[0]]).to(device_of(model))
     exits = np.full(len(ids), model.config.n_loops)
     with torch.inference_mode(), evaluating(model):

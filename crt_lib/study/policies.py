@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from crt_lib.exits.scoring import evaluate_with_exits
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 THRESHOLDS = ("tau0", "tau_min", "decay")
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
@@ -97,23 +94,6 @@ def _does(policy: Policy, loops: tuple[int, ...]) -> Policy:
     if policy.criterion is None or not exits:
         return Policy(exits=(), fixed=last)
     return replace(policy, exits=exits, fixed=last)
-
-
-def fixed_instead(decoded: Sequence[Mapping[str, Any]], criteria: Sequence[str]) -> "pd.DataFrame":
-    """A row a criterion: its PPL and speed, and what fixed exits give at equal mean loops.
-
-    Some texts take one fixed exit and the rest the next: losses and seconds are then means of
-    theirs. `decoded`: the rows of decode.csv, of which those of one text at a time count. PPL and
-    speed are of different texts, so of other mean loops: `mean_loops` and `decoded_loops`.
-    """
-    import pandas as pd
-
-    ways = pd.DataFrame(decoded).query("batch == 1").set_index("way")
-    exits = ways[ways.index.str.startswith("exit ")].astype({"token_ppl": float})
-    made = ways.loc[[*criteria], ["token_ppl", "mean_loops", "speedup", "decoded_loops"]]
-    loss = np.interp(made["mean_loops"], exits["mean_loops"], np.log(exits["token_ppl"]))
-    slow = np.interp(made["decoded_loops"], exits["decoded_loops"], 1 / exits["speedup"])
-    return made.assign(fixed_ppl=np.exp(loss), fixed_speedup=1 / slow).astype(float)
 
 
 def calibrate_taken(

@@ -21,7 +21,8 @@ CORPORA = (*WIKITEXT, "docstrings", "prose", "grammar", "lookup")
 
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
 _LOOKUP_SPLITS = {"train": (120_000, 1), "valid": (1_000, 2), "test": (8_000, 3)}  # lines, seed
-_LOOKUP = re.compile(r"lookup(?::([1-9]))?")  # with another number of steps than the usual
+# with other numbers of steps, and of letters, than the usual
+_LOOKUP = re.compile(r"lookup(?::([1-9])(?:x([2-9]|1\d|2[0-6]))?)?")
 _ARTICLE = re.compile(r"^(?= \n = (?!= )[^\n]* = \n \n)", re.MULTILINE)  # where one begins
 _PARAGRAPH = re.compile(r".+?(?:\n(?:[^\S\n]*\n)+|\Z)", re.DOTALL)
 
@@ -126,7 +127,7 @@ def load_corpus(name: str) -> Corpus:
 
 
 def _sampled(name: str) -> tuple[dict[str, str], float, dict[str, Any]]:
-    """The texts, the entropy and the provenance of `grammar`, `lookup` or `lookup:<steps>`."""
+    """The texts, the entropy and the provenance of `grammar`, or of `lookup:<steps>x<letters>`."""
     match = _LOOKUP.fullmatch(name)
     sizes = _LOOKUP_SPLITS if match else _GRAMMAR_SPLITS
     provenance: dict[str, Any] = {
@@ -137,10 +138,12 @@ def _sampled(name: str) -> tuple[dict[str, str], float, dict[str, Any]]:
         texts = {split: grammar.sample(n, seed) for split, (n, seed) in sizes.items()}
         source = {"source": "sampled from crt_lib.text.grammar"}
         return texts, grammar.entropy_rate(), source | provenance
-    steps = int(match[1] or lookup.STEPS)
-    texts = {split: lookup.sample(n, seed, steps) for split, (n, seed) in sizes.items()}
+    how = {"steps": int(match[1] or lookup.STEPS)}
+    if match[2]:
+        how["items"] = int(match[2])
+    texts = {split: lookup.sample(n, seed, **how) for split, (n, seed) in sizes.items()}
     source = {"source": "sampled from crt_lib.text.lookup"}
-    return texts, lookup.entropy_rate(steps), source | {"steps": steps} | provenance
+    return texts, lookup.entropy_rate(**how), source | how | provenance
 
 
 def released_lines(text: str) -> list[str]:

@@ -190,21 +190,35 @@ def test_generate_is_the_same_with_speculation_and_by_seed(trained, float64, cap
 
     plain = texts()
     assert [len(row["loops"]) for row in plain] == [12, 12]
-    assert texts("--draft-loop", "1") == plain
-    assert {loop for row in texts("--exit-loop", "2") for loop in row["loops"]} == {2}
+    assert texts("--speculate", "1") == plain
+    assert {loop for row in texts("--exit", "2") for loop in row["loops"]} == {2}
     drawn = ["--temperature", "1", "--seed", "5"]
     assert texts(*drawn) == texts(*drawn) != plain
     assert "12 tokens, 4.00 loops each" in crt(*words[:-1], capsys=capsys)[1]
 
 
+def test_generate_takes_what_was_calibrated(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    code, out, _ = crt("calibrate", str(run), "--budget", "50", capsys=capsys)
+    assert code == 0 and "crt generate takes" in out
+    words = ["generate", str(run), "the", "--tokens", "4"]
+    code, _, err = crt(*words, capsys=capsys)
+    assert code == 0 and "--exit full runs every loop" in err and len(err.splitlines()) == 1
+    for asked in (["--exit", "1"], ["--exit", "full"], ["--budget", "50"]):
+        assert crt(*words, *asked, capsys=capsys)[0] == 0
+    code, _, err = crt(*words, "--budget", "1", capsys=capsys)
+    assert code == 2 and "crt calibrate RUN --budget 1" in err
+
+
 GENERATE = {
     "empty": (["", "--tokens", "3"], "a prompt is empty"),
-    "criterion": (["--criterion", "patience"], "'patience'"),
-    "threshold": (["--criterion", "margin", "--tau0", "1.5"], "tau0 is 1.5"),
-    "thresholds": (["--criterion", "margin", "--tau0", "0.1"], "only falls"),
-    "both": (["--exit-loop", "1", "--draft-loop", "1"], "every loop"),
-    "draft": (["--draft-loop", "4"], "loop 4 cannot draft"),
-    "exit": (["--exit-loop", "9"], "loop 9"),
+    "criterion": (["--exit", "patience"], "'patience'"),
+    "threshold": (["--exit", "margin", "--tau0", "1.5"], "tau0 is 1.5"),
+    "thresholds": (["--exit", "margin", "--tau0", "0.1"], "only falls"),
+    "both": (["--exit", "1", "--speculate", "1"], "every loop"),
+    "draft": (["--speculate", "4"], "loop 4 cannot draft"),
+    "exit": (["--exit", "9"], "loop 9"),
     "length": (["--tokens", "500"], "128 positions"),
 }
 

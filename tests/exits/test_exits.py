@@ -35,7 +35,7 @@ class Pattern:
     loops: torch.Tensor
     exits: None = None
     fixed: None = None
-    criterion: str = "given"
+    asks: bool = True
 
     def passes(self, loop: Loop) -> torch.Tensor:
         return self.loops == loop.number

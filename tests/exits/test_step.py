@@ -1,5 +1,7 @@
 """The fast step against the model it is made from: logits, exits and what the memory holds."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from test_exits import CASES, Pattern, causal
 from tiny_models import ALL_OPTIONS, OPTIONS, TINY, exact_model, random_ids, random_model
 from torch import nn
 
+from crt_lib.cached import recall
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import FinelyQuantized, Layout, Packed, Quantized, Transposed
 from crt_lib.cached.step import Step
@@ -76,11 +79,12 @@ class Given(Pattern):
 
 
 @settings(max_examples=60)
-@given(data=st.data(), case=st.sampled_from(list(CASES)), rows=ROWS)
-def test_any_exits_of_any_rows(data, case, rows):
+@given(data=st.data(), case=st.sampled_from(list(CASES)), rows=ROWS, few=st.sampled_from([0, 3]))
+def test_any_exits_of_any_rows(data, case, rows, few):
     model = exact_model(**causal(CASES[case]))
     policies = pattern_of(model.config, rows, data.draw)
-    agree(*two_ways(model, random_ids(rows, KNOWN + NEW), policies))
+    with mock.patch.object(recall, "few", lambda rows: few):  # left, and computed along
+        agree(*two_ways(model, random_ids(rows, KNOWN + NEW), policies))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -106,7 +110,9 @@ def test_padding_on_the_left(changes):
     model, ids = exact_model(**causal(changes)), random_ids(3, KNOWN + NEW)
     starts = torch.tensor([0, KNOWN - 1, 2])
     policies = [POLICIES[i % 4] for i in range(NEW + 1)]
-    agree(*two_ways(model, ids, policies, starts))
+    for few in (0, 3):
+        with mock.patch.object(recall, "few", lambda rows, few=few: few):
+            agree(*two_ways(model, ids, policies, starts))
     agree(*two_ways(model, ids[1:2], policies, starts[1:2]))
 
 

@@ -12,11 +12,14 @@ from closeness import OF_A_MODEL, near, roundings, same
 from tiny_models import ALL_OPTIONS, exact_model, random_ids
 
 from crt_lib import InputError, load_profile
+from crt_lib.exits.choice import CHOICES_FILE, Choice, Choices
 from crt_lib.exits.decode import generate
+from crt_lib.exits.policy import Policy
+from crt_lib.files import sha256
 from crt_lib.hf.export import export_program, export_run, write_task
 from crt_lib.runs.run import run_profile
 from crt_lib.runs.scores import evaluate_checkpoint
-from crt_lib.runs.trained import load_trained_model
+from crt_lib.runs.trained import find_checkpoint, load_trained_model
 
 pytest.importorskip("transformers")
 CASES = {"paper": {}, "all": ALL_OPTIONS}
@@ -53,6 +56,24 @@ def test_pipeline_continues_a_text_as_we_do(run):
         assert AutoTokenizer.from_pretrained(run / "model")(prompt)["input_ids"] == ids
         (own,) = generate(model.double(), [ids], 12, stop=tokenizer.eot_id)
         assert row[0]["generated_text"] == prompt + tokenizer.decode(own.tokens)
+
+
+def test_a_folder_has_what_was_calibrated(run, tmp_path):
+    path = find_checkpoint(run / "run")
+    policy = Policy("similarity", 0.5, 0.4, exits=(2,))
+    ways = {"full": Choice(), "similarity": Choice(policy, speedup=1.5)}
+    Choices(0.01, ways).save(path.with_name(CHOICES_FILE), sha256(path.read_bytes()))
+    try:
+        export_run(run / "run", tmp_path / "model")
+    finally:
+        path.with_name(CHOICES_FILE).unlink()
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids = torch.tensor([[3, 4, 5]])
+    by_name, own = (model(ids, exit_policy=given).logits for given in ("auto", policy))
+    assert torch.equal(by_name, own)
+    assert set(model.config.calibrated) == {"full", "similarity", "auto"}
 
 
 def test_lm_eval_finds_the_word_perplexity_of_crt_evaluate(run, tmp_path):

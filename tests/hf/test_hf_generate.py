@@ -163,6 +163,24 @@ def test_a_mask_must_fit_the_cache():
         hf.generate(ids, attention_mask=LEFT.flip(1), **END)
 
 
+def test_a_policy_is_named_in_the_configuration_or_the_call():
+    model, hf = wrapped()
+    last = Policy(fixed=3)
+    hf.config.calibrated = {"similarity": vars(Policy("similarity", 0.2, 0.1, exits=(1,)))}
+    with pytest.raises(InputError, match="crt calibrate"):
+        hf(given_ids(), exit_policy="auto")
+    hf.config.calibrated["auto"] = vars(last)
+    ids, end = given_ids(), {"do_sample": False, **END}
+    for name, own in (("auto", last), ("similarity", Policy("similarity", 0.2, 0.1, exits=(1,)))):
+        expected = [one.tokens for one in generate(model, ids.tolist(), 9, policy=own)]
+        assert hf.generate(ids, exit_policy=name, **end)[:, 10:].tolist() == expected
+        hf.generation_config.exit_policy = name
+        assert hf.generate(ids, **end)[:, 10:].tolist() == expected
+    hf.generation_config.exit_policy = "patience"
+    with pytest.raises(InputError, match="'patience'"):
+        hf.generate(ids, **end)
+
+
 def test_the_exit_gate_travels(tmp_path, scored):
     model, data, _ = scored
     hf = CRTForCausalLM.from_crt(model)

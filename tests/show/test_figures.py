@@ -11,10 +11,11 @@ from drawn import texts
 from matplotlib.image import imread
 
 from crt_lib import CRT, ModelConfig, causality_report
+from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits import perloop
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy
-from crt_lib.show import diagrams, figures, plots
+from crt_lib.show import diagrams, figures, picture, plots
 
 TINY = ModelConfig(
     vocab_size=50, d_model=16, n_heads=2, n_loops=2, n_cycles=1, n_embed_cycles=1, exit_loops=(1,)
@@ -76,7 +77,7 @@ def test_the_explorers_picture_marks_the_policy(scored):
     trace = scored[2]
     curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
     outcome = apply_policy(trace, Policy(fixed=1))
-    figure = figures.exit_view(trace.loops, curves, outcome, None)
+    figure = picture.exit_view(trace.loops, curves, outcome, None)
     (point,) = figure.axes[0].collections[-1].get_offsets().tolist()
     assert point == pytest.approx([outcome.multiply_adds / 1e6, outcome.token_ppl])
     assert "100%" in texts(figure)
@@ -88,20 +89,20 @@ def test_the_quick_picture_is_the_slow_one(scored):
     trace = scored[2]
     curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
     outcomes = [apply_policy(trace, Policy(fixed=loop)) for loop in trace.loops]
-    picture = figures.ExitPicture(trace.loops, curves, "margin", outcomes)
+    quick = picture.ExitPicture(trace.loops, curves, "margin", outcomes)
 
     def pixels(png):
         return imread(io.BytesIO(png))
 
     for outcome in outcomes[:2]:
-        slow = figures.exit_view(trace.loops, curves, outcome, "margin")
+        slow = picture.exit_view(trace.loops, curves, outcome, "margin")
         slow.axes[0].update_datalim([(o.multiply_adds / 1e6, o.token_ppl) for o in outcomes])
         slow.axes[0].autoscale_view()
         file = io.BytesIO()
         with matplotlib.rc_context(plots.STYLE):
             slow.savefig(file, dpi=80)
-        assert np.abs(pixels(picture.png(outcome)) - pixels(file.getvalue())).max() < 0.02
-    assert (pixels(picture.png(outcomes[0])) != pixels(picture.png(outcomes[1]))).any()
+        assert np.abs(pixels(quick.png(outcome)) - pixels(file.getvalue())).max() < 0.02
+    assert (pixels(quick.png(outcomes[0])) != pixels(quick.png(outcomes[1]))).any()
 
 
 def test_what_changes_are_worth():
@@ -146,3 +147,26 @@ def test_scorings_tell_who_sees_the_token():
     assert {"leaks", "alone", "1.025", "16,226"} <= texts(figure)
     first, second = figure.axes[0].collections[0].get_facecolors().tolist()
     assert first != second
+
+
+def test_exits_in_time_have_a_mark_for_each_policy_and_its_mix():
+    def row(policy, rows, speedup, above, loops, asks=0.0):
+        named = {"policy": policy, "rows": rows, "mean_loops": loops, "asks": asks}
+        return named | {"speedup": speedup, "above": above}
+
+    rows = []
+    for n in (1, 8):
+        rows += [row("full depth", n, 1.0, 0.0, 4), row("exit 1", n, 2.0, 0.1, 1)]
+        rows += [row("gate", n, 1.3, 0.01, 2.5, asks=1.5), row(f"{MIX}gate", n, 1.4, 0.02, 2.5)]
+        rows.append(row(ORACLE, n, 1.5, -0.2, 2.0))
+    figure = figures.exits_in_time(rows)
+    assert [ax.get_title("left") for ax in figure.axes] == ["1 at a time", "8 at a time"]
+    for ax in figure.axes:
+        points = [tuple(of.get_offsets()[0]) for of in ax.collections]
+        assert points == [
+            (1.3, pytest.approx(1.005, abs=0.01)),
+            (1.4, pytest.approx(2.02, abs=0.01)),
+        ]
+        (fixed,) = ax.lines
+        assert list(fixed.get_xdata()) == [2.0, 1.0]  # by depth
+    assert {"full depth", "exit 1", "oracle: 1.50x, -18 %"} <= texts(figure)

@@ -11,7 +11,7 @@ from crt_lib.exits.trace import apply_policy
 from crt_lib.runs.run import run_profile
 from crt_lib.runs.trained import load_trained
 from crt_lib.study.analysis import analyse
-from crt_lib.study.policies import calibrate_taken, fixed_instead, policies_of, taken_losses
+from crt_lib.study.policies import calibrate_taken, policies_of, taken_losses
 
 SMOKE = load_profile("smoke")
 
@@ -79,17 +79,3 @@ def test_the_passage_of_a_closed_vocabulary_is_the_models_own(folder):
     assert len(passage.about["tokens"]) == len(passage.loss) == SMOKE.model.max_seq_len - 1
     assert found.tokenizer.encode(passage.about["text"]).tolist()
     assert math.isfinite(passage.loss.sum())
-
-
-def test_fixed_exits_at_equal_mean_loops():
-    def way(name, loops, ppl, speed, decoded=None):
-        row = {"way": name, "batch": 1, "mean_loops": loops, "token_ppl": ppl, "speedup": speed}
-        return row | {"decoded_loops": decoded or loops}
-
-    exits = [way("exit 1", 1.0, math.exp(4.0), 2.0), way("exit 2", 2.0, math.exp(3.0), 1.0)]
-    asked = way("gate", 1.5, 30.0, 1.1, decoded=1.25)
-    other = [row | {"batch": 8, "speedup": 9.0} for row in exits]
-    (row,) = fixed_instead([*exits, asked, *other], ["gate"]).to_dict("records")
-    assert (row["token_ppl"], row["speedup"]) == (30.0, 1.1)
-    assert row["fixed_ppl"] == pytest.approx(math.exp(3.5))
-    assert 1 / row["fixed_speedup"] == pytest.approx(0.75 * 0.5 + 0.25 * 1.0)

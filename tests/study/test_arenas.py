@@ -10,12 +10,13 @@ from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.runs.profiles import load_profile
 from crt_lib.study import arena_runs, arenas
 from crt_lib.study.arena_runs import keep_rules, run_arena
-from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
+from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of, length_arm
 from crt_lib.study.ladder import changed
+from crt_lib.study.lengths import by_length
 from crt_lib.study.search import documents_file
 from crt_lib.study.standings import standings
 
-NAMES = list(arenas.arenas())
+NAMES = [name for name, arena in arenas.arenas().items() if OURS in arena.arms]
 RULES = "# Rules\n\nof all\n\n## here\n\none\n\n## there\n\ntwo\n"
 
 
@@ -36,7 +37,7 @@ def test_arms_are_as_large_or_compute_as_much_as_they_are_named(name):
         assert at_use(arms[arm]) == pytest.approx(at_use(ours), rel=0.1), arm
     for arm in ("GPT-2, equal parameters", "one loop"):
         assert size(arms[arm]) == pytest.approx(size(ours), rel=0.1), arm
-    assert size(arms["unshared blocks"]) > 2 * size(ours)
+    assert size(arms["unshared blocks"]) > 1.9 * size(ours)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,6 +187,47 @@ def test_ours_is_trained_again_in_the_time_of_a_faster_arm(tiny, monkeypatch):
     assert both["low"] < both["mean"] < both["high"] and both["mean"] != behind["mean"]
     slower = {OURS: 1.0, "one loop": 1.5}
     assert timed.in_time(next(iter(arena.tries)), slower) == {}
+
+
+def test_lengths_differ_in_depth_and_updates_alone():
+    arena = find_arena("lengths")
+    of = {name: p.train.replace(updates=None, loop_starts=()) for name, p in arena.arms.items()}
+    assert len(set(map(repr, of.values()))) == 1
+    seen = {}
+    for name, profile in arena.arms.items():
+        depth, _, _ = name.rpartition(", ")
+        seen.setdefault(depth, []).append(profile.train.updates)
+        assert profile.model.n_loops == int(name[0])
+        assert bool(profile.train.loop_starts) == (depth == arenas.LATE)
+        assert profile.model.head_loops == tuple(range(1, profile.model.n_loops + 1))
+    assert seen == {depth: list(arenas.LENGTHS) for depth in arenas.DEPTHS}
+
+
+def test_lengths_have_the_time_of_their_updates(tmp_path):
+    arena, own = find_arena("lengths"), tmp_path / "lengths"
+    pace = {"1 loop": 1.0, "2 loops": 2.0, "4 loops": 4.0}
+    rows = [{"arm": length_arm(d, arenas.LENGTHS[0]), "median": s} for d, s in pace.items()]
+    write_rows(own / "pace.csv", rows)
+    assert by_length(tmp_path) == []
+    trials = arena.runs(dict.fromkeys(arena.arms, next(iter(arena.tries))))
+    late = trials[length_arm(arenas.LATE, 920)]
+    made = [
+        {**t.key, "tokens": 7, "valid_loss": 1.0, "test_bits": f"1:3.0 4:{bits}"}
+        for t, bits in zip(late, (1.0, 2.0, 2.4), strict=True)
+    ]
+    write_rows(own / "runs.csv", made)
+    (row,) = by_length(tmp_path)
+    assert (row["depth"], row["updates"], row["seeds"]) == (arenas.LATE, 920, 3)
+    assert (row["bits"], row["least"], row["most"]) == (pytest.approx(1.8), 1.0, 2.4)
+    assert row["seconds"] == pytest.approx(920 * (0.35 * 1 + 0.65 * 4))
+
+
+def test_one_try_needs_no_tuning(tiny, monkeypatch):
+    arena, folder = tiny
+    one = replace(arena, tries={"rate": {"max_lr": 1e-3}})
+    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": one})
+    rows = run_arena("tiny", folder, echo=lambda _: None)
+    assert len(rows) == 6 and not (folder / "tiny/tuning.csv").exists()
 
 
 def test_a_run_needs_all_tries_and_known_names(tiny):

@@ -1,0 +1,131 @@
+"""How a checkpoint is best decoded: the ways that `crt calibrate` found to keep a promise."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.files import InputError, sha256, write_text
+
+CHOICES_FILE = "exits.json"  # beside the checkpoint that it is of
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy, or lossless speculation from a loop, and what it was measured to lose and save."""
+
+    policy: Policy = dataclasses.field(default_factory=Policy)
+    draft_loop: int | None = None
+    above: float = 0.0  # nats a token above full depth
+    high: float = 0.0  # the upper end of its 95 % interval
+    speedup: float = 1.0  # one text at a time
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Of one checkpoint, by name: full, exits by their loop, criteria, "speculation from k".
+
+    Each loses at most `budget`, a share of the perplexity, on documents that chose no threshold.
+    """
+
+    budget: float
+    ways: Mapping[str, Choice]
+
+    def fastest(self, lossless: bool = True) -> str:
+        """The name of the fastest way; without `lossless`, of policies alone."""
+        names = [name for name, way in self.ways.items() if lossless or way.draft_loop is None]
+        return max(names, key=lambda name: self.ways[name].speedup)
+
+    def policies(self) -> dict[str, dict[str, Any]]:
+        """Settings of each policy by name, and of the fastest one as "auto"."""
+        kept = {name: way for name, way in self.ways.items() if way.draft_loop is None}
+        kept["auto"] = kept[self.fastest(lossless=False)]
+        return {name: dataclasses.asdict(way.policy) for name, way in kept.items()}
+
+    def said(self, way: Choice) -> str:
+        """One line about a way of these."""
+        name = next(name for name, own in self.ways.items() if own == way)
+        lost = "the text of full depth" if way.high == 0 else f"within +{self.budget:.2%} PPL"
+        name = f"exit {name}" if name.isdecimal() else name
+        return f"{name}: {lost}, {way.speedup:.2f}x its speed when calibrated"
+
+    def save(self, path: str | Path, checkpoint: str) -> None:
+        """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
+        ways = {name: dataclasses.asdict(way) for name, way in self.ways.items()}
+        about = {"checkpoint": checkpoint, "budget": self.budget, "ways": ways}
+        write_text(Path(path), json.dumps(about, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, checkpoint: str) -> "Choices | None":
+        """What is in `path`; None if there is nothing or it belongs to another checkpoint.
+
+        Raises InputError for a file that is none of `save`.
+        """
+        if not Path(path).is_file():
+            return None
+        try:
+            about = json.loads(Path(path).read_text(encoding="utf-8"))
+            ways = {name: _choice(way) for name, way in about["ways"].items()}
+            budget, of = float(about["budget"]), about["checkpoint"]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise InputError(
+                f"{path} is not of `crt calibrate`: {error!r}; run it again"
+            ) from error
+        return cls(budget, ways) if of == checkpoint else None
+
+
+def _choice(way: dict[str, Any]) -> Choice:
+    policy = way["policy"]
+    exits = policy["exits"] if policy["exits"] is None else tuple(policy["exits"])
+    return Choice(**{**way, "policy": Policy(**{**policy, "exits": exits})})
+
+
+def choices_of(checkpoint: Path) -> Choices | None:
+    """Those beside a checkpoint file, as `Choices.load`."""
+    return Choices.load(checkpoint.with_name(CHOICES_FILE), sha256(checkpoint.read_bytes()))
+
+
+def choose(
+    choices: Choices | None,
+    name: str | None = None,
+    *,
+    budget: float | None = None,
+    lossless: bool = True,
+) -> Choice:
+    """The way of that name: "full", an exit's loop, or a criterion. None: the fastest one.
+
+    `budget`: the share of the perplexity that it may lose. `lossless`: whether the fastest may be
+    speculation. Raises InputError for what was not calibrated, or for another budget.
+    """
+    if budget is not None and (choices is None or not math.isclose(budget, choices.budget)):
+        known = "it was not calibrated" if choices is None else f"it is {choices.budget:.3%}"
+        raise InputError(
+            f"a budget of {budget:.3%} is not this checkpoint's: {known}; `crt calibrate RUN "
+            f"--budget {100 * budget:g}` calibrates its exits for it"
+        )
+    if name is not None and name.isdecimal():
+        return Choice(Policy(fixed=int(name)))
+    if name == FULL or (name is None and choices is None):
+        return Choice()
+    if name is None:
+        assert choices is not None
+        return choices.ways[choices.fastest(lossless)]
+    if name not in CRITERIA:
+        raise InputError(f"exit {name!r} is not full, a loop or one of {', '.join(CRITERIA)}")
+    if choices is None:
+        raise InputError(
+            f"{name} is not calibrated for this checkpoint; `crt calibrate RUN` does it, or give "
+            "thresholds of your own (--tau0, --tau-min, --decay)"
+        )
+    if name not in choices.ways:
+        raise InputError(
+            f"within +{choices.budget:.2%} perplexity {name} is no cheaper than a fixed exit; "
+            f"take {choices.fastest(lossless=False)}, calibrate for a larger budget, or give "
+            "thresholds of your own (--tau0, --tau-min, --decay)"
+        )
+    return choices.ways[name]

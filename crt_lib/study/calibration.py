@@ -1,0 +1,89 @@
+"""Exits with a promise: thresholds chosen on half of valid, kept where the other half agrees.
+
+Learn, then test (Angelopoulos et al. 2021, arXiv:2110.01052), as CALM does it (Schuster et al.
+2022, arXiv:2207.07061), with an interval over documents in place of a bound for losses in [0, 1].
+"""
+
+import dataclasses
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crt_lib.audit.compare import by_document
+from crt_lib.bench.exits import bench_exits
+from crt_lib.exits.choice import FULL, Choice, Choices
+from crt_lib.exits.decode import Speculation, generate
+from crt_lib.exits.policy import Policy
+from crt_lib.study.policies import calibrate_taken, taken_losses
+
+if TYPE_CHECKING:
+    from crt_lib.exits.trace import Trace
+    from crt_lib.model import CRT
+    from crt_lib.text.tokenizer import TokenizedCorpus
+
+TIMED_TOKENS = 256  # of a window; and at most, that a speculation writes
+PROMPT_TOKENS = 32
+
+
+def calibrate_exits(
+    model: "CRT", data: "TokenizedCorpus", valid: "Trace", budget: float, groups: int = 4
+) -> Choices:
+    """The ways to decode that lose at most `budget`, a share of the perplexity, and their speed.
+
+    Thresholds are chosen on the first half of the documents of `valid`; a way is kept where the
+    95 % interval of what it loses on the other half, exits taken, ends within the budget. Speeds
+    are of `groups` windows of valid, one text at a time. Full depth is always kept.
+    """
+    middle = int(np.searchsorted(valid.document, (valid.document[-1] + 1) // 2))
+    learned = _first(valid, middle)
+    policies = {FULL: Policy()} | {str(k): Policy(fixed=k) for k in model.config.exit_loops}
+    for name in valid.scores:
+        policy = calibrate_taken(model, data, learned, name, budget)
+        if policy.criterion is not None:
+            policies[name] = policy
+    limit, kept = math.log1p(budget), {FULL: Choice()}
+    for name, policy in policies.items():
+        above = (taken_losses(model, data, valid, policy) - valid.loss[:, -1])[middle:, None]
+        (lost,) = by_document(valid.document[middle:] - valid.document[middle], above)
+        if lost.high <= limit and name != FULL:
+            kept[name] = Choice(policy, above=lost.mean, high=lost.high)
+    length = min(TIMED_TOKENS, valid.seq_len, model.config.max_seq_len)
+    ids, eot = data.valid.ids, data.tokenizer.eot_id
+    timed = {"full depth": Policy()} | {name: kept[name].policy for name in kept if name != FULL}
+    rows = bench_exits(model, ids, eot, timed, seq_len=length, groups=groups)
+    speed = {row["policy"]: row["speedup"] for row in rows}
+    ways = {FULL: kept.pop(FULL)}
+    ways |= {k: dataclasses.replace(way, speedup=speed[k]) for k, way in kept.items()}
+    for loop, speedup in _speculation(model, ids, length).items():
+        ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=speedup)
+    return Choices(budget, ways)
+
+
+def _first(trace: "Trace", tokens: int) -> "Trace":
+    """The first `tokens` of a trace, which end with a document."""
+    cut: dict[str, Any] = {
+        name: getattr(trace, name)[:tokens] for name in ("loss", "right", "changed", "document")
+    }
+    cut["scores"] = {name: of[:tokens] for name, of in trace.scores.items()}
+    cut["document_bytes"] = trace.document_bytes[: int(cut["document"][-1]) + 1]
+    return dataclasses.replace(trace, **cut)
+
+
+def _speculation(model: "CRT", ids: np.ndarray, length: int, texts: int = 4) -> dict[int, float]:
+    """How many times as fast as full depth greedy speculation from each exit is, the median."""
+    begin = min(PROMPT_TOKENS, length // 2)
+    prompts = [ids[i * length :][:begin].tolist() for i in range(texts)]
+    ratios: dict[int, list[float]] = {loop: [] for loop in model.config.exit_loops}
+
+    def seconds(run: Any, *given: Any) -> float:
+        begun = time.perf_counter()
+        run(*given)
+        return time.perf_counter() - begun
+
+    for prompt in prompts[:1] + prompts:  # the first one twice: it warms up
+        full = seconds(generate, model, [prompt], length - begin)
+        for loop, found in ratios.items():
+            found.append(full / seconds(Speculation(model, loop).generate, prompt, length - begin))
+    return {loop: float(np.median(found[1:])) for loop, found in ratios.items()}

@@ -1,0 +1,59 @@
+"""What was calibrated comes back from its file, and only what was calibrated is taken by name."""
+
+import math
+
+import pytest
+
+from crt_lib import InputError
+from crt_lib.exits.choice import Choice, Choices, choose
+from crt_lib.exits.policy import CRITERIA, Policy
+
+GATE = Policy("gate", 0.9, 0.9, 1.0, exits=(1, 2), fixed=3)
+CHOICES = Choices(
+    0.005,
+    {
+        "full": Choice(),
+        "3": Choice(Policy(fixed=3), above=-0.001, high=0.002, speedup=1.2),
+        "gate": Choice(GATE, above=0.001, high=0.004, speedup=1.3),
+        "speculation from 2": Choice(draft_loop=2, speedup=1.4),
+    },
+)
+
+
+def test_choices_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "exits.json"
+    assert Choices.load(path, "s1") is None
+    CHOICES.save(path, "s1")
+    assert Choices.load(path, "s1") == CHOICES
+    assert Choices.load(path, "s2") is None  # of another checkpoint
+    for text in ("", "[]", '{"ways": {}}', '{"ways": {"full": {}}, "budget": 1, "checkpoint": ""}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match="crt calibrate"):
+            Choices.load(path, "s1")
+
+
+def test_the_fastest_is_taken_unless_another_is_named():
+    assert choose(CHOICES) == CHOICES.ways["speculation from 2"]
+    assert choose(CHOICES, lossless=False) == CHOICES.ways["gate"]
+    assert choose(CHOICES, "gate", budget=0.005).policy == GATE
+    assert choose(CHOICES, "full") == choose(None) == Choice()
+    assert choose(None, "2").policy == choose(CHOICES, "2").policy == Policy(fixed=2)
+
+
+def test_what_was_not_calibrated_names_the_way_out():
+    for given, name, how, said in (
+        (None, "gate", {}, "crt calibrate RUN"),
+        (CHOICES, "margin", {}, "take gate"),
+        (CHOICES, "patience", {}, ", ".join(CRITERIA)),
+        (CHOICES, None, {"budget": 0.01}, "--budget 1"),
+        (None, None, {"budget": 0.005}, "not calibrated"),
+    ):
+        with pytest.raises(InputError, match=said):
+            choose(given, name, **how)
+
+
+def test_what_is_said_names_the_way_its_promise_and_its_speed():
+    said = {name: CHOICES.said(way) for name, way in CHOICES.ways.items()}
+    assert said["3"].startswith("exit 3: within +0.50% PPL, 1.20x")
+    assert said["speculation from 2"].startswith("speculation from 2: the text of full depth, 1.4")
+    assert math.isclose(CHOICES.ways["full"].speedup, 1.0)

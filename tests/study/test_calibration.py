@@ -1,0 +1,50 @@
+"""A calibrated way keeps its promise on documents that chose nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from crt_lib.exits.trace import apply_policy
+from crt_lib.study import calibration
+from crt_lib.study.calibration import calibrate_exits
+from crt_lib.study.policies import taken_losses
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.02, 0.5])
+def test_what_is_kept_loses_at_most_the_budget_on_the_other_half(scored, budget):
+    model, data, valid = scored
+    choices = calibrate_exits(model, data, valid, budget, groups=2)
+    assert choices.budget == budget
+    assert next(iter(choices.ways)) == "full" and choices.ways["full"].above == 0
+    drafts = {way.draft_loop for way in choices.ways.values()} - {None}
+    assert drafts == set(model.config.exit_loops)
+    half = valid.document >= (valid.document[-1] + 1) // 2
+    for name, way in choices.ways.items():
+        assert way.speedup > 0
+        lost = (taken_losses(model, data, valid, way.policy) - valid.loss[:, -1])[half].mean()
+        assert way.above == pytest.approx(lost, abs=1e-6), name
+        assert way.above <= way.high <= np.log1p(budget) or name == "full"
+    if budget == 0.5:
+        assert set(map(str, model.config.exit_loops)) <= set(choices.ways)
+
+
+def test_thresholds_come_from_the_first_half_alone(scored):
+    model, data, valid = scored
+    middle = int(np.searchsorted(valid.document, (valid.document[-1] + 1) // 2))
+    scores = {name: own.copy() for name, own in valid.scores.items()}
+    for own in scores.values():
+        own[middle:] = 0.123
+    other = dataclasses.replace(valid, scores=scores)
+    one, two = (calibrate_exits(model, data, v, 0.5, groups=2) for v in (valid, other))
+    assert {n: w.policy for n, w in one.ways.items()} == {n: w.policy for n, w in two.ways.items()}
+
+
+def test_the_first_half_is_a_trace(scored):
+    _, _, valid = scored
+    middle = int(np.searchsorted(valid.document, 2))
+    first = calibration._first(valid, middle)
+    assert len(first.loss) == middle == len(first.document) and len(first.document_bytes) == 2
+    assert apply_policy(first, calibration.Policy()).loss == pytest.approx(
+        valid.loss[:middle, -1].mean()
+    )
