@@ -1,4 +1,4 @@
-"""Rows as a search stores them."""
+"""Rows as a search and as the judging of policies store them."""
 
 from crt_lib.study.ablations import BUDGET, RATES
 
@@ -11,3 +11,12 @@ def rows_of(arm, losses, rate=None, seen=None):
         | {"valid_loss": loss, "exit_losses": f"1:9.0000 3:{seen or loss:.4f}"}
         for seed, loss in enumerate(losses)
     ]
+
+
+def judged(name, policy, taken=1.0, above=0.1):
+    """A row of `judge_policies`, as far as a policy and what decoding loses are read from it."""
+    row = {"policy": name, "criterion": policy.criterion, "last": policy.fixed}
+    asks = policy.criterion is not None
+    row |= {n: getattr(policy, n) if asks else None for n in ("tau0", "tau_min", "decay")}
+    interval = {"taken_low": above - 0.01, "taken_high": above + 0.01}
+    return row | {"taken": taken, "taken_above": above} | interval

@@ -1,6 +1,7 @@
 """`make docs`: pages, notebooks and API of a checkout as a folder of HTML, its links checked.
 
-Notebooks are shown with the outputs that they are committed with. Nothing is fetched.
+Notebooks are shown with the outputs that they are committed with. A run whose traces are stored has
+its exit explorer there. Nothing is fetched.
 """
 
 import re
@@ -16,6 +17,8 @@ from crt_lib.book.notebooks import as_html
 from crt_lib.files import InputError, write_text
 from crt_lib.runs.manifest import checkout_root
 from crt_lib.show.address import Address
+from crt_lib.show.explorer_page import Explored, page_of
+from crt_lib.study.analysis import analyse
 
 SHOWN = ("*.md", "docs/*.md", "results/*.md", "notebooks/*.md", "notebooks/*.ipynb")
 _LINK = re.compile(r'\b(href|src)="([^"]+)"')
@@ -34,7 +37,7 @@ def build(root: Path, site: Path) -> int:
     for path, page in shown.items():
         html = _relinked(as_html(page, _title(page)), path, root, site, shown)
         write_text(site / path.relative_to(root).with_suffix(".html"), html)
-    index = _page(_index(root, shown))
+    index = _page(_index(root, shown, _explorers(root, site)))
     write_text(site / "index.html", as_html(index, _title(index)))
     _api(root, site / "api")
     if broken := broken_links(site):
@@ -110,10 +113,20 @@ def _relinked(html: str, source: Path, root: Path, site: Path, shown: dict[Path,
     return _LINK.sub(relink, html)
 
 
-def _index(root: Path, shown: dict[Path, Any]) -> str:
+def _explorers(root: Path, site: Path) -> list[Path]:
+    """The pages of `crt explore` of the runs with traces, from the root."""
+    runs = [path.parents[1] for path in sorted(root.glob("results/*/*/traces/test.safetensors"))]
+    made = [run.relative_to(root) / "explorer.html" for run in runs]
+    for run, path in zip(runs, made, strict=True):
+        write_text(site / path, page_of(Explored.of(analyse(run))))
+    return made
+
+
+def _index(root: Path, shown: dict[Path, Any], explorers: list[Path]) -> str:
     """The first page, as markdown."""
     address = Address.read(root)
     pages = {path.relative_to(root).with_suffix(".html"): _title(p) for path, p in shown.items()}
+    pages |= {path: f"The exit explorer of {path.parent.as_posix()}" for path in explorers}
     links = [f"- [{title}]({path.as_posix()})" for path, title in pages.items()]
     api = [f"- [{name}](api/{name.replace('.', '/')}.html)" for name in _modules(root)]
     first = [f"# CRT {address.version}", "", f"The repository: <{address.url}>", ""]

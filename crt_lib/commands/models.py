@@ -1,4 +1,4 @@
-"""The commands on a trained model: `crt generate`, `export`, `lm-task`, `gate`, `audit`."""
+"""Commands on a trained model: `crt generate`, `explore`, `export`, `gate`, `audit` and more."""
 
 import json
 import math
@@ -23,33 +23,24 @@ def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=0)] = 64,
-    exit_name: Annotated[
-        str | None,
-        typer.Option(
-            "--exit", help="full, a loop, or a criterion; default: the fastest calibrated."
-        ),
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Percent of the perplexity that exits may lose.")
-    ] = None,
-    tau0: Annotated[float | None, typer.Option(help="Threshold at the first loop (eq. 6).")] = None,
-    tau_min: Annotated[float | None, typer.Option(help="The lowest threshold.")] = None,
-    decay: Annotated[float | None, typer.Option(help="Of the threshold, by loop.")] = None,
-    draft_loop: Annotated[
-        int | None, typer.Option("--speculate", help="Lossless: this loop's exit drafts.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0: the most probable token.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
-    top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    quantize: Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")] = None,
+    exit_name: options.Exit = None,
+    budget: options.Budget = None,
+    tau0: options.Tau0 = None,
+    tau_min: options.TauMin = None,
+    decay: options.Decay = None,
+    draft_loop: options.Speculate = None,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    quantize: options.Quantize = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
     from crt_lib.exits.decode import Generated, Sampling, Speculation, generate as run
     from crt_lib.runs.trained import as_crt, load_trained_model
 
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling: Any = Sampling(temperature, top_k, top_p)
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
     own = {name: value for name, value in given.items() if value is not None}
     if draft_loop is not None and (exit_name or own or budget or quantize):
@@ -68,15 +59,8 @@ def generate(
         draft = Speculation(model, draft_loop)
         made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
     else:
-        made = run(
-            model,
-            ids,
-            new_tokens,
-            policy=policy,
-            sampling=sampling,
-            seed=seed,
-            quantize=quantize,
-        )
+        how = {"sampling": sampling, "seed": seed, "quantize": quantize}
+        made = run(model, ids, new_tokens, policy=policy, **how)
     for prompt, one in zip(prompts, made, strict=True):
         text = tokenizer.decode(one.tokens)
         mean = sum(one.loops) / max(len(one.loops), 1)
@@ -108,6 +92,32 @@ def _way_to_decode(
     if exit_name is None and choices is not None:
         typer.echo(f"[{choices.said(choice)}; --exit full runs every loop]", err=True)
     return choice
+
+
+@app.command()
+def explore(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", exists=True, file_okay=False)],
+    out: Annotated[
+        Path | None, typer.Option("--html", help="Write the page to this file, serve nothing.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0: any free one.", min=0)] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Explore exit policies of a run on one page: thresholds, what they lose and what they save.
+
+    The page is served to this machine alone, until Ctrl-C. Traces that are not there are made.
+    """
+    from crt_lib.files import write_text
+    from crt_lib.show.explorer_page import Explored, page_of
+    from crt_lib.show.serving import serve
+    from crt_lib.study.analysis import analyse
+
+    page = page_of(Explored.of(analyse(run)))
+    if out is None:
+        serve(page, port, browser)
+    else:
+        write_text(out, page)
+        typer.echo(f"page: {out}")
 
 
 @app.command()

@@ -37,6 +37,22 @@ BatchSizes = Annotated[
     list[int] | None,
     typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
 ]
+Exit = Annotated[
+    str | None,
+    typer.Option("--exit", help="full, a loop, or a criterion; default: the fastest calibrated."),
+]
+Budget = Annotated[float | None, typer.Option(help="Percent of the perplexity exits may lose.")]
+Tau0 = Annotated[float | None, typer.Option(help="Threshold at the first loop (eq. 6).")]
+TauMin = Annotated[float | None, typer.Option(help="The lowest threshold.")]
+Decay = Annotated[float | None, typer.Option(help="Of the threshold, by loop.")]
+Speculate = Annotated[
+    int | None, typer.Option("--speculate", help="Lossless: this loop's exit drafts.")
+]
+Temperature = Annotated[float, typer.Option(help="0: the most probable token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw among the k most probable.")]
+TopP = Annotated[float, typer.Option(help="Draw within this much probability.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
+Quantize = Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")]
 Table = Annotated[Path | None, typer.Option(help="CSV file for the rows.")]
 
 

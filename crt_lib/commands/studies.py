@@ -73,7 +73,7 @@ def arena(
     """
     from crt_lib.study.arena_runs import run_arena
     from crt_lib.study.arenas import find_arena
-    from crt_lib.study.standings import score_answers
+    from crt_lib.study.answers import score_answers
 
     arena_asked = find_arena(name)
     typer.echo(arena_asked.question)

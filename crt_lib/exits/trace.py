@@ -22,6 +22,7 @@ from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
+GUESSES = 3  # of a place of a passage, by exit
 ARRAYS = ("loss", "right", "changed", "document", "document_bytes")
 
 
@@ -102,16 +103,19 @@ def make_trace(
 def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
     """A trace of one text, with its words: `about` has `text`, `tokens`, `guesses` by exit.
 
-    A guess is a best next token and its probability, before the token at the same place. Raises
-    InputError for an empty text and one longer than the model's positions.
+    Guesses of a place are the likeliest tokens there, the best first, each with its probability.
+    Raises InputError for an empty text and one longer than the model's positions.
     """
     ids = tokenizer.encode(text)
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
-    found = by_token(model, ids, tokenizer.eot_id, len(ids), _exit)
+    found = by_token(model, ids, tokenizer.eot_id, len(ids), _exit_and_guesses)
     said = [
-        [[tokenizer.decode([i]), round(float(p), 4)] for i, p in zip(own, sure, strict=True)]
-        for own, sure in zip(found["guess"].T, found["sure"].T, strict=True)
+        [
+            [[tokenizer.decode([i]), round(p, 4)] for i, p in zip(tokens, sure, strict=True)]
+            for tokens, sure in zip(*of_exit, strict=True)
+        ]
+        for of_exit in zip(*(_by_exit(found, name) for name in ("likely", "sure")), strict=True)
     ]
     about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": said}
     owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
@@ -135,6 +139,22 @@ def _exit(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
     if loop.number < model.config.n_loops:
         asked = {name: own for name, own in CRITERIA.items() if name != "gate" or model.gate}
         found |= {name: own.score(loop).float() for name, own in asked.items()}
+    return found
+
+
+def _by_exit(found: dict[str, np.ndarray], name: str) -> list[list[list[Any]]]:
+    """By exit and token, a value a guess."""
+    return np.stack([found[f"{name} {k}"].T for k in range(GUESSES)], -1).tolist()
+
+
+def _exit_and_guesses(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
+    """Also the likeliest tokens of the exit, and their probabilities."""
+    found = _exit(loop, targets)
+    if found:
+        tokens = loop.logits.topk(GUESSES, dim=-1).indices
+        sure = loop.log_probabilities.gather(-1, tokens).exp()
+        for k in range(GUESSES):
+            found |= {f"likely {k}": tokens[..., k], f"sure {k}": sure[..., k]}
     return found
 
 

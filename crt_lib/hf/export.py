@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.exits.choice import choices_of
-from crt_lib.exits.policy import Policy, exits_of
 from crt_lib.files import InputError, atomic_path, write_text
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
@@ -66,7 +65,9 @@ def export_program(model: CRT, loop: int | None = None) -> torch.export.Exported
 
     Raises InputError for a loop without a head.
     """
-    _, last = exits_of(Policy(fixed=loop), model.config)
+    last, known = loop or model.config.n_loops, model.config.head_loops
+    if last not in known:
+        raise InputError(f"loop {loop} has no head; loops with one are {known}")
     fixed = FixedExit(model, last).eval()
     tokens = min(16, model.config.max_seq_len)
     ids = torch.zeros(2, tokens, dtype=torch.int64, device=model.loop_encoding.device)

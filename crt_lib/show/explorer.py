@@ -1,22 +1,35 @@
 """The exit explorer: pure functions from a trace and a policy to numbers, and thin widgets.
 
-`Explorer(trace).box` in a notebook gives sliders for the policy and shows, as they move,
+`Explorer(trace).box` in a notebook gives sliders for the policy and shows, while they move,
 perplexity, loops, multiply-adds and speed, the frontier, where tokens leave, and a passage.
 """
 
 import html
-import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from crt_lib.bench.decode import Pace
 from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
-from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
+from crt_lib.exits.trace import (
+    Outcome,
+    Trace,
+    apply_policy,
+    calibrate,
+    make_passage,
+    oracle,
+)
 from crt_lib.files import InputError
-from crt_lib.show.figures import exit_view
+from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
+from crt_lib.study.policies import judged_row, policies_of
+
+if TYPE_CHECKING:
+    from crt_lib.model import CRT
+    from crt_lib.text.tokenizer import Tokenizer
 
 PRESETS = ("own", "paper", "calibrated", "full depth", "oracle")
 ALLOWED = 0.005  # the share of the perplexity that the preset "calibrated" may lose
@@ -24,11 +37,12 @@ ALLOWED = 0.005  # the share of the perplexity that the preset "calibrated" may 
 
 @dataclass(frozen=True)
 class View:
-    """A policy's outcome beside that of full depth, and the measured pace, where one is known."""
+    """A policy's outcome beside that of full depth, and what was measured, where that is known."""
 
     outcome: Outcome
     full: Outcome
     pace: Pace | None = None
+    judged: Mapping[str, Any] | None = None  # the policy's row of `judge_policies`
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a name and a value each."""
@@ -37,6 +51,7 @@ class View:
         cost, whole = self.outcome.multiply_adds, self.full.multiply_adds
         lines = [
             ("token PPL", f"{ppl:.2f} ({ppl / full - 1:+.2%} of {full:.2f})"),
+            ("token PPL as decoded", self._decoded()),
             ("mean loops", f"{loops:.2f} of {most:.0f}"),
             ("multiply-adds a token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
         ]
@@ -46,13 +61,28 @@ class View:
             lines.append(("tokens/s, from measured", said))
         return lines
 
+    def _decoded(self) -> str:
+        """The context of a token has exited too then, which the trace does not show."""
+        if self.judged is None:
+            return "not measured"
+        ppl, above = math.exp(self.judged["taken"]), math.expm1(self.judged["taken_above"])
+        return f"{ppl:.2f} ({above:+.2%})"
 
-def look(trace: Trace, policy: Policy | None, pace: Pace | None = None) -> View:
-    """What `policy` does on `trace`; None is the oracle, which has no speed."""
+
+def look(
+    trace: Trace,
+    policy: Policy | None,
+    pace: Pace | None = None,
+    judged: Sequence[Mapping[str, Any]] = (),
+) -> View:
+    """What `policy` does on `trace`; None is the oracle, which cannot be decoded.
+
+    `judged`: rows of `judge_policies`, among which this policy's is looked for.
+    """
     full = apply_policy(trace, Policy())
     if policy is None:
         return View(oracle(trace), full)
-    return View(apply_policy(trace, policy), full, pace)
+    return View(apply_policy(trace, policy), full, pace, judged_row(judged, policy, trace.loops))
 
 
 def preset(
@@ -80,7 +110,7 @@ def preset(
 def passage_html(passage: Trace, policy: Policy | None) -> str:
     """The text of `make_passage`, each token on the colour of the loop it leaves after.
 
-    Its guesses, exit by exit, show when the pointer rests on it.
+    Its best guess and its loss, exit by exit, show when the pointer rests on it.
     """
     outcome = oracle(passage) if policy is None else apply_policy(passage, policy)
     styles = [
@@ -88,15 +118,16 @@ def passage_html(passage: Trace, policy: Policy | None) -> str:
         for loop in passage.loops
     ]
     parts = []
-    for token, at, guesses in zip(
+    for token, at, guesses, losses in zip(
         passage.about["tokens"],
         outcome.exit,
         zip(*passage.about["guesses"], strict=True),
+        passage.loss,
         strict=True,
     ):
         said = "&#10;".join(
-            f"loop {loop}: {html.escape(repr(guess))} {share:.0%}"
-            for loop, (guess, share) in zip(passage.loops, guesses, strict=True)
+            f"loop {loop}: {html.escape(repr(guess))} {share:.0%}, loss {loss:.2f}"
+            for loop, ((guess, share), *_), loss in zip(passage.loops, guesses, losses, strict=True)
         )
         text = html.escape(token).replace("\n", "&para;<br>")
         parts.append(f'<span class="crt-token" style="{styles[at]}" title="{said}">{text}</span>')
@@ -125,8 +156,9 @@ def curves_of(trace: Trace) -> dict[str, list[dict[str, float]]]:
 class Explorer:
     """Wires the controls to `look`; `box` is the widget, for ipywidgets 7.7 and 8.
 
-    `passage` comes from `make_passage`, `pace` from `measured_pace`, `calibrated` from
-    `analysis.policies_of`; without it thresholds are calibrated on `valid`, or on `trace` itself.
+    `passage` comes from `make_passage`, `pace` from `measured_pace`, `judged` from
+    `judge_policies`; thresholds of criteria that it has not are calibrated on `valid`, or on
+    `trace` itself. `reader`: a model and its tokenizer, which then read one's own text.
     """
 
     def __init__(
@@ -135,17 +167,19 @@ class Explorer:
         passage: Trace | None = None,
         pace: Pace | None = None,
         valid: Trace | None = None,
-        calibrated: Mapping[str, Policy] | None = None,
+        judged: Sequence[Mapping[str, Any]] = (),
+        reader: "tuple[CRT, Tokenizer] | None" = None,
     ):
         import ipywidgets as w
 
         self.trace, self.passage, self.pace, self.valid = trace, passage, pace, valid or trace
-        self.calibrated = calibrated
         self.curves = curves_of(trace)
+        self.judged, self.calibrated, self.reader = judged, policies_of(judged), reader
         self._quiet = False
+        self._picture = cache(self._draw)  # by criterion
 
         def slider(value: float, name: str) -> Any:
-            look = {"step": 0.001, "readout_format": ".3f", "continuous_update": False}
+            look = {"step": 0.0005, "readout_format": ".4f", "continuous_update": True}
             return w.FloatSlider(value, min=0.0, max=1.0, description=name, **look)
 
         def choice(options: Sequence[Any], value: Any, name: str) -> Any:
@@ -167,8 +201,29 @@ class Explorer:
         for control in (*shape, *self.exits.values(), self.last):
             control.observe(self._moved, "value")
         controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last])
-        self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text])
+        own = [self._own_text(w)] if reader else []
+        self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text, *own])
         self.show(self.policy())
+
+    def _own_text(self, w: Any) -> Any:
+        """A text area and a button: the model reads what is written there, or says why not."""
+        wide = w.Layout(width="620px", height="80px")
+        text = self.passage.about["text"] if self.passage else ""
+        self.own = w.Textarea(text, description="your text", layout=wide)
+        self.read, self.said = w.Button(description="read it"), w.HTML()
+        self.read.on_click(self._read)
+        return w.HBox([self.own, w.VBox([self.read, self.said])])
+
+    def _read(self, _: Any) -> None:
+        """The text becomes the passage; where it cannot be read, the one before stays."""
+        assert self.reader
+        try:
+            self.passage = make_passage(*self.reader, self.own.value)
+        except InputError as error:
+            self.said.value = html.escape(str(error))
+            return
+        self.said.value = ""
+        self.text.value = passage_html(self.passage, self.policy())
 
     def policy(self) -> Policy | None:
         """What the controls say; None is the oracle."""
@@ -183,15 +238,18 @@ class Explorer:
 
     def show(self, policy: Policy | None) -> View:
         """Compute and draw everything for `policy`."""
-        view = look(self.trace, policy, self.pace)
+        view = look(self.trace, policy, self.pace, self.judged)
         self.numbers.value = numbers_html(view)
-        own = policy.criterion if policy is not None else None
-        png = io.BytesIO()
-        exit_view(self.trace.loops, self.curves, view.outcome, own).savefig(png, dpi=80)
-        self.image.value = png.getvalue()
+        self.image.value = self._picture(policy.criterion if policy else None).png(view.outcome)
         if self.passage is not None:
             self.text.value = passage_html(self.passage, policy)
         return view
+
+    def _draw(self, criterion: str | None) -> ExitPicture:
+        """The picture with this criterion in front."""
+        ends = [Policy(fixed=loop) for loop in self.trace.loops]
+        outcomes = [oracle(self.trace), *(apply_policy(self.trace, end) for end in ends)]
+        return ExitPicture(self.trace.loops, self.curves, criterion, outcomes)
 
     def _moved(self, change: Mapping[str, Any]) -> None:
         """A preset sets the other controls; one of them that moves makes the policy one's own."""

@@ -132,7 +132,7 @@ def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figu
     The grey line joins the fixed exits (`exit <loop>`, `full depth`): tokens left to chance.
     """
     figure, (ax,) = plots.panels(6.5, 3.4)
-    _draw_curves(ax, curves)
+    draw_curves(ax, curves)
     places = {name: (o.multiply_adds / 1e6, o.token_ppl) for name, o in points.items()}
     fixed = sorted(at for name, at in places.items() if name.startswith(("exit", "full")))
     ax.plot(*zip(*fixed, strict=True), color=plots.GREY, linestyle="--", label="chance")
@@ -144,7 +144,8 @@ def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figu
     return figure
 
 
-def _draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None) -> None:
+def draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None) -> None:
+    """A line a criterion, of rows of `perloop.frontier`; the one of `strong` in front."""
     for name, rows in curves.items():
         ax.plot(
             [row["multiply_adds"] / 1e6 for row in rows],
@@ -154,24 +155,6 @@ def _draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None
             label=name,
         )
     ax.set(xlabel="multiply-adds a token, heads included (millions)", ylabel="token perplexity")
-
-
-@plots.styled
-def exit_view(
-    loops: Sequence[int], curves: Mapping[str, Rows], outcome: Outcome, criterion: str | None
-) -> Figure:
-    """The explorer's picture: the frontier with the current point, and where tokens leave."""
-    figure, (left, right) = plots.panels(9.5, 3.0, ("", ""), width_ratios=(3, 2))
-    _draw_curves(left, curves, criterion)
-    left.scatter(
-        outcome.multiply_adds / 1e6, outcome.token_ppl, c=plots.BLACK, marker="D", zorder=4
-    )
-    left.legend(fontsize=7, ncols=2)
-    names = [f"loop {loop}" for loop in loops]
-    shares = right.bar(names, outcome.shares, color=[plots.loop_color(loop) for loop in loops])
-    right.bar_label(shares, fmt="{:.0%}")
-    right.set(ylabel="share of the tokens", ylim=(0, 1.1))
-    return figure
 
 
 @plots.styled

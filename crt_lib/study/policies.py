@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,28 @@ def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
             given = {name: row[name] for name in THRESHOLDS if row[name] is not None}
             policies[row["policy"]] = Policy(row["criterion"], **given, fixed=row["last"])
     return policies
+
+
+def judged_row(
+    rows: Sequence[Mapping[str, Any]], policy: Policy, loops: tuple[int, ...]
+) -> Mapping[str, Any] | None:
+    """The row of `judge_policies` whose policy does the same as `policy` to any text, if there is
+    one. `loops`: those of the exits.
+    """
+    judged = policies_of(rows)
+    alike = (name for name, own in judged.items() if _does(own, loops) == _does(policy, loops))
+    name = next(alike, None)
+    return next((row for row in rows if row["policy"] == name), None)
+
+
+def _does(policy: Policy, loops: tuple[int, ...]) -> Policy:
+    """The policy that does the same as this one, with its exits and its last one named."""
+    last = policy.fixed or loops[-1]
+    asked = loops if policy.exits is None else policy.exits
+    exits = tuple(loop for loop in loops if loop in asked and loop < last)
+    if policy.criterion is None or not exits:
+        return Policy(exits=(), fixed=last)
+    return replace(policy, exits=exits, fixed=last)
 
 
 def calibrate_taken(

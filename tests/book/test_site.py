@@ -51,6 +51,16 @@ def test_pages_and_notebooks_lead_to_each_other(checkout, tmp_path):
     assert build(checkout, built) == 6 and not (built / "old.html").exists()
 
 
+def test_a_run_with_traces_has_its_explorer(checkout, tmp_path):
+    (checkout / "results" / "small").mkdir()
+    (checkout / "results" / "small" / "crt2").symlink_to(ROOT / "results" / "small" / "crt2")
+    built = tmp_path / "site"
+    assert build(checkout, built) == 7
+    assert 'href="results/small/crt2/explorer.html"' in (built / "index.html").read_text()
+    page = (built / "results" / "small" / "crt2" / "explorer.html").read_text()
+    assert "<title>Exit explorer: crt2</title>" in page
+
+
 @pytest.mark.parametrize(
     ("link", "where"),
     [

@@ -1,13 +1,16 @@
 """The explorer: pure functions of a trace, and controls driven as a hand would."""
 
+import html
+import math
 import re
 
 import pytest
+from tiny_rows import judged
 
 from crt_lib import InputError
 from crt_lib.bench.decode import Pace, measured_pace
 from crt_lib.exits.policy import CRITERIA, Policy
-from crt_lib.exits.trace import Trace, apply_policy, make_passage
+from crt_lib.exits.trace import GUESSES, Trace, apply_policy, make_passage
 from crt_lib.show.explorer import (
     ALLOWED,
     Explorer,
@@ -90,6 +93,12 @@ def test_a_passage_gives_its_text_back_and_its_guesses(scored, passage, tmp_path
     assert shown == passage_html(passage, Policy(fixed=2))
     tokens = re.findall(r'<span class="crt-token" [^>]*>(.*?)</span>', shown)
     assert len(tokens) == len(again.about["tokens"])
+    for exit_, right in zip(again.about["guesses"], passage.right.T, strict=True):
+        for token, place, best in zip(again.about["tokens"], exit_, right, strict=True):
+            words, sure = zip(*place, strict=True)
+            assert len(words) == GUESSES and list(sure) == sorted(sure, reverse=True)
+            assert words[0] == token or not best
+            assert html.escape(f"{words[0]!r} {sure[0]:.0%}") in shown
     assert "<b>" not in shown and "loop 4: " in shown
     with pytest.raises(InputError, match="passage has 0 tokens"):
         make_passage(scored[0], scored[1].tokenizer, "")
@@ -150,10 +159,32 @@ def test_presets_move_the_controls(explorer):
     assert explorer.policy().threshold(3) == pytest.approx(0.92 * 0.98**2)
 
 
+def test_what_decoding_loses_is_said_of_policies_that_were_decoded(scored):
+    *_, trace = scored
+    rows = [judged("paper", Policy("confidence"), 1.5, 0.01), judged("exit 2", Policy(fixed=2))]
+    exits = trace.loops[:-1]
+    for policy in (Policy("confidence"), Policy("confidence", exits=exits, fixed=trace.loops[-1])):
+        said = dict(look(trace, policy, judged=rows).lines())["token PPL as decoded"]
+        assert said == f"{math.exp(1.5):.2f} ({math.expm1(0.01):+.2%})"
+    for policy in (Policy("confidence", 0.93), Policy("confidence", exits=exits[1:]), None):
+        assert dict(look(trace, policy, judged=rows).lines())["token PPL as decoded"] == (
+            "not measured"
+        )
+    for same in (
+        Policy(fixed=2),
+        Policy("margin", exits=(), fixed=2),
+        Policy("gate", exits=(3,), fixed=2),
+    ):
+        assert look(trace, same, judged=rows).judged == rows[1]
+
+
 def test_calibrated_policies_that_are_given(scored, passage):
     *_, trace = scored
-    given = {"gate": Policy("gate", 0.7, 0.7, 1.0, fixed=3), "margin": Policy(fixed=2)}
-    explorer = Explorer(trace, passage, PACE, calibrated=given)
+    given = [
+        judged("gate", Policy("gate", 0.7, 0.7, 1.0, fixed=3)),
+        judged("margin", Policy(fixed=2)),
+    ]
+    explorer = Explorer(trace, passage, PACE, judged=given)
     explorer.criterion.value = "gate"
     explorer.preset.value = "calibrated"
     assert explorer.policy() == Policy("gate", 0.7, 0.7, 1.0, (1, 2, 3), 3)
@@ -188,3 +219,27 @@ def test_an_exit_that_is_not_allowed_is_not_taken(explorer):
 
 def test_without_passage_and_measurements(scored):
     assert len(Explorer(scored[2]).box.children) == 3
+
+
+def test_sliders_answer_while_they_move(explorer):
+    assert explorer.tau0.continuous_update and explorer.tau_min.continuous_update
+
+
+def test_ones_own_text_is_read(scored, passage):
+    model, data, trace = scored
+    explorer = Explorer(trace, passage, PACE, reader=(model, data.tokenizer))
+    explorer.preset.value = "own"
+    explorer.own.value = "the mat <i>sat</i>"
+    explorer.read.click()
+    expected = make_passage(model, data.tokenizer, "the mat <i>sat</i>")
+    assert explorer.text.value == passage_html(expected, explorer.policy())
+    explorer.tau0.value = 0.01
+    assert explorer.text.value == passage_html(expected, explorer.policy())
+
+    explorer.own.value = ""
+    explorer.read.click()
+    assert "0 tokens" in explorer.said.value and "\n" not in explorer.said.value
+    assert explorer.text.value == passage_html(expected, explorer.policy())
+    explorer.own.value = "the cat"
+    explorer.read.click()
+    assert explorer.said.value == ""

@@ -1,13 +1,11 @@
 """Notebook 07 in a real browser: Jupyter Lab runs it, a slider moves, the numbers change.
 
-Needs Chromium and its driver from the system's packages (chromium, chromium-driver). With
-CRT_SCREENSHOT set to a path, what the browser showed is written there.
+With CRT_SCREENSHOT set to a path, what the browser showed is written there.
 """
 
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,16 +19,10 @@ from waiting import PATIENCE, wait_for
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = "07_exit_explorer.ipynb"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
 SETTINGS = {  # all cells are drawn, in view or not; nothing is fetched
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
-
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed"
-)
 
 
 @pytest.fixture
@@ -76,22 +68,7 @@ def lab(tmp_path):
         log.close()
 
 
-@pytest.fixture
-def browser(tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(word)
-    options.add_argument("--window-size=1500,1300")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def test_a_moved_slider_changes_the_numbers(lab, browser):
+def test_a_moved_slider_changes_the_numbers(browser, lab):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 

@@ -1,17 +1,21 @@
 """The figures of the notebooks show every row, exit and policy that they are given."""
 
+import io
 import math
 
+import matplotlib
+import numpy as np
 import pytest
 import torch
 from drawn import texts
+from matplotlib.image import imread
 
 from crt_lib import CRT, ModelConfig, causality_report
 from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits import perloop
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy
-from crt_lib.show import diagrams, figures
+from crt_lib.show import diagrams, figures, picture, plots
 
 TINY = ModelConfig(
     vocab_size=50, d_model=16, n_heads=2, n_loops=2, n_cycles=1, n_embed_cycles=1, exit_loops=(1,)
@@ -73,12 +77,32 @@ def test_the_explorers_picture_marks_the_policy(scored):
     trace = scored[2]
     curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
     outcome = apply_policy(trace, Policy(fixed=1))
-    figure = figures.exit_view(trace.loops, curves, outcome, None)
+    figure = picture.exit_view(trace.loops, curves, outcome, None)
     (point,) = figure.axes[0].collections[-1].get_offsets().tolist()
     assert point == pytest.approx([outcome.multiply_adds / 1e6, outcome.token_ppl])
     assert "100%" in texts(figure)
     (ax,) = figures.frontiers(curves, {"exit 1": outcome}).axes
     assert len(ax.lines) == len(CRITERIA) + 1 and "exit 1" in texts(ax.figure)
+
+
+def test_the_quick_picture_is_the_slow_one(scored):
+    trace = scored[2]
+    curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
+    outcomes = [apply_policy(trace, Policy(fixed=loop)) for loop in trace.loops]
+    quick = picture.ExitPicture(trace.loops, curves, "margin", outcomes)
+
+    def pixels(png):
+        return imread(io.BytesIO(png))
+
+    for outcome in outcomes[:2]:
+        slow = picture.exit_view(trace.loops, curves, outcome, "margin")
+        slow.axes[0].update_datalim([(o.multiply_adds / 1e6, o.token_ppl) for o in outcomes])
+        slow.axes[0].autoscale_view()
+        file = io.BytesIO()
+        with matplotlib.rc_context(plots.STYLE):
+            slow.savefig(file, dpi=80)
+        assert np.abs(pixels(quick.png(outcome)) - pixels(file.getvalue())).max() < 0.02
+    assert (pixels(quick.png(outcomes[0])) != pixels(quick.png(outcomes[1]))).any()
 
 
 def test_what_changes_are_worth():
