@@ -71,9 +71,9 @@ def arena(
 
     Every arm is tuned alike and trained with three seeds. A call goes on where one stopped.
     """
+    from crt_lib.study.answers import score_answers
     from crt_lib.study.arena_runs import run_arena
     from crt_lib.study.arenas import find_arena
-    from crt_lib.study.answers import score_answers
 
     arena_asked = find_arena(name)
     typer.echo(arena_asked.question)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from crt_lib.show.markdown import cells, table
+from crt_lib.study.answers import answers
 from crt_lib.study.arena_runs import ran
 from crt_lib.study.arenas import OURS, arenas, find_arena
 from crt_lib.study.lengths import by_length
-from crt_lib.study.answers import answers
 from crt_lib.study.standings import standings
 
 
