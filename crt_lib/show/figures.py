@@ -173,7 +173,8 @@ def exits_in_time(rows: Rows) -> Figure:
         fixed = panel[panel.index.str.startswith(("exit ", "full depth"))].sort_values("mean_loops")
         ax.plot(fixed["speedup"], fixed["lost"], "--D", color=plots.GREY, label="fixed exits")
         for name, row in fixed.iterrows():
-            plots.say(ax, str(name), (row["speedup"], row["lost"]))
+            at, under = (row["speedup"], row["lost"]), "offset points"
+            ax.annotate(str(name), at, (0, -7), textcoords=under, ha="center", va="top", fontsize=8)
         asked = panel[panel["asks"] > 0]
         for (name, row), color in zip(
             asked.iterrows(), (plots.VERMILION, plots.BLUE, plots.GREEN, plots.ORANGE), strict=False
@@ -184,8 +185,8 @@ def exits_in_time(rows: Rows) -> Figure:
         bound = panel.loc[ORACLE]
         said = f"oracle: {bound['speedup']:.2f}x, {bound['lost']:+.0f} %"
         ax.text(0.98, 0.04, said, ha="right", transform=ax.transAxes)
-        ax.set(xlabel="speed, full depth = 1")
-        ax.margins(0.14)
+        ax.set(xlabel="speed, full depth = 1", ylim=(-4, 1.1 * fixed["lost"].max()))
+        ax.margins(x=0.14)
     axes[0].set_ylabel("perplexity above full depth (%)")
     axes[0].legend(fontsize=8)
     return figure
