@@ -16,7 +16,7 @@ from crt_lib.model import CRT
 
 def few(rows: int) -> int:
     """So many rows may have left and be computed along: picking the others would take longer."""
-    return max(3, rows // 4)
+    return max(3, rows // 2)
 
 
 class Active:
