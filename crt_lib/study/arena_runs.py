@@ -43,10 +43,11 @@ def run_arena(
         echo(f"measuring an update of {OURS} and others, {TURNS} in turn")
         write_rows(own / PACE, measure_pace(arena))
     how: dict[str, Any] = {"jobs": jobs, "threads": 1, "echo": echo, "keep": own / "checkpoints"}
-    tries = {arm: t for arm, t in arena.tuning().items() if not only or arm in only}
+    arms = [arm for arm in arena.arms if not only or arm in only]
     if len(arena.tries) > 1:
-        search([t for trials in tries.values() for t in trials], own / "tuning.csv", **how)
-    runs = all_runs(own, arena, list(tries))
+        tries = arena.tuning()
+        search([t for arm in arms for t in tries[arm]], own / "tuning.csv", **how)
+    runs = all_runs(own, arena, arms)
     # seed by seed, so that what is there first can be compared
     ordered = [trials[i] for i in range(len(SEEDS)) for trials in runs.values()]
     return search(ordered, own / "runs.csv", documents=arena.documents, **how)
