@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 
+Losses = Callable[..., dict[int, torch.Tensor]]  # as LanguageModel.forward with targets
+
+
 class TrainingError(RunError):
     """Training cannot go on. The message names the update, the batch and the next step."""
 
@@ -67,6 +70,7 @@ def train(
     progress: bool = True,
     tensorboard: bool = False,
     on_start: Callable[[], None] | None = None,
+    losses: "Callable[[LanguageModel, Precision], Losses] | None" = None,
 ) -> TrainResult:
     """Train a model on `data.train`; the best on `data.valid` at a validation is kept as `best`.
 
@@ -74,7 +78,8 @@ def train(
     learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and
     every kept one. With `resume`, goes on from checkpoints/last; otherwise starts over in `out`.
     SIGTERM and SIGINT save and return with `finished` false. `on_start` is called by the main
-    process when all input is found good and before anything is written.
+    process when all input is found good and before anything is written. `losses` makes what
+    computes them in one process, for which else the model is called.
 
     Raises InputError for settings that do not fit each other, the data or the run found in `out`,
     and while another process trains there, before anything is written; TrainingError for a loss or
@@ -82,6 +87,7 @@ def train(
     """
     with contextlib.ExitStack() as held:
         run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start, held)
+        run.losses = losses(run.model, run.precision) if losses else run.prepared
         with stop_signals() as stopped:
             finished = run.loop(stopped, progress)
     model = run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)
@@ -97,6 +103,8 @@ def train(
 
 
 class _Run:
+    losses: Losses
+
     def __init__(
         self,
         model_config: AnyModelConfig,
@@ -218,7 +226,7 @@ class _Run:
             last = i == share - 1
             sync = contextlib.nullcontext() if last else accelerator.no_sync(self.prepared)
             with sync, accelerator.autocast():
-                by_exit = self.prepared(
+                by_exit = self.losses(
                     batch.inputs.to(accelerator.device),
                     exits,
                     targets=batch.targets.to(accelerator.device),

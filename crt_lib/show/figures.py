@@ -167,7 +167,7 @@ def exits_in_time(rows: Rows) -> Figure:
     table = pd.DataFrame(rows)
     table["lost"] = 100 * np.expm1(table["above"].astype(float))
     counts = sorted(table["rows"].unique())
-    figure, axes = plots.panels(4.2 * len(counts), 3.3, [f"{n} at a time" for n in counts])
+    figure, axes = plots.panels(3.4 * len(counts), 3.1, [f"{n} at a time" for n in counts])
     for ax, count in zip(axes, counts, strict=True):
         panel = table[table["rows"] == count].set_index("policy")
         fixed = panel[panel.index.str.startswith(("exit ", "full depth"))].sort_values("mean_loops")

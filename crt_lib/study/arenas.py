@@ -6,6 +6,7 @@ the same seeds, which the tuning did not see, and the same data in the same orde
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from crt_lib.config import GPT2Config, ModelConfig
 from crt_lib.files import InputError
@@ -18,8 +19,19 @@ from crt_lib.text.lookup import LENGTH, STEPS, WORDS
 SEEDS = (1, 2, 3)
 TUNED_WITH = 0  # the seed of the tries
 OURS = "crt2"
+TWIN = "GPT-2, equal multiply-adds"
 ONE_LOOP = {"n_loops": 1, "exit_loops": ()}
 RATES: Changes = {f"rate {rate:g}": {"max_lr": rate} for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2)}
+LITTLE = {"batch_size": 32, "weight_decay": 0.1}  # where a text is read many times
+# the rate that was best for an arm in `fresh`, for the arenas that tune something else
+RATES_OF_FRESH = {
+    OURS: 1.6e-2,
+    TWIN: 8e-3,
+    "GPT-2, equal parameters": 8e-3,
+    "unshared blocks": 1.6e-2,
+    "one loop": 1.6e-2,
+    "one wide loop": 8e-3,
+}
 LENGTHS = (460, 920, 1_840)  # updates
 BEGIN = 0.35  # of the updates: when the further loops of LATE begin
 LATE = f"4 loops from {BEGIN:.0%} on"
@@ -51,7 +63,7 @@ class Arena:
             for name, settings in self.tries.items():
                 short = {**settings, "updates": self.tuning_updates, "seed": TUNED_WITH}
                 short |= {"checkpoint_every": NEVER}
-                made[arm].append(Trial(f"{arm}, {name}", changed(profile, short)))
+                made[arm].append(Trial(f"{arm}, {name}", _tried(profile, short)))
         return made
 
     def runs(self, tuned: dict[str, str]) -> dict[str, list[Trial]]:
@@ -60,7 +72,7 @@ class Arena:
         for arm, best in tuned.items():
             settings = self.tries[best]
             made[arm] = [
-                Trial(arm, changed(self.arms[arm], {**settings, "seed": seed})) for seed in SEEDS
+                Trial(arm, _tried(self.arms[arm], {**settings, "seed": seed})) for seed in SEEDS
             ]
         return made
 
@@ -76,7 +88,7 @@ class Arena:
                 updates = round(share * (self.arms[OURS].train.updates or 0))
                 short = {**self.tries[best], "updates": updates}
                 made[in_time_of(arm)] = [
-                    Trial(in_time_of(arm), changed(self.arms[OURS], {**short, "seed": seed}))
+                    Trial(in_time_of(arm), _tried(self.arms[OURS], {**short, "seed": seed}))
                     for seed in SEEDS
                 ]
         return made
@@ -98,6 +110,12 @@ def arenas() -> dict[str, Arena]:
     base = changed(base, {"checkpoint_every": 250, "vocab_size": 2048, "precision": "bf16"})
     with_prelude = {"n_prelude": 1, "aux_weight": 0.1}
     prose = changed(base.replace(corpus="prose"), with_prelude)
+    little = changed(prose.replace(corpus="wikitext-2"), {**LITTLE, "updates": 4_290})
+    larger = changed(
+        little.replace(tokenizer="bpe:4096"),
+        {"d_model": 240, "embed_dim": 240, "n_heads": 6, "vocab_size": 4096}
+        | {"updates": 4_460, "max_lr": 1e-2},
+    )
     lookup = changed(
         base.replace(corpus="lookup", tokenizer="word"),
         {"d_model": 64, "embed_dim": 64, "n_cycles": 1, "max_seq_len": 96, "conv_noise": 0.6}
@@ -110,7 +128,7 @@ def arenas() -> dict[str, Arena]:
             "One pass over fresh text: does looping pay where nothing can be learned by heart?",
             _arms(prose, wide=192, layers=(8, 4), narrow=124),
             tuning_updates=700,
-            timed=("GPT-2, equal multiply-adds", "one loop"),
+            timed=(TWIN, "one loop"),
         ),
         "lengths": Arena(
             "How long must a training be for a loop to pay, at equal tokens and in equal time?",
@@ -122,6 +140,21 @@ def arenas() -> dict[str, Arena]:
             tuning_updates=0,
             timed=tuple(length_arm(depth, LENGTHS[0]) for depth in DEPTHS if depth != LATE),
             tries={"rate 0.016": RATES["rate 0.016"]},
+        ),
+        "few": Arena(
+            "Many passes through little text: does a shared block learn less of it by heart?",
+            {
+                arm: changed(profile, {"max_lr": RATES_OF_FRESH[arm]})
+                for arm, profile in _arms(little, wide=192, layers=(8, 4), narrow=124).items()
+            },
+            tuning_updates=4_290,
+            tries=_dropouts(0.0, 0.1),
+        ),
+        "few-4m": Arena(
+            "How well does a model of four million parameters read WikiText-2?",
+            {OURS: larger, TWIN: changed(_gpt2(larger, 240, 8), {"max_lr": 4e-3})},
+            tuning_updates=4_460,
+            tries=_dropouts(0.1, 0.2),
         ),
         "lookup": Arena(
             "A language that needs k look-ups in a row: does a loop learn one of them?",
@@ -142,12 +175,24 @@ def _arms(ours: Profile, *, wide: int, layers: tuple[int, int], narrow: int) -> 
     unshared = {**ONE_LOOP, "n_prelude": model.n_prelude + model.n_loops - 1}
     return {
         OURS: ours,
-        "GPT-2, equal multiply-adds": _gpt2(ours, model.d_model, layers[0]),
+        TWIN: _gpt2(ours, model.d_model, layers[0]),
         "GPT-2, equal parameters": _gpt2(ours, narrow, layers[1]),
         "unshared blocks": changed(ours, unshared),
         "one loop": changed(ours, ONE_LOOP),
         "one wide loop": changed(ours, {**ONE_LOOP, "d_model": wide, "embed_dim": wide}),
     }
+
+
+def _dropouts(*shares: float) -> Changes:
+    """Tries of these rates of dropout, of the embedding too."""
+    return {f"dropout {p:g}": {"dropout": p, "embed_dropout": p} for p in shares}
+
+
+def _tried(profile: Profile, settings: dict[str, Any]) -> Profile:
+    """`changed`, without a dropout of the embedding where the model has but one rate."""
+    if not hasattr(profile.model, "embed_dropout"):
+        settings = {name: of for name, of in settings.items() if name != "embed_dropout"}
+    return changed(profile, settings)
 
 
 def _gpt2(like: Profile, width: int, layers: int) -> Profile:

@@ -17,6 +17,7 @@ from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import read_timing
 from crt_lib.evaluate import evaluate
 from crt_lib.files import sha256
+from crt_lib.runs.graphs import GraphedLosses, graphs_fit
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.trained import load_data
 from crt_lib.train import TrainingError, TrainResult, train
@@ -124,7 +125,9 @@ def _trained(
 
     def run(**changes: Any) -> tuple[TrainResult, float]:
         begun, settings = time.process_time(), config.replace(**changes)
-        result = train(model, settings, data, folder, resume=resume, progress=False)
+        losses = GraphedLosses if graphs_fit(settings) else None
+        how: dict[str, Any] = {"resume": resume, "progress": False, "losses": losses}
+        result = train(model, settings, data, folder, **how)
         if not result.finished:
             raise KeyboardInterrupt
         return result, time.process_time() - begun

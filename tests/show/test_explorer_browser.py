@@ -1,7 +1,4 @@
-"""Notebook 07 in a real browser: Jupyter Lab runs it, a slider moves, the numbers change.
-
-With CRT_SCREENSHOT set to a path, what the browser showed is written there.
-"""
+"""Notebook 07 in a real browser: Jupyter Lab runs it, a slider moves, the numbers change."""
 
 import json
 import os
@@ -9,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -106,17 +102,9 @@ def test_a_moved_slider_changes_the_numbers(browser, lab):
     assert {"tau0", "tau_min", "decay"} <= set(sliders)
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", sliders["tau0"])
     started = mean_loops()
-    _screenshot(browser)
     sliders["tau0"].find_element(By.CSS_SELECTOR, ".noUi-handle").send_keys(Keys.HOME)
     wait_for(lambda: numbers() not in ("", before), "the numbers did not change")
     assert mean_loops() == 1.0 < started  # at threshold 0 every token leaves at the first exit
-
-
-def _screenshot(browser):
-    path = os.environ.get("CRT_SCREENSHOT")
-    if path:
-        time.sleep(2)  # for pictures that still load
-        assert browser.save_screenshot(path)
 
 
 def _answers(url):
