@@ -12,7 +12,7 @@ from crt_lib.bench.trial import Training, random_batch, take_turns
 from crt_lib.files import InputError, sha256, write_rows, write_text
 from crt_lib.runs.machine import measured_on
 from crt_lib.study.arenas import OURS, SEEDS, Arena, find_arena, in_time_of
-from crt_lib.study.search import search
+from crt_lib.study.search import documents_file, search
 from crt_lib.study.trial import Row, Trial
 
 PACE = "pace.csv"
@@ -39,18 +39,34 @@ def run_arena(
         if arm not in arena.arms:
             raise InputError(f"unknown arm {arm!r} of {name}; choose from {', '.join(arena.arms)}")
     keep_rules(folder, name, new_rules)
+    if arena.again and (pace := rows_of(folder / arena.again / PACE)):
+        write_rows(own / PACE, pace)
     if arena.timed and not rows_of(own / PACE):
         echo(f"measuring an update of {OURS} and others, {TURNS} in turn")
         write_rows(own / PACE, measure_pace(arena))
     how: dict[str, Any] = {"jobs": jobs, "threads": 1, "echo": echo, "keep": own / "checkpoints"}
     arms = [arm for arm in arena.arms if not only or arm in only]
     if len(arena.tries) > 1:
-        tries = arena.tuning()
-        search([t for arm in arms for t in tries[arm]], own / "tuning.csv", **how)
+        tries = [t for arm in arms for t in arena.tuning()[arm]]
+        if arena.again:
+            _adopt(folder / arena.again / "runs.csv", own / "tuning.csv", tries)
+        search(tries, own / "tuning.csv", **how)
     runs = all_runs(own, arena, arms)
     # seed by seed, so that what is there first can be compared
     ordered = [trials[i] for i in range(len(SEEDS)) for trials in runs.values()]
+    if arena.again:
+        made = folder / arena.again / "runs.csv"
+        _adopt(made, own / "runs.csv", ordered)
+        _adopt(documents_file(made), documents_file(own / "runs.csv"), ordered)
     return search(ordered, own / "runs.csv", documents=arena.documents, **how)
+
+
+def _adopt(table: Path, own: Path, trials: Sequence[Trial]) -> None:
+    """Add to `own` the rows of `trials` that it lacks and `table`, another arena's, has."""
+    before = rows_of(own)
+    missing = [trial.key.items() for trial in trials if not trial.row(before)]
+    if made := [row for row in rows_of(table) if any(key <= row.items() for key in missing)]:
+        write_rows(own, [*before, *made])
 
 
 def measure_pace(arena: Arena) -> list[Row]:

@@ -49,18 +49,25 @@ class Arena:
 
     question: str
     arms: dict[str, Profile]  # OURS and what it is held against
-    tuning_updates: int  # of a try, if there are several; a run has those of its profile
+    tuning_updates: int = 0  # of a short try; a run has those of its profile
     documents: bool = True  # whether test is scored by document; else by kind of question
     # arms whose updates are timed beside those of OURS, which is trained also in their time where
     # they are faster
     timed: tuple[str, ...] = ()
     tries: Changes = field(default_factory=lambda: RATES)
+    # the arena that this one asks again, with tries that are whole trainings of the first seed; no
+    # training that was made there is made again
+    again: str = ""
 
     def tuning(self) -> dict[str, list[Trial]]:
         """The tries of each arm."""
         made: dict[str, list[Trial]] = {arm: [] for arm in self.arms}
         for arm, profile in self.arms.items():
             for name, settings in self.tries.items():
+                if self.again:
+                    whole = _tried(profile, {**settings, "seed": SEEDS[0]})
+                    made[arm].append(Trial(arm, whole))
+                    continue
                 short = {**settings, "updates": self.tuning_updates, "seed": TUNED_WITH}
                 short |= {"checkpoint_every": NEVER}
                 made[arm].append(Trial(f"{arm}, {name}", _tried(profile, short)))
@@ -130,6 +137,13 @@ def arenas() -> dict[str, Arena]:
             tuning_updates=700,
             timed=(TWIN, "one loop"),
         ),
+        "fresh-2": Arena(
+            "The same with every arm's rate chosen on whole trainings: does looping pay then?",
+            _arms(prose, wide=192, layers=(8, 4), narrow=124),
+            timed=(TWIN, "one loop"),
+            tries={name: RATES[name] for name in ("rate 0.008", "rate 0.016")},
+            again="fresh",
+        ),
         "lengths": Arena(
             "How long must a training be for a loop to pay, at equal tokens and in equal time?",
             {
@@ -137,7 +151,6 @@ def arenas() -> dict[str, Arena]:
                 for name, depth in DEPTHS.items()
                 for updates in LENGTHS
             },
-            tuning_updates=0,
             timed=tuple(length_arm(depth, LENGTHS[0]) for depth in DEPTHS if depth != LATE),
             tries={"rate 0.016": RATES["rate 0.016"]},
         ),
