@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 
-Losses = Callable[..., dict[int, torch.Tensor]]  # as LanguageModel.forward with targets
-
-
 class TrainingError(RunError):
     """Training cannot go on. The message names the update, the batch and the next step."""
 
@@ -70,7 +67,7 @@ def train(
     progress: bool = True,
     tensorboard: bool = False,
     on_start: Callable[[], None] | None = None,
-    losses: "Callable[[LanguageModel, Precision], Losses] | None" = None,
+    losses: Callable[[LanguageModel, Precision], Any] | None = None,
 ) -> TrainResult:
     """Train a model on `data.train`; the best on `data.valid` at a validation is kept as `best`.
 
@@ -78,8 +75,8 @@ def train(
     learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and
     every kept one. With `resume`, goes on from checkpoints/last; otherwise starts over in `out`.
     SIGTERM and SIGINT save and return with `finished` false. `on_start` is called by the main
-    process when all input is found good and before anything is written. `losses` makes what
-    computes them in one process, for which else the model is called.
+    process when all input is found good and before anything is written. `losses` makes what is
+    called instead of the model.
 
     Raises InputError for settings that do not fit each other, the data or the run found in `out`,
     and while another process trains there, before anything is written; TrainingError for a loss or
@@ -87,7 +84,8 @@ def train(
     """
     with contextlib.ExitStack() as held:
         run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start, held)
-        run.losses = losses(run.model, run.precision) if losses else run.prepared
+        if losses:
+            run.losses = losses(run.model, run.precision)
         with stop_signals() as stopped:
             finished = run.loop(stopped, progress)
     model = run.accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)
@@ -103,8 +101,6 @@ def train(
 
 
 class _Run:
-    losses: Losses
-
     def __init__(
         self,
         model_config: AnyModelConfig,
@@ -143,6 +139,7 @@ class _Run:
             self.model.compile_block()
         prepared = self.accelerator.prepare(self.model, *self.optimizers)
         self.prepared, *self.prepared_optimizers = prepared
+        self.losses: Callable[..., dict[int, torch.Tensor]] = self.prepared
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
 
@@ -223,14 +220,10 @@ class _Run:
             batch = self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
             useful += self._text_tokens(batch)
             torch.manual_seed(random_seed(config.seed, update, micro))
-            last = i == share - 1
-            sync = contextlib.nullcontext() if last else accelerator.no_sync(self.prepared)
+            sync = accelerator.no_sync(self.prepared) if i < share - 1 else contextlib.nullcontext()
             with sync, accelerator.autocast():
-                by_exit = self.losses(
-                    batch.inputs.to(accelerator.device),
-                    exits,
-                    targets=batch.targets.to(accelerator.device),
-                )
+                inputs, targets = (x.to(accelerator.device) for x in (batch.inputs, batch.targets))
+                by_exit = self.losses(inputs, exits, targets=targets)
                 loss = total_loss(by_exit, config.aux_weight)
                 accelerator.backward(loss / share)
             losses.append(torch.stack([loss.detach(), *(v.detach() for v in by_exit.values())]))

@@ -66,6 +66,20 @@ def worst_apart(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return worst
 
 
+def _graphs(bench: Bench) -> Pairs:
+    """Loss and gradients from CUDA graphs, the weights changed in between, with the plain ones."""
+    for recipe in ("paper", "crt2"):
+        model = bench.model(recipe, torch.float32)
+        graphed = bench.graphed(model)
+        for _ in range(2):
+            yield from zip(
+                _learned(model, graphed()), _learned(model, bench.loss(model)), strict=True
+            )
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.1)
+
+
 @torch.no_grad()
 def _logits(bench: Bench, dtype: torch.dtype) -> Pairs:
     """Logits of released, paper and crt2 with the plain formulas in float64."""
@@ -156,6 +170,7 @@ CHECKS: dict[str, tuple[Callable[..., Pairs], float, dict[str, Any]]] = {
     "bfloat16": (_otherwise, HALF, {"recipe": "crt2", "half": True, "compiled": False}),
     "compiled": (_otherwise, SINGLE, {"recipe": "paper", "half": False, "compiled": True}),
     "compiled, bfloat16": (_otherwise, HALF, {"recipe": "crt2", "half": True, "compiled": True}),
+    "CUDA graphs": (_graphs, SINGLE, {}),
     "audit": (_audit, 0.0, {}),
     "decoding with caches": (decoding.cache, 0.0, {}),
     "exits": (decoding.exits, EXACT, {}),

@@ -1,58 +1,15 @@
-"""`crt gpu`, checks of decoding, and the small models that the checks compare."""
+"""`crt gpu`, checks of decoding."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from crt_lib.cached.memory import Memory
-from crt_lib.config import ModelConfig
-from crt_lib.data import NOT_SCORED
 from crt_lib.exits.decode import Generated, Speculation, generate
 from crt_lib.exits.policy import Policy, run_with_exits
-from crt_lib.loss import total_loss
+from crt_lib.gpu.small import Bench, Pairs
 from crt_lib.model import CRT
-from crt_lib.runs.profiles import load_profile
-
-Pairs = Iterator[tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and at which size the checks run: small models without dropout, random tokens."""
-
-    device: torch.device
-    toy: bool
-
-    def model(self, recipe: str, dtype: torch.dtype = torch.float64) -> CRT:
-        """In evaluation mode, no weight at the value that it begins with."""
-        d, heads, vocabulary = (32, 2, 100) if self.toy else (128, 4, 1000)
-        config = load_profile("smoke", recipe).model
-        assert isinstance(config, ModelConfig)  # no check is of a baseline
-        width = {"embed_dim": d} if recipe == "crt2" else {}
-        sizes = {"d_model": d, "n_heads": heads, "vocab_size": vocabulary, "dropout": 0.0}
-        torch.manual_seed(0)
-        model = CRT(config.replace(**sizes, **width))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        return model.to(self.device, dtype).eval()
-
-    def ids(self) -> Tensor:
-        """Tokens (3, length) for the models."""
-        generator, length = torch.Generator().manual_seed(2), 24 if self.toy else 96
-        return torch.randint(100, (3, length), generator=generator).to(self.device)
-
-    def targets(self) -> Tensor:
-        """What follows the tokens, the last not scored."""
-        targets = self.ids().roll(-1, 1)
-        targets[:, -1] = NOT_SCORED
-        return targets
-
-    def loss(self, model: CRT) -> Tensor:
-        """Eq. 5 on the tokens."""
-        return total_loss(model(self.ids(), targets=self.targets()), 0.3)
 
 
 def _policies(model: CRT, ids: Tensor) -> list[Policy]:

@@ -32,7 +32,7 @@ class GraphedLosses:
     def __call__(self, ids: Tensor, exits: tuple[int, ...], targets: Tensor) -> dict[int, Tensor]:
         """{loop: loss}, scalars in nats."""
         if exits not in self._captured:
-            plain = _Losses(self.model, exits, self.precision)
+            plain = self.plain(exits)
             # as at every other use: no random number is drawn for the capture, no cast is kept
             with torch.random.fork_rng(), torch.autocast("cuda", enabled=False):
                 self._captured[exits] = torch.cuda.make_graphed_callables(
@@ -40,10 +40,12 @@ class GraphedLosses:
                 )
         return dict(zip(exits, self._captured[exits](ids, targets), strict=True))
 
+    def plain(self, exits: tuple[int, ...]) -> nn.Module:
+        """What is captured: (ids, targets) to the losses of these exits, a tuple."""
+        return _Losses(self.model, exits, self.precision)
+
 
 class _Losses(nn.Module):
-    """The losses of some exits as a tuple."""
-
     def __init__(self, model: nn.Module, exits: tuple[int, ...], precision: Precision):
         super().__init__()
         self.model, self.exits, self.precision = model, exits, precision

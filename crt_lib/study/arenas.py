@@ -111,8 +111,8 @@ def length_arm(depth: str, updates: int) -> str:
     return f"{depth}, {updates:,} updates"
 
 
-def arenas() -> dict[str, Arena]:
-    """Every arena by name."""
+def _ours() -> dict[str, Profile]:
+    """`crt2` as it is in the arenas, by their text."""
     base = changed(load_profile("quick"), {"updates": 7_350, "eval_every": 0})
     base = changed(base, {"checkpoint_every": 250, "vocab_size": 2048, "precision": "bf16"})
     with_prelude = {"n_prelude": 1, "aux_weight": 0.1}
@@ -130,16 +130,25 @@ def arenas() -> dict[str, Arena]:
         | {"exits_trained": "all", "aux_weight": 0.5, "precision": "fp32"}
         | {"vocab_size": WORDS + STEPS},
     )
+    return {"fresh": prose, "few": little, "few-4m": larger, "lookup": lookup}
+
+
+def arenas() -> dict[str, Arena]:
+    """Every arena by name."""
+    ours = _ours()
+    prose, few = _arms(ours["fresh"]), _arms(ours["few"])
+    few = {arm: changed(profile, {"max_lr": RATES_OF_FRESH[arm]}) for arm, profile in few.items()}
+    larger = changed(_gpt2(ours["few-4m"], 240, 8), {"max_lr": 4e-3})
     return {
         "fresh": Arena(
             "One pass over fresh text: does looping pay where nothing can be learned by heart?",
-            _arms(prose, wide=192, layers=(8, 4), narrow=124),
+            prose,
             tuning_updates=700,
             timed=(TWIN, "one loop"),
         ),
         "fresh-2": Arena(
             "The same with every arm's rate chosen on whole trainings: does looping pay then?",
-            _arms(prose, wide=192, layers=(8, 4), narrow=124),
+            prose,
             timed=(TWIN, "one loop"),
             tries={name: RATES[name] for name in ("rate 0.008", "rate 0.016")},
             again="fresh",
@@ -147,7 +156,7 @@ def arenas() -> dict[str, Arena]:
         "lengths": Arena(
             "How long must a training be for a loop to pay, at equal tokens and in equal time?",
             {
-                length_arm(name, updates): changed(prose, {**depth, "updates": updates})
+                length_arm(name, updates): changed(ours["fresh"], {**depth, "updates": updates})
                 for name, depth in DEPTHS.items()
                 for updates in LENGTHS
             },
@@ -156,29 +165,28 @@ def arenas() -> dict[str, Arena]:
         ),
         "few": Arena(
             "Many passes through little text: does a shared block learn less of it by heart?",
-            {
-                arm: changed(profile, {"max_lr": RATES_OF_FRESH[arm]})
-                for arm, profile in _arms(little, wide=192, layers=(8, 4), narrow=124).items()
-            },
+            few,
             tuning_updates=4_290,
             tries=_dropouts(0.0, 0.1),
         ),
         "few-4m": Arena(
             "How well does a model of four million parameters read WikiText-2?",
-            {OURS: larger, TWIN: changed(_gpt2(larger, 240, 8), {"max_lr": 4e-3})},
+            {OURS: ours["few-4m"], TWIN: larger},
             tuning_updates=4_460,
             tries=_dropouts(0.1, 0.2),
         ),
         "lookup": Arena(
             "A language that needs k look-ups in a row: does a loop learn one of them?",
-            _arms(lookup, wide=112, layers=(5, 2), narrow=56),
+            _arms(ours["lookup"], wide=112, layers=(5, 2), narrow=56),
             tuning_updates=750,
             documents=False,
         ),
     }
 
 
-def _arms(ours: Profile, *, wide: int, layers: tuple[int, int], narrow: int) -> dict[str, Profile]:
+def _arms(
+    ours: Profile, *, wide: int = 192, layers: tuple[int, int] = (8, 4), narrow: int = 124
+) -> dict[str, Profile]:
     """OURS, and of equal multiply-adds: `layers[0]` layers of a GPT-2, as many blocks of their own
     weights, one loop `wide` features wide; of equal parameters: one loop, and `layers[1]` layers of
     a GPT-2 `narrow` wide.

@@ -1,6 +1,7 @@
 """One training of a search: what tells it from others, and what it took and came to."""
 
 import contextlib
+import hashlib
 import json
 import math
 import tempfile
@@ -16,7 +17,6 @@ from crt_lib.audit.compare import document_of_tokens, score_documents
 from crt_lib.audit.protocols import evaluate_deployable
 from crt_lib.checkpoint import read_timing
 from crt_lib.evaluate import evaluate
-from crt_lib.files import sha256
 from crt_lib.runs.graphs import GraphedLosses, graphs_fit
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.trained import load_data
@@ -58,7 +58,7 @@ class Trial:
             "budget": f"{self.minutes:g} min" if self.minutes else f"{config.updates} updates",
             "max_lr": config.max_lr,
             "seed": config.seed,
-            "settings": "s" + sha256(settings.encode())[:11],  # never a number
+            "settings": "s" + hashlib.sha256(settings.encode()).hexdigest()[:11],  # never a number
         }
 
     @property
