@@ -1,9 +1,11 @@
 """The arenas on a page: a table each of arms, their costs, and how far `crt2` is ahead."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from crt_lib.bench.table import rows_of
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.answers import answers
 from crt_lib.study.arena_runs import ran
@@ -44,23 +46,47 @@ def _interval(of: dict[str, float | None]) -> str:
 
 def document_table(name: str, folder: Path) -> str:
     """Bits per byte of test of every arm, and `crt2` minus it; then every exit of `crt2`."""
-    rows = standings(name, folder)
+    rows, runs = standings(name, folder), ran(name, folder)
     frame = pd.DataFrame(rows)
-    bits = {
+    columns = _costs(frame) | {
+        "seeds": frame["seeds"].astype(str),
         "test bits/byte": cells(frame["bits"], "{:.4f}"),
         f"`{OURS}` minus it": list(map(_interval, rows)),
-        "in its time": [_interval(row["in_time"] or {}) for row in rows],
     }
+    if any(row["in_time"] for row in rows):
+        columns["in its time"] = [_interval(row["in_time"] or {}) for row in rows]
+    arena = find_arena(name)
+    if arena.arms[OURS].corpus == "wikitext-2":
+        columns["test word PPL"] = cells(word_perplexity(frame["bits"], folder.parent), "{:.1f}")
+    if "device" in (first := runs[rows[0]["arm"]][0][1]) and first["device"] != "cpu":
+        columns.pop("minutes")  # of a device that others shared
+    return f"{table(pd.DataFrame(columns))}\n\n{_legend(columns)} {_by_exit(name, folder)}"
+
+
+def word_perplexity(bits: pd.Series, results: Path) -> pd.Series:
+    """Of WikiText-2's test text: exp(total nats / words), from bits per byte."""
+    (text,) = rows_of(
+        results / "small/data.csv", corpus="wikitext-2", tokenizer="gpt2", split="test"
+    )
+    return 2 ** (bits * (text["bytes"] / text["words"]))
+
+
+def _legend(columns: dict[str, Any]) -> str:
+    said = [f"Below zero `{OURS}` is better; in brackets the 95 % interval."]
+    if "in its time" in columns:
+        said.append(
+            f"In its time: `{OURS}` with as many updates as one processor thread makes in the time "
+            "of the arm's training."
+        )
+    return " ".join(said)
+
+
+def _by_exit(name: str, folder: Path) -> str:
     ours = [row for _, row in ran(name, folder)[OURS]]
     exits = pd.DataFrame([dict(p.split(":") for p in row["test_bits"].split()) for row in ours])
     means = exits.astype(float).mean()
     steps = ", ".join(f"{worth:.3f}" for worth in -means.diff().iloc[1:])
-    return (
-        f"{table(pd.DataFrame(_costs(frame) | bits))}\n\nBelow zero `{OURS}` is better; in "
-        f"brackets the 95 % interval. In its time: `{OURS}` with as many updates as the "
-        "training of the arm has time for. Its exits: "
-        f"{', '.join(map('{:.4f}'.format, means))}; a further loop is worth {steps}."
-    )
+    return f"Its exits: {', '.join(map('{:.4f}'.format, means))}; a further loop is worth {steps}."
 
 
 def length_table(name: str, folder: Path) -> str:

@@ -12,7 +12,7 @@ from crt_lib.bench.trial import Training, random_batch, take_turns
 from crt_lib.files import InputError, sha256, write_rows, write_text
 from crt_lib.runs.machine import measured_on
 from crt_lib.study.arenas import OURS, SEEDS, Arena, find_arena, in_time_of
-from crt_lib.study.search import documents_file, search
+from crt_lib.study.search import add_rows, documents_file, search
 from crt_lib.study.trial import Row, Trial
 
 PACE = "pace.csv"
@@ -63,10 +63,9 @@ def run_arena(
 
 def _adopt(table: Path, own: Path, trials: Sequence[Trial]) -> None:
     """Add to `own` the rows of `trials` that it lacks and `table`, another arena's, has."""
-    before = rows_of(own)
-    missing = [trial.key.items() for trial in trials if not trial.row(before)]
-    if made := [row for row in rows_of(table) if any(key <= row.items() for key in missing)]:
-        write_rows(own, [*before, *made])
+    have = rows_of(own)
+    missing = [trial.key.items() for trial in trials if not trial.row(have)]
+    add_rows(own, [row for row in rows_of(table) if any(key <= row.items() for key in missing)])
 
 
 def measure_pace(arena: Arena) -> list[Row]:

@@ -81,8 +81,8 @@ def search(
         try:
             for future in concurrent.futures.as_completed(running):
                 row, by_document = future.result()
-                _add(documents_file(out), by_document)
-                _add(out, [row])
+                add_rows(documents_file(out), by_document)
+                add_rows(out, [row])
                 echo(
                     f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
                     f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
@@ -139,7 +139,7 @@ def _waits(trial: Trial, done: list[Row], scored: list[Row] | None) -> bool:
     return row is None or (unscored and row["valid_loss"] < math.inf)
 
 
-def _add(path: Path, rows: list[Row]) -> None:
+def add_rows(path: Path, rows: list[Row]) -> None:
     """Add `rows` to the table, in place of those of the same trials of an arm as it was before."""
     if rows:
         key = [name for name in ("arm", "budget", "max_lr", "seed", "document") if name in rows[0]]

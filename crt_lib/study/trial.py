@@ -86,6 +86,7 @@ def run_trial(
         document_of_tokens(data, "test")  # or an error, before the training
     row = trial.key | {"parameters": 0, "updates": config.updates, "tokens": 0, "threads": threads}
     row |= {"seconds": 0.0, "cpu_seconds": 0.0, "valid_loss": math.inf, "exit_losses": ""}
+    row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     by_document: list[Row] = []
     with _folder(trial, keep) as folder, contextlib.suppress(TrainingError):
         model, cost = _trained(trial, data, folder, resume=bool(keep))
