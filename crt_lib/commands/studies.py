@@ -102,6 +102,21 @@ def gpu(
 
 
 @app.command()
+def doctor() -> None:
+    """Say what this machine is, whether the two commands will work on it, and how long they take.
+
+    Ends with status 1 where something is in the way.
+    """
+    from crt_lib.study.doctor import examine
+
+    broken = False
+    for finding in examine():
+        typer.echo(finding)
+        broken |= finding.broken
+    raise typer.Exit(int(broken))
+
+
+@app.command()
 def claims(results: options.Results = Path("results")) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
     from crt_lib.study.claims import write_claims

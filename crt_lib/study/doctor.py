@@ -1,0 +1,132 @@
+"""`crt doctor`: what this machine is, and whether and how fast the two commands will work on it."""
+
+import os
+import platform
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+
+from crt_lib.bench.trial import try_random
+from crt_lib.device import choose_precision
+from crt_lib.files import cache_root, read_rows
+from crt_lib.runs.machine import machine_memory
+from crt_lib.runs.manifest import checkout_root, run_environment
+from crt_lib.study.arena_runs import PACE
+from crt_lib.study.arenas import OURS, find_arena
+
+NEEDS_PYTHON = (3, 11, 5)
+NEEDS_MEMORY, NEEDS_DISK = 2e9, 4e9  # bytes: twice the pipeline's peak; .venv, caches, results
+PACKAGES = {  # what is imported -> the command that installs it
+    "torch": "pip install crt-lm",
+    "transformers": "pip install 'crt-lm[notebooks]'",
+    "papermill": "pip install 'crt-lm[notebooks]'",
+    "nbval": "pip install 'crt-lm[test]'",
+    "jupyterlab": "pip install 'crt-lm[lab]'",
+}
+MEASURED = 3.0  # seconds of updates
+TIMED_IN = "fresh"  # the arena whose pace.csv is of the machine that results/notebooks.csv is of
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report; `broken`: the two commands will not work."""
+
+    what: str
+    found: str
+    broken: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what:<12} {self.found}" + (" [!]" if self.broken else "")
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, as it is made; the last is measured, for some seconds."""
+    yield from (_python(), _packages(), _processor(), _precision(), _memory(), _gpu())
+    yield from (_disk(), _text(), *_commands())
+
+
+def _python() -> Finding:
+    low = sys.version_info[:3] < NEEDS_PYTHON
+    needed = f", {'.'.join(map(str, NEEDS_PYTHON))} or newer is needed" if low else ""
+    return Finding("python", f"{platform.python_version()}, {platform.platform()}{needed}", low)
+
+
+def _packages() -> Finding:
+    missing = [name for name in PACKAGES if not util.find_spec(name)]
+    there = ", ".join(f"{n} {metadata.version(n)}" for n in PACKAGES if n not in missing)
+    how = "; ".join(f"no {name}: {PACKAGES[name]}, or make setup" for name in missing)
+    return Finding("packages", "; ".join(filter(None, (there, how))))
+
+
+def _processor() -> Finding:
+    here, isa = run_environment(), torch.backends.cpu.get_cpu_capability()
+    threads = f"{here['cpu_count']} cores, {here['torch_threads']} threads for torch"
+    return Finding("processor", f"{platform.machine()}, {isa}, {threads}")
+
+
+def _precision() -> Finding:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = choose_precision("auto", device, d_model=256, optimizer="muon")
+    return Finding("precision", f"{chosen.name} for width 256 ({chosen.why})")
+
+
+def _memory() -> Finding:
+    size = machine_memory()
+    found = f"{size / 1e9:.1f} GB, {NEEDS_MEMORY / 1e9:.0f} needed"
+    return Finding("memory", found, size < NEEDS_MEMORY)
+
+
+def _gpu() -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("GPU", "none that torch sees; nothing here needs one")
+    size = torch.cuda.get_device_properties(0).total_memory
+    return Finding("GPU", f"{torch.cuda.get_device_name()}, {size / 1e9:.0f} GB")
+
+
+def _disk() -> Finding:
+    root = checkout_root()
+    free = shutil.disk_usage(root).free
+    return Finding("disk", f"{free / 1e9:.0f} GB free at {root}", free < NEEDS_DISK)
+
+
+def _text() -> Finding:
+    root, kept = os.environ.get("CRT_DATA_ROOT"), cache_root() / "wikitext"
+    if root:
+        there = (Path(root) / "wikitext-2").is_dir()
+        state = "there" if there else "not there: unset CRT_DATA_ROOT, or put wikitext-2/ into it"
+        return Finding("WikiText-2", f"{root}: {state}")
+    state = "kept from an earlier download" if kept.is_dir() else "will be fetched from the hub"
+    return Finding("WikiText-2", f"{state}; the two commands need none")
+
+
+def _commands() -> Iterator[Finding]:
+    root, make = checkout_root(), shutil.which("make")
+    if not (root / "Makefile").is_file():
+        yield Finding("commands", "no checkout here: crt works, make reproduce does not", True)
+        return
+    if not make:
+        yield Finding("commands", "no make: install it, or run the lines of the Makefile", True)
+        return
+    seconds, then = _pace(root)
+    times, stored = seconds / then, read_rows(root / "results" / "notebooks.csv")
+    minutes = times * sum(row["seconds"] for row in stored if row["profile"] == "quick") / 60
+    yield Finding(
+        "commands",
+        f"make reproduce: about {minutes:.0f} minutes after its installation, as an update takes "
+        f"{1000 * seconds:.0f} ms, {times:.1f} times what it took where that was measured",
+    )
+
+
+def _pace(root: Path) -> tuple[float, float]:
+    """Seconds of an update of the arenas' `crt2` on one thread, here and where it is stored."""
+    ours = find_arena(TIMED_IN).arms[OURS]
+    train = ours.train.replace(precision="auto")
+    here = try_random(ours.model, train, MEASURED, threads=1).update()
+    stored = read_rows(root / "results" / "arenas" / TIMED_IN / PACE)
+    return here, statistics.fmean(row["median"] for row in stored if row["arm"] == OURS)

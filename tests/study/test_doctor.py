@@ -1,0 +1,73 @@
+"""`crt doctor` says what is in the way of the two commands, and ends with 1 only then."""
+
+import shutil
+import sys
+
+import pytest
+
+from crt_lib.commands import studies
+from crt_lib.study import doctor
+
+NAMES = ["python", "packages", "processor", "precision", "memory", "GPU", "disk", "WikiText-2"]
+
+
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch):
+    monkeypatch.setattr(doctor, "_pace", lambda root: (0.3, 0.2))
+
+
+def said() -> dict[str, doctor.Finding]:
+    return {finding.what: finding for finding in doctor.examine()}
+
+
+def test_here_nothing_is_in_the_way_and_the_time_follows_the_pace(monkeypatch):
+    found = said()
+    assert list(found) == [*NAMES, "commands"]
+    assert not any(finding.broken for finding in found.values())
+    slow = found["commands"].found
+    monkeypatch.setattr(doctor, "_pace", lambda root: (0.6, 0.2))
+    minutes = [int(text.split("about ")[1].split()[0]) for text in (slow, said()["commands"].found)]
+    assert minutes[1] == pytest.approx(2 * minutes[0], abs=1) and "1.5 times" in slow
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("python", lambda p: p.setattr(sys, "version_info", (3, 10, 9, "final", 0))),
+        ("memory", lambda p: p.setattr(doctor, "machine_memory", lambda: 10**9)),
+        ("disk", lambda p: p.setattr(doctor, "NEEDS_DISK", 1e18)),
+        ("commands", lambda p: p.setattr(shutil, "which", lambda name: None)),
+    ],
+)
+def test_what_is_in_the_way_is_marked(monkeypatch, what, change):
+    change(monkeypatch)
+    found = said()
+    assert [name for name, finding in found.items() if finding.broken] == [what]
+    assert str(found[what]).endswith("[!]")
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(doctor.PACKAGES, "no_such_package", "pip install it")
+    assert "no no_such_package: pip install it" in said()["packages"].found
+
+
+def test_outside_a_checkout_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "checkout_root", lambda: tmp_path)
+    assert "no checkout here" in said()["commands"].found
+
+
+def test_a_data_root_without_the_text_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("CRT_DATA_ROOT", str(tmp_path))
+    assert "not there" in said()["WikiText-2"].found
+
+
+def test_the_command_ends_with_1_where_something_is_in_the_way(monkeypatch, capsys):
+    import typer
+
+    for broken in (False, True):
+        finding = doctor.Finding("disk", "none", broken)
+        monkeypatch.setattr(doctor, "examine", lambda f=finding: iter([f]))
+        with pytest.raises(typer.Exit) as ended:
+            studies.doctor()
+        assert ended.value.exit_code == int(broken)
+    assert capsys.readouterr().out.count("disk") == 2
