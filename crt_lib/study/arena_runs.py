@@ -130,25 +130,32 @@ def best_try(own: Path, arena: Arena, arm: str) -> str:
     """
     if len(arena.tries) == 1:
         return next(iter(arena.tries))
-    rows = rows_of(own / "tuning.csv")
-    found = {
-        name: row["valid_loss"]
-        for name, trial in zip(arena.tries, arena.tuning()[arm], strict=True)
-        if (row := trial.row(rows))
-    }
+    found = _tried(own, arena, arm)
     if len(found) < len(arena.tries):
         raise InputError(f"{arm} has {len(found)} of its {len(arena.tries)} tries; run the arena")
     return min(found, key=found.__getitem__)
 
 
+def _tried(own: Path, arena: Arena, arm: str) -> dict[str, float]:
+    """The loss on valid of each try of an arm that has run."""
+    rows = rows_of(own / "tuning.csv")
+    return {
+        name: row["valid_loss"]
+        for name, trial in zip(arena.tries, arena.tuning()[arm], strict=True)
+        if (row := trial.row(rows))
+    }
+
+
 def ran(name: str, folder: Path) -> dict[str, list[tuple[Trial, Row]]]:
     """The runs of each arm of an arena that are in `folder`/`name`/runs.csv, with their rows.
 
-    Without those that broke, and those of an arm as it was before.
+    Without those that broke, those of an arm as it was before, and arms that are not tuned yet.
     """
     arena, own = find_arena(name), folder / name
     rows = rows_of(own / "runs.csv")
     begun = [arm for arm in arena.arms if any(row["arm"] == arm for row in rows)]
+    if len(arena.tries) > 1:
+        begun = [arm for arm in begun if len(_tried(own, arena, arm)) == len(arena.tries)]
     runs = all_runs(own, arena, begun)
     found = {arm: [(t, row) for t in of if (row := t.row(rows))] for arm, of in runs.items()}
     whole = {arm: [r for r in of if r[1]["valid_loss"] < math.inf] for arm, of in found.items()}

@@ -56,7 +56,7 @@ class Arena:
     timed: tuple[str, ...] = ()
     tries: Changes = field(default_factory=lambda: RATES)
     # the arena that this one asks again, with tries that are whole trainings of the first seed; no
-    # training that was made there is made again
+    # training that was made there, or here before that rule, is made again
     again: str = ""
 
     def tuning(self) -> dict[str, list[Trial]]:
@@ -161,7 +161,8 @@ def arenas() -> dict[str, Arena]:
                 for updates in LENGTHS
             },
             timed=tuple(length_arm(depth, LENGTHS[0]) for depth in DEPTHS if depth != LATE),
-            tries={"rate 0.016": RATES["rate 0.016"]},
+            tries={name: RATES[name] for name in ("rate 0.008", "rate 0.016")},
+            again="lengths",
         ),
         "few": Arena(
             "Many passes through little text: does a shared block learn less of it by heart?",

@@ -1,5 +1,6 @@
 """Arenas: every arm is treated alike, rules come before runs, and what was stopped goes on."""
 
+import concurrent.futures
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,14 @@ from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.runs.manifest import checkout_root
 from crt_lib.runs.profiles import load_profile
-from crt_lib.study import arena_runs, arenas
+from crt_lib.study import arena_runs, arenas, search as search_module
 from crt_lib.study.arena_runs import best_try, keep_rules, run_arena
 from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of, length_arm
 from crt_lib.study.ladder import changed
 from crt_lib.study.lengths import by_length
 from crt_lib.study.search import documents_file
 from crt_lib.study.standings import standings
+from crt_lib.study.trial import run_trial
 
 NAMES = [name for name, arena in arenas.arenas().items() if OURS in arena.arms]
 FRESH = checkout_root() / "results/arenas/fresh"
@@ -232,15 +234,54 @@ def test_lengths_have_the_time_of_their_updates(tmp_path):
     assert by_length(tmp_path) == []
     trials = arena.runs(dict.fromkeys(arena.arms, next(iter(arena.tries))))
     late = trials[length_arm(arenas.LATE, 920)]
+    tries = arena.tuning()[length_arm(arenas.LATE, 920)]
     made = [
         {**t.key, "tokens": 7, "valid_loss": 1.0, "test_bits": f"1:3.0 4:{bits}"}
         for t, bits in zip(late, (1.0, 2.0, 2.4), strict=True)
     ]
     write_rows(own / "runs.csv", made)
+    assert by_length(tmp_path) == []  # it is not tuned yet
+    tuned = [t.key | {"valid_loss": loss} for t, loss in zip(tries, (1.0, 2.0), strict=True)]
+    write_rows(own / "tuning.csv", tuned)
     (row,) = by_length(tmp_path)
     assert (row["depth"], row["updates"], row["seeds"]) == (arenas.LATE, 920, 3)
     assert (row["bits"], row["least"], row["most"]) == (pytest.approx(1.8), 1.0, 2.4)
     assert row["seconds"] == pytest.approx(920 * (0.35 * 1 + 0.65 * 4))
+
+
+def test_an_arena_that_asks_again_makes_nothing_that_was_made(tiny, monkeypatch):
+    arena, folder = tiny
+    ran = []
+    monkeypatch.setattr(search_module, "run_trial", lambda t, *a: ran.append(t) or run_trial(t, *a))
+    pool = "ProcessPoolExecutor"
+    monkeypatch.setattr(search_module.concurrent.futures, pool, lambda *a: SameProcess())
+    run_arena("tiny", folder, echo=lambda _: None)
+    best = {arm: arena_runs.best_try(folder / "tiny", arena, arm) for arm in arena.arms}
+    second = replace(arena, again="tiny", tuning_updates=0)
+    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": arena, "second": second})
+    (folder / "rules.md").write_text("# Rules\n\n## tiny\n\nnone\n\n## second\n\nnone\n")
+    ran.clear()
+    rows = run_arena("second", folder, echo=lambda _: None)
+    tried = [t for t in ran if t.seed == arenas.SEEDS[0]]
+    other = {arm: next(name for name in arena.tries if name != best[arm]) for arm in arena.arms}
+    expected = {(arm, arena.tries[other[arm]]["max_lr"]) for arm in arena.arms}
+    assert {(t.arm, t.profile.train.max_lr) for t in tried} == expected
+    assert len(rows) == 6
+    first = read_rows(folder / "tiny/runs.csv")
+    again = {arm: arena_runs.best_try(folder / "second", second, arm) for arm in arena.arms}
+    for arm in arena.arms:
+        if again[arm] == best[arm]:  # all of its runs are those that were there
+            mine = [row for row in rows if row["arm"] == arm]
+            assert mine == [row for row in first if row["arm"] == arm]
+
+
+class SameProcess(concurrent.futures.Executor):
+    """Does at once, and here, what is submitted."""
+
+    def submit(self, function, /, *given):
+        done = concurrent.futures.Future()
+        done.set_result(function(*given))
+        return done
 
 
 def test_one_try_needs_no_tuning(tiny, monkeypatch):
