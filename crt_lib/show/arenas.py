@@ -89,6 +89,26 @@ def _by_exit(name: str, folder: Path) -> str:
     return f"Its exits: {', '.join(map('{:.4f}'.format, means))}; a further loop is worth {steps}."
 
 
+def rate_table(folder: Path, short: str = "fresh", whole: str = "fresh-2") -> str:
+    """The loss on valid of every arm at two rates, on a short training and on a whole one."""
+    found: dict[tuple[int, float], dict[str, float]] = {}
+    rates = [settings["max_lr"] for settings in find_arena(whole).tries.values()]
+    for name in (short, whole):
+        rows = rows_of(folder / name / "tuning.csv")
+        for arm, trials in find_arena(name).tuning().items():
+            for row in filter(None, (trial.row(rows) for trial in trials)):
+                if row["max_lr"] in rates:
+                    found.setdefault((row["updates"], row["max_lr"]), {})[arm] = row["valid_loss"]
+    frame = pd.DataFrame(
+        {
+            f"{updates:,} updates, rate {rate:g}": found[updates, rate]
+            for updates, rate in sorted(found)
+        }
+    ).loc[list(find_arena(whole).arms)]
+    shown = {column: cells(frame[column], "{:.3f}") for column in frame}
+    return table(pd.DataFrame({"arm": frame.index, **shown}))
+
+
 def length_table(name: str, folder: Path) -> str:
     """Bits per byte of test by depth and length of training, and the seconds that it takes."""
     frame = pd.DataFrame(by_length(folder, name))
