@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from crt_lib.cached.memory import Memory
@@ -31,7 +31,7 @@ class CRTCache(Cache):
         """As `run_with_exits` after what it holds; one more token a row, the fast way."""
         memory = self.room_for(model, inputs, starts)
         padding = memory.starts is not None and int(memory.starts.max()) > memory.length
-        if inputs.shape[1:] != (1,) or model.training or padding:
+        if inputs.shape[1:] != (1,) or model.training or padding or not is_plain(model):
             return run_with_exits(model, inputs, policy, memory, last=last)
         if self._step is None or (self._step.model, self._step.rows) != (model, memory.rows):
             self._step = Step(model, memory)
@@ -81,6 +81,23 @@ class CRTCache(Cache):
             self.memory.truncate(n if n > 0 else self.memory.length + n)
 
 
+def is_plain(model: nn.Module) -> bool:
+    """Whether its parts are torch's and our own, and nobody looks at what they return.
+
+    Adapters and quantised layers have no weight to read past them, and a hook wants to be called.
+    """
+    ours = type(model).__module__.rpartition(".")[0]
+    return not any(
+        is_hooked(part) or not type(part).__module__.startswith((ours, "torch.nn.modules."))
+        for part in model.modules()
+    )
+
+
+def is_hooked(part: nn.Module) -> bool:
+    """Whether it has forward hooks."""
+    return bool(part._forward_hooks or part._forward_pre_hooks)
+
+
 def check_inputs(
     config: ModelConfig, inputs: Tensor, mask: Tensor | None, cache: CRTCache | None
 ) -> Tensor | None:
@@ -88,7 +105,8 @@ def check_inputs(
 
     Raises InputError for ids (B, T) or embeddings that a model of `config` cannot read, another
     cache, and a mask of another shape, with zeros among a row's tokens, with other padding than the
-    cache was filled with, or padding that the model would see.
+    cache was filled with, or padding that the model would see. While a graph is made of it, values
+    are not looked at.
     """
     embedded = inputs.is_floating_point()
     check_ids(torch.zeros(inputs.shape[:2], dtype=torch.int64) if embedded else inputs, config)
@@ -103,33 +121,46 @@ def check_inputs(
             f"attention_mask is {tuple(mask.shape)}; give {wanted}, ones for tokens and zeros for "
             "padding"
         )
-    mask = mask != 0
-    if not config.causal and not bool(mask.all()):
+    mask, graph = mask != 0, torch.compiler.is_compiling()
+    if not config.causal and (graph or not bool(mask.all())):
         raise InputError("this model sees the future, padding too; give rows of one length")
+    starts = torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])
+    if graph:
+        return starts
     begins = F.pad(mask.int(), (1, 0)).diff() > 0
     if bool((begins.sum(1) > 1).any()):
         raise InputError("attention_mask has zeros between a row's tokens; pad on one side")
-    starts = torch.where(mask.any(1), mask.int().argmax(1), mask.shape[1])
     if cache is not None:
         cache.check_starts(starts)
     return starts if bool(starts.any()) else None
 
 
 def states_of(
-    model: CRT, inputs: Tensor, starts: Tensor | None, cache: CRTCache | None
+    model: CRT,
+    inputs: Tensor,
+    starts: Tensor | None,
+    cache: CRTCache | None,
+    points: nn.ModuleDict,
 ) -> list[Tensor]:
-    """The state (B, T, d) that enters loop 1 and those after each; with a cache no gradients."""
+    """The state (B, T, d) that enters loop 1 and those after each; with a cache no gradients.
+
+    The state after loop k is what `points[str(k)]` makes of it.
+    """
     memory = None if cache is None else cache.room_for(model, inputs, starts)
     turned = starts if memory is None else None
     if turned is not None:  # causal: padding after the tokens changes nothing before it
         inputs = _rotated(inputs, turned)
     run = Window(model, memory)
     with torch.set_grad_enabled(torch.is_grad_enabled() and memory is None):
-        states = [run.begin(inputs)]
+        z = run.begin(inputs)
+        states = [z if turned is None else _rotated(z, -turned)]
         for loop in range(1, model.config.n_loops + 1):
-            states.append(run.loop(loop, states[-1]))
+            z = run.loop(loop, z)
+            seen = points[str(loop)](z if turned is None else _rotated(z, -turned))
+            z = seen if turned is None else _rotated(seen, turned)
+            states.append(seen)
         run.end(model.config.n_loops)
-    return states if turned is None else [_rotated(state, -turned) for state in states]
+    return states
 
 
 def _rotated(x: Tensor, by: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ A saved folder has the code of this module beside the weights, so that it loads 
 `trust_remote_code=True` where crt_lib is not installed. Shapes: B rows, T positions, V tokens.
 """
 
-import dataclasses
-import re
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,66 +14,18 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.generation import CandidateGenerator, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
-from crt_lib.config import ModelConfig
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import Policy
 from crt_lib.files import InputError, write_text
-from crt_lib.hf.cache import CRTCache, check_inputs, states_of
+from crt_lib.hf.cache import CRTCache, check_inputs, is_hooked, states_of
+from crt_lib.hf.config import CRTConfig
+from crt_lib.hf.folder import folder_code
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
-
-MAIN = "modeling_crt"  # this module's name in a saved folder
-OURS = re.compile(r"^(\s*from )(crt_lib)?\.([\w.]+)(?= import)", re.MULTILINE)
-_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
-
-
-class CRTConfig(PretrainedConfig):
-    """`ModelConfig`'s fields, `aux_weight`, lambda of the loss (eq. 5), and `has_gate`.
-
-    `calibrated`: settings of `Policy` by name, of `crt calibrate`; "auto" is the fastest.
-    Raises InputError for values that `ModelConfig` refuses.
-    """
-
-    model_type = "crt"
-    keys_to_ignore_at_inference = ["past_key_values", "exit_logits", "hidden_states"]  # noqa: RUF012
-    attribute_map = {  # noqa: RUF012
-        "hidden_size": "d_model",
-        "num_attention_heads": "n_heads",
-        "num_hidden_layers": "n_loops",
-        "max_position_embeddings": "max_seq_len",
-    }
-
-    def __init__(
-        self,
-        aux_weight: float = 0.3,
-        has_gate: bool = False,
-        calibrated: dict[str, dict[str, Any]] | None = None,
-        **kwargs: Any,
-    ):
-        named = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
-        own = {name: named.pop(name) for name in _FIELDS if name in named}
-        settings = ModelConfig.from_dict(own)
-        for name, value in settings.to_dict().items():
-            setattr(self, name, value)
-        if not 0 <= aux_weight <= 1:
-            raise InputError(f"aux_weight is {aux_weight}; it must be in [0, 1]")
-        self.aux_weight, self.has_gate = aux_weight, has_gate
-        self.calibrated = calibrated or {}
-        named["tie_word_embeddings"] = settings.head_sharing == "tied"
-        named["auto_map"] = {
-            "AutoConfig": f"{MAIN}.CRTConfig",
-            "AutoModelForCausalLM": f"{MAIN}.CRTForCausalLM",
-        }
-        super().__init__(**named)
-
-    @property
-    def settings(self) -> ModelConfig:
-        """The same as crt_lib has it."""
-        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
 
 @dataclass
@@ -88,12 +40,22 @@ class CRTOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None  # (B, T, d) entering loop 1, and after each
     attentions: None = None
 
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """Not given: a loss made of it, as TRL's trainers make theirs, would train one exit."""
+        raise InputError(
+            "a loss of the last state alone would leave the other exits untrained; with TRL: "
+            "class Exits(SFTTrainer): compute_loss = Trainer.compute_loss"
+        )
+
 
 class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     """`crt_lib.model.CRT` with transformers' face. Raises InputError as `CRT` does.
 
-    The exit gate of a run, if it has one, is among the buffers. A model is on one device: its heads
-    read weights past the hooks by which accelerate would offload them.
+    `after_loop["2"]` is called with the state (B, T, d) after loop 2, and hands it on: a forward
+    hook of it sees that state, or gives another. The exit gate of a run, if it has one, is among
+    the buffers. A model is on one device: its heads read weights past the hooks by which accelerate
+    would offload them, and past adapters.
     """
 
     config: CRTConfig
@@ -108,6 +70,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CRTConfig):
         super().__init__(config)
         self.model = CRT(config.settings)
+        loops = range(1, config.n_loops + 1)
+        self.after_loop = nn.ModuleDict({str(loop): nn.Identity() for loop in loops})
         if config.has_gate:
             width = config.d_model + 1
             for loop in config.exit_loops:
@@ -139,7 +103,13 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         missing = [name for name in own if not getattr(own[name], "_is_hf_initialized", False)]
         new = type(self)(self.config).state_dict() if missing else {}
         for name in missing:
-            own[name].copy_(new[name])
+            if name in new:  # else a part of a quantised weight
+                own[name].copy_(new[name])
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model itself: without its heads it has no face of transformers."""
+        return self
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed.tokens
@@ -195,9 +165,13 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             raise InputError("give input_ids or inputs_embeds, one of the two")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        more = labels is not None or output_hidden_states or output_exits
+        self._check_use(attention_mask, kwargs)
+        hooked = any(is_hooked(point) for point in self.after_loop.values())
+        more = labels is not None or output_hidden_states or output_exits or hooked
         if exit_policy is not None and more:
-            raise InputError("an exit policy gives each token's own logits: no loss, no states")
+            raise InputError(
+                "an exit policy gives each token's own logits: no loss, no states, no hooks of them"
+            )
         if labels is not None and past_key_values is not None:
             raise InputError("the loss is of whole rows; leave out past_key_values")
         cache = past_key_values
@@ -210,7 +184,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if exit_policy is not None or (cache is not None and not more):
             output = self._exit(inputs, starts, cache, exit_policy, kept)
         else:
-            states = states_of(self.model, inputs, starts, cache)
+            states = states_of(self.model, inputs, starts, cache, self.after_loop)
             output = CRTOutput(
                 **self._read_out(states, kept, labels, output_exits, kwargs),
                 past_key_values=cache,
@@ -218,6 +192,21 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             )
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
+
+    def _check_use(self, mask: Tensor | None, given: dict[str, Any]) -> None:
+        """InputError for what would be left out of the result without a word."""
+        if given.get("output_attentions", self.config.output_attentions):
+            raise InputError("attention's weights are never made; leave out output_attentions")
+        at = None if torch.compiler.is_compiling() else given.get("position_ids")
+        if at is not None and mask is None and bool((at.diff(dim=-1) != 1).any()):
+            raise InputError("position_ids start anew in a row; give each text its own row")
+        tied = self.config.tie_word_embeddings
+        read = [self.lm_head] if tied else [*self.model.heads.values()]
+        if not all(isinstance(head, nn.Linear) for head in read):
+            raise InputError(
+                "the heads' weights are read, what is wrapped around them is not: leave heads and "
+                "lm_head out; PEFT: exclude_modules=r'.*head.*'"
+            )
 
     def _exit(
         self,
@@ -238,18 +227,21 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         loops = None if policy is None else exited.loops
         return CRTOutput(logits=exited.logits[:, kept], exit_loops=loops, past_key_values=cache)
 
-    def _policy(self, asked: Policy | str | int | None) -> Policy:
+    def _policy(self, asked: Policy | Mapping[str, Any] | str | int | None) -> Policy:
         if isinstance(asked, Policy):
             return asked
-        if not isinstance(asked, str):
-            return Policy(fixed=asked)
         known = self.config.calibrated
-        if asked not in known:
+        if isinstance(asked, str) and asked not in known:
             if asked == "auto":
                 raise InputError("nothing was calibrated: `crt calibrate` a run before its export")
             return Policy(asked)
-        exits = known[asked].get("exits")
-        return Policy(**{**known[asked], "exits": exits if exits is None else tuple(exits)})
+        found = known[asked] if isinstance(asked, str) else asked
+        if isinstance(found, Mapping):
+            exits = found.get("exits")
+            return Policy(**{**found, "exits": exits if exits is None else tuple(exits)})
+        if isinstance(found, bool) or not isinstance(found, int | None):
+            raise InputError(f"exit_policy is {asked!r}; give a Policy, a loop or a name")
+        return Policy(fixed=found)
 
     def _read_out(
         self,
@@ -278,11 +270,32 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
+        if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+            raise InputError(f"the cache is a CRTCache, not {kind}; leave out cache_implementation")
         if (policy := getattr(generation_config, "exit_policy", None)) is not None:
             model_kwargs.setdefault("exit_policy", policy)
         made = model_kwargs.get("past_key_values")
         if made is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = CRTCache()
+
+    def _get_candidate_generator(  # type: ignore[override]
+        self, generation_config: GenerationConfig, *, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> CandidateGenerator:
+        """As transformers has it; `assistant_early_exit` is the exit of our own drafts."""
+        own = copy.copy(generation_config)
+        loop, own.assistant_early_exit = own.assistant_early_exit, None
+        vars(own)["exit_policy"] = loop  # the text's policy is not the draft's
+        if loop is not None:
+            kwargs["assistant_model"] = self
+        given = {name: value for name, value in model_kwargs.items() if name != "exit_policy"}
+        mixin = cast(Any, super())
+        return cast(
+            CandidateGenerator, mixin._get_candidate_generator(own, model_kwargs=given, **kwargs)
+        )
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Always an InputError."""
+        raise InputError("continuous batching needs transformers' own attention; use generate")
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
@@ -290,31 +303,16 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         """As transformers has it, and the code beside the weights; InputError for push_to_hub."""
         if kwargs.get("push_to_hub"):
             raise InputError("save to a folder, then `hf upload` it: the code must go with it")
+        own = self.generation_config
+        if (policy := getattr(own, "exit_policy", None)) is not None:
+            checked = self._policy(policy)
+            vars(own)["exit_policy"] = vars(checked) if isinstance(policy, Policy) else policy
+        own._from_model_config = None  # else its exit policy is not read again
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
             return
-        for name, text in _folder_code(Path(__file__)).items():
+        for name, text in folder_code(Path(__file__)).items():
             write_text(Path(save_directory) / f"{name}.py", text)
-
-
-def _folder_code(here: Path) -> dict[str, str]:
-    """The module in the file `here`, and those of crt_lib it needs, as a saved folder's own.
-
-    Texts by name: `crt_lib.a.b` is `a_b` there. `here` may lie in such a folder itself.
-    """
-    texts: dict[str, str] = {}
-    waiting = {MAIN: here}
-    while waiting:
-        name, path = waiting.popitem()
-        text = path.read_text(encoding="utf-8")
-        text = re.sub(r"\nif TYPE_CHECKING:\n(    .*\n)+", "", text)
-        texts[name] = OURS.sub(lambda found: f"{found[1]}.{found[3].replace('.', '_')}", text)
-        for _, package, module in OURS.findall(text):
-            inside = here.parents[1] / f"{module.replace('.', '/')}.py"
-            needed = module.replace(".", "_")
-            if needed not in texts:
-                waiting[needed] = inside if package else here.with_name(f"{needed}.py")
-    return texts
 
 
 AutoConfig.register(CRTConfig.model_type, CRTConfig, exist_ok=True)

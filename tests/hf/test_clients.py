@@ -1,0 +1,192 @@
+"""Libraries around the model give what the model alone gives, or refuse in one line.
+
+Greedy text with drafts is that without; a compiled or exported model has the same logits; adapters
+and hooks act in cached decoding as in a whole pass; what cannot be done is an InputError.
+"""
+
+import pytest
+import torch
+import transformers
+from closeness import same
+from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
+from tiny_models import ALL_OPTIONS
+
+from crt_lib import InputError
+from crt_lib.exits.policy import Policy
+from crt_lib.hf.export import export_program
+from crt_lib.hf.model import CRTForCausalLM
+
+GREEDY = {"do_sample": False, **END}
+
+
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+def test_drafts_of_an_early_exit_change_no_text(changes):
+    _, hf = wrapped(**changes)
+    ids = given_ids(1)
+    for policy in (None, 3):
+        plain = hf.generate(ids, exit_policy=policy, **GREEDY)
+        drafted = hf.generate(ids, exit_policy=policy, assistant_early_exit=1, **GREEDY)
+        assert torch.equal(drafted, plain)
+    with pytest.raises(InputError, match="no head"):
+        hf.generate(ids, assistant_early_exit=9, **GREEDY)
+
+
+def test_a_draft_has_its_own_exits():
+    _, hf = wrapped()
+    ids, seen = given_ids(1), []
+    forward = hf.forward
+
+    def watched(*args, exit_policy=None, **kwargs):
+        seen.append(exit_policy)
+        return forward(*args, exit_policy=exit_policy, **kwargs)
+
+    hf.forward = watched
+    hf.generation_config.exit_policy = 3
+    hf.generate(ids, assistant_early_exit=1, **GREEDY)
+    assert set(seen) == {1, 3}
+
+
+@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all"])
+def test_a_graph_has_the_same_logits(changes):
+    _, hf = wrapped(**changes)
+    ids = given_ids()
+    compiled = torch.compile(hf, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        same(compiled(ids).logits, hf(ids).logits)
+        padded = compiled(ids, attention_mask=LEFT).logits
+        same(padded[LEFT.bool()], hf(ids, attention_mask=LEFT).logits[LEFT.bool()])
+        program = torch.export.export(hf, (ids,)).module()
+        same(program(ids).logits, hf(ids).logits)
+
+
+@pytest.mark.parametrize("saved", [3, {"fixed": 3}, Policy(fixed=3), "similarity"])
+def test_a_saved_exit_policy_acts(saved, tmp_path):
+    _, hf = wrapped()
+    hf.generation_config.exit_policy = saved
+    hf.save_pretrained(tmp_path)
+    again = CRTForCausalLM.from_pretrained(tmp_path)
+    ids = given_ids()
+    expected = hf.generate(ids, exit_policy=saved, **GREEDY)
+    assert torch.equal(again.generate(ids, **GREEDY), expected)
+    assert again.generation_config.exit_policy is not None
+
+
+def test_a_nonsense_exit_policy_is_refused_and_not_saved(tmp_path):
+    _, hf = wrapped()
+    for wrong in ("nonsense", 1.5, True, [1]):
+        hf.generation_config.exit_policy = wrong
+        with pytest.raises(InputError, match=r"is not one of|exit_policy is"):
+            hf.generate(given_ids(), **GREEDY)
+        with pytest.raises(InputError, match=r"is not one of|exit_policy is"):
+            hf.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_would_be_left_out_is_refused():
+    _, hf = wrapped()
+    ids = given_ids()
+    for kind in ("static", "quantized", "offloaded"):
+        with pytest.raises(InputError, match="CRTCache"):
+            hf.generate(ids, cache_implementation=kind, **GREEDY)
+    with pytest.raises(InputError, match="never made"):
+        hf(ids, output_attentions=True)
+    with pytest.raises(InputError, match="its own row"):
+        hf(ids, position_ids=torch.tensor([[*range(5), *range(5)]]))
+    hf(ids, position_ids=torch.arange(10)[None])
+    with pytest.raises(InputError, match="continuous batching"):
+        hf.generate_batch(ids.tolist())
+    with pytest.raises(InputError, match="compute_loss"):
+        _ = hf(ids).last_hidden_state
+    for kind in ("flex_attention", "flash_attention_2"):
+        with pytest.raises(ValueError, match="does not support"):
+            hf.set_attn_implementation(kind)
+
+
+@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+def test_a_hook_after_a_loop_acts_with_and_without_a_cache(changes):
+    _, hf = wrapped(**changes)
+    ids = given_ids()
+    states = hf(ids, attention_mask=LEFT, output_hidden_states=True).hidden_states
+    seen = []
+    handle = hf.after_loop["2"].register_forward_hook(lambda _, __, out: seen.append(out))
+    hf(ids, attention_mask=LEFT)
+    assert torch.equal(seen[0], states[2])
+    handle.remove()
+    plain = hf.generate(ids, **GREEDY)
+    hf.after_loop["2"].register_forward_hook(lambda _, __, out: out.flip(-1))
+    hooked = [hf.generate(ids, use_cache=cached, **GREEDY) for cached in (True, False)]
+    assert torch.equal(*hooked) and not torch.equal(hooked[0], plain)
+    with pytest.raises(InputError, match="no hooks"):
+        hf(ids, exit_policy=3)
+
+
+def test_a_hook_of_any_part_acts_with_a_cache():
+    _, hf = wrapped()
+    hf.model.block.register_forward_hook(lambda _, __, out: out.flip(-1))
+    made = [hf.generate(given_ids(), use_cache=cached, **GREEDY) for cached in (True, False)]
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("changes", [CASES["full embedding, tied"], ALL_OPTIONS])
+def test_adapters_act_with_a_cache_train_and_merge(changes):
+    peft = pytest.importorskip("peft")
+    _, hf = wrapped(**changes)
+    ids = given_ids()
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    adapted = peft.get_peft_model(hf, config).double()
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], 0.1)
+    for _ in range(3):
+        adapted(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted.eval()
+    made = [adapted.generate(input_ids=ids, use_cache=c, **GREEDY) for c in (True, False)]
+    assert torch.equal(*made)
+    merged = adapted.merge_and_unload()
+    assert torch.equal(merged.generate(ids, **GREEDY), made[0])
+
+
+def test_a_wrapped_head_is_refused():
+    _, hf = wrapped()
+    name = next(iter(hf.model.heads))
+    hf.model.heads[name] = torch.nn.Sequential(hf.model.heads[name])
+    with pytest.raises(InputError, match="exclude_modules"):
+        hf(given_ids())
+
+
+def test_sft_trains_every_exit(tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    _, hf = wrapped()
+    before = {name: p.detach().clone() for name, p in hf.named_parameters()}
+
+    class Exits(trl.SFTTrainer):
+        compute_loss = transformers.Trainer.compute_loss
+
+    rows = datasets.Dataset.from_dict({"input_ids": given_ids(8).tolist()})
+    arguments = {"max_steps": 2, "report_to": [], "use_cpu": True, "bf16": False, "max_length": 16}
+    how = trl.SFTConfig(str(tmp_path), save_strategy="no", disable_tqdm=True, **arguments)
+    words = {"<pad>": 0, "<eos>": 1}
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words)), pad_token="<pad>", eos_token="<eos>"
+    )
+    Exits(hf, args=how, train_dataset=rows, processing_class=tokenizer).train()
+    assert all(not torch.equal(p, before[name]) for name, p in hf.named_parameters())
+
+
+def test_an_onnx_file_has_the_same_logits(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, _ = wrapped()
+    model = model.float()
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(export_program(model), f=path, dynamo=True, external_data=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    ids = given_ids(2, 7)
+    (found,) = session.run(None, {session.get_inputs()[0].name: ids.numpy()})
+    with torch.no_grad():
+        expected = model(ids)[model.config.n_loops]
+    assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
