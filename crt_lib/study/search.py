@@ -64,11 +64,14 @@ def search(
     exit's, for a model that sees the future its deployable loss, and infinite where the training
     broke. With `documents`, test is scored too, the last exit's nats by document going to
     `documents_file(out)`. Trials whose rows are there are not run again. `keep`: the trainings
-    stay in folders there, and go on where they were stopped. Raises InputError for no jobs.
+    stay in folders there, and go on where they were stopped. Raises InputError for no jobs, and for
+    `out` a folder.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{str(out)!r} is a folder; give the name of a CSV file")
     done, scored = rows_of(out), rows_of(documents_file(out))
     waiting = [t for t in trials if _waits(t, done, scored if documents else None)]
     share = max(1, (os.cpu_count() or 1) // jobs)

@@ -111,7 +111,7 @@ def load_corpus(name: str) -> Corpus:
         repository, variant = "Salesforce/wikitext", f"{name}-raw-v1"
         texts = _kept_texts(f"wikitext/{variant}", lambda: _hub_wikitext(name, repository, variant))
         provenance = {"source": f"{repository} on the Hugging Face hub", "variant": variant}
-    elif name and Path(name).is_dir():
+    elif name and os.path.isdir(name):  # also for a name too long for a file
         texts = {split: _read(Path(name) / f"{split}.txt") for split in SPLITS}
         provenance = {"source": "local folder"}
     else:
