@@ -147,7 +147,9 @@ class Analysis:
         """A text of this project's, traced; for a corpus without one, a text of the model's own."""
         ids = self.passage_ids
         # tokens that were cut off or drawn may be a text of more tokens than they are
-        while len(self.tokenizer.encode(self.tokenizer.decode(ids))) > self.model.config.max_seq_len:
+        while (
+            len(self.tokenizer.encode(self.tokenizer.decode(ids))) > self.model.config.max_seq_len
+        ):
             ids = ids[:-1]
         return make_passage(self.model, self.tokenizer, self.tokenizer.decode(ids))
 

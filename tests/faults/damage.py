@@ -32,7 +32,9 @@ class Base:
         self._must(folder, *kills.explore(self.rich.parent))
         self._must(folder, "calibrate", str(self.rich))
         best = self.rich / "checkpoints/best.safetensors"
-        best.with_name(f"{best.name}.sha256").write_text(f"{sha256(best.read_bytes())}  {best.name}\n")
+        best.with_name(f"{best.name}.sha256").write_text(
+            f"{sha256(best.read_bytes())}  {best.name}\n"
+        )
 
     def _must(self, folder: Path, *words: str) -> None:
         done = crt(folder, *words)
@@ -45,16 +47,24 @@ class Base:
 
 def kinds(base: Base, seed: int) -> Iterator[Kind]:
     """The kinds of this module."""
-    refused = "one line that says so; what was there stays whole, and with space it goes on to the same"
+    refused = "one line that says so; what was there stays; with space the same files as ever"
     yield Kind("full disk: `crt train`", refused, full_disks(base, "train", range(40, 1500, 110)))
     yield Kind("full disk: `crt export`", refused, full_disks(base, "export", range(40, 330, 40)))
-    yield Kind("full disk: `crt explore --html`", refused, full_disks(base, "explore", range(1300, 3600, 330)))
+    yield Kind(
+        "full disk: `crt explore --html`",
+        refused,
+        full_disks(base, "explore", range(1300, 3600, 330)),
+    )
     yield Kind("read-only folder", "one line on stderr, nothing written", read_only(base))
     holds = "exit status 0 or one line that says so, no traceback; no other file is changed"
     yield Kind("damaged file", holds, damages(base, seed))
-    yield Kind("two processes in one folder", "one goes on; the other says why it does not", twins(base))
+    yield Kind(
+        "two processes in one folder", "one goes on; the other says why it does not", twins(base)
+    )
     yield Kind("out of memory", "it goes on to the same files", memory(base))
-    yield Kind("NaN loss", "one line that names the update; every checkpoint can be read", nan(base))
+    yield Kind(
+        "NaN loss", "one line that names the update; every checkpoint can be read", nan(base)
+    )
 
 
 def _words(base: Base, name: str, folder: Path) -> list[str]:
@@ -134,7 +144,16 @@ def read_only(base: Base) -> Iterator[Case]:
         "average": lambda d: ["average", str(d / "run"), "--last", "2"],
         "evaluate": lambda d: ["evaluate", str(base.run), "--out", str(d / "x.csv")],
         "lm-task": lambda d: ["lm-task", str(d / "task"), "--corpus", "grammar"],
-        "search": lambda d: ["search", "crt2", "--lr", "1", "--updates", "1", "--out", str(d / "s.csv")],
+        "search": lambda d: [
+            "search",
+            "crt2",
+            "--lr",
+            "1",
+            "--updates",
+            "1",
+            "--out",
+            str(d / "s.csv"),
+        ],
         "audit": lambda d: ["audit", str(base.run), "--html", str(d / "x.html")],
         "sweep": lambda d: [
             *("sweep", "01", "--grid", "seed=0", "--profile", "smoke"),
@@ -194,9 +213,8 @@ def damages(base: Base, seed: int) -> Iterator[Case]:
 
     def trained(folder: Path) -> list[str]:
         where = ["--corpus", str(folder / "text"), "--tokenizer", "bpe:300"]
-        return ["train", "--profile", "smoke", "--quiet", *where, "--set=train.updates=1"] + [
-            *("--out", str(folder / "new"))
-        ]
+        where += ["--out", str(folder / "new"), "--set=train.updates=1"]
+        return ["train", "--profile", "smoke", "--quiet", *where]
 
     def sweep(f: Path) -> list[str]:
         where = ["--notebooks", str(f / "books"), "--out", str(f / "out")]
@@ -299,7 +317,9 @@ def nan(base: Base) -> Iterator[Case]:
     """A learning rate at which the training breaks."""
 
     def case(rate: str, folder: Path) -> None:
-        words = kills.train_words(folder / "run", base.corpus, f"max_lr={rate}", "checkpoint_every=1")
+        words = kills.train_words(
+            folder / "run", base.corpus, f"max_lr={rate}", "checkpoint_every=1"
+        )
         done = crt(folder, *words)
         one_line(done, 1)
         for path in (folder / "run/checkpoints").glob("*.safetensors"):

@@ -36,7 +36,11 @@ def kinds(base: Base) -> Iterator[Kind]:
     """The kinds of this module."""
     yield Kind("code in a file of weights", "one line, exit status 2, nothing was run", code(base))
     yield Kind("safetensors header that lies", "one line, exit status 2", headers(base))
-    yield Kind("name that climbs, with code in it", "refused, or taken as the text that it is", climbs(base))
+    yield Kind(
+        "name that climbs, with code in it",
+        "refused, or taken as the text that it is",
+        climbs(base),
+    )
     yield Kind("HTML in a name, a passage", "escaped on every page", html(base))
     yield Kind("server of `crt explore`", "bound to 127.0.0.1 alone; Ctrl-C ends it", server(base))
 
@@ -48,7 +52,11 @@ def _program(data: bytes) -> Callable[[Path], None]:
         with zipfile.ZipFile(path, "w") as file:
             for name in ("data.pkl", "serialized_exported_program.json", "models/model.json"):
                 file.writestr(f"archive/{name}", data)
-            for name, text in (("version", "3"), ("byteorder", "little"), ("archive_format", "pt2")):
+            for name, text in (
+                ("version", "3"),
+                ("byteorder", "little"),
+                ("archive_format", "pt2"),
+            ):
                 file.writestr(f"archive/{name}", text)
             for name in ("data/weights/model.pt", "data/constants/model.pt"):
                 file.writestr(f"archive/{name}", data)
@@ -80,16 +88,28 @@ def code(base: Base) -> Iterator[Case]:
         mark = folder / "it_ran"
         shutil.copytree(base.rich, folder / "run")
         (folder / "run" / name).write_bytes(pickle.dumps(Runs(mark)))
-        words = kills.explore(folder) if "traces" in name else ["generate", str(folder / "run"), "a"]
+        words = (
+            kills.explore(folder) if "traces" in name else ["generate", str(folder / "run"), "a"]
+        )
         done = crt(folder, *words, *(["--exit", "gate"] if "gate" in name else []))
         if mark.exists():
             raise Lost("code in the file was run")
         one_line(done, 2)
 
-    for name in ("best.safetensors", "x.pt2", "x.onnx", "hub/pytorch_model.bin", "hub/model.safetensors"):
+    for name in (
+        "best.safetensors",
+        "x.pt2",
+        "x.onnx",
+        "hub/pytorch_model.bin",
+        "hub/model.safetensors",
+    ):
         for zipped in (False, True):
             yield Case(f"{name}, {'zipped' if zipped else 'bare'}", partial(case, name, zipped))
-    for name in ("checkpoints/gate.safetensors", "traces/valid.safetensors", "checkpoints/tokenizer.json"):
+    for name in (
+        "checkpoints/gate.safetensors",
+        "traces/valid.safetensors",
+        "checkpoints/tokenizer.json",
+    ):
         yield Case(name, partial(beside, name))
 
 
@@ -114,14 +134,29 @@ def headers(base: Base) -> Iterator[Case]:
         "negative shape": (None, tensor([-1], 0, 4)),
         "end before begin": (None, tensor([1], 8, 4)),
         "unknown kind": (None, tensor([1], 0, 4, "F3")),
-        "model of 2^40 words": (None, json.dumps({"__metadata__": {
-            "model": json.dumps({"vocab_size": 1 << 40}), "state": '{"run": {}}'}}).encode()),
-        "state that is a list": (None, json.dumps({"__metadata__": {
-            "model": "{}", "state": "[]"}}).encode()),
-        "state with a list for its run": (None, json.dumps({"__metadata__": {
-            "model": "{}", "state": '{"run": []}'}}).encode()),
-        "model that is a list": (None, json.dumps({"__metadata__": {
-            "model": "[]", "state": "{}"}}).encode()),
+        "model of 2^40 words": (
+            None,
+            json.dumps(
+                {
+                    "__metadata__": {
+                        "model": json.dumps({"vocab_size": 1 << 40}),
+                        "state": '{"run": {}}',
+                    }
+                }
+            ).encode(),
+        ),
+        "state that is a list": (
+            None,
+            json.dumps({"__metadata__": {"model": "{}", "state": "[]"}}).encode(),
+        ),
+        "state with a list for its run": (
+            None,
+            json.dumps({"__metadata__": {"model": "{}", "state": '{"run": []}'}}).encode(),
+        ),
+        "model that is a list": (
+            None,
+            json.dumps({"__metadata__": {"model": "[]", "state": "{}"}}).encode(),
+        ),
     }
 
     def case(size: int | None, text: bytes, words: tuple[str, ...], folder: Path) -> None:
@@ -182,7 +217,12 @@ def climbs(base: Base) -> Iterator[Case]:
         "a profile ../x": lambda f: ["train", "--profile", "../x", "--out", str(f / "t")],
         "a recipe ../x": lambda f: ["train", "--recipe", "../x", "--out", str(f / "t")],
         "a tokenizer ../x": lambda f: ["train", "--tokenizer", "../x", "--out", str(f / "t")],
-        "a setting that is code": lambda f: ["train", f"--set=train.seed={ran}", "--out", str(f / "t")],
+        "a setting that is code": lambda f: [
+            "train",
+            f"--set=train.seed={ran}",
+            "--out",
+            str(f / "t"),
+        ],
         "an audited module ../x": lambda f: ["audit", "../x:y"],
         "an audited model hf:../x": lambda f: ["audit", "hf:../x"],
     }
@@ -198,7 +238,8 @@ def climbs(base: Base) -> Iterator[Case]:
         cell = "from pathlib import Path\nPath(results, 'said').write_text(name)"
         write_notebook(folder / "books", "01_say", cell, parameters=parameters)
         done = Child(
-            command(*reproduce("-p", f"name={value}")(folder), patch=partial(kills.at, folder)), folder
+            command(*reproduce("-p", f"name={value}")(folder), patch=partial(kills.at, folder)),
+            folder,
         ).wait()
         assert done.status == 0, done.err[-300:]
         said = (folder / "out/said").read_text()
@@ -231,7 +272,9 @@ def html(base: Base) -> Iterator[Case]:
         corpus = folder / "text"
         corpus.mkdir()
         for split in ("train", "valid", "test"):
-            (corpus / f"{split}.txt").write_text("<script>x()</script> <img src=x onerror=x()>\n\n" * 300)
+            (corpus / f"{split}.txt").write_text(
+                "<script>x()</script> <img src=x onerror=x()>\n\n" * 300
+            )
         done = crt(folder, *kills.train_words(folder / "run", corpus))
         assert done.status == 0, done.err[-300:]
         done = crt(folder, *kills.explore(folder))
@@ -241,10 +284,10 @@ def html(base: Base) -> Iterator[Case]:
     yield Case("explore, a passage", learned)
 
     def raised(folder: Path) -> None:
-        lines = "import torch\nclass M(torch.nn.Module):\n    vocab_size = 9\n    def forward(self, ids):\n"
-        lines += f"        raise ValueError({HOSTILE!r})\nmodel = M()\n"
+        lines = "def model(ids):\n"
+        lines += f"    raise ValueError({HOSTILE!r})\n"
         (folder / "broken.py").write_text(lines)
-        words = ["audit", "broken:model", "--html", str(folder / "page.html")]
+        words = ["audit", "broken:model", "--vocab-size", "9", "--html", str(folder / "page.html")]
         done = Child(command(*words, patch=partial(kills.at, folder)), folder).wait()
         assert done.status == 2 and "Traceback" not in done.err, done.err[-300:]
         if (folder / "page.html").exists():

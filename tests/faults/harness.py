@@ -224,7 +224,8 @@ def _without_times(path: Path) -> bytes:
         return json.dumps(_timeless(json.loads(data)), sort_keys=True).encode()
     if path.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(data.decode())))
-        return json.dumps([_timeless(row) for row in rows]).encode()
+        # of trainings side by side, the one that ends first comes first
+        return "\n".join(sorted(json.dumps(_timeless(row)) for row in rows)).encode()
     if path.suffix == ".ipynb":
         cells = json.loads(data)["cells"]
         failed = [o for c in cells for o in c.get("outputs", ()) if o["output_type"] == "error"]
@@ -243,18 +244,17 @@ def _timeless(value: Any) -> Any:
 def same(folder: Path, whole: dict[str, str], what: str = "") -> None:
     """Lost unless `folder` holds what an uninterrupted run left."""
     found = contents(folder)
-    differ = sorted(name for name in found.keys() | whole.keys() if found.get(name) != whole.get(name))
+    names = sorted(found.keys() | whole.keys())
+    differ = [name for name in names if found.get(name) != whole.get(name)]
     if differ:
-        states = [
-            f"{name} ({'missing' if name not in found else 'stray' if name not in whole else 'other'})"
-            for name in differ
-        ]
-        raise Lost(f"{what} {', '.join(states[:5])}")
+        ways = {(True, True): "other", (True, False): "stray", (False, True): "missing"}
+        said = [f"{name} ({ways[name in found, name in whole]})" for name in differ[:5]]
+        raise Lost(f"{what} {', '.join(said)}")
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A disk of `size` at `folder`; the function remounts it with other options, as size=1m or ro."""
+    """A disk of `size` at `folder`; the function remounts it with another option, as ro."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def mount(*words: str) -> None:

@@ -49,7 +49,7 @@ class Subject:
 def text(folder: Path) -> None:
     """A small corpus."""
     rng = random.Random(0)
-    words = "the river runs to a sea slowly".split()
+    words = ["the", "river", "runs", "to", "a", "sea", "slowly"]
     folder.mkdir(parents=True, exist_ok=True)
     for split, lines in (("train", 400), ("valid", 40), ("test", 40)):
         sentences = [" ".join(rng.choices(words, k=9)) for _ in range(lines)]
@@ -210,7 +210,9 @@ def stops(chosen: list[Subject], seed: int, scratch: Path) -> Kind:
                 case = partial(stop, subject, number, rng.uniform(0.3, 0.8) * seconds, whole)
                 yield Case(f"{subject.name}, {number.name}", case)
 
-    return Kind("SIGTERM, Ctrl-C", f"out in {STOPPING:g} s, the state saved; goes on to the same", cases())
+    return Kind(
+        "SIGTERM, Ctrl-C", f"out in {STOPPING:g} s, the state saved; goes on to the same", cases()
+    )
 
 
 def stop(

@@ -1,10 +1,11 @@
-"""Try every kind of fault, and write what came of it to README.md beside this file: `make faults`."""
+"""Try every kind of fault, and write what came of it to README.md beside this file."""
 
 import argparse
 import datetime
 import importlib
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -70,8 +71,8 @@ def page(found, seconds: float, kills: int, seed: int) -> str:
         *rows,
         f"| all | {tried} | {survived} | {'no' if lost else 'yes'} | |",
         "",
-        "Files are compared without what a clock wrote: seconds, dates, memory. A disk is filled, or "
-        "made read-only, only where this may mount one.",
+        "Files are compared without what a clock wrote: seconds, dates, memory. A disk is filled, "
+        "or made read-only, only where this may mount one.",
         "",
         "What did not survive:" if failures else "All survived.",
         *(["", *failures] if failures else []),
@@ -84,7 +85,7 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--kills", type=int, default=100, help="SIGKILLs, over all commands")
     asked.add_argument("--seed", type=int, default=0, help="of the moments and the places")
-    asked.add_argument("--only", default="", help="kinds with this in their name; no page")
+    asked.add_argument("--only", default="", help="kinds whose name this expression finds; no page")
     given = asked.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
@@ -95,11 +96,13 @@ def main() -> int:
         for module in NEEDED:
             importlib.import_module(module)
         for kind in kinds(given.kills, given.seed, scratch):
-            if given.only not in kind.name:
+            if not re.search(given.only, kind.name):
                 continue
             kind.attempt(scratch / f"kind-{len(found)}")
             found.append(kind)
-            print(f"{kind.seconds:6.0f} s  {kind.survived} of {kind.tried}  {kind.name}", flush=True)
+            print(
+                f"{kind.seconds:6.0f} s  {kind.survived} of {kind.tried}  {kind.name}", flush=True
+            )
     if not given.only:
         text = page(found, time.monotonic() - begun, given.kills, given.seed)
         (HERE / "README.md").write_text(text, encoding="utf-8")
