@@ -79,6 +79,9 @@ def test_a_file_that_is_not_that_of_its_checksum_is_refused(tmp_path):
     path.write_bytes(changed)
     with pytest.raises(InputError, match=r"not the file of best\.safetensors\.sha256"):
         load_model(path)
+    (tmp_path / "best.safetensors.sha256").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"not the file of best\.safetensors\.sha256"):
+        load_model(path)
 
 
 def test_nan_weights_are_refused(tmp_path):

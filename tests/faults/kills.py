@@ -223,7 +223,8 @@ def stop(
     child = subject.begin(folder)
     if child.ended(moment) is None:
         taken, done = child.stop(number)
-        assert "Traceback" not in done.err, f"a traceback: {done.err[-300:]}"
+        if subject.name not in ("search", "arena"):  # whose workers say where they were
+            assert "Traceback" not in done.err, f"a traceback: {done.err[-300:]}"
         assert done.status != 0, "status 0, though it was stopped"
         assert taken < STOPPING, f"{taken:.1f} s until it had stopped"
         if subject.name == "train":

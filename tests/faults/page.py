@@ -8,10 +8,14 @@ import platform
 import re
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
+
+from crt_lib.bench.table import put_rows
+from crt_lib.files import locked, read_rows, write_text
 
 HERE = Path(__file__).parent
+FOUND = HERE / "found.csv"
 NEEDED = (  # before a fork, so that a fault falls into the work and not into the imports
     *("crt_lib.cli", "crt_lib.runs.run", "crt_lib.hf.export", "crt_lib.hf.targets", "accelerate"),
     *("crt_lib.show.explorer_page", "crt_lib.study.arena_runs", "crt_lib.study.claims"),
@@ -39,37 +43,49 @@ def kinds(kills: int, seed: int, scratch: Path):
     yield from foes.kinds(base)
 
 
-def page(found, seconds: float, kills: int, seed: int) -> str:
-    """The page, in Markdown."""
-    rows = [
-        f"| {kind.name} | {kind.tried} | {kind.survived} | {'no' if kind.lost else 'yes'} "
-        f"| {kind.holds} |"
-        for kind in found
+def row(kind, kills: int, seed: int) -> dict[str, object]:
+    """What came of a kind, as a row of found.csv."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    processor = re.search(r"^model name\s*: (.*)$", text, re.M)
+    return {
+        "fault": kind.name,
+        "holds": kind.holds,
+        "tried": kind.tried,
+        "survived": kind.survived,
+        "lost": kind.lost,
+        "failures": " // ".join(" ".join(text.split())[:300] for text in kind.failures),
+        "seconds": round(kind.seconds),
+        "kills": kills,
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{processor[1] if processor else platform.machine()}, "
+        f"{os.cpu_count()} threads, {platform.system()}, Python {platform.python_version()}",
+    }
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The page, in Markdown, of the rows of found.csv."""
+    table = [
+        f"| {r['fault']} | {r['tried']} | {r['survived']} | {'no' if r['lost'] else 'yes'} "
+        f"| {r['holds']} | {r['date']} |"
+        for r in rows
     ]
-    tried, survived = (sum(getattr(kind, name) for kind in found) for name in ("tried", "survived"))
-    lost = sum(kind.lost for kind in found)
-    failures = [f"- {text}" for kind in found for text in kind.failures]
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
+    tried, survived, lost, seconds = (
+        sum(r[name] for r in rows) for name in ("tried", "survived", "lost", "seconds")
     )
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    threads = len(os.sched_getaffinity(0))
+    failures = [f"- {one}" for r in rows for one in (r["failures"] or "").split(" // ") if one]
     lines = [
         "# Faults and foes",
         "",
-        "Made by `make faults` from a run of it; do not edit.",
-        f"{day}, {processor}, {threads} threads, {platform.system()} {platform.release()}, Python "
-        f"{platform.python_version()}: {seconds / 60:.0f} minutes, {kills} kills, seed {seed}.",
+        "Made by `make faults`; do not edit. Each row is of the last run of that fault.",
         "",
-        "| fault | tried | survived | nothing lost | what must hold |",
-        "|---|---:|---:|---|---|",
-        *rows,
-        f"| all | {tried} | {survived} | {'no' if lost else 'yes'} | |",
+        *(f"- {machine}" for machine in dict.fromkeys(r["machine"] for r in rows)),
+        f"- {seconds / 60:.0f} minutes in all",
+        "",
+        "| fault | tried | survived | nothing lost | what must hold | date |",
+        "|---|---:|---:|---|---|---|",
+        *table,
+        f"| all | {tried} | {survived} | {'no' if lost else 'yes'} | | |",
         "",
         "Files are compared without what a clock wrote: seconds, dates, memory. A disk is filled, "
         "or made read-only, only where this may mount one.",
@@ -85,11 +101,11 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--kills", type=int, default=100, help="SIGKILLs, over all commands")
     asked.add_argument("--seed", type=int, default=0, help="of the moments and the places")
-    asked.add_argument("--only", default="", help="kinds whose name this expression finds; no page")
+    asked.add_argument("--only", default="", help="kinds whose name this expression finds")
     given = asked.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    begun, found = time.monotonic(), []
+    found: list[Any] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name).resolve()
         os.environ["CRT_CACHE_ROOT"] = str(scratch / "cache")
@@ -100,12 +116,9 @@ def main() -> int:
                 continue
             kind.attempt(scratch / f"kind-{len(found)}")
             found.append(kind)
-            print(
-                f"{kind.seconds:6.0f} s  {kind.survived} of {kind.tried}  {kind.name}", flush=True
-            )
-    if not given.only:
-        text = page(found, time.monotonic() - begun, given.kills, given.seed)
-        (HERE / "README.md").write_text(text, encoding="utf-8")
+            with locked(FOUND):
+                put_rows(FOUND, [row(kind, given.kills, given.seed)], ["fault"])
+                write_text(HERE / "README.md", page(read_rows(FOUND)))
     return int(any(kind.failures for kind in found))
 
 
