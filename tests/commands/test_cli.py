@@ -224,7 +224,6 @@ GENERATE = {
     "draft": (["--speculate", "4"], "loop 4 cannot draft"),
     "exit": (["--exit", "9"], "loop 9"),
     "length": (["--tokens", "500"], "128 positions"),
-    "seed": (["--seed", "9" * 30], "--seed"),
 }
 
 

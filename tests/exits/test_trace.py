@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 import torch
 from closeness import SAME, roundings
 from hypothesis import given, strategies as st
+from safetensors import SafetensorError
 
 from crt_lib import InputError, evaluate
 from crt_lib.audit.accounting import multiply_adds
