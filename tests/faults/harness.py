@@ -32,6 +32,9 @@ LATE |= {"peak_memory_bytes", "matmul_peak", "mfu", "precision"}  # of the machi
 TIMED = {"decode.csv", "03_speed.png", "04_exits_in_time.png", "04_speeds.png"}
 
 
+NOTES = r"Usage: |Try '|\[|Writing model shards"  # lines above the one that says what is wrong
+
+
 class Lost(AssertionError):
     """Something that was there is gone, half-written, or not what it would have been."""
 
@@ -192,8 +195,7 @@ def one_line(done: Done, *statuses: int) -> None:
     lines = done.err.strip().splitlines()
     assert "Traceback" not in done.err, "a traceback: " + " ".join(lines[-1:])
     assert done.status in statuses, f"status {done.status}: {done.err[-300:]}"
-    # typer puts the usage, and where to find help, above its line; [...] is what was chosen
-    lines = [line for line in lines if line.strip() and not re.match(r"Usage: |Try '|\[", line)]
+    lines = [line for line in lines if line.strip() and not re.match(NOTES, line)]
     assert len(lines) == 1, f"{len(lines)} lines on stderr: {done.err[:300]}"
     assert len(lines[0]) > 15, f"the line says little: {lines[0]}"
 
@@ -265,4 +267,4 @@ def small_disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
     try:
         yield lambda option: mount("mount", "-o", f"remount,{option}", str(folder))
     finally:
-        mount("umount", str(folder))
+        mount("umount", "--lazy", str(folder))
