@@ -18,7 +18,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test test-avx2 test-colab smoke lab docs front lock clean python
+.PHONY: help setup reproduce results test test-avx2 test-colab faults smoke lab docs front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 	.venv-colab/bin/python tests/run_as_colab.py
 	.venv-colab/bin/python -m pip install --quiet pytest hypothesis
 	.venv-colab/bin/python -P -m pytest -q tests/hf/test_hf.py tests/hf/test_hf_generate.py
+
+faults: .venv/notebooks,test.installed ## kill, damage and lie to every command: tests/faults/README.md (15 minutes)
+	$(BIN)/python tests/faults/page.py
 
 lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks

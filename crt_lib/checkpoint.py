@@ -101,9 +101,8 @@ def _open(path: Path) -> tuple[Any, AnyModelConfig, dict[str, Any]]:
         )
     try:
         file = safe_open(path, framework="pt")
-        metadata = file.metadata() or {}
-        config = config_from_dict(json.loads(metadata["model"]))
-        return file, config, json.loads(metadata["state"])
+        model, state = (json.loads((file.metadata() or {})[name]) for name in ("model", "state"))
+        return file, config_from_dict(model), state
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path} is truncated or not a checkpoint of `crt train` ({error}); use another one, "
@@ -195,10 +194,11 @@ def read_timing(out: str | Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a cut last line: not yet
+    try:
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a cut last: not yet
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); restore it, or use --fresh") from error
 
 
 def append_row(path: Path, row: dict[str, Any]) -> int:

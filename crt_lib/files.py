@@ -77,7 +77,7 @@ def check_sum(path: Path) -> None:
     expected = path.with_name(f"{path.name}.sha256")
     if not expected.is_file():
         return
-    found, wanted = sha256(path.read_bytes()), expected.read_text(encoding="utf-8").split()[:1]
+    found, wanted = sha256(path.read_bytes()), expected.read_text("utf-8", "replace").split()[:1]
     if [found] != wanted:
         raise InputError(
             f"{path} is not the file of {expected.name}: its SHA-256 begins {found[:12]}; fetch it "

@@ -40,7 +40,7 @@ class Notebook:
                 for line in ast.parse(source).body if "parameters" in tags else ():
                     if isinstance(line, ast.AnnAssign):
                         declared[ast.unparse(line.target)] = ast.unparse(line.annotation)
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError, RecursionError) as error:
             raise InputError(f"{path} is not a notebook that can be read: {error!r}") from error
         after = content.get("metadata", {}).get("crt", {}).get("after", [])
         source = sha256(json.dumps(cells).encode())
@@ -100,7 +100,7 @@ def convert(value: Any, kind: str) -> Any:
     Text is read as a Python literal where `kind` is not str. Raises ValueError if it does not fit.
     """
     if isinstance(value, str) and kind != "str":
-        with contextlib.suppress(ValueError, TypeError, SyntaxError):
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             value = ast.literal_eval(_WORDS.get(value.lower(), value))
     wanted = _CHECKED.get(kind, object)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):

@@ -60,8 +60,8 @@ def bench_decode_command(
     checkpoint: options.Checkpoint,
     batch_sizes: options.BatchSizes = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=3)] = 128,
-    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1)] = 2,
-    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 5,
+    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1, max=9999)] = 2,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1, max=9999)] = 5,
     only: Annotated[list[str] | None, typer.Option(help="Ways with this in their name.")] = None,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
@@ -87,7 +87,7 @@ def bench_exits_command(
     batch_sizes: options.BatchSizes = None,
     groups: Annotated[int, typer.Option(help="Batches of windows that are read.", min=2)] = 8,
     seq_len: Annotated[int, typer.Option("--tokens", help="Of a window.", min=2)] = 256,
-    threads: Annotated[int | None, typer.Option(help="Default: all.", min=1)] = None,
+    threads: options.Threads = None,
     out: options.Table = None,
 ) -> None:
     """Exit policies timed on the text that they are scored on, against the best fixed exit."""
@@ -113,7 +113,7 @@ def bench_exits_command(
 def bench_slots_command(
     checkpoint: options.Checkpoint,
     batch_sizes: options.BatchSizes = None,
-    threads: Annotated[int | None, typer.Option(help="Default: all.", min=1)] = None,
+    threads: options.Threads = None,
     out: options.Table = None,
 ) -> None:
     """What rows at different loops in one batch could save: measured costs, simulated ticks."""

@@ -200,7 +200,8 @@ def audit(
     ],
     length: Annotated[int, typer.Option(help="Tokens in a short row.", min=2)] = 24,
     context: Annotated[
-        int | None, typer.Option(help="Tokens in a long one; else all that it declares.", min=2)
+        int | None,
+        typer.Option(help="Tokens in a long one; else all that it declares.", min=2, max=2**24),
     ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="If the model has none.", min=2)] = None,
     seconds: Annotated[

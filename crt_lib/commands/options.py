@@ -33,6 +33,13 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),
 ]
+AT_ONCE = 1024  # more than any machine here has use for
+Jobs = Annotated[
+    int, typer.Option(help="Trainings or notebooks at a time, here.", min=1, max=AT_ONCE)
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each; default: all, shared.", min=1, max=AT_ONCE)
+]
 BatchSizes = Annotated[
     list[int] | None,
     typer.Option("--batch-size", help="Texts at a time (repeatable); 1 and 8.", min=1),
@@ -51,7 +58,7 @@ Speculate = Annotated[
 Temperature = Annotated[float, typer.Option(help="0: the most probable token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw among the k most probable.")]
 TopP = Annotated[float, typer.Option(help="Draw within this much probability.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text.", min=0, max=2**63 - 1)]
 Quantize = Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")]
 Table = Annotated[Path | None, typer.Option(help="CSV file for the rows.")]
 
@@ -80,8 +87,8 @@ def change_profile(
             )
         parts[part][field] = value
     return profile.replace(
-        corpus=corpus or profile.corpus,
-        tokenizer=tokenizer or profile.tokenizer,
+        corpus=profile.corpus if corpus is None else corpus,
+        tokenizer=profile.tokenizer if tokenizer is None else tokenizer,
         model=profile.model.replace(**parts["model"]),
         train=profile.train.replace(**parts["train"]),
     )

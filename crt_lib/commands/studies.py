@@ -26,8 +26,8 @@ def search(
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable).")] = None,
     updates: Annotated[int | None, typer.Option(help="Equal tokens: updates of each.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Equal time: processor minutes.")] = None,
-    jobs: Annotated[int, typer.Option(help="Trainings at a time.", min=1)] = 1,
-    threads: Annotated[int | None, typer.Option(help="Threads of each.", min=1)] = None,
+    jobs: options.Jobs = 1,
+    threads: options.Threads = None,
     documents: Annotated[bool, typer.Option(help="Also score the documents of test.")] = False,
     tuned: Annotated[
         bool,
@@ -61,7 +61,7 @@ def arena(
     folder: Annotated[
         Path, typer.Option("--out", help="Folder of the rules, with a folder for each arena.")
     ] = Path("results/arenas"),
-    jobs: Annotated[int, typer.Option(help="Trainings at a time, a thread each.", min=1)] = 1,
+    jobs: options.Jobs = 1,
     only: Annotated[list[str] | None, typer.Option(help="Only this arm (repeatable).")] = None,
     new_rules: Annotated[
         bool, typer.Option("--new-rules", help="Go on although the rules were changed.")
@@ -173,7 +173,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder; default results/<profile>.")] = None,
     fresh: Annotated[bool, typer.Option(help="Run again what is already done.")] = False,
     notebooks: options.Notebooks = None,
-    jobs: Annotated[int, typer.Option(help="Notebooks at a time.", min=1)] = 1,
+    jobs: options.Jobs = 1,
 ) -> None:
     """Run the numbered notebooks; go on where an interrupted run stopped."""
     given = dict(map(options.key_value, parameters or []))
@@ -193,7 +193,7 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder; each point has one of its own there.")],
     profile: options.ProfileName = "quick",
     folder: options.Notebooks = None,
-    jobs: Annotated[int, typer.Option(help="Notebooks at a time, on this machine.", min=1)] = 1,
+    jobs: options.Jobs = 1,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler that runs them instead.")
     ] = None,

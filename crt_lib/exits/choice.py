@@ -72,7 +72,7 @@ class Choices:
             about = json.loads(Path(path).read_text(encoding="utf-8"))
             ways = {name: _choice(way) for name, way in about["ways"].items()}
             budget, of = float(about["budget"]), about["checkpoint"]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise InputError(
                 f"{path} is not of `crt calibrate`: {error!r}; run it again"
             ) from error

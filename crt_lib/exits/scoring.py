@@ -85,7 +85,10 @@ def save_arrays(path: str | Path, what: str, arrays: dict[str, np.ndarray], abou
     """Write arrays, and what is JSON `about` them, to one safetensors file, atomically."""
     arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, {what: json.dumps(about)})
+        try:
+            save_file(arrays, temporary, {what: json.dumps(about)})
+        except SafetensorError as error:  # a full disk, for instance
+            raise OSError(str(error)) from error
 
 
 def load_arrays(path: str | Path, what: str) -> tuple[dict[str, Any], Any]:

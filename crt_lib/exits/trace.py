@@ -82,6 +82,7 @@ class Trace:
         changed, counts = arrays["changed"], arrays["document"]
         # the criterion's scores, which `changed` holds already
         scores["agreement"] = np.pad(1 - changed[:, :-1].astype(np.float32), ((0, 0), (1, 0)))
+        scores = {name: scores[name] for name in CRITERIA if name in scores}  # as when it was made
         arrays["document"] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         about["config"] = ModelConfig.from_dict(about["config"])
         return cls(**about, scores=scores, **{name: arrays[name] for name in ARRAYS})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from crt_lib.exits.choice import choices_of
@@ -104,7 +105,10 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
     for part in (made.config, made.generation_config):
         for end in ends:
             setattr(part, f"{end}_token_id", tokenizer.eot_id)
-    made.save_pretrained(out)
+    try:
+        made.save_pretrained(out)
+    except (SafetensorError, OSError) as error:  # a full disk, for instance
+        raise InputError(f"cannot write {out}: {error}; the same command writes it anew") from error
     saved = out / TOKENIZER_FILE  # as transformers calls it, too
     tokenizer.save(saved)
     wrap(

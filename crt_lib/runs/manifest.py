@@ -80,7 +80,7 @@ def read_manifest(out: str | Path, profile: str | None = None) -> dict[str, Any]
         found = values["profile"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a manifest ({error!r}). {advice}") from error
     if profile not in (None, found):
         raise InputError(f"{path} belongs to the profile {found!r}, not {profile!r}. {advice}")

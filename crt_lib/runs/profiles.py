@@ -53,7 +53,8 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
     other names.
     """
     profiles = {profile.name: profile for profile in _paper_profiles()}
-    recipe = recipe or ("paper" if name == "paper" else "crt2")
+    if recipe is None:
+        recipe = "paper" if name == "paper" else "crt2"
     if name not in profiles:
         raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
     if recipe not in RECIPES:

@@ -68,7 +68,8 @@ def load_trained_model(
     if tokenizer is None and file.is_file():
         chosen: Tokenizer = read_bpe(data["tokenizer"], file)
     else:
-        chosen = load_tokenizer(tokenizer or data["tokenizer"], load_corpus(data["corpus"]))
+        name = data["tokenizer"] if tokenizer is None else tokenizer
+        chosen = load_tokenizer(name, load_corpus(data["corpus"]))
     if chosen.fingerprint != data["tokenizer_sha256"]:
         raise InputError(
             f"{path} was trained with tokenizer {data['tokenizer']}, fingerprint "
@@ -83,7 +84,8 @@ def load_trained(
 ) -> tuple[LanguageModel, TokenizedCorpus, dict[str, Any]]:
     """As `load_trained_model`, with a tokenized corpus: that of the training, or another one."""
     model, chosen, trained = load_trained_model(path, tokenizer)
-    return model, tokenize(load_corpus(corpus or trained["data"]["corpus"]), chosen), trained
+    source = trained["data"]["corpus"] if corpus is None else corpus
+    return model, tokenize(load_corpus(source), chosen), trained
 
 
 def as_crt(model: LanguageModel, path: str | Path) -> CRT:

@@ -145,7 +145,13 @@ class Analysis:
     @cached_property
     def passage(self) -> Trace:
         """A text of this project's, traced; for a corpus without one, a text of the model's own."""
-        return make_passage(self.model, self.tokenizer, self.tokenizer.decode(self.passage_ids))
+        ids = self.passage_ids
+        # tokens that were cut off or drawn may be a text of more tokens than they are
+        while (
+            len(self.tokenizer.encode(self.tokenizer.decode(ids))) > self.model.config.max_seq_len
+        ):
+            ids = ids[:-1]
+        return make_passage(self.model, self.tokenizer, self.tokenizer.decode(ids))
 
     @cached_property
     def passage_ids(self) -> list[int]:

@@ -34,8 +34,8 @@ def grid(
         raise InputError("no learning rate; give one or more, since arms differ in their best")
     if updates is not None and minutes is not None:
         raise InputError("give updates (equal tokens) or minutes (equal time), not both")
-    if minutes is not None and not minutes > 0:
-        raise InputError(f"minutes is {minutes}; it must be positive")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise InputError(f"minutes is {minutes}; it must be positive, and end")
     trials = []
     for seed, (name, profile), rate in itertools.product(seeds, arms.items(), rates):
         changes = {"max_lr": rate, "seed": seed, "eval_every": 0, "checkpoint_every": NEVER}
@@ -64,12 +64,16 @@ def search(
     exit's, for a model that sees the future its deployable loss, and infinite where the training
     broke. With `documents`, test is scored too, the last exit's nats by document going to
     `documents_file(out)`. Trials whose rows are there are not run again. `keep`: the trainings
-    stay in folders there, and go on where they were stopped. Raises InputError for no jobs.
+    stay in folders there, and go on where they were stopped. Raises InputError for no jobs, and for
+    `out` a folder.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     out = Path(out)
-    done, scored = rows_of(out), rows_of(documents_file(out))
+    if out.is_dir():
+        raise InputError(f"{str(out)!r} is a folder; give the name of a CSV file")
+    with locked(out):  # or an error, before the first training
+        done, scored = rows_of(out), rows_of(documents_file(out))
     waiting = [t for t in trials if _waits(t, done, scored if documents else None)]
     share = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")

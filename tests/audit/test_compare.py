@@ -11,6 +11,7 @@ from crt_lib.audit.compare import (
     difference_in_bits,
     document_of_tokens,
     exit_table,
+    resampled,
     score_documents,
 )
 
@@ -139,3 +140,11 @@ def test_the_interval_covers_what_it_should():
         found = difference_in_bits(list(sides[:3]), list(sides[3:]), sizes, samples=1000)
         covered += found.low <= 0 <= found.high
     assert 185 <= covered <= 200
+
+
+def test_an_interval_where_most_documents_have_no_tokens():
+    """Those draws that hold none say nothing of the mean."""
+    sums, tokens = np.zeros((40, 1)), np.zeros(40)
+    sums[:2, 0], tokens[:2] = (20.0, 60.0), (10, 20)
+    (found,) = resampled(sums, tokens, samples=500)
+    assert found.low == 2.0 < found.mean < 3.0 == found.high

@@ -29,6 +29,10 @@ def crt(*words: str, capsys) -> tuple[int, str, str]:
 
 BAD = {
     "corpus": (["--corpus", "wikitext-9"], "wikitext-9", "docstrings"),
+    "no corpus": (["--corpus", ""], "''", "docstrings"),
+    "corpus with a long name": (["--corpus", "x" * 5000], "xxx", "docstrings"),
+    "no tokenizer": (["--tokenizer", ""], "''", "bpe"),
+    "no recipe": (["--recipe", ""], "''", "crt2"),
     "profile": (["--profile", "huge"], "'huge'", "smoke, quick, small, paper"),
     "tokenizer": (["--tokenizer", "bpe:3"], "'bpe:3'", "257"),
     "exit loop": (["--set", "model.exit_loops=[9]"], "exit loop 9", "1..4"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crt_lib import InputError
-from crt_lib.checkpoint import load_model, read_state, restore, save_checkpoint
+from crt_lib.checkpoint import load_model, read_metrics, read_state, restore, save_checkpoint
 from crt_lib.files import write_json
 from crt_lib.model import CRT
 from crt_lib.runs.profiles import load_profile
@@ -79,6 +79,19 @@ def test_a_file_that_is_not_that_of_its_checksum_is_refused(tmp_path):
     path.write_bytes(changed)
     with pytest.raises(InputError, match=r"not the file of best\.safetensors\.sha256"):
         load_model(path)
+    (tmp_path / "best.safetensors.sha256").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"not the file of best\.safetensors\.sha256"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("damaged", [b'{"update" 1}\n', b'{"update": \xff}\n'])
+def test_rows_that_are_damaged_are_refused_and_a_cut_one_is_left_out(damaged, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"update": 1}\n{"upd')
+    assert read_metrics(tmp_path) == [{"update": 1}]
+    path.write_bytes(b'{"update": 1}\n' + damaged)
+    with pytest.raises(InputError, match="is damaged"):
+        read_metrics(tmp_path)
 
 
 def test_nan_weights_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from closeness import SAME, roundings
 from hypothesis import given, strategies as st
+from safetensors import SafetensorError
 
 from crt_lib import InputError, evaluate
 from crt_lib.audit.accounting import multiply_adds
@@ -192,10 +193,21 @@ def test_a_file_gives_the_trace_back(scored, tmp_path):
             assert mine.dtype == other.dtype and (mine == other).all()
         elif field.name != "scores":
             assert mine == other
+    assert list(again.scores) == list(trace.scores)  # in this order a page lists them
     for name, values in trace.scores.items():
         assert values.dtype == again.scores[name].dtype and (values == again.scores[name]).all()
     per_token = (tmp_path / "t.safetensors").stat().st_size / len(trace.loss)
     assert per_token * 50_000 < 4e6 + 2e5 * len(trace.scores)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(scored, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("crt_lib.exits.scoring.save_file", full)
+    with pytest.raises(InputError, match="Free some space"):
+        scored[2].save(tmp_path / "t.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_a_trace(tmp_path, scored):

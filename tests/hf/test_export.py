@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from closeness import OF_A_MODEL, near, roundings, same
+from safetensors import SafetensorError
 from tiny_models import ALL_OPTIONS, exact_model, random_ids
 
 from crt_lib import InputError, load_profile
@@ -116,6 +117,15 @@ def test_a_program_is_written_and_read_back(run, tmp_path):
     path = export_run(run / "run", tmp_path / "exit.pt2", loop=2)
     program = torch.export.load(path).module()
     near(program(ids), model(ids, [2])[2], OF_A_MODEL)
+
+
+def test_a_full_disk_is_one_line(run, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("crt_lib.hf.model.CRTForCausalLM.save_pretrained", full)
+    with pytest.raises(InputError, match="No space left"):
+        export_run(run / "run", tmp_path / "hf")
 
 
 def test_what_cannot_be_exported_is_refused(run, tmp_path):

@@ -50,6 +50,16 @@ def test_a_finished_run_is_not_done_again(tmp_path):
         run_profile(longer, tmp_path, progress=False)
 
 
+def test_a_run_whose_times_are_gone_is_refused(tmp_path):
+    profile = load_profile("smoke")
+    profile = profile.replace(train=profile.train.replace(updates=2, eval_every=0))
+    run_profile(profile, tmp_path, progress=False)
+    (tmp_path / "timing.jsonl").unlink()
+    (tmp_path / "results.csv").unlink()
+    with pytest.raises(InputError, match="has no rows"):
+        run_profile(profile, tmp_path, progress=False)
+
+
 def test_an_average_has_the_mean_of_every_weight(tmp_path):
     config, states = load_profile("smoke").model.replace(vocab_size=61), []
     for update in range(4):

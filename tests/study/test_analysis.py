@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from closeness import OF_A_MODEL, roundings
 
@@ -71,6 +72,19 @@ def test_a_calibrated_policy_keeps_its_promise_when_taken(folder):
         taken = taken_losses(model, data, found.valid, policy)
         assert taken.mean() <= full + math.log1p(allowed) + 1e-9
     assert policy.criterion == "similarity" or policy.fixed
+
+
+def test_a_passage_that_reads_as_more_tokens_is_cut_to_the_models_positions(folder):
+    class Twice:
+        """Its texts read as twice the tokens that they were made from."""
+
+        def __init__(self, own):
+            self.eot_id, self.decode = own.eot_id, own.decode
+            self.encode = lambda text: np.repeat(own.encode(text), 2)
+
+    made = analyse(folder, tokens=600)
+    made.tokenizer = Twice(made.tokenizer)
+    assert 0 < len(made.passage.loss) <= made.model.config.max_seq_len
 
 
 def test_the_passage_of_a_closed_vocabulary_is_the_models_own(folder):

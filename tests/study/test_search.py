@@ -163,6 +163,7 @@ def test_documents_are_added_to_a_trial_that_has_none(tmp_path, here):
     [
         ({"minutes": 0}, "minutes is 0"),
         ({"minutes": -1}, "minutes is -1"),
+        ({"minutes": float("inf")}, "minutes is inf"),
         ({"minutes": 1, "updates": 2}, "not both"),
         ({"rates": ()}, "no learning rate"),
     ],
@@ -175,3 +176,13 @@ def test_bad_input(bad, match):
 def test_no_jobs_is_an_error(tmp_path):
     with pytest.raises(InputError, match="jobs is 0"):
         search([], tmp_path / "s.csv", jobs=0)
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_a_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("crt_lib.study.search.run_trial", None)
+    trials = grid({"a": SMOKE}, (1e-2,))
+    with pytest.raises(InputError, match="is a folder"):
+        search(trials, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        search(trials, tmp_path / "file" / "s.csv")

@@ -1,0 +1,329 @@
+"""Disks that are full or read-only, files that are damaged, and two processes in one folder."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import kills
+from harness import Case, Child, Kind, Lost, command, contents, crt, one_line, same, small_disk
+
+from crt_lib.checkpoint import load_model
+from crt_lib.files import sha256
+
+MARGIN = 400_000_000  # bytes of address space beyond what the imports take
+
+
+class Base:
+    """A finished training with traces, a gate and calibrated exits, and the text that it is of."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.corpus, self.run = folder / "text", folder / "run"
+        kills.text(self.corpus)
+        self._must(folder, *kills.train_words(self.run, self.corpus))
+        self.trained = contents(self.run)
+        self.rich = folder / "rich" / "run"
+        shutil.copytree(self.run, self.rich)
+        self._must(folder, *kills.explore(self.rich.parent))
+        self._must(folder, "calibrate", str(self.rich))
+        best = self.rich / "checkpoints/best.safetensors"
+        best.with_name(f"{best.name}.sha256").write_text(
+            f"{sha256(best.read_bytes())}  {best.name}\n"
+        )
+
+    def _must(self, folder: Path, *words: str) -> None:
+        done = crt(folder, *words)
+        assert done.status == 0, f"{words[0]}: {done.err[-500:]}"
+
+    def train(self, out: Path) -> list[str]:
+        """The words of the training that `run` is of, in another folder."""
+        return kills.train_words(out, self.corpus)
+
+
+def kinds(base: Base, seed: int) -> Iterator[Kind]:
+    """The kinds of this module."""
+    refused = "one line that says so; what was there stays; with space the same files as ever"
+    yield Kind("full disk: `crt train`", refused, full_disks(base, "train", range(40, 1500, 110)))
+    yield Kind("full disk: `crt export`", refused, full_disks(base, "export", range(40, 330, 40)))
+    yield Kind(
+        "full disk: `crt explore --html`",
+        refused,
+        full_disks(base, "explore", range(1300, 3600, 330)),
+    )
+    yield Kind("read-only folder", "one line on stderr, nothing written", read_only(base))
+    holds = "exit status 0 or one line that says so, no traceback; no other file is changed"
+    yield Kind("damaged file", holds, damages(base, seed))
+    yield Kind(
+        "two processes in one folder", "one goes on; the other says why it does not", twins(base)
+    )
+    yield Kind("out of memory", "it goes on to the same files", memory(base))
+    yield Kind(
+        "NaN loss", "one line that names the update; every checkpoint can be read", nan(base)
+    )
+
+
+def _words(base: Base, name: str, folder: Path) -> list[str]:
+    if name == "train":
+        return base.train(folder / "run")
+    if name == "export":
+        return ["export", str(base.run), str(folder / "hf")]
+    return kills.explore(folder)
+
+
+def full_disks(base: Base, name: str, sizes: range) -> Iterator[Case]:
+    """A disk of so many kilobytes, as small as that some write fails."""
+    whole: dict[str, str] = {}
+
+    def case(size: int, folder: Path) -> None:
+        disk = folder / "disk"
+        with small_disk(disk, f"{size}k") as remount:
+            if name == "explore":
+                try:
+                    shutil.copytree(base.run, disk / "run")
+                except shutil.Error:
+                    return
+            done = Child(command(*_words(base, name, disk)), folder).wait()
+            if done.status:
+                one_line(done, 1, 2)
+            for path in disk.glob("run/checkpoints/*.safetensors"):
+                if path.stem != "gate":
+                    load_model(path)
+            stray = [str(p.relative_to(disk)) for p in disk.rglob("*") if ".tmp" in p.name]
+            if stray:
+                raise Lost(f"{size} kB: {', '.join(stray)} is left")
+            remount("size=20m")
+            done = Child(command(*_words(base, name, disk)), folder).wait()
+            assert done.status == 0, f"{size} kB, then more: {done.err[-300:]}"
+            found = contents(disk)
+            if found != whole:
+                raise Lost(f"{size} kB, then more: other files than undisturbed")
+
+    def reference(folder: Path) -> None:
+        if name == "explore":
+            shutil.copytree(base.run, folder / "run")
+        done = Child(command(*_words(base, name, folder)), folder).wait()
+        assert done.status == 0, done.err[-300:]
+        whole.update(contents(folder))
+
+    if os.geteuid():
+        return
+    yield Case("undisturbed", reference, faults=0)
+    for size in sizes:
+        yield Case(f"{size} kB", partial(case, size))
+
+
+def read_only(base: Base) -> Iterator[Case]:
+    """Commands that write, on a disk that is mounted read-only."""
+
+    def case(words: Callable[[Path], list[str]], folder: Path) -> None:
+        disk = folder / "disk"
+        with small_disk(disk, "20m") as remount:
+            shutil.copytree(base.run, disk / "run")
+            kills.notebook(disk)
+            before = contents(disk)
+            remount("ro")
+            one_line(Child(command(*words(disk)), folder).wait(), 1, 2)
+            same(disk, before)
+
+    if os.geteuid():
+        return
+    calls: dict[str, Callable[[Path], list[str]]] = {
+        "train": lambda d: base.train(d / "new"),
+        "export": lambda d: ["export", str(base.run), str(d / "hf")],
+        "export .pt2": lambda d: ["export", str(base.run), str(d / "x.pt2")],
+        "explore": lambda d: kills.explore(d),
+        "gate": lambda d: ["gate", str(d / "run")],
+        "calibrate": lambda d: ["calibrate", str(d / "run")],
+        "average": lambda d: ["average", str(d / "run"), "--last", "2"],
+        "evaluate": lambda d: ["evaluate", str(base.run), "--out", str(d / "x.csv")],
+        "lm-task": lambda d: ["lm-task", str(d / "task"), "--corpus", "grammar"],
+        "search": lambda d: [
+            "search",
+            "crt2",
+            "--lr",
+            "1",
+            "--updates",
+            "1",
+            "--out",
+            str(d / "s.csv"),
+        ],
+        "audit": lambda d: ["audit", str(base.run), "--html", str(d / "x.html")],
+        "sweep": lambda d: [
+            *("sweep", "01", "--grid", "seed=0", "--profile", "smoke"),
+            *("--notebooks", str(d / "books"), "--out", str(d / "out")),
+        ],
+    }
+    for name, words in calls.items():
+        yield Case(name, partial(case, words))
+
+
+def _flip(position: float, data: bytes) -> bytes:
+    at = min(len(data) - 1, int(position * len(data)))
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+def _ways(rng: random.Random) -> dict[str, Callable[[Path], None]]:
+    """Ways to damage a file."""
+
+    def rewritten(change: Callable[[bytes], bytes], path: Path) -> None:
+        path.write_bytes(change(path.read_bytes()))
+
+    def folder(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    def loop(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(path.name)
+
+    changes: dict[str, Callable[[bytes], bytes]] = {
+        "0 bytes": lambda d: b"",
+        "half of it": lambda d: d[: len(d) // 2],
+        "without its last byte": lambda d: d[:-1],
+        "not UTF-8": lambda d: d[: len(d) // 2] + b"\xff\xfe" + d[len(d) // 2 :],
+        "a line of 20 MB": lambda d: b"x" * 20_000_000 + b"\n" + d,
+        "nested deep": lambda d: b"[" * 200_000,
+    }
+    for place in (0.0, 0.002, 0.01, 0.1, 0.5, 0.97):
+        position = min(0.9999, place + rng.random() * 0.01)
+        changes[f"a bit at {position:.1%}"] = partial(_flip, position)
+    found = {name: partial(rewritten, change) for name, change in changes.items()}
+    return {**found, "a folder": folder, "a loop of links": loop}
+
+
+def damages(base: Base, seed: int) -> Iterator[Case]:
+    """Every file that a command reads, damaged in every way."""
+
+    def resumed(folder: Path) -> list[str]:
+        """A training that goes on from `last`."""
+        path = folder / "run/manifest.json"
+        if path.is_file() and (text := path.read_bytes()).count(b'"done"'):
+            path.write_bytes(text.replace(b'"done"', b'"stopped"'))
+        return base.train(folder / "run")
+
+    def generate(*more: str) -> Callable[[Path], list[str]]:
+        return lambda folder: ["generate", str(folder / "run"), "the river", "--tokens", "4", *more]
+
+    def trained(folder: Path) -> list[str]:
+        where = ["--corpus", str(folder / "text"), "--tokenizer", "bpe:300"]
+        where += ["--out", str(folder / "new"), "--set=train.updates=1"]
+        return ["train", "--profile", "smoke", "--quiet", *where]
+
+    def sweep(f: Path) -> list[str]:
+        where = ["--notebooks", str(f / "books"), "--out", str(f / "out")]
+        return ["sweep", "01", "--grid", "seed=x", "--profile", "smoke", *where]
+
+    reads = {
+        "run/checkpoints/best.safetensors": generate("--exit", "full"),
+        "run/checkpoints/best.safetensors.sha256": generate("--exit", "full"),
+        "run/checkpoints/tokenizer.json": generate("--exit", "full"),
+        "run/checkpoints/gate.safetensors": generate("--exit", "gate", "--tau0", "0.5"),
+        "run/checkpoints/exits.json": generate(),
+        "run/checkpoints/last.safetensors": resumed,
+        "run/manifest.json": resumed,
+        "run/metrics.jsonl": resumed,
+        "run/timing.jsonl": resumed,
+        "run/config.json": resumed,
+        "run/results.csv": lambda f: base.train(f / "run"),
+        "run/traces/valid.safetensors": kills.explore,
+        "run/policies.csv": kills.explore,
+        "text/valid.txt": trained,
+        "books/01_train.ipynb": sweep,
+    }
+
+    def case(name: str, damage: Callable[[Path], None], folder: Path) -> None:
+        shutil.copytree(base.rich, folder / "run")
+        shutil.copytree(base.corpus, folder / "text")
+        kills.notebook(folder)
+        damage(folder / name)
+        words = reads[name](folder)
+        before = {
+            path: path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.stem != "manifest"
+        }
+        done = Child(command(*words), folder).wait()
+        if done.status:
+            one_line(done, 1, 2)
+            gone = [str(p.relative_to(folder)) for p, was in before.items() if not _is(p, was)]
+            if gone:
+                raise Lost(f"changed, though refused: {', '.join(gone[:4])}")
+        else:
+            assert "Traceback" not in done.err
+            if name.endswith("best.safetensors"):
+                raise Lost("a damaged checkpoint was taken, though its checksum lay beside it")
+
+    for name in reads:
+        for way, damage in _ways(random.Random(f"{seed} {name}")).items():
+            yield Case(f"{name}: {way}", partial(case, name, damage))
+
+
+def _is(path: Path, was: bytes) -> bool:
+    return path.name in (".stdout", ".stderr") or (path.is_file() and path.read_bytes() == was)
+
+
+def twins(base: Base) -> Iterator[Case]:
+    """A command begun twice at once in one folder."""
+    for subject in kills.subjects(base.run, base.corpus):
+        if subject.name.split()[0] in ("train", "sweep", "arena", "export", "explore", "search"):
+            yield Case(subject.name, partial(_twin, subject))
+
+
+def _twin(subject: kills.Subject, folder: Path) -> None:
+    whole, _ = kills.undisturbed(subject, folder / "whole")
+    shared, other = folder / "shared", folder / "other"
+    other.mkdir()
+    shared.mkdir()
+    subject.prepare(shared)
+    first = subject.begin(shared)
+    patch = subject.patch and partial(subject.patch, shared)
+    second = Child(command(*subject.words(shared), patch=patch), other)
+    ends = [first.wait(), second.wait()]
+    for done in ends:
+        assert "Traceback" not in done.err, f"a traceback: {done.err[-300:]}"
+    assert 0 in [done.status for done in ends], f"neither went on: {ends[0].err[-200:]}"
+    same(shared, whole, "two at once:")
+
+
+def memory(base: Base) -> Iterator[Case]:
+    """Too little address space for an update, or an end by the kernel in the middle of one."""
+
+    def case(share: int, folder: Path) -> None:
+        limit = _address_space() + share * MARGIN // 100
+        done = Child(command(*base.train(folder / "run")), folder, memory=limit).wait()
+        if done.status:
+            assert done.status in (1, 2, -signal.SIGKILL, -signal.SIGABRT), f"status {done.status}"
+            done = crt(folder, *base.train(folder / "run"))
+        assert done.status == 0, done.err[-300:]
+        same(folder / "run", base.trained)
+
+    for share in (1, 3, 6, 10):
+        yield Case(f"{share * MARGIN // 100_000_000} MB", partial(case, share))
+
+
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def nan(base: Base) -> Iterator[Case]:
+    """A learning rate at which the training breaks."""
+
+    def case(rate: str, folder: Path) -> None:
+        words = kills.train_words(
+            folder / "run", base.corpus, f"max_lr={rate}", "checkpoint_every=1"
+        )
+        done = crt(folder, *words)
+        one_line(done, 1)
+        for path in (folder / "run/checkpoints").glob("*.safetensors"):
+            load_model(path)
+        part = json.loads((folder / "run/manifest.json").read_text())["train"]
+        assert part["status"] == "running"
+
+    for rate in ("1e38", "1e30", "1e20"):
+        yield Case(f"learning rate {rate}", partial(case, rate))
