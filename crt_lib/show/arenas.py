@@ -15,14 +15,15 @@ from crt_lib.study.standings import standings
 
 
 def arena_tables(results: Path) -> str:
-    """A section for each arena that has run."""
+    """A section for each arena that has something to show."""
     folder = results / "arenas"
     parts = []
     for name, arena in arenas().items():
         if not (folder / name / "runs.csv").exists():
             continue
         made = {"lookup": answer_table, "lengths": length_table}.get(name, document_table)
-        parts.append(f"### {name}\n\n{arena.question}\n\n{made(name, folder)}")
+        if text := made(name, folder):
+            parts.append(f"### {name}\n\n{arena.question}\n\n{text}")
     return "\n\n".join(parts)
 
 
@@ -45,8 +46,13 @@ def _interval(of: dict[str, float | None]) -> str:
 
 
 def document_table(name: str, folder: Path) -> str:
-    """Bits per byte of test of every arm, and `crt2` minus it; then every exit of `crt2`."""
+    """Bits per byte of test of every arm, and `crt2` minus it; then every exit of `crt2`.
+
+    Nothing where no arm has run, as in the other tables.
+    """
     rows, runs = standings(name, folder), ran(name, folder)
+    if not rows:
+        return ""
     frame = pd.DataFrame(rows)
     columns = _costs(frame) | {
         "seeds": frame["seeds"].astype(str),
@@ -112,6 +118,8 @@ def rate_table(folder: Path, short: str = "fresh", whole: str = "fresh-2") -> st
 def length_table(name: str, folder: Path) -> str:
     """Bits per byte of test by depth and length of training, and the seconds that it takes."""
     frame = pd.DataFrame(by_length(folder, name))
+    if frame.empty:
+        return ""
     frame["cell"] = cells(frame["bits"], "{:.4f}") + cells(frame["seconds"], " ({:.0f} s)")
     wide = frame.pivot(index="updates", columns="depth", values="cell").fillna("")
     wide.insert(0, "tokens", cells(frame.groupby("updates")["tokens"].first() / 1e6, "{:.1f}M"))

@@ -53,9 +53,10 @@ def standings(name: str, folder: Path) -> list["Row"]:
     if not arena.documents or not table:
         return table
     documents = read_rows(documents_file(own / "runs.csv"))
+    keys = {arm: [trial.key.items() for trial, _ in of] for arm, of in runs.items()}
     scored = {
-        arm: [[row for row in documents if t.key.items() <= row.items()] for t, _ in of]
-        for arm, of in runs.items()
+        arm: [[row for row in documents if key <= row.items()] for key in of]
+        for arm, of in keys.items()
     }
     nats = {
         arm: [np.array([r["nll"] for r in of]) for of in every] for arm, every in scored.items()
