@@ -169,14 +169,11 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         hooked = any(is_hooked(point) for point in self.after_loop.values())
         more = labels is not None or output_hidden_states or output_exits or hooked
         if exit_policy is not None and more:
-            raise InputError(
-                "an exit policy gives each token's own logits: no loss, no states, no hooks of them"
-            )
+            raise InputError("an exit policy gives each token's own logits: no loss, states, hooks")
         if labels is not None and past_key_values is not None:
             raise InputError("the loss is of whole rows; leave out past_key_values")
-        cache = past_key_values
-        if cache is None and use_cache and labels is None:
-            cache = CRTCache()
+        new = past_key_values is None and use_cache and labels is None
+        cache = CRTCache() if new else past_key_values
         starts = check_inputs(self.model.config, inputs, attention_mask, cache)
         kept = logits_to_keep if labels is None else slice(None)
         if isinstance(kept, int):
