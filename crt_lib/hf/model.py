@@ -169,7 +169,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         hooked = any(is_hooked(point) for point in self.after_loop.values())
         more = labels is not None or output_hidden_states or output_exits or hooked
         if exit_policy is not None and more:
-            raise InputError("an exit policy gives each token's own logits: no loss, states, hooks")
+            raise InputError("an exit policy gives a token's own logits; no loss, states or hooks")
         if labels is not None and past_key_values is not None:
             raise InputError("the loss is of whole rows; leave out past_key_values")
         new = past_key_values is None and use_cache and labels is None

@@ -116,7 +116,7 @@ def test_a_hook_after_a_loop_acts_with_and_without_a_cache(changes):
     hf.after_loop["2"].register_forward_hook(lambda _, __, out: out.flip(-1))
     hooked = [hf.generate(ids, use_cache=cached, **GREEDY) for cached in (True, False)]
     assert torch.equal(*hooked) and not torch.equal(hooked[0], plain)
-    with pytest.raises(InputError, match="no hooks"):
+    with pytest.raises(InputError, match="no loss, states or hooks"):
         hf(ids, exit_policy=3)
 
 
