@@ -175,9 +175,8 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         new = past_key_values is None and use_cache and labels is None
         cache = CRTCache() if new else past_key_values
         starts = check_inputs(self.model.config, inputs, attention_mask, cache)
-        kept = logits_to_keep if labels is None else slice(None)
-        if isinstance(kept, int):
-            kept = slice(-kept or None, None)
+        asked = 0 if labels is not None else logits_to_keep
+        kept = slice(-asked or None, None) if isinstance(asked, int) else asked
         if exit_policy is not None or (cache is not None and not more):
             output = self._exit(inputs, starts, cache, exit_policy, kept)
         else:
