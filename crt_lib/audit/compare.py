@@ -139,12 +139,8 @@ def resampled(
     rng = np.random.default_rng(seed)
     count = len(weights)
     times = rng.multinomial(count, np.full(count, 1 / count), size=samples)  # (samples, documents)
-    totals = times @ weights
-    times, totals = (
-        times[totals > 0],
-        totals[totals > 0],
-    )  # a draw of tokenless documents says nothing
-    drawn = (times @ sums) / totals[:, None]
+    times = times[times @ weights > 0]  # a draw of documents without tokens says nothing
+    drawn = (times @ sums) / (times @ weights)[:, None]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     means = sums.sum(0) / weights.sum()
     return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]

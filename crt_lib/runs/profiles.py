@@ -1,10 +1,11 @@
 """The profiles, scales at which the whole project runs, and the recipes they are trained by."""
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig, config_from_dict
-from crt_lib.files import InputError
+from crt_lib.files import InputError, sha256
 
 RECIPES = {
     "released": "the paper's architecture as its code was released: it sees the future",
@@ -39,6 +40,20 @@ class Profile(Settings):
             "train": self.train.to_dict(),
             "parameters": sum(parameters_by_part(self.model).values()),
         }
+
+    def fingerprint(self) -> str:
+        """Twelve characters that differ where what is trained does, and are never a number.
+
+        Of what is not at its default, so that a setting that comes later changes none; not of the
+        precision, which is the machine's: the stored rows were trained in bf16.
+        """
+        settings = (self.model, self.train.replace(precision="bf16"))
+        changed = [
+            {name: value for name, value in own.to_dict().items() if value != default[name]}
+            for own, default in ((s, type(s)().to_dict()) for s in settings)
+        ]
+        told = json.dumps([*changed, self.corpus, self.tokenizer], sort_keys=True)
+        return "s" + sha256(told.encode())[:11]
 
     def matches(self, record: dict[str, Any]) -> bool:
         """Whether a record has these settings; fields that it has not are at their defaults."""

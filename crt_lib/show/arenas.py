@@ -24,6 +24,8 @@ def arena_tables(results: Path) -> str:
         made = {"lookup": answer_table, "lengths": length_table}.get(name, document_table)
         if text := made(name, folder):
             parts.append(f"### {name}\n\n{arena.question}\n\n{text}")
+        if name == "fresh-2":
+            parts.append(f"The loss on valid (nats a token) by rate:\n\n{rate_table(folder)}")
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from PIL import Image
 
 from crt_lib.audit.compare import Interval
 from crt_lib.files import atomic_path
@@ -25,6 +27,7 @@ from crt_lib.runs.manifest import checkout_root
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
+COLORS = 128  # of a saved picture: by eye as the full ones
 # Okabe and Ito's palette, told apart under every common colour blindness
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#999999"
@@ -70,20 +73,32 @@ def results_folder(profile: str, results: str = "") -> Path:
     return Path(results) if results else checkout_root() / "results" / profile
 
 
-def save_figure(figure: Figure, results: str | Path, name: str) -> Figure:
-    """Write the figure to `results`/figures/`name`.png, atomically, and return it.
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, as a notebook shows it."""
 
-    A file that holds the same picture already is left alone.
+    png: bytes
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def save_figure(figure: Figure, results: str | Path, name: str) -> Picture:
+    """Write the figure to `results`/figures/`name`.png, atomically; what it holds, to be shown.
+
+    In COLORS colours, which is a third of the bytes. A file that holds the same picture already is
+    left alone.
     """
-    buffer = io.BytesIO()
+    drawn, kept = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        # without the library's version, which would make the file another one
-        figure.savefig(buffer, format="png", dpi=figure.dpi, metadata={"Software": None})
-    path = Path(results) / "figures" / f"{name}.png"
-    if not (path.is_file() and path.read_bytes() == buffer.getvalue()):
+        figure.savefig(drawn, format="png", dpi=figure.dpi)
+    image = Image.open(drawn).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+    image.save(kept, "PNG", optimize=True)
+    path, png = Path(results) / "figures" / f"{name}.png", kept.getvalue()
+    if not (path.is_file() and path.read_bytes() == png):
         with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-    return figure
+            temporary.write_bytes(png)
+    return Picture(png)
 
 
 def panels(

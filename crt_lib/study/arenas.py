@@ -49,7 +49,7 @@ class Arena:
 
     question: str
     arms: dict[str, Profile]  # OURS and what it is held against
-    tuning_updates: int = 0  # of a short try; a run has those of its profile
+    tuning_updates: int = 0  # of a try; 0: those of its profile, as a run has
     documents: bool = True  # whether test is scored by document; else by kind of question
     # arms whose updates are timed beside those of OURS, which is trained also in their time where
     # they are faster
@@ -68,7 +68,8 @@ class Arena:
                     whole = _tried(profile, {**settings, "seed": SEEDS[0]})
                     made[arm].append(Trial(arm, whole))
                     continue
-                short = {**settings, "updates": self.tuning_updates, "seed": TUNED_WITH}
+                updates = self.tuning_updates or profile.train.updates
+                short = {**settings, "updates": updates, "seed": TUNED_WITH}
                 short |= {"checkpoint_every": NEVER}
                 made[arm].append(Trial(f"{arm}, {name}", _tried(profile, short)))
         return made
@@ -167,13 +168,11 @@ def arenas() -> dict[str, Arena]:
         "few": Arena(
             "Many passes through little text: does a shared block learn less of it by heart?",
             few,
-            tuning_updates=4_290,
             tries=_dropouts(0.0, 0.1),
         ),
         "few-4m": Arena(
             "How well does a model of four million parameters read WikiText-2?",
             {OURS: ours["few-4m"], TWIN: larger},
-            tuning_updates=4_460,
             tries=_dropouts(0.1, 0.2),
         ),
         "lookup": Arena(

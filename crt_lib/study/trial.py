@@ -1,8 +1,6 @@
 """One training of a search: what tells it from others, and what it took and came to."""
 
 import contextlib
-import hashlib
-import json
 import math
 import tempfile
 import time
@@ -42,23 +40,15 @@ class Trial:
     def key(self) -> Row:
         """What tells its rows from those of other trials.
 
-        `settings`: a fingerprint of everything that is trained: rows of an arm that was changed
-        differ. Of what is not at its default, so that a setting that comes later changes none; not
-        of the precision, which is the machine's: the stored rows were trained in bf16.
+        `settings` is the profile's fingerprint: rows of an arm that was changed differ.
         """
-        of, config = self.profile, self.profile.train
-        made = config.replace(precision="bf16")
-        changed = [
-            {name: value for name, value in own.to_dict().items() if value != default[name]}
-            for own, default in ((s, type(s)().to_dict()) for s in (of.model, made))
-        ]
-        settings = json.dumps([*changed, of.corpus, of.tokenizer], sort_keys=True)
+        config = self.profile.train
         return {
             "arm": self.arm,
             "budget": f"{self.minutes:g} min" if self.minutes else f"{config.updates} updates",
             "max_lr": config.max_lr,
             "seed": config.seed,
-            "settings": "s" + hashlib.sha256(settings.encode()).hexdigest()[:11],  # never a number
+            "settings": self.profile.fingerprint(),
         }
 
     @property

@@ -1,5 +1,7 @@
 """The charts show every value that they are given, and are files worth committing."""
 
+import io
+
 import pandas as pd
 from drawn import texts
 from matplotlib.colors import to_rgb
@@ -14,8 +16,14 @@ def test_a_saved_figure_is_small_and_the_same_twice(tmp_path):
         return plots.bars({"": {"one": 1.0}}, "nats", "{:.2f}")
 
     figure = draw()
-    assert plots.save_figure(figure, tmp_path, "bars") is figure
+    shown = plots.save_figure(figure, tmp_path, "bars")
     path = tmp_path / "figures" / "bars.png"
+    assert shown._repr_png_() == path.read_bytes()
+    with_all_colours = io.BytesIO()
+    figure.savefig(with_all_colours, format="png", dpi=figure.dpi)
+    assert len(path.read_bytes()) < len(with_all_colours.getvalue()) / 2
+    full, few = (imread(io.BytesIO(b))[..., :3] for b in (with_all_colours.getvalue(), shown.png))
+    assert abs(full - few).max() < 0.15
     first, modified = path.read_bytes(), path.stat().st_mtime_ns
     plots.save_figure(draw(), tmp_path, "bars")
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, modified)

@@ -74,7 +74,8 @@ def test_every_arm_has_the_same_text_training_tries_and_seeds(name):
             continue
         assert [t.arm for t in trials] == [f"{arm}, {name}" for name in arena.tries]
         assert {t.profile.train.seed for t in trials} == {arenas.TUNED_WITH}
-        assert {t.profile.train.updates for t in trials} == {arena.tuning_updates}
+        updates = arena.tuning_updates or arena.arms[arm].train.updates
+        assert {t.profile.train.updates for t in trials} == {updates}
     best = next(iter(arena.tries))
     for trials in arena.runs(dict.fromkeys(arena.arms, best)).values():
         assert [t.profile.train.seed for t in trials] == list(arenas.SEEDS)
