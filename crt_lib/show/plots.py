@@ -7,7 +7,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def results_folder(profile: str, results: str = "") -> Path:
 class Picture:
     """A PNG, as a notebook shows it."""
 
-    png: bytes
+    png: bytes = field(repr=False)
 
     def _repr_png_(self) -> bytes:
         return self.png
