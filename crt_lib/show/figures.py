@@ -192,32 +192,6 @@ def exits_in_time(rows: Rows) -> Figure:
     return figure
 
 
-@plots.styled
-def loss_in_time(rows: Rows) -> Figure:
-    """Bits per byte of test by depth: against tokens, and against the seconds of the training.
-
-    `rows` of `by_length`; the bars are the range of the seeds.
-    """
-    table = pd.DataFrame(rows)
-    figure, axes = plots.panels(7.2, 3.2, ("equal tokens", "equal time"), sharey=True)
-    for ax, column, scale in zip(axes, ("tokens", "seconds"), (1e6, 60), strict=True):
-        for (depth, of), color in zip(
-            table.groupby("depth"),
-            (plots.BLUE, plots.GREEN, plots.VERMILION, plots.BLACK),
-            strict=False,
-        ):
-            of = of.sort_values(column)
-            spread = [of["bits"] - of["least"], of["most"] - of["bits"]]
-            line = "--o" if "from" in str(depth) else "-o"
-            ax.errorbar(of[column] / scale, of["bits"], spread, fmt=line, c=color, label=str(depth))
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
-    axes[0].set(xlabel="tokens seen (millions)", ylabel="test bits per byte")
-    axes[1].set(xlabel="minutes of one processor thread")
-    axes[0].legend()
-    return figure
-
-
 def worth(tables: Mapping[str, Rows]) -> Figure:
     """A panel a recipe: what each change adds to the loss, with its interval; left is better.
 

@@ -27,7 +27,7 @@ from crt_lib.runs.manifest import checkout_root
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-COLORS = 128  # of a saved picture: by eye as the full ones
+COLORS = 256  # of a saved picture: by eye as the full ones
 # Okabe and Ito's palette, told apart under every common colour blindness
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#999999"

@@ -86,6 +86,7 @@ def open_notebook(desk: Path, times: int = 1) -> subprocess.CompletedProcess:
     _, code = set_up(ADDRESS)
     words = [sys.executable, "-c", DRIVER, code, str(tools / "site"), str(times)]
     environment = os.environ | changes
+    environment.pop("VIRTUAL_ENV", None)  # IPython would look there for packages
     return subprocess.run(words, cwd=desk, env=environment, capture_output=True, text=True)
 
 
