@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, replaced atomically, never unpickled.
 
 A file holds the weights (`model.<name>`), for a resumable one the optimizers' moments too
-(`optimizer.<parameter>.<moment>`), and as metadata two JSON texts: `model`, its configuration, and
-`state`, the training's counters. Random state is not stored: it is a function of (seed, update).
+(`optimizer.<parameter>.<moment>`), and as metadata `checkpoint`, a JSON text of `model`, the
+configuration, and `state`, the counters. Random state is a function of (seed, update).
 Where `<file>.sha256` lies beside it, as `sha256sum` writes it, the file must be that one.
 """
 
@@ -38,7 +38,7 @@ def save_checkpoint(
             for key, value in moments.items():
                 tensors[f"optimizer.{names[parameter]}.{key}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"model": json.dumps(model.config.to_dict()), "state": json.dumps(state)}
+    metadata = {"checkpoint": json.dumps({"model": model.config.to_dict(), "state": state})}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
@@ -101,8 +101,9 @@ def _open(path: Path) -> tuple[Any, AnyModelConfig, dict[str, Any]]:
         )
     try:
         file = safe_open(path, framework="pt")
-        model, state = (json.loads((file.metadata() or {})[name]) for name in ("model", "state"))
-        return file, config_from_dict(model), state
+        kept = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+        kept = kept.get("checkpoint", kept)  # older files have two texts, in an order of chance
+        return file, config_from_dict(kept["model"]), kept["state"]
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path} is truncated or not a checkpoint of `crt train` ({error}); use another one, "

@@ -44,6 +44,25 @@ def test_round_trip(tmp_path):
     assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
+def test_equal_trainings_are_equal_files(tmp_path):
+    model, optimizer = trained()
+    path = tmp_path / "last.safetensors"
+    files = set()
+    for _ in range(12):
+        save_checkpoint(path, model, {"update": 2}, [optimizer])
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
+def test_an_older_file_has_its_model_and_its_state_in_two_texts(tmp_path):
+    model, _ = trained()
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, model, {})
+    metadata = {"model": json.dumps(CONFIG.to_dict()), "state": '{"update": 7}'}
+    save_file(load_file(path), path, metadata=metadata)
+    assert load_model(path).config == CONFIG and read_state(path) == {"update": 7}
+
+
 def test_batch_statistics_come_back(tmp_path):
     model, _ = trained(CONFIG.replace(norm="batch"))
     save_checkpoint(tmp_path / "m.safetensors", model, {})
