@@ -183,8 +183,7 @@ class RunFolder:
 
 def read_metrics(out: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, in order; raises InputError when there is none."""
-    path = RunFolder(out).metrics
-    if not path.is_file():
+    if not (path := RunFolder(out).metrics).is_file():
         raise InputError(f"{path} does not exist; train a model there first")
     return _rows(path)
 

@@ -266,6 +266,7 @@ class TrainConfig(Settings):
     checkpoint_every: int = 200  # updates between writes of `last`
     keep_every: int = 0  # updates between checkpoints that are kept for good (0: none)
     seed: int = 0
+    origin: str = ""  # of the weights it began with and of what else it learned from, if any
 
     def __post_init__(self) -> None:
         self._check_types()

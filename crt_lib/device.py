@@ -27,8 +27,7 @@ def choose_precision(
 
     `auto` is bf16 where its products are measured to be faster than float32's, on a CPU only where
     that speed times `d_model` is at least WIDE (160 features at twice the speed); on a GPU without
-    bf16 fp16, for muon fp32 (fp16 scales the loss for one optimizer, and muon is two). Raises
-    InputError for fp16 on a CPU, and with muon.
+    bf16 fp16, for muon fp32. Raises InputError for fp16 on a CPU, and with muon.
     """
     if precision == "fp16" and optimizer == "muon":
         raise InputError("fp16 scales the loss, for one optimizer; muon is two: use fp32 or bf16")

@@ -15,6 +15,7 @@ CHUNK_ELEMENTS = 1 << 22  # logits a chunk where there are more
 GPU_CHUNK_ELEMENTS = 1 << 25  # on a GPU, which a small chunk would leave waiting for the next
 FUSED = True  # whether training on a CPU computes a loss and its gradients in one pass
 FUSED_ROWS = 256  # positions a chunk in training on a CPU: 8 MiB of logits for 8,192 words
+_TORCH_CHUNKS = hasattr(F, "linear_cross_entropy")
 SUMMED_WEIGHTS = 1 << 22  # above this size, exits with one matrix sum their gradients by it
 
 
@@ -157,6 +158,3 @@ def _checkpointed_chunks(
     ]
     loss = torch.cat(losses)
     return loss if reduction == "none" else loss.sum() / (targets != NOT_SCORED).sum()
-
-
-_TORCH_CHUNKS = hasattr(F, "linear_cross_entropy")

@@ -38,8 +38,7 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        if any(p.ndim != 2 for p in parameters):
+        if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
             raise ValueError("Muon is for matrices; leave other parameters to AdamW")
         self.dtype = dtype
 

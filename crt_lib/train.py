@@ -68,6 +68,7 @@ def train(
     tensorboard: bool = False,
     on_start: Callable[[], None] | None = None,
     losses: Callable[[LanguageModel, Precision], Any] | None = None,
+    begin: "LanguageModel | None" = None,
 ) -> TrainResult:
     """Train a model on `data.train`; the best on `data.valid` at a validation is kept as `best`.
 
@@ -76,14 +77,16 @@ def train(
     every kept one. With `resume`, goes on from checkpoints/last; otherwise starts over in `out`.
     SIGTERM and SIGINT save and return with `finished` false. `on_start` is called by the main
     process when all input is found good and before anything is written. `losses` makes what is
-    called instead of the model.
+    called instead of the model; `begin` has the weights to begin with, and is trained itself.
 
     Raises InputError for settings that do not fit each other, the data or the run found in `out`,
     and while another process trains there, before anything is written; TrainingError for a loss or
     gradient that is not finite.
     """
     with contextlib.ExitStack() as held:
-        run = _Run(model_config, train_config, data, Path(out), resume, tensorboard, on_start, held)
+        run = _Run(
+            model_config, train_config, data, out, resume, tensorboard, on_start, held, begin
+        )
         if losses:
             run.losses = losses(run.model, run.precision)
         with stop_signals() as stopped:
@@ -106,11 +109,12 @@ class _Run:
         model_config: AnyModelConfig,
         config: TrainConfig,
         data: "TokenizedCorpus",
-        out: Path,
+        out: str | Path,
         resume: bool,
         tensorboard: bool,
         on_start: Callable[[], None] | None,
         held: contextlib.ExitStack,
+        begin: "LanguageModel | None",
     ) -> None:
         _check_lengths(model_config, config, data)
         self.config, self.data, self.folder = config, data, RunFolder(out)
@@ -126,12 +130,12 @@ class _Run:
             "data": data.record(),
         }
         torch.manual_seed(config.seed)
-        self.model = make_model(model_config).to(self.accelerator.device)
+        self.model = (begin or make_model(model_config)).to(self.accelerator.device)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.optimizers = make_optimizers(self.model, config)
         self.state: dict[str, Any] = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
-        self.writer = _tensorboard(out) if tensorboard and self.is_main else None
+        self.writer = _tensorboard(Path(out)) if tensorboard and self.is_main else None
         if self.is_main:
             held.enter_context(locked(self.folder.path / "run", wait=False))
         self._restore_or_begin(on_start)

@@ -1,12 +1,15 @@
-"""The commands that train and score: `crt train`, `evaluate`, `average`."""
+"""The commands that train and score: `crt train`, `distil`, `evaluate`, `average`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crt_lib.commands import options
 from crt_lib.runs.profiles import load_profile
+
+if TYPE_CHECKING:
+    from crt_lib.runs.run import Run
 
 app = typer.Typer()
 
@@ -34,7 +37,6 @@ def train(
 
     from crt_lib.runs.machine import limit_memory
     from crt_lib.runs.run import run_profile
-    from crt_lib.runs.scores import results_table
 
     if vram_limit is not None:
         limit_memory(vram_limit)
@@ -44,7 +46,40 @@ def train(
         typer.echo(predict(chosen))
         return
     out = out or Path("results") / profile / chosen.recipe
-    run = run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard)
+    _tell(
+        run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard), out
+    )
+
+
+@app.command()
+def distil(
+    run: options.Checkpoint,
+    out: Annotated[Path, typer.Option(help="Folder for the model that comes of it.")],
+    teachers: Annotated[
+        list[Path] | None,
+        typer.Option("--teacher", help="A run or checkpoint (repeatable); default: RUN itself."),
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Of the teachers in the loss; the rest: text.")
+    ] = 1.0,
+    updates: Annotated[int, typer.Option(help="How many.", min=1)] = 1000,
+    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 5e-4,
+    seed: options.Seed = 0,
+    fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+) -> None:
+    """Train a model on until its early exits say what the last one says, and evaluate it."""
+    from crt_lib.runs.distilled import distil_run
+
+    settings = {"updates": updates, "max_lr": rate, "seed": seed}
+    how: dict[str, Any] = {"resume": not fresh, "progress": not quiet}
+    _tell(distil_run(run, out, teachers=teachers or (), share=share, settings=settings, **how), out)
+
+
+def _tell(run: "Run | str | None", out: Path) -> None:
+    """What came of a training; leaves where it was stopped or only helped."""
+    from crt_lib.runs.scores import results_table
+
     if isinstance(run, str):
         raise typer.Exit(0)
     if run is None:

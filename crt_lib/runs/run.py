@@ -33,12 +33,13 @@ def run_profile(
     resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
+    **how: Any,
 ) -> Run | Literal["not the main process"] | None:
     """Train `profile` in `out` and evaluate it; a finished part is not done again.
 
     Writes what `train` and `write_scores` write, and the manifest's `train` part. Returns None when
     a signal stopped the training, and a word in processes that only helped. Raises InputError as
-    they do.
+    they do. `how`: `losses` and `begin` of `train`.
     """
     out = Path(out)
     data = load_data(profile)
@@ -50,7 +51,7 @@ def run_profile(
         return earlier
     note = partial(update_manifest, out, profile.name)
     begin = partial(note, train=made | {"status": "running"})
-    how: dict[str, Any] = {"resume": resume, "progress": progress, "tensorboard": tensorboard}
+    how |= {"resume": resume, "progress": progress, "tensorboard": tensorboard}
     result = train(profile.model, profile.train, data, out, on_start=begin, **how)
     if not result.is_main:
         return "not the main process"

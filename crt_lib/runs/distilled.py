@@ -1,0 +1,62 @@
+"""A run that goes on from another's weights, its exits learning from teachers too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from crt_lib.config import TrainConfig
+from crt_lib.exits.distil import DistilledLosses
+from crt_lib.files import InputError, sha256
+from crt_lib.model import CRT
+from crt_lib.runs.profiles import Profile
+from crt_lib.runs.run import Run, run_profile
+from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
+
+
+def distil_run(
+    run: str | Path,
+    out: str | Path,
+    *,
+    teachers: Sequence[str | Path] = (),
+    share: float = 1.0,
+    settings: dict[str, Any] | None = None,
+    **how: Any,
+) -> Run | Literal["not the main process"] | None:
+    """Train the model of `run` on, its exits towards `teachers`; what `run_profile` returns.
+
+    `share`: of the teachers in the loss, as `DistilledLosses` has it; `teachers`: runs or
+    checkpoints, by default the one it begins with, as it was; `settings`: of the training, instead
+    of those it had. `how`: as in `run_profile`. Every exit weighs the same, in every update.
+
+    Raises InputError as `run_profile`, and for a run that is no CRT, a teacher with another
+    tokenizer, a share outside [0, 1], and `out` where a model or teacher is.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share is {share}; it must be in [0, 1]")
+    path, told = find_checkpoint(run), [find_checkpoint(t) for t in teachers or (run,)]
+    if any(Path(out).resolve() in file.resolve().parents for file in (path, *told)):
+        raise InputError(f"{out} holds a model that this begins with; give another folder")
+    model, tokenizer, trained = _crt(path)
+    others = []
+    for file in told:
+        teacher, its, _ = _crt(file)
+        if its.fingerprint != tokenizer.fingerprint:
+            raise InputError(f"{file} has another tokenizer than {path}; a teacher has the same")
+        others.append(teacher.requires_grad_(False))
+    digests = ", ".join(sha256(file.read_bytes())[:12] for file in told)
+    origin = f"{sha256(path.read_bytes())[:12]}, taught by {digests}, share {share:g}"
+    loops = model.config.head_loops
+    config = TrainConfig.from_dict(trained["train"]).replace(
+        exits_trained="all", exits_start=0.0, loop_sampling="none", loop_starts=()
+    )
+    config = config.replace(aux_weight=1 - 1 / len(loops), origin=origin).replace(**settings or {})
+    data = trained["data"]
+    profile = Profile("distilled", data["corpus"], data["tokenizer"], model.config, config, "crt2")
+    return run_profile(
+        profile, out, begin=model, losses=lambda m, _: DistilledLosses(m, others, share), **how
+    )
+
+
+def _crt(path: Path) -> tuple[CRT, Any, dict[str, Any]]:
+    model, tokenizer, trained = load_trained_model(path)
+    return as_crt(model, path), tokenizer, trained
