@@ -33,6 +33,10 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),
 ]
+TrainChanges = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting, for instance train.updates=300.", metavar="K=V"),
+]
 AT_ONCE = 1024  # more than any machine here has use for
 Jobs = Annotated[
     int, typer.Option(help="Trainings or notebooks at a time, here.", min=1, max=AT_ONCE)
@@ -78,20 +82,25 @@ def change_profile(
     profile: Profile, corpus: str | None, tokenizer: str | None, changes: dict[str, Any]
 ) -> Profile:
     """`profile` with another corpus or tokenizer, and settings named model.x or train.x."""
-    parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
-    for name, value in changes.items():
-        part, _, field = name.partition(".")
-        if part not in parts or not field:
-            raise InputError(
-                f"--set {name}={value}: write model.<field>=<value> or train.<field>=<value>"
-            )
-        parts[part][field] = value
+    parts = by_part(changes, "model", "train")
     return profile.replace(
         corpus=profile.corpus if corpus is None else corpus,
         tokenizer=profile.tokenizer if tokenizer is None else tokenizer,
         model=profile.model.replace(**parts["model"]),
         train=profile.train.replace(**parts["train"]),
     )
+
+
+def by_part(changes: dict[str, Any], *parts: str) -> dict[str, dict[str, Any]]:
+    """Settings named <part>.<field>, by part and field; raises InputError for other names."""
+    found: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for name, value in changes.items():
+        part, _, field = name.partition(".")
+        if part not in found or not field:
+            forms = " or ".join(f"{part}.<field>=<value>" for part in parts)
+            raise InputError(f"--set {name}={value}: write {forms}")
+        found[part][field] = value
+    return found
 
 
 def key_value(text: str) -> tuple[str, str]:

@@ -59,21 +59,18 @@ def distil(
         list[Path] | None,
         typer.Option("--teacher", help="A run or checkpoint (repeatable); default: RUN itself."),
     ] = None,
-    share: Annotated[
-        float, typer.Option(help="Of the teachers in the loss; the rest: text.")
-    ] = 1.0,
-    updates: Annotated[int, typer.Option(help="How many.", min=1)] = 1000,
-    rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 5e-4,
-    seed: options.Seed = 0,
+    share: Annotated[float, typer.Option(help="Of the teachers; the rest is the text's.")] = 1.0,
+    changes: options.TrainChanges = None,
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     """Train a model on until its early exits say what the last one says, and evaluate it."""
+    given = options.by_part(options.settings(changes), "train")["train"]
+
     from crt_lib.runs.distilled import distil_run
 
-    settings = {"updates": updates, "max_lr": rate, "seed": seed}
     how: dict[str, Any] = {"resume": not fresh, "progress": not quiet}
-    _tell(distil_run(run, out, teachers=teachers or (), share=share, settings=settings, **how), out)
+    _tell(distil_run(run, out, teachers=teachers or (), share=share, settings=given, **how), out)
 
 
 def _tell(run: "Run | str | None", out: Path) -> None:

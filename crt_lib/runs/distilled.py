@@ -12,6 +12,8 @@ from crt_lib.runs.profiles import Profile
 from crt_lib.runs.run import Run, run_profile
 from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
 
+SHORT = {"updates": 600, "batch_size": 8, "max_lr": 5e-4}
+
 
 def distil_run(
     run: str | Path,
@@ -25,8 +27,9 @@ def distil_run(
     """Train the model of `run` on, its exits towards `teachers`; what `run_profile` returns.
 
     `share`: of the teachers in the loss, as `DistilledLosses` has it; `teachers`: runs or
-    checkpoints, by default the one it begins with, as it was; `settings`: of the training, instead
-    of those it had. `how`: as in `run_profile`. Every exit weighs the same, in every update.
+    checkpoints, by default the one it begins with, as it was. `settings`: of the training, instead
+    of those it had and of SHORT. Every exit weighs the same, in every update. `how`: as in
+    `run_profile`.
 
     Raises InputError as `run_profile`, and for a run that is no CRT, a teacher with another
     tokenizer, a share outside [0, 1], and `out` where a model or teacher is.
@@ -45,11 +48,14 @@ def distil_run(
         others.append(teacher.requires_grad_(False))
     digests = ", ".join(sha256(file.read_bytes())[:12] for file in told)
     origin = f"{sha256(path.read_bytes())[:12]}, taught by {digests}, share {share:g}"
-    loops = model.config.head_loops
     config = TrainConfig.from_dict(trained["train"]).replace(
-        exits_trained="all", exits_start=0.0, loop_sampling="none", loop_starts=()
+        exits_trained="all",
+        exits_start=0.0,
+        loop_sampling="none",
+        loop_starts=(),
+        aux_weight=1 - 1 / len(model.config.head_loops),
+        **SHORT | (settings or {}) | {"origin": origin},
     )
-    config = config.replace(aux_weight=1 - 1 / len(loops), origin=origin).replace(**settings or {})
     data = trained["data"]
     profile = Profile("distilled", data["corpus"], data["tokenizer"], model.config, config, "crt2")
     return run_profile(

@@ -133,6 +133,15 @@ def test_evaluate_repeats_the_results(trained, capsys):
         assert json.loads(line)["loss"] == pytest.approx(row["loss"], rel=bound)
 
 
+def test_distil_goes_on_from_a_run(trained, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    words = ["distil", str(trained), "--out", out, "--quiet", "--set"]
+    code, table, _ = crt(*words, "train.updates=2", capsys=capsys)
+    assert code == 0 and "word_ppl" in table
+    code, _, err = crt(*words, "model.n_loops=2", capsys=capsys)
+    assert code == 2 and err == "error: --set model.n_loops=2: write train.<field>=<value>\n"
+
+
 def test_average_of_kept_checkpoints_is_evaluated_as_another(trained, tmp_path, capsys):
     code, _, err = crt("average", str(trained), capsys=capsys)
     assert code == 2 and "kept 0 checkpoints" in err and "keep_every" in err
