@@ -14,8 +14,10 @@ from crt_lib.files import InputError
 
 if TYPE_CHECKING:
     from crt_lib.exits.choice import Choice
+    from crt_lib.text.tokenizer import Tokenizer
 
 app = typer.Typer()
+UNK = "<unk>"  # WikiText's mark for a word that it has left out
 
 
 @app.command()
@@ -34,13 +36,15 @@ def generate(
     top_p: options.TopP = 1.0,
     seed: options.Seed = 0,
     quantize: options.Quantize = None,
+    never: Annotated[
+        str | None, typer.Option(help=f"A text that is not written; default {UNK}, empty: none.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
     from crt_lib.exits.decode import Generated, Sampling, Speculation, generate as run
     from crt_lib.runs.trained import as_crt, load_trained_model
 
-    sampling: Any = Sampling(temperature, top_k, top_p)
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
     own = {name: value for name, value in given.items() if value is not None}
     if draft_loop is not None and (exit_name or own or budget or quantize):
@@ -50,6 +54,7 @@ def generate(
         )
     loaded, tokenizer, _ = load_trained_model(checkpoint)
     model, policy = as_crt(loaded, checkpoint), None
+    sampling: Any = Sampling(temperature, top_k, top_p, _beginning(tokenizer, never))
     if draft_loop is None:
         choice = _way_to_decode(checkpoint, exit_name, budget, own, quantize is None)
         policy, draft_loop = choice.policy, choice.draft_loop
@@ -68,6 +73,17 @@ def generate(
             typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
         else:
             typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+
+
+def _beginning(tokenizer: "Tokenizer", text: str | None) -> tuple[int, ...]:
+    """The tokens that `text` begins with, alone and after a space; None: UNK, if it is known."""
+    given = UNK if text is None else text
+    try:
+        return tuple({int(tokenizer.encode(form)[0]) for form in (given, f" {given}") if given})
+    except InputError:
+        if text is None:
+            return ()
+        raise
 
 
 def _way_to_decode(

@@ -32,6 +32,7 @@ class Sampling:
     temperature: float = 0.0  # 0: greedy
     top_k: int | None = None  # only the k most probable tokens
     top_p: float = 1.0  # only the fewest most probable that hold this much probability
+    never: tuple[int, ...] = ()  # tokens that are not written
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -40,6 +41,12 @@ class Sampling:
             raise InputError(f"top_k is {self.top_k}; it must be at least 1")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must be in (0, 1]")
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """The logits (..., V), -inf at what is never written."""
+        if not self.never:
+            return logits
+        return logits.index_fill(-1, torch.tensor(self.never, device=logits.device), -torch.inf)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution (..., V) that is drawn from; greedy, all on the largest logit."""
@@ -125,7 +132,8 @@ def generate(
                 exited = leave(Window(model, memory, last=True), ids, policy)
                 if cache and (new_tokens > 1 or quantize is not None):
                     step = Step(model, memory, quantize)
-            chosen = sampling.choose(exited.logits.view(rows, -1), generator)  # (B,)
+            logits = sampling.allowed(exited.logits.view(rows, -1))
+            chosen = sampling.choose(logits, generator)  # (B,)
             ids = chosen[:, None] if cache else torch.cat([ids, chosen[:, None]], 1)
             new, loops = chosen.tolist(), exited.loops.view(rows, -1)[:, -1].tolist()
             for text, token, loop in zip(texts, new, loops, strict=True):
@@ -240,8 +248,9 @@ class _Text:
             run_with_exits(model, ids[:, :-1], Policy(), self.memory, last=True)
         self.window, self.step = Window(model, self.memory), Step(model, self.memory)
         self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
-        self.weight = self.vocabulary[:SHORTLIST]  # (C, width)
-        self.candidates = torch.arange(len(self.weight), device=ids.device)  # (C,)
+        first = [k for k in range(min(SHORTLIST, len(self.vocabulary))) if k not in sampling.never]
+        self.candidates = torch.tensor(first, device=ids.device)  # (C,)
+        self.weight = self.vocabulary[self.candidates]  # (C, width)
         self.rare: set[int] = set()
         self._allow(ids[0].tolist())
 
@@ -287,6 +296,7 @@ class _Text:
     ) -> tuple[int, list[int]]:
         """As `continued`, by the logits (drafted + 1, V) of the last loop."""
         sampling, kept = self.sampling, 0
+        logits = sampling.allowed(logits)
         if sampling.temperature == 0:
             wanted = best(logits).tolist()
             while kept < len(drafted) and drafted[kept] == wanted[kept]:
@@ -311,6 +321,7 @@ class _Text:
     def _allow(self, tokens: Sequence[int]) -> None:
         """Also those of `tokens` may be drafted."""
         new = {token for token in tokens if token >= SHORTLIST} - self.rare
+        new -= set(self.sampling.never)
         if new:
             self.rare |= new
             more = torch.tensor(sorted(new), device=self.candidates.device)

@@ -210,6 +210,14 @@ def test_generate_is_the_same_with_speculation_and_by_seed(trained, float64, cap
     assert "12 tokens, 4.00 loops each" in crt(*words[:-1], capsys=capsys)[1]
 
 
+def test_generate_leaves_out_what_is_never_to_be_written(trained, capsys):
+    words = ["generate", str(trained), "a", "--tokens", "40", "--temperature", "2", "--json"]
+    _, out, _ = crt(*words, capsys=capsys)
+    written = json.loads(out)["text"].split()[0]
+    _, out, _ = crt(*words, "--never", written, capsys=capsys)
+    assert written not in json.loads(out)["text"].split()
+
+
 def test_generate_takes_what_was_calibrated(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained, run)

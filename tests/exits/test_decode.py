@@ -128,6 +128,23 @@ def test_speculation_keeps_the_distribution(trained, shortlist, monkeypatch):
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
+@given(
+    never=st.sets(st.integers(0, 20), min_size=1, max_size=12),
+    temperature=st.sampled_from([0.0, 1.5]),
+    loop=st.sampled_from([1, 2, 3]),
+)
+def test_what_is_never_written(trained, never, temperature, loop):
+    """It is not there, and the rest is as if its logits had been the lowest."""
+    sampling = Sampling(temperature, never=tuple(never))
+    (plain,) = generate(trained, [[3, 4]], 16, sampling=sampling)
+    draft = Speculation(trained, loop).generate([3, 4], 16, sampling=sampling)
+    assert never.isdisjoint(plain.tokens) and never.isdisjoint(draft.tokens)
+    if temperature == 0:
+        assert draft.tokens == plain.tokens
+        (free,) = generate(trained, [[3, 4]], 1)
+        assert free.tokens[0] in never or free.tokens == plain.tokens[:1]
+
+
 def test_sampling_by_hand():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     p = logits.softmax(-1)[0]
