@@ -60,6 +60,7 @@ def distil(
         typer.Option("--teacher", help="A run or checkpoint (repeatable); default: RUN itself."),
     ] = None,
     share: Annotated[float, typer.Option(help="Of the teachers; the rest is the text's.")] = 1.0,
+    written: Annotated[bool, typer.Option(help="Learn from text that teachers write.")] = False,
     changes: options.TrainChanges = None,
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
@@ -70,7 +71,12 @@ def distil(
     from crt_lib.runs.distilled import distil_run
 
     how: dict[str, Any] = {"resume": not fresh, "progress": not quiet}
-    _tell(distil_run(run, out, teachers=teachers or (), share=share, settings=given, **how), out)
+    _tell(
+        distil_run(
+            run, out, teachers=teachers or (), share=share, written=written, settings=given, **how
+        ),
+        out,
+    )
 
 
 def _tell(run: "Run | str | None", out: Path) -> None:

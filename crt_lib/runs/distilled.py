@@ -21,15 +21,15 @@ def distil_run(
     *,
     teachers: Sequence[str | Path] = (),
     share: float = 1.0,
+    written: bool = False,
     settings: dict[str, Any] | None = None,
     **how: Any,
 ) -> Run | Literal["not the main process"] | None:
     """Train the model of `run` on, its exits towards `teachers`; what `run_profile` returns.
 
-    `share`: of the teachers in the loss, as `DistilledLosses` has it; `teachers`: runs or
-    checkpoints, by default the one it begins with, as it was. `settings`: of the training, instead
-    of those it had and of SHORT. Every exit weighs the same, in every update. `how`: as in
-    `run_profile`.
+    `share` and `written`: as in `DistilledLosses`. `teachers`: runs or checkpoints, by default the
+    one it begins with, as it was. `settings`: of the training, instead of those it had and of
+    SHORT. Every exit weighs the same, in every update. `how`: as in `run_profile`.
 
     Raises InputError as `run_profile`, and for a run that is no CRT, a teacher with another
     tokenizer, a share outside [0, 1], and `out` where a model or teacher is.
@@ -40,14 +40,10 @@ def distil_run(
     if any(Path(out).resolve() in file.resolve().parents for file in (path, *told)):
         raise InputError(f"{out} holds a model that this begins with; give another folder")
     model, tokenizer, trained = _crt(path)
-    others = []
-    for file in told:
-        teacher, its, _ = _crt(file)
-        if its.fingerprint != tokenizer.fingerprint:
-            raise InputError(f"{file} has another tokenizer than {path}; a teacher has the same")
-        others.append(teacher.requires_grad_(False))
+    others = [_teacher(file, tokenizer) for file in told]
     digests = ", ".join(sha256(file.read_bytes())[:12] for file in told)
     origin = f"{sha256(path.read_bytes())[:12]}, taught by {digests}, share {share:g}"
+    origin += ", of text that they write" * written
     config = TrainConfig.from_dict(trained["train"]).replace(
         exits_trained="all",
         exits_start=0.0,
@@ -59,8 +55,19 @@ def distil_run(
     data = trained["data"]
     profile = Profile("distilled", data["corpus"], data["tokenizer"], model.config, config, "crt2")
     return run_profile(
-        profile, out, begin=model, losses=lambda m, _: DistilledLosses(m, others, share), **how
+        profile,
+        out,
+        begin=model,
+        losses=lambda m, _: DistilledLosses(m, others, share, written),
+        **how,
     )
+
+
+def _teacher(file: Path, tokenizer: Any) -> CRT:
+    model, own, _ = _crt(file)
+    if own.fingerprint != tokenizer.fingerprint:
+        raise InputError(f"{file} has another tokenizer than the model; a teacher has the same")
+    return model.requires_grad_(False)
 
 
 def _crt(path: Path) -> tuple[CRT, Any, dict[str, Any]]:

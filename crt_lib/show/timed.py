@@ -1,5 +1,6 @@
 """Tables of measured time and memory: training steps, their parts and sizes, and decoding."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -135,13 +136,26 @@ def decoding(results: Path) -> str:
         "in brackets the speed against full depth in the same round. PPL of the first 50,000 "
         "tokens of test. Criteria are calibrated to lose at most 0.5 % of the PPL; "
         f"{', '.join(fixed)} then take a fixed exit, because asking them costs more than it "
-        f"saves.\n\n{_taken(results)}\n\n{_bounds(results, rows)}"
+        f"saves.\n\nThose speeds are of text that the model writes, their PPL is of test. Both "
+        f"from the same tokens:\n\n{taken([results / 'small/crt2/taken.csv'])}\n\n"
+        f"{_bounds(results, rows)}"
     )
 
 
-def _taken(results: Path) -> str:
-    """`crt bench exits`: loss and speed of policies on the same tokens, by texts at a time."""
-    rows = pd.read_csv(results / "small" / "crt2" / "taken.csv")
+def taken(files: Sequence[Path]) -> str:
+    """`crt bench exits`: loss and speed of policies on the same tokens, a table for each file."""
+    return "\n\n".join([*map(_taken, files), _TAKEN])
+
+
+_TAKEN = (
+    "PPL and speed against full depth, in brackets the 95 % interval over windows; of fixed: "
+    "against the fastest fixed exit that loses no more; of mix: against a random mix of two fixed "
+    "exits of the same mean loops. The oracle knows each token's loss."
+)
+
+
+def _taken(file: Path) -> str:
+    rows = pd.read_csv(file)
     rows = rows[~rows["policy"].str.startswith(MIX)]
     by = [cells(np.expm1(rows[name]), "{:+.2%}") for name in ("above", "low", "high")]
     rows["PPL"] = by[0] + " [" + by[1] + ", " + by[2] + "]"
@@ -158,13 +172,8 @@ def _taken(results: Path) -> str:
     for count, own in rows.groupby("rows"):
         made[f"speed, {count} at a time"] = own.set_index("policy")["speed"]
     counts = ", ".join(f"{n:,}" for n in rows.drop_duplicates("rows")["tokens"])
-    return (
-        "Those speeds are of text that the model writes, their PPL is of test. With both from the "
-        f"same tokens, test read a token at a time ({counts} tokens; {_where(rows.iloc[0])}):\n\n"
-        f"{table(made)}\n\nPPL and speed against full depth, in brackets the 95 % interval over "
-        "windows; of fixed: against the fastest fixed exit that loses no more; of mix: against a "
-        "random mix of two fixed exits of the same mean loops. The oracle knows each token's loss."
-    )
+    where = _where(rows.iloc[0])
+    return f"Test read a token at a time ({counts} tokens; {where}):\n\n{table(made)}"
 
 
 def _bounds(results: Path, rows: pd.DataFrame) -> str:

@@ -6,12 +6,16 @@ from hypothesis import given, settings, strategies as st
 from tiny_models import exact_model
 
 from crt_lib.data import NOT_SCORED
+from crt_lib.exits import distil
+from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.distil import DistilledLosses
 
 torch.manual_seed(0)
 IDS = torch.randint(37, (2, 9))
 TARGETS = torch.randint(37, (2, 9)).masked_fill(torch.rand(2, 9) < 0.3, NOT_SCORED)
 EXITS = (1, 3, 4)
+LONG = torch.randint(37, (2, 20))
+ONE = Sampling(temperature=1.0)
 
 
 def losses(share, model=None, teachers=None, targets=TARGETS):
@@ -61,3 +65,34 @@ def test_the_teacher_stays_as_it_was():
     assert all(part.training for part in teacher.modules())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert torch.equal(*(losses(1.0, model.eval(), [teacher])[4] for _ in range(2)))
+
+
+def test_what_teachers_write_begins_as_the_text_and_is_scored_whole(monkeypatch):
+    monkeypatch.setattr(distil, "PROMPT", 4)
+    model, teachers = exact_model(), [exact_model(1), exact_model(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(1)
+        made = DistilledLosses(model, teachers, 1.0, written=True)
+        inputs, targets = made._written(IDS)
+    assert torch.equal(inputs[:, :4], IDS[:, :4])
+    assert torch.equal(inputs[:, 1:], targets[:, :-1]) and inputs.shape == (2, 8)
+    written = [
+        [new.tokens for new in generate(teacher, IDS[:, :4].tolist(), 5, sampling=ONE, seed=seed)]
+        for teacher in teachers
+        for seed in _seeds(1)
+    ]
+    assert targets[:, 3:].tolist() in written
+
+
+def _seeds(seed):
+    torch.manual_seed(seed)
+    return torch.randint(2**31, (2,)).tolist()[:1]
+
+
+def test_a_seed_repeats_what_they_write():
+    def once(seed):
+        torch.manual_seed(seed)
+        model = exact_model()
+        return DistilledLosses(model, [model], 1.0, written=True)._written(LONG)[1].tolist()
+
+    assert once(1) == once(1) != once(2)

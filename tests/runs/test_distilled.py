@@ -42,7 +42,8 @@ def test_it_begins_with_the_weights_of_the_run(run, tmp_path):
 
 
 def test_stopped_and_begun_again_it_ends_with_the_same_file(run, tmp_path, monkeypatch):
-    distilled(run, tmp_path / "whole")
+    how = {"written": True}
+    distilled(run, tmp_path / "whole", **how)
     calls, losses = count(1), DistilledLosses.__call__
 
     def stop_at_the_third(*given, **targets):
@@ -52,8 +53,8 @@ def test_stopped_and_begun_again_it_ends_with_the_same_file(run, tmp_path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(DistilledLosses, "__call__", stop_at_the_third)
-        assert distilled(run, tmp_path / "parts") is None
-    distilled(run, tmp_path / "parts")
+        assert distilled(run, tmp_path / "parts", **how) is None
+    distilled(run, tmp_path / "parts", **how)
     files = [RunFolder(tmp_path / name).checkpoint("best") for name in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
