@@ -12,7 +12,7 @@ from crt_lib.runs.profiles import Profile
 from crt_lib.runs.run import Run, run_profile
 from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
 
-SHORT = {"updates": 600, "batch_size": 8, "max_lr": 1e-3}
+SHORT = {"updates": 300, "batch_size": 8, "max_lr": 1e-3}
 
 
 def distil_run(
