@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -118,6 +119,8 @@ class _Shaped:
 def _program(path: Path) -> Model:
     if not path.is_file():
         raise InputError(f"{path} is not there")
+    logger = logging.getLogger("torch.export")
+    was, logger.disabled = logger.disabled, True  # it logs a traceback; the error is one line
     try:
         program = torch.export.load(path)
         (name,) = program.graph_signature.user_inputs
@@ -128,6 +131,8 @@ def _program(path: Path) -> Model:
         module = program.module()
     except Exception as error:  # anybody's file: it may fail in any way
         raise InputError(f"{path} is no program from ids: {_one_line(error)}") from error
+    finally:
+        logger.disabled = was
     shape = [dim if isinstance(dim, int) else None for dim in dims]
     return _Shaped(module, shape, int(most) if most is not None and str(most).isdigit() else None)
 

@@ -71,12 +71,13 @@ def distilled(results: Path) -> str:
     made["exit 2 against its full depth"] = cells(wide["above_full"][2], "{:+.2%}")
     last = rows.index.unique("exit")[-1]
     made["full depth against before"] = cells(wide["above"][last], "{:+.2%}")
-    configs = {said: finished_run(results / name).manifest["train"] for name, said in ARMS.items()}
-    part = configs[ARMS["demo"]]
-    rates = ", ".join(f"{said} {config['max_lr']:g}" for said, config in configs.items())
+    runs = {said: finished_run(results / name).manifest for name, said in ARMS.items()}
+    updates = {said: run["train"]["updates"] for said, run in runs.items()}
+    made.insert(1, "updates", [updates.get(said, 0) for said in made.index])
+    part = runs[ARMS["demo"]]["train"]
     return (
-        f"{table(made)}\n\nWord perplexity on test by exit. {part['updates']:,} updates of "
-        f"{part['batch_size'] * part['seq_len']:,} tokens; highest rate: {rates}.\n\n"
+        f"{table(made)}\n\nWord perplexity on test by exit; updates of "
+        f"{part['batch_size'] * part['seq_len']:,} tokens, the highest rate {part['max_lr']:g}.\n\n"
         f"{taken([results / 'demo/taken.csv', results / 'bench/avx2/taken_demo.csv'])}"
     )
 

@@ -9,9 +9,10 @@ from crt_lib.study.sota import exits_of, finished_run
 
 BEFORE = "as it was trained"
 ARMS = {  # run below results -> what it learned from
-    "distilled/text": "the text",
-    "distilled/own": "its own last exit",
-    "demo": "two models",
+    "distilled/text": "the text alone",
+    "distilled/own": "its last exit, of the text",
+    "distilled/own_written": "its last exit, of what it writes",
+    "demo": "two models, of what they write",
 }
 
 
