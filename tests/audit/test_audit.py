@@ -143,15 +143,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why, config", REFUSED.items())
-@pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04 cut"])
-def test_a_damaged_program_is_one_line(content, tmp_path, capfd):
-    path = tmp_path / "x.pt2"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="is no program from ids"):
-        load_target(str(path))
-    assert capfd.readouterr() == ("", "")
-
-
 def test_models_that_are_no_causal_ones_are_refused(why, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=why):
@@ -224,3 +215,12 @@ def test_an_onnx_file(tmp_path, monkeypatch):
     assert torch.equal(model(ids), Counts()(ids))
     report = causality_report(model, size)
     assert report.status == 0 and report.context == 12 and "rows" in report.findings
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04 cut"])
+def test_a_damaged_program_is_one_line(content, tmp_path, capfd):
+    path = tmp_path / "x.pt2"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no program from ids"):
+        load_target(str(path))
+    assert capfd.readouterr() == ("", "")
