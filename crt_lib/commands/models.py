@@ -141,11 +141,14 @@ def export(
     checkpoint: options.Checkpoint,
     out: Annotated[Path, typer.Argument(help="Folder for transformers, or a file ending in .pt2.")],
     exit_loop: Annotated[int | None, typer.Option(help="Exit of a .pt2 program.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Of the weights, for the folder's card.")
+    ] = None,
 ) -> None:
     """Write a model as a folder that transformers loads, or as a torch.export program."""
     from crt_lib.hf.export import export_run
 
-    typer.echo(f"exported: {export_run(checkpoint, out, exit_loop)}")
+    typer.echo(f"exported: {export_run(checkpoint, out, exit_loop, license)}")
 
 
 @app.command()

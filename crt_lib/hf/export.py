@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from crt_lib.exits.choice import choices_of
-from crt_lib.files import InputError, atomic_path, write_text
+from crt_lib.files import InputError, atomic_path, read_rows, write_text
+from crt_lib.hf.card import write_card
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
 from crt_lib.runs.trained import TOKENIZER_FILE, as_crt, find_checkpoint, load_trained_model
@@ -78,11 +79,14 @@ def export_program(model: CRT, loop: int | None = None) -> torch.export.Exported
         return torch.export.export(fixed, (ids,), dynamic_shapes=({0: rows, 1: positions},))
 
 
-def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None) -> Path:
+def export_run(
+    checkpoint: str | Path, out: str | Path, loop: int | None = None, license: str | None = None
+) -> Path:
     """Write a run's model to `out`: a program if that ends in .pt2, else a transformers folder.
 
-    `loop`: the exit of the program. Raises InputError for a folder with a model without a BPE, for
-    `loop` with a folder (its `exit_policy` chooses), and as `load_trained_model`.
+    `loop`: the exit of the program; `license`: for the folder's card. Raises InputError for a
+    folder with a model without a BPE, for `loop` with a folder (its `exit_policy` chooses), and as
+    `load_trained_model`.
     """
     out = Path(out)
     loaded, tokenizer, trained = load_trained_model(checkpoint)
@@ -109,6 +113,9 @@ def export_run(checkpoint: str | Path, out: str | Path, loop: int | None = None)
         made.save_pretrained(out)
     except (SafetensorError, OSError) as error:  # a full disk, for instance
         raise InputError(f"cannot write {out}: {error}; the same command writes it anew") from error
+    table = find_checkpoint(checkpoint).parents[1] / "results.csv"
+    scores = read_rows(table) if table.is_file() else []
+    write_card(out, made, trained, scores, license)
     saved = out / TOKENIZER_FILE  # as transformers calls it, too
     tokenizer.save(saved)
     wrap(

@@ -16,7 +16,7 @@ from crt_lib import InputError, load_profile
 from crt_lib.exits.choice import CHOICES_FILE, Choice, Choices
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import Policy
-from crt_lib.files import sha256
+from crt_lib.files import read_rows, sha256
 from crt_lib.hf.export import export_program, export_run, write_task
 from crt_lib.runs.run import run_profile
 from crt_lib.runs.scores import evaluate_checkpoint
@@ -117,6 +117,23 @@ def test_a_program_is_written_and_read_back(run, tmp_path):
     path = export_run(run / "run", tmp_path / "exit.pt2", loop=2)
     program = torch.export.load(path).module()
     near(program(ids), model(ids, [2])[2], OF_A_MODEL)
+
+
+def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path):
+    from huggingface_hub import ModelCard
+
+    out = export_run(run / "run", tmp_path / "named", license="mit")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "mit" and card.data.pipeline_tag == "text-generation"
+    stored = {
+        row["exit"]: row["word_ppl"]
+        for row in read_rows(run / "run" / "results.csv")
+        if (row["split"], row["protocol"]) == ("test", "honest")
+    }
+    told = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    for loop, ppl in stored.items():
+        assert told[f"word perplexity, exit {loop}"] == ppl
+    assert "# named" in card.text and "after loop 1, 2, 3, 4." in card.text
 
 
 def test_a_full_disk_is_one_line(run, tmp_path, monkeypatch):

@@ -1,0 +1,83 @@
+"""The card of an exported model: its README.md, with what the hub reads of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crt_lib.files import write_text
+
+HUB = {  # corpus -> its repository there
+    "wikitext-2": "Salesforce/wikitext",
+    "wikitext-103": "Salesforce/wikitext",
+}
+_TEXT = """\
+
+# {name}
+
+A CRT: one block, looped {loops} times, with a prediction head after loop {exits}.
+Trained on `{corpus}`, {tokenizer} tokens, windows of {seq_len}; {parameters:,} parameters.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(NAME, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(NAME)
+ids = tokenizer("The", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=20, exit_policy="full")[0]))
+```
+
+`exit_policy` may be a loop, a criterion{calibrated}.
+"""
+
+
+def write_card(
+    out: Path,
+    model: Any,
+    trained: Mapping[str, Any],
+    scores: Sequence[Mapping[str, Any]] = (),
+    license: str | None = None,
+) -> None:
+    """Write `out`/README.md of a saved `CRTForCausalLM`.
+
+    `trained`: the record of its training; `scores`: rows of results.csv, of which those of test by
+    the honest protocol go into the model index; `license`: of the weights, as the hub names it.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name, data = out.resolve().name, trained["data"]
+    found = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=HUB.get(data["corpus"], data["corpus"]),
+            dataset_name=data["corpus"],
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{said}, exit {row['exit']}",
+            metric_value=float(row[metric]),
+        )
+        for row in scores
+        if (row["split"], row["protocol"]) == ("test", "honest")
+        for metric, said in (("word_ppl", "word perplexity"), ("bits_per_byte", "bits per byte"))
+    ]
+    about = ModelCardData(
+        license=license,
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["early-exit", "recursive", "custom_code"],
+        datasets=[HUB[data["corpus"]]] if data["corpus"] in HUB else None,
+        metrics=["perplexity"],
+        eval_results=found or None,
+    )
+    config = model.config
+    text = _TEXT.format(
+        name=name,
+        loops=config.n_loops,
+        exits=", ".join(map(str, (*config.exit_loops, config.n_loops))),
+        corpus=data["corpus"],
+        tokenizer=data["tokenizer"],
+        seq_len=trained["train"]["seq_len"],
+        parameters=sum(p.numel() for p in model.parameters()),
+        calibrated=', or "auto": the fastest calibrated' if config.calibrated else "",
+    )
+    write_text(out / "README.md", f"---\n{about.to_yaml()}\n---\n{text}")
