@@ -139,13 +139,13 @@ def explore(
 @app.command()
 def export(
     checkpoint: options.Checkpoint,
-    out: Annotated[Path, typer.Argument(help="Folder for transformers, or a file ending in .pt2.")],
-    exit_loop: Annotated[int | None, typer.Option(help="Exit of a .pt2 program.")] = None,
+    out: Annotated[Path, typer.Argument(help="Folder for transformers, or a file .pt2 or .onnx.")],
+    exit_loop: Annotated[int | None, typer.Option(help="Exit of a program.")] = None,
     license: Annotated[
         str | None, typer.Option(help="Of the weights, for the folder's card.")
     ] = None,
 ) -> None:
-    """Write a model as a folder that transformers loads, or as a torch.export program."""
+    """Write a model as a folder that transformers loads, or as a torch.export or ONNX program."""
     from crt_lib.hf.export import export_run
 
     typer.echo(f"exported: {export_run(checkpoint, out, exit_loop, license)}")

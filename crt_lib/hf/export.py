@@ -2,7 +2,9 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,21 +84,19 @@ def export_program(model: CRT, loop: int | None = None) -> torch.export.Exported
 def export_run(
     checkpoint: str | Path, out: str | Path, loop: int | None = None, license: str | None = None
 ) -> Path:
-    """Write a run's model to `out`: a program if that ends in .pt2, else a transformers folder.
+    """Write a run's model to `out`: a program if that ends in .pt2 or .onnx, else a folder.
 
-    `loop`: the exit of the program; `license`: for the folder's card. Raises InputError for a
-    folder with a model without a BPE, for `loop` with a folder (its `exit_policy` chooses), and as
-    `load_trained_model`.
+    The folder is for transformers. `loop`: the exit of the program; `license`: for the folder's
+    card. Raises InputError for a folder with a model without a BPE, for `loop` with a folder (its
+    `exit_policy` chooses), and as `load_trained_model`.
     """
     out = Path(out)
     loaded, tokenizer, trained = load_trained_model(checkpoint)
     model = as_crt(loaded, checkpoint)
-    if out.suffix == ".pt2":
-        with atomic_path(out) as temporary, temporary.open("wb") as file:
-            torch.export.save(export_program(model.cpu(), loop), file)
-        return out
+    if out.suffix in (".pt2", ".onnx"):
+        return _write_program(export_program(model.cpu(), loop), out)
     if loop is not None:
-        raise InputError("an exit is fixed in a program: write to a file ending in .pt2")
+        raise InputError("an exit is fixed in a program: write to a file ending in .pt2 or .onnx")
     if not isinstance(tokenizer, ByteLevelBPE):
         raise InputError(f"transformers has no tokenizer like {tokenizer.name}; use a BPE")
     wrap = transformers().PreTrainedTokenizerFast
@@ -125,6 +125,19 @@ def export_run(
         padding_side="left",
         clean_up_tokenization_spaces=False,
     ).save_pretrained(out)
+    return out
+
+
+def _write_program(program: torch.export.ExportedProgram, out: Path) -> Path:
+    if out.suffix == ".onnx" and not find_spec("onnxscript"):
+        raise InputError(f"{out} needs onnxscript; pip install 'crt-lm[onnx]'")
+    with atomic_path(out) as temporary:
+        if out.suffix == ".onnx":
+            how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+            torch.onnx.export(program, f=temporary, **how)
+        else:
+            with temporary.open("wb") as file:
+                torch.export.save(program, file)
     return out
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -148,6 +149,10 @@ def test_a_full_disk_is_one_line(run, tmp_path, monkeypatch):
 def test_what_cannot_be_exported_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="no head"):
         export_run(run / "run", tmp_path / "exit.pt2", loop=9)
+    if not find_spec("onnxscript"):
+        with pytest.raises(InputError, match="pip install"):
+            export_run(run / "run", tmp_path / "model.onnx")
+        assert not (tmp_path / "model.onnx").exists()
     with pytest.raises(InputError, match="pt2"):
         export_run(run / "run", tmp_path / "folder", loop=2)
     with pytest.raises(InputError, match="no checkpoint"):
