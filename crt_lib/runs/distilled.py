@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from crt_lib.config import TrainConfig
+from crt_lib.config import TrainConfig, make_model
 from crt_lib.exits.distil import DistilledLosses
 from crt_lib.files import InputError, sha256
 from crt_lib.model import CRT
@@ -29,7 +29,8 @@ def distil_run(
 
     `share` and `written`: as in `DistilledLosses`. `teachers`: runs or checkpoints, by default the
     one it begins with, as it was. `settings`: of the training, instead of those it had and of
-    SHORT. Every exit weighs the same, in every update. `how`: as in `run_profile`.
+    SHORT. Every exit weighs the same, in every update, and nothing is dropped out: a teacher's
+    word needs no noise. `how`: as in `run_profile`.
 
     Raises InputError as `run_profile`, and for a run that is no CRT, a teacher with another
     tokenizer, a share outside [0, 1], and `out` where a model or teacher is.
@@ -52,12 +53,14 @@ def distil_run(
         aux_weight=1 - 1 / len(model.config.head_loops),
         **SHORT | (settings or {}) | {"origin": origin},
     )
+    begun = make_model(model.config.replace(dropout=0.0, embed_dropout=0.0, attention_dropout=None))
+    begun.load_state_dict(model.state_dict())
     data = trained["data"]
-    profile = Profile("distilled", data["corpus"], data["tokenizer"], model.config, config, "crt2")
+    profile = Profile("distilled", data["corpus"], data["tokenizer"], begun.config, config, "crt2")
     return run_profile(
         profile,
         out,
-        begin=model,
+        begin=begun,
         losses=lambda m, _: DistilledLosses(m, others, share, written),
         **how,
     )
