@@ -14,6 +14,7 @@ from crt_lib.files import InputError
 
 if TYPE_CHECKING:
     from crt_lib.exits.choice import Choice
+    from crt_lib.exits.decode import Generated
     from crt_lib.text.tokenizer import Tokenizer
 
 app = typer.Typer()
@@ -42,7 +43,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
-    from crt_lib.exits.decode import Generated, Sampling, Speculation, generate as run
+    from crt_lib.exits.decode import Sampling, Speculation, generate as run
     from crt_lib.runs.trained import as_crt, load_trained_model
 
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
@@ -66,8 +67,13 @@ def generate(
     else:
         how = {"sampling": sampling, "seed": seed, "quantize": quantize}
         made = run(model, ids, new_tokens, policy=policy, **how)
-    for prompt, one in zip(prompts, made, strict=True):
-        text = tokenizer.decode(one.tokens)
+    _print(prompts, [tokenizer.decode(one.tokens) for one in made], made, as_json)
+
+
+def _print(
+    prompts: Sequence[str], texts: Sequence[str], made: Sequence["Generated"], as_json: bool
+) -> None:
+    for prompt, text, one in zip(prompts, texts, made, strict=True):
         mean = sum(one.loops) / max(len(one.loops), 1)
         if as_json:
             typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
@@ -158,7 +164,7 @@ def lm_task(
     split: options.Split = "test",
 ) -> None:
     """Write a corpus as a task for lm_eval, which then scores any model on it."""
-    from crt_lib.hf.export import write_task
+    from crt_lib.hf.lm_task import write_task
 
     name = write_task(out, corpus, split)
     typer.echo(

@@ -42,23 +42,9 @@ def write_card(
     `trained`: the record of its training; `scores`: rows of results.csv, of which those of test by
     the honest protocol go into the model index; `license`: of the weights, as the hub names it.
     """
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
     name, data = out.resolve().name, trained["data"]
-    found = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=HUB.get(data["corpus"], data["corpus"]),
-            dataset_name=data["corpus"],
-            dataset_split="test",
-            metric_type=metric,
-            metric_name=f"{said}, exit {row['exit']}",
-            metric_value=float(row[metric]),
-        )
-        for row in scores
-        if (row["split"], row["protocol"]) == ("test", "honest")
-        for metric, said in (("word_ppl", "word perplexity"), ("bits_per_byte", "bits per byte"))
-    ]
     about = ModelCardData(
         license=license,
         model_name=name,
@@ -67,7 +53,7 @@ def write_card(
         tags=["early-exit", "recursive", "custom_code"],
         datasets=[HUB[data["corpus"]]] if data["corpus"] in HUB else None,
         metrics=["perplexity"],
-        eval_results=found or None,
+        eval_results=_index(data["corpus"], scores) or None,
     )
     config = model.config
     text = _TEXT.format(
@@ -81,3 +67,23 @@ def write_card(
         calibrated=', or "auto": the fastest calibrated' if config.calibrated else "",
     )
     write_text(out / "README.md", f"---\n{about.to_yaml()}\n---\n{text}")
+
+
+def _index(corpus: str, scores: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The model index: a result an exit and metric."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=HUB.get(corpus, corpus),
+            dataset_name=corpus,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{said}, exit {row['exit']}",
+            metric_value=float(row[metric]),
+        )
+        for row in scores
+        if (row["split"], row["protocol"]) == ("test", "honest")
+        for metric, said in (("word_ppl", "word perplexity"), ("bits_per_byte", "bits per byte"))
+    ]

@@ -1,7 +1,5 @@
-"""For other programs: a model as a folder or a torch.export program, a corpus for lm_eval."""
+"""A model for other programs: a folder of transformers, a program of torch.export or ONNX."""
 
-import json
-import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,44 +10,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from crt_lib.exits.choice import choices_of
-from crt_lib.files import InputError, atomic_path, read_rows, write_text
+from crt_lib.files import InputError, atomic_path, read_rows
 from crt_lib.hf.card import write_card
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
 from crt_lib.runs.trained import TOKENIZER_FILE, as_crt, find_checkpoint, load_trained_model
-from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
-
-_TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-process_results: !function crt_scores.per_word_and_byte
-metric_list:
-  - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
-  - {{metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
-  - {{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}
-metadata:
-  version: 1.0
-"""
-_SCORES = '''\
-"""Totals of a document's nats over its own counts: white-space words and line ends, and bytes."""
-
-
-def per_word_and_byte(doc, results):
-    (loglikelihood,) = results
-    return {
-        "word_perplexity": (loglikelihood, doc["words"]),
-        "byte_perplexity": (loglikelihood, doc["bytes"]),
-        "bits_per_byte": (loglikelihood, doc["bytes"]),
-    }
-'''
 
 
 class FixedExit(nn.Module):
@@ -139,21 +105,3 @@ def _write_program(program: torch.export.ExportedProgram, out: Path) -> Path:
             with temporary.open("wb") as file:
                 torch.export.save(program, file)
     return out
-
-
-def write_task(folder: str | Path, corpus: str, split: str = "test") -> str:
-    """Write a corpus's split, text included, as a task to `folder`; its name, for `lm_eval`.
-
-    The split is one document, so that with `max_length` as the honest protocol's window the
-    harness scores what `crt evaluate` does. Raises InputError as `load_corpus`.
-    """
-    loaded = load_corpus(corpus)
-    part = loaded.split(split)
-    name = re.sub(r"[^\w-]+", "_", f"crt_{Path(loaded.name).name}_{split}")
-    folder = Path(folder).absolute()
-    file = folder / f"{name}.jsonl"
-    row = {"text": part.text, "words": part.n_words, "bytes": part.n_bytes}
-    write_text(file, json.dumps(row) + "\n")
-    write_text(folder / f"{name}.yaml", _TASK.format(name=name, file=json.dumps(str(file))))
-    write_text(folder / "crt_scores.py", _SCORES)
-    return name

@@ -4,16 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from crt_lib.files import InputError, write_text
-from crt_lib.show import notebooks, timed, trained
+from crt_lib.show import claims, demo, notebooks, timed, trained
 from crt_lib.show.arenas import arena_tables
-from crt_lib.show.markdown import table
-from crt_lib.study.claims import judge_claims
-from crt_lib.study.ledger import summary
-
-HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the title and the abstract rest on
 
 
 def update_page(page: Path, results: Path, blocks: Sequence[str]) -> bool:
@@ -34,31 +27,19 @@ def update_page(page: Path, results: Path, blocks: Sequence[str]) -> bool:
     return text != old
 
 
-def claims_summary(results: Path) -> str:
-    """The ledger's counts, and the rows that the paper's title and abstract rest on."""
-    rows = judge_claims(results)
-    shown = pd.DataFrame(rows).set_index("id").loc[HEADLINES]
-    heads = {"paper": "claimed", "released": "as scored", "honest": "honestly"}
-    return (
-        f"{table(shown[['claim', *heads]].rename(columns=heads))}\n\n"
-        f"The row of losses is of {shown['why']['C06']}.\n\n"
-        f"{summary(rows)} All: [results/claims.md](results/claims.md)."
-    )
-
-
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "files": notebooks.files,
-    "claims": claims_summary,
+    "claims": claims.claims_summary,
     "small": trained.small_results,
     "recipe": trained.recipe_comparison,
     "words": trained.words,
     "arenas": arena_tables,
-    "distilled": trained.distilled,
+    "distilled": demo.distilled,
     "bench": timed.training_benchmark,
     "step": timed.costliest_operations,
     "cost": timed.cost_against_size,
     "decode": timed.decoding,
-    "card": trained.model_card,
+    "card": demo.model_card,
     "notebooks": notebooks.notebook_table,
     "ways": notebooks.ways_in,
 }

@@ -18,7 +18,8 @@ from crt_lib.exits.choice import CHOICES_FILE, Choice, Choices
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import Policy
 from crt_lib.files import read_rows, sha256
-from crt_lib.hf.export import export_program, export_run, write_task
+from crt_lib.hf.export import export_program, export_run
+from crt_lib.hf.lm_task import write_task
 from crt_lib.runs.run import run_profile
 from crt_lib.runs.scores import evaluate_checkpoint
 from crt_lib.runs.trained import find_checkpoint, load_trained_model
