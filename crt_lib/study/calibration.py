@@ -33,7 +33,8 @@ def calibrate_exits(
     """The ways to decode that lose at most `budget`, a share of the perplexity, and their speed.
 
     Thresholds are chosen on the first half of the documents of `valid`; a way is kept where the
-    95 % interval of what it loses on the other half, exits taken, ends within the budget. Speeds
+    95 % interval of what it loses on the other half (on all, where there is no threshold to
+    choose), exits taken, ends within the budget. Speeds
     are of `groups` windows of valid, one text at a time. Full depth is always kept.
     """
     middle = int(np.searchsorted(valid.document, (valid.document[-1] + 1) // 2))
@@ -45,8 +46,9 @@ def calibrate_exits(
             policies[name] = policy
     limit, kept = math.log1p(budget), {FULL: Choice()}
     for name, policy in policies.items():
-        above = (taken_losses(model, data, valid, policy) - valid.loss[:, -1])[middle:, None]
-        (lost,) = by_document(valid.document[middle:] - valid.document[middle], above)
+        begin = middle if policy.asks else 0
+        above = (taken_losses(model, data, valid, policy) - valid.loss[:, -1])[begin:, None]
+        (lost,) = by_document(valid.document[begin:] - valid.document[begin], above)
         if lost.high <= limit and name != FULL:
             kept[name] = Choice(policy, above=lost.mean, high=lost.high)
     length = min(TIMED_TOKENS, valid.seq_len, model.config.max_seq_len)

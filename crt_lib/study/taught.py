@@ -1,4 +1,4 @@
-"""Distilled exits: what teachers are worth to them, against the text alone and the model itself."""
+"""Distilled exits: what two teachers are worth to them, against the model as its own teacher."""
 
 from pathlib import Path
 
@@ -9,8 +9,6 @@ from crt_lib.study.sota import exits_of, finished_run
 
 BEFORE = "as it was trained"
 ARMS = {  # run below results -> what it learned from
-    "distilled/text": "the text alone",
-    "distilled/own": "its last exit, of the text",
     "distilled/own_written": "its last exit, of what it writes",
     "demo": "two models, of what they write",
 }
