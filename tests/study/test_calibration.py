@@ -12,7 +12,7 @@ from crt_lib.study.policies import taken_losses
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.02, 0.5])
-def test_what_is_kept_loses_at_most_the_budget_on_the_other_half(scored, budget):
+def test_what_is_kept_loses_at_most_the_budget_where_it_chose_nothing(scored, budget):
     model, data, valid = scored
     choices = calibrate_exits(model, data, valid, budget, groups=2)
     assert choices.budget == budget
@@ -22,7 +22,8 @@ def test_what_is_kept_loses_at_most_the_budget_on_the_other_half(scored, budget)
     half = valid.document >= (valid.document[-1] + 1) // 2
     for name, way in choices.ways.items():
         assert way.speedup > 0
-        lost = (taken_losses(model, data, valid, way.policy) - valid.loss[:, -1])[half].mean()
+        lost = taken_losses(model, data, valid, way.policy) - valid.loss[:, -1]
+        lost = (lost[half] if way.policy.asks else lost).mean()
         assert way.above == pytest.approx(lost, abs=1e-6), name
         assert way.above <= way.high <= np.log1p(budget) or name == "full"
     if budget == 0.5:
