@@ -1,4 +1,4 @@
-"""Distilled exits: what two teachers are worth to them, against the model as its own teacher."""
+"""Distilled exits: what two teachers are worth to them, against the text and the model itself."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from crt_lib.study.sota import exits_of, finished_run
 
 BEFORE = "as it was trained"
 ARMS = {  # run below results -> what it learned from
+    "distilled/text": "the text alone",
     "distilled/own_written": "its last exit, of what it writes",
     "demo": "two models, of what they write",
 }
