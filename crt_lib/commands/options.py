@@ -31,10 +31,6 @@ Notebooks = Annotated[
 Results = Annotated[Path, typer.Option(help="Where the results are.", exists=True)]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a setting, for instance model.d_model=128.", metavar="K=V"),
-]
-TrainChanges = Annotated[
-    list[str] | None,
     typer.Option("--set", help="Change a setting, for instance train.updates=300.", metavar="K=V"),
 ]
 AT_ONCE = 1024  # more than any machine here has use for

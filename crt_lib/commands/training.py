@@ -61,7 +61,7 @@ def distil(
     ] = None,
     share: Annotated[float, typer.Option(help="Of the teachers; the rest is the text's.")] = 1.0,
     written: Annotated[bool, typer.Option(help="Learn from text that teachers write.")] = False,
-    changes: options.TrainChanges = None,
+    changes: options.Changes = None,
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:

@@ -43,9 +43,12 @@ class Sampling:
             raise InputError(f"top_p is {self.top_p}; it must be in (0, 1]")
 
     def allowed(self, logits: Tensor) -> Tensor:
-        """The logits (..., V), -inf at what is never written."""
+        """The logits (..., V), -inf at what is never written; InputError if nothing is left."""
         if not self.never:
             return logits
+        words = logits.shape[-1]
+        if not set(self.never) < set(range(words)):
+            raise InputError(f"never {self.never} is to leave some of tokens 0 to {words - 1}")
         return logits.index_fill(-1, torch.tensor(self.never, device=logits.device), -torch.inf)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -248,8 +251,8 @@ class _Text:
             run_with_exits(model, ids[:, :-1], Policy(), self.memory, last=True)
         self.window, self.step = Window(model, self.memory), Step(model, self.memory)
         self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
-        first = [k for k in range(min(SHORTLIST, len(self.vocabulary))) if k not in sampling.never]
-        self.candidates = torch.tensor(first, device=ids.device)  # (C,)
+        allowed = sampling.allowed(torch.zeros(len(self.vocabulary), device=ids.device))
+        (self.candidates,) = torch.where(allowed[:SHORTLIST] == 0)  # (C,)
         self.weight = self.vocabulary[self.candidates]  # (C, width)
         self.rare: set[int] = set()
         self._allow(ids[0].tolist())

@@ -10,11 +10,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from crt_lib.exits.choice import choices_of
-from crt_lib.files import InputError, atomic_path, read_rows
+from crt_lib.files import InputError, atomic_path
 from crt_lib.hf.card import write_card
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
-from crt_lib.runs.trained import TOKENIZER_FILE, as_crt, find_checkpoint, load_trained_model
+from crt_lib.runs.trained import (
+    TOKENIZER_FILE,
+    as_crt,
+    find_checkpoint,
+    load_trained_model,
+    scores_of,
+)
 from crt_lib.text.tokenizer import END_OF_TEXT, ByteLevelBPE
 
 
@@ -56,9 +62,9 @@ def export_run(
     card. Raises InputError for a folder with a model without a BPE, for `loop` with a folder (its
     `exit_policy` chooses), and as `load_trained_model`.
     """
-    out = Path(out)
-    loaded, tokenizer, trained = load_trained_model(checkpoint)
-    model = as_crt(loaded, checkpoint)
+    path, out = find_checkpoint(checkpoint), Path(out)
+    loaded, tokenizer, trained = load_trained_model(path)
+    model = as_crt(loaded, path)
     if out.suffix in (".pt2", ".onnx"):
         return _write_program(export_program(model.cpu(), loop), out)
     if loop is not None:
@@ -69,7 +75,7 @@ def export_run(
     from crt_lib.hf.model import CRTForCausalLM
 
     made = CRTForCausalLM.from_crt(model.cpu(), trained["train"]["aux_weight"])
-    if choices := choices_of(find_checkpoint(checkpoint)):
+    if choices := choices_of(path):
         made.config.calibrated = choices.policies()
     ends = ("bos", "eos", "pad")
     for part in (made.config, made.generation_config):
@@ -79,9 +85,7 @@ def export_run(
         made.save_pretrained(out)
     except (SafetensorError, OSError) as error:  # a full disk, for instance
         raise InputError(f"cannot write {out}: {error}; the same command writes it anew") from error
-    table = find_checkpoint(checkpoint).parents[1] / "results.csv"
-    scores = read_rows(table) if table.is_file() else []
-    write_card(out, made, trained, scores, license)
+    write_card(out, made, trained, scores_of(path), license)
     saved = out / TOKENIZER_FILE  # as transformers calls it, too
     tokenizer.save(saved)
     wrap(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crt_lib.config import TrainConfig, make_model
-from crt_lib.exits.distil import DistilledLosses
+from crt_lib.exits.distil import PROMPT, DistilledLosses
 from crt_lib.files import InputError, sha256
 from crt_lib.model import CRT
 from crt_lib.runs.profiles import Profile
@@ -33,7 +33,7 @@ def distil_run(
     word needs no noise. `how`: as in `run_profile`.
 
     Raises InputError as `run_profile`, and for a run that is no CRT, a teacher with another
-    tokenizer, a share outside [0, 1], and `out` where a model or teacher is.
+    tokenizer, a share outside [0, 1], rows too short to write, and `out` where a model is.
     """
     if not 0 <= share <= 1:
         raise InputError(f"share is {share}; it must be in [0, 1]")
@@ -45,14 +45,12 @@ def distil_run(
     digests = ", ".join(sha256(file.read_bytes())[:12] for file in told)
     origin = f"{sha256(path.read_bytes())[:12]}, taught by {digests}, share {share:g}"
     origin += ", of text that they write" * written
-    config = TrainConfig.from_dict(trained["train"]).replace(
-        exits_trained="all",
-        exits_start=0.0,
-        loop_sampling="none",
-        loop_starts=(),
-        aux_weight=1 - 1 / len(model.config.head_loops),
-        **SHORT | (settings or {}) | {"origin": origin},
-    )
+    given = SHORT | (settings or {}) | {"origin": origin}
+    config = _plan(trained["train"], len(model.config.head_loops), given)
+    if written and config.seq_len <= PROMPT:
+        raise InputError(
+            f"of rows of {config.seq_len} tokens teachers are given {PROMPT}; use more"
+        )
     begun = make_model(model.config.replace(dropout=0.0, embed_dropout=0.0, attention_dropout=None))
     begun.load_state_dict(model.state_dict())
     data = trained["data"]
@@ -63,6 +61,18 @@ def distil_run(
         begin=begun,
         losses=lambda m, _: DistilledLosses(m, others, share, written),
         **how,
+    )
+
+
+def _plan(trained: dict[str, Any], exits: int, settings: dict[str, Any]) -> TrainConfig:
+    """The training that a model had, with `settings`, and every exit in every update."""
+    return TrainConfig.from_dict(trained).replace(
+        exits_trained="all",
+        exits_start=0.0,
+        loop_sampling="none",
+        loop_starts=(),
+        aux_weight=1 - 1 / exits,
+        **settings,
     )
 
 

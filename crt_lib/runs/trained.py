@@ -8,7 +8,7 @@ import torch
 from crt_lib.checkpoint import RunFolder, load_model, read_state, save_checkpoint
 from crt_lib.config import LanguageModel
 from crt_lib.exits.gate import GATE_FILE, Gate, fit_gate
-from crt_lib.files import InputError, sha256
+from crt_lib.files import InputError, read_rows, sha256
 from crt_lib.model import CRT
 from crt_lib.runs.profiles import Profile
 from crt_lib.text.corpus import load_corpus
@@ -41,6 +41,13 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     named = path.is_file() or path.suffix == ".safetensors"
     return path if named else RunFolder(path).checkpoint("best")
+
+
+def scores_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """The rows of results.csv of the run whose best checkpoint this file is; none of another."""
+    out = checkpoint.parent.parent
+    table = out / "results.csv"
+    return read_rows(table) if find_checkpoint(out) == checkpoint and table.is_file() else []
 
 
 def load(path: str | Path) -> tuple[LanguageModel, Tokenizer]:

@@ -35,6 +35,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "words": trained.words,
     "arenas": arena_tables,
     "distilled": demo.distilled,
+    "exits": demo.exits_headline,
     "bench": timed.training_benchmark,
     "step": timed.costliest_operations,
     "cost": timed.cost_against_size,
@@ -44,7 +45,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "ways": notebooks.ways_in,
 }
 PAGES = {  # page -> the names of its blocks
-    "README.md": ("claims", "notebooks", "ways"),
+    "README.md": ("exits", "claims", "notebooks", "ways"),
     "results/README.md": (
         "small",
         "recipe",

@@ -145,6 +145,16 @@ def test_what_is_never_written(trained, never, temperature, loop):
         assert free.tokens[0] in never or free.tokens == plain.tokens[:1]
 
 
+@pytest.mark.parametrize("never", [(99,), (-1,), tuple(range(46))])
+def test_something_must_be_left_to_write(trained, never):
+    assert trained.config.vocab_size == 46
+    sampling = Sampling(never=never)
+    with pytest.raises(InputError, match="never"):
+        generate(trained, [[3]], 2, sampling=sampling)
+    with pytest.raises(InputError, match="never"):
+        Speculation(trained, 1).generate([3], 2, sampling=sampling)
+
+
 def test_sampling_by_hand():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     p = logits.softmax(-1)[0]

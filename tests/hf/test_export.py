@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -121,7 +122,7 @@ def test_a_program_is_written_and_read_back(run, tmp_path):
     near(program(ids), model(ids, [2])[2], OF_A_MODEL)
 
 
-def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path):
+def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path, monkeypatch):
     from huggingface_hub import ModelCard
 
     out = export_run(run / "run", tmp_path / "named", license="mit")
@@ -135,6 +136,11 @@ def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path):
     told = {r.metric_name: r.metric_value for r in card.data.eval_results}
     for loop, ppl in stored.items():
         assert told[f"word perplexity, exit {loop}"] == ppl
+    shutil.copy(find_checkpoint(run / "run"), tmp_path / "other.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for other in ("other.safetensors", run / "run/checkpoints/last.safetensors"):
+        out = export_run(other, tmp_path / "other")  # whose scores nobody knows
+        assert ModelCard.load(out / "README.md").data.eval_results is None
     assert "# named" in card.text and "after loop 1, 2, 3, 4." in card.text
 
 

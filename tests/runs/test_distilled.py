@@ -65,6 +65,7 @@ def test_what_it_does_not_take(run, tmp_path):
         ({"out": run}, "holds a model that this begins with"),
         ({"teachers": [tmp_path / "none"]}, "there is no checkpoint"),
         ({"settings": {"rate": 1}}, "has no field 'rate'"),
+        ({"settings": {"seq_len": 8}, "written": True}, "rows of 8 tokens"),
     ):
         with pytest.raises(InputError, match=said):
             distilled(run, **{"out": tmp_path / "new", **how})
