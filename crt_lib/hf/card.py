@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import write_text
+from crt_lib.text.corpus import WIKITEXT, WIKITEXT_HUB
 
-HUB = {  # corpus -> its repository there
-    "wikitext-2": "Salesforce/wikitext",
-    "wikitext-103": "Salesforce/wikitext",
-}
 _TEXT = """\
 
 # {name}
@@ -45,22 +42,24 @@ def write_card(
     from huggingface_hub import ModelCardData
 
     name, data = out.resolve().name, trained["data"]
+    corpus = Path(data["corpus"]).name  # of a folder no more than its name
+    hub = WIKITEXT_HUB if corpus in WIKITEXT else None
     about = ModelCardData(
         license=license,
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["early-exit", "recursive", "custom_code"],
-        datasets=[HUB[data["corpus"]]] if data["corpus"] in HUB else None,
+        datasets=[hub] if hub else None,
         metrics=["perplexity"],
-        eval_results=_index(data["corpus"], scores) or None,
+        eval_results=_index(corpus, hub or corpus, scores) or None,
     )
     config = model.config
     text = _TEXT.format(
         name=name,
         loops=config.n_loops,
         exits=", ".join(map(str, (*config.exit_loops, config.n_loops))),
-        corpus=data["corpus"],
+        corpus=corpus,
         tokenizer=data["tokenizer"],
         seq_len=trained["train"]["seq_len"],
         parameters=sum(p.numel() for p in model.parameters()),
@@ -69,14 +68,14 @@ def write_card(
     write_text(out / "README.md", f"---\n{about.to_yaml()}\n---\n{text}")
 
 
-def _index(corpus: str, scores: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _index(corpus: str, repository: str, scores: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The model index: a result an exit and metric."""
     from huggingface_hub import EvalResult
 
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=HUB.get(corpus, corpus),
+            dataset_type=repository,
             dataset_name=corpus,
             dataset_split="test",
             metric_type=metric,

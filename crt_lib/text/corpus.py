@@ -17,6 +17,7 @@ from crt_lib.text import docstrings, grammar, lookup, prose
 
 SPLITS = ("train", "valid", "test")
 WIKITEXT = ("wikitext-103", "wikitext-2")
+WIKITEXT_HUB = "Salesforce/wikitext"  # their repository on the Hugging Face hub
 CORPORA = (*WIKITEXT, "docstrings", "prose", "grammar", "lookup")
 
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
@@ -108,9 +109,11 @@ def load_corpus(name: str) -> Corpus:
         files = [path.name for path in paths.values()]
         provenance = {"source": "local files under CRT_DATA_ROOT", "files": files}
     elif name in WIKITEXT:
-        repository, variant = "Salesforce/wikitext", f"{name}-raw-v1"
-        texts = _kept_texts(f"wikitext/{variant}", lambda: _hub_wikitext(name, repository, variant))
-        provenance = {"source": f"{repository} on the Hugging Face hub", "variant": variant}
+        variant = f"{name}-raw-v1"
+        texts = _kept_texts(
+            f"wikitext/{variant}", lambda: _hub_wikitext(name, WIKITEXT_HUB, variant)
+        )
+        provenance = {"source": f"{WIKITEXT_HUB} on the Hugging Face hub", "variant": variant}
     elif name and os.path.isdir(name):  # also for a name too long for a file
         texts = {split: _read(Path(name) / f"{split}.txt") for split in SPLITS}
         provenance = {"source": "local folder"}
