@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crt_lib.model import CRT
 
 AnyModelConfig: TypeAlias = "ModelConfig | GPT2Config"
+GONE = (("exits_start", 0.0),)  # fields of stored settings that are no more, where they did nothing
 LanguageModel: TypeAlias = "CRT | GPT2"  # what a configuration names and a training trains
 
 
@@ -36,6 +37,7 @@ class Settings:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild from `to_dict`; raises InputError for unknown fields and bad values."""
         names = [field.name for field in dataclasses.fields(cls)]
+        values = {name: of for name, of in values.items() if (name, of) not in GONE}
         for name in values:
             if name not in names:
                 raise InputError(f"{cls.__name__} has no field {name!r}; it has {', '.join(names)}")
@@ -249,7 +251,6 @@ class TrainConfig(Settings):
     # "one": an update trains one intermediate exit, drawn anew, with all of lambda: the same
     # expectation for less work
     exits_trained: Literal["all", "one"] = "all"
-    exits_start: float = 0.0  # share of the updates after which exits before the last are trained
     # how many loops an update runs: all, uniform in 1..n_loops, or log-normal Poisson (Huginn,
     # Geiping et al. 2025, arXiv:2502.05171) with mean n_loops, cut at n_loops
     loop_sampling: Literal["none", "uniform", "poisson"] = "none"
@@ -274,7 +275,7 @@ class TrainConfig(Settings):
         self._check_at_least(1, "batch_size", "grad_accum", "updates")
         self._check_at_least(1, "checkpoint_every", "eval_tokens")
         self._check_at_least(0, "weight_decay", "eval_every", "keep_every", "seed")
-        self._check_fraction("warmup", "exits_start")
+        self._check_fraction("warmup")
         if not all(0 <= a <= b < 1 for a, b in itertools.pairwise((0.0, *self.loop_starts))):
             raise InputError(f"loop_starts are {self.loop_starts}; give rising shares in [0, 1)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

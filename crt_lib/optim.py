@@ -162,8 +162,7 @@ def exits_of_update(
 
     All of `head_loops`, unless after this `progress`, a share of the updates, some loops have not
     begun (`loop_starts`), or `loop_sampling` draws how deep the update goes (then up to the next
-    loop with a head), or `exits_trained` draws one exit from those before the deepest. None of
-    those is trained before `exits_start`.
+    loop with a head), or `exits_trained` draws one exit from those before the deepest.
     """
     rng = np.random.default_rng([config.seed, update, 1])
     begun = 1 + sum(progress >= share for share in config.loop_starts)
@@ -180,8 +179,6 @@ def exits_of_update(
             loops = min(1 + int(rng.poisson(math.exp(tau))), deepest)
         exits = tuple(k for k in head_loops if k < loops)
         exits = (*exits, head_loops[len(exits)])
-    if progress < config.exits_start:
-        return exits[-1:]
     if config.exits_trained == "one" and len(exits) > 2:
         exits = (exits[rng.integers(len(exits) - 1)], exits[-1])
     return exits

@@ -167,7 +167,7 @@ class _Run:
             self.precision = Precision(self._earlier["precision"], "as the run began")
         AcceleratorState._reset_state()  # an earlier run of this process may have had another one
         depth_varies = config.loop_sampling != "none" or bool(config.loop_starts)
-        some_unused = config.exits_trained == "one" or depth_varies or config.exits_start > 0
+        some_unused = config.exits_trained == "one" or depth_varies
         self.accelerator = Accelerator(
             mixed_precision=self.precision.name.replace("fp32", "no"),
             cpu=cpu,

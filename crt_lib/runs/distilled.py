@@ -68,7 +68,6 @@ def _plan(trained: dict[str, Any], exits: int, settings: dict[str, Any]) -> Trai
     """The training that a model had, with `settings`, and every exit in every update."""
     return TrainConfig.from_dict(trained).replace(
         exits_trained="all",
-        exits_start=0.0,
         loop_sampling="none",
         loop_starts=(),
         aux_weight=1 - 1 / exits,

@@ -164,12 +164,8 @@ def test_starts_that_do_not_rise_within_the_training_are_refused(starts):
         TrainConfig(loop_starts=starts)
 
 
-@pytest.mark.parametrize("trained", ["all", "one"])
-def test_exits_before_the_last_are_trained_from_their_share_on(trained):
-    late, at_once = (
-        TrainConfig(exits_start=0.5, exits_trained=trained),
-        TrainConfig(exits_trained=trained),
-    )
-    for update in range(20):
-        exits = exits_of_update(LOOPS, update, late, update / 20)
-        assert exits == (exits_of_update(LOOPS, update, at_once) if update >= 10 else LOOPS[-1:])
+def test_a_stored_setting_that_is_gone_and_did_nothing_is_no_matter():
+    stored = TrainConfig().to_dict() | {"exits_start": 0.0}
+    assert TrainConfig.from_dict(stored) == TrainConfig()
+    with pytest.raises(InputError, match="exits_start"):
+        TrainConfig.from_dict(stored | {"exits_start": 0.5})
