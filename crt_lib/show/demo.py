@@ -57,7 +57,33 @@ def distilled(results: Path) -> str:
     return (
         f"{table(made)}\n\nWord perplexity on test by exit; updates of "
         f"{part['batch_size'] * part['seq_len']:,} tokens, the highest rate {part['max_lr']:g}.\n\n"
-        f"{taken(_taken(results))}"
+        f"{taken(_taken(results))}\n\n{_slots(results)}"
+    )
+
+
+def _slots(results: Path) -> str:
+    """`crt bench slots`: what rows at different loops at once could save."""
+    rows = pd.read_csv(results / "demo" / "slots.csv")
+    fixed = rows["policy"].str.match("full depth|exit ")
+    found = rows[fixed | rows["way"].notna()].fillna({"way": ""})  # others take a fixed exit
+    wide = found.pivot_table("speedup", ["policy", "way"], "rows", sort=False)
+    first = found.groupby(["policy", "way"], sort=False).first()
+    made = pd.DataFrame(
+        {
+            "policy": wide.index.get_level_values("policy"),
+            "rows": wide.index.get_level_values("way"),
+            "mean loops": cells(first["mean_loops"], "{:.2f}"),
+            "PPL": cells(np.expm1(first["above"]), "{:+.2%}"),
+        },
+        index=wide.index,
+    )
+    for count in wide.columns:
+        made[f"speed, {count} at a time"] = cells(wide[count], "{:.2f}x")
+    return (
+        f"{table(made)}\n\nSimulated from the measured costs of a loop and a head, on a trace of "
+        f"test ({rows['device'][0]}, {rows['isa'][0]}, {rows['threads'][0]} thread): *waiting* for "
+        "the deepest row, or in *slots*, where one that has left takes its next token at once. "
+        "Asking, and gathering the rows' caches, is left out: these are bounds."
     )
 
 
