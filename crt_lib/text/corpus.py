@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.data import MIN_LINE
-from crt_lib.files import InputError, atomic_path, cache_root, sha256
+from crt_lib.files import InputError, atomic_path, cache_root, locked, sha256
 from crt_lib.text import docstrings, grammar, lookup, prose
 
 SPLITS = ("train", "valid", "test")
@@ -155,16 +155,30 @@ def released_lines(text: str) -> list[str]:
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` returns, from the file `name` under `cache_root()` where that is whole."""
+    """What `make` returns, from the file `name` under `cache_root()` where that is whole.
+
+    Processes that need the same file at the same time make it once.
+    """
     path = cache_root() / name
+    data = _whole(path)
+    if data is not None:
+        return data
+    with locked(path):
+        data = _whole(path)
+        if data is None:
+            data = make()
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(sha256(data).encode() + b"\n" + data)
+    return data
+
+
+def _whole(path: Path) -> bytes | None:
+    """The data of a file of `kept`; None where there is none, or a damaged one."""
     with contextlib.suppress(OSError):
         digest, _, data = path.read_bytes().partition(b"\n")
         if digest == sha256(data).encode():
             return data
-    data = make()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(sha256(data).encode() + b"\n" + data)
-    return data
+    return None
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 import math
 import os
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,20 @@ def test_what_is_kept_is_made_once_and_again_where_it_is_damaged(tmp_path: Path,
         (tmp_path / "of" / "x").write_bytes(damaged)
         assert kept("of/x", lambda: data) == data
         assert (tmp_path / "of" / "x").read_bytes() == whole
+
+
+def test_two_that_need_the_same_at_once_make_it_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("CRT_CACHE_ROOT", str(tmp_path))
+    made = []
+
+    def make() -> bytes:
+        made.append(1)
+        time.sleep(0.1)
+        return b"data"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: kept("x", make), range(4))) == [b"data"] * 4
+    assert made == [1]
 
 
 # the user's folder
