@@ -18,7 +18,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test test-avx2 test-colab faults smoke lab docs front lock clean python
+.PHONY: help setup reproduce results test test-avx2 test-colab faults soak smoke lab docs front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 
 faults: .venv/notebooks,test.installed ## kill, damage and lie to every command: tests/faults/README.md (15 minutes)
 	$(BIN)/python tests/faults/page.py
+
+soak: .venv/notebooks,test.installed ## two hours of generation and a long training: is memory flat? (2.5 hours)
+	$(BIN)/python tests/faults/page.py --soak 2
 
 lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks

@@ -3,8 +3,11 @@
 Every loop has its own: attention's keys and values, and the inputs of each convolution. A token
 that has left keeps what it had at the loop it left after: there a deeper loop finds, in place of
 its own, the entries of the loop before (`Memory.active`). B rows, n new positions.
+
+Parts know their whole by weak references: its arrays are free as soon as nobody holds it.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +23,8 @@ class ConvMemory:
     """The inputs of one causal convolution, which are number `site` in `Memory.inputs`."""
 
     def __init__(self, layer: "LayerMemory", site: int, reach: int):
-        self.layer, self.site, self.reach = layer, site, reach
+        self.layer: LayerMemory = weakref.proxy(layer)
+        self.site, self.reach = site, reach
 
     def extend(self, h: Tensor) -> Tensor:
         """Add the inputs (B, n, d); returns them after the `reach` before, (B, reach + n, d)."""
@@ -40,7 +44,8 @@ class LayerMemory:
     """Of one application of a block, number `index` in `Memory.kv`, or of the embedding, -1."""
 
     def __init__(self, memory: "Memory", index: int, first_site: int, reaches: list[int]):
-        self.memory, self.index, self.length = memory, index, 0
+        self.memory: Memory = weakref.proxy(memory)
+        self.index, self.length = index, 0
         self.sites = slice(first_site, first_site + len(reaches))
         self.convolutions = [ConvMemory(self, first_site + i, r) for i, r in enumerate(reaches)]
 

@@ -1,5 +1,7 @@
 """Generated text: cached or not, speculated or not, it is the same; a seed repeats it."""
 
+import gc
+import weakref
 from collections import Counter
 from unittest.mock import patch
 
@@ -10,6 +12,7 @@ from hypothesis import given, strategies as st
 from tiny_models import ALL_OPTIONS, exact_model
 
 from crt_lib import InputError, load_profile
+from crt_lib.cached.memory import Memory
 from crt_lib.exits import decode
 from crt_lib.exits.decode import Sampling, Speculation, generate
 from crt_lib.exits.policy import Policy
@@ -33,6 +36,24 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     result = train(config, profile.train, data, out, progress=False)
     return result.model.eval().double()
+
+
+def test_caches_are_free_when_the_text_is_written(trained):
+    """Also where no cycle of references is looked for."""
+    kept, made = [], Memory.__init__
+
+    def noted(self, *how, **more):
+        made(self, *how, **more)
+        kept.append(weakref.ref(self))
+
+    gc.disable()
+    try:
+        with patch.object(Memory, "__init__", noted):
+            generate(trained, PROMPTS, 4)
+            Speculation(trained, 1).generate(PROMPTS[0], 4)
+        assert kept and not any(ref() for ref in kept)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])

@@ -25,14 +25,18 @@ SHARES = {"train": 40, "search": 8, "arena": 8, "sweep": 8, "reproduce": 8}
 SHARES |= {"export": 8, "explore": 12, "claims": 8}
 
 
-def kinds(kills: int, seed: int, scratch: Path):
-    """Every kind of fault, in order."""
+def kinds(kills: int, seed: int, scratch: Path, soaked: float):
+    """Every kind of fault, in order; with hours of soaking, that alone."""
     import damage
     import foes
     import inputs
     import kills as killing
+    import soak
 
     base = damage.Base(scratch / "base")
+    if soaked:
+        yield from soak.kinds(base, soaked, seed)
+        return
     subjects = killing.subjects(base.run, base.corpus)
     for subject in subjects:
         share = max(1, round(kills * SHARES[subject.name.split()[0]] / 100))
@@ -102,6 +106,7 @@ def main() -> int:
     asked.add_argument("--kills", type=int, default=100, help="SIGKILLs, over all commands")
     asked.add_argument("--seed", type=int, default=0, help="of the moments and the places")
     asked.add_argument("--only", default="", help="kinds whose name this expression finds")
+    asked.add_argument("--soak", type=float, default=0, help="hours of it, and nothing else")
     given = asked.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
@@ -111,7 +116,7 @@ def main() -> int:
         os.environ["CRT_CACHE_ROOT"] = str(scratch / "cache")
         for module in NEEDED:
             importlib.import_module(module)
-        for kind in kinds(given.kills, given.seed, scratch):
+        for kind in kinds(given.kills, given.seed, scratch, given.soak):
             if not re.search(given.only, kind.name):
                 continue
             kind.attempt(scratch / f"kind-{len(found)}")
