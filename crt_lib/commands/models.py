@@ -31,7 +31,7 @@ def generate(
     tau0: options.Tau0 = None,
     tau_min: options.TauMin = None,
     decay: options.Decay = None,
-    draft_loop: options.Speculate = None,
+    speculate: options.Speculate = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
     top_p: options.TopP = 1.0,
@@ -43,12 +43,13 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
+    from crt_lib.exits.choice import choices_of, drafts
     from crt_lib.exits.decode import Sampling, Speculation, generate as run
-    from crt_lib.runs.trained import as_crt, load_trained_model
+    from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
 
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
     own = {name: value for name, value in given.items() if value is not None}
-    if draft_loop is not None and (exit_name or own or budget or quantize):
+    if speculate is not None and (exit_name or own or budget or quantize):
         raise InputError(
             "--speculate keeps the text of every loop in float32; leave out --exit, --budget, "
             "thresholds and --quantize"
@@ -56,9 +57,11 @@ def generate(
     loaded, tokenizer, _ = load_trained_model(checkpoint)
     model, policy = as_crt(loaded, checkpoint), None
     sampling: Any = Sampling(temperature, top_k, top_p, _beginning(tokenizer, never))
-    if draft_loop is None:
+    if speculate is None:
         choice = _way_to_decode(checkpoint, exit_name, budget, own, quantize is None)
         policy, draft_loop = choice.policy, choice.draft_loop
+    else:
+        draft_loop = speculate or drafts(choices_of(find_checkpoint(checkpoint)))
     made: Sequence[Generated]
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if draft_loop is not None:
@@ -107,6 +110,8 @@ def _way_to_decode(
     if thresholds:
         if exit_name is None:
             raise InputError("thresholds are of a criterion; name it with --exit")
+        if budget is not None:
+            raise InputError("thresholds of your own keep no budget; leave out one of the two")
         return Choice(Policy(exit_name, **thresholds))
     choices = choices_of(find_checkpoint(checkpoint))
     share = None if budget is None else budget / 100
@@ -190,9 +195,7 @@ def gate(
 @app.command()
 def calibrate(
     checkpoint: options.Checkpoint,
-    budget: Annotated[
-        float, typer.Option(help="Percent of the perplexity that exits may lose.", min=0.0)
-    ] = 0.5,
+    budget: Annotated[float, options.PERCENT] = 0.5,
 ) -> None:
     """Find the fastest ways to decode that lose at most a budget, and keep them.
 
@@ -211,6 +214,8 @@ def calibrate(
     for name, way in choices.ways.items():
         lost = f"{math.expm1(way.above):+.2%}, at most {math.expm1(way.high):+.2%}"
         typer.echo(f"{name}: {way.speedup:.2f}x full depth, perplexity {lost}")
+    for name, way in choices.failed.items():
+        typer.echo(f"{name}: not kept, perplexity at most {math.expm1(way.high):+.2%}")
     typer.echo(f"crt generate takes {choices.fastest()}")
 
 

@@ -1,6 +1,7 @@
 """What the commands of `crt` share: their common options, and settings given as text."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,12 +49,39 @@ Exit = Annotated[
     str | None,
     typer.Option("--exit", help="full, a loop, or a criterion; default: the fastest calibrated."),
 ]
-Budget = Annotated[float | None, typer.Option(help="Percent of the perplexity exits may lose.")]
+
+
+def percent(text: str) -> float:
+    """The number of `0.5` and of `0.5%`."""
+    try:
+        value = float(str(text).removesuffix("%"))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no percentage") from error
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{text} is not a percentage from 0 on")
+    return value
+
+
+def draft_loop(text: str) -> int:
+    """The loop that is named; 0 for auto."""
+    if text != "auto" and not (text.isdecimal() and 0 < int(text) < 2**31):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a loop")
+    return 0 if text == "auto" else int(text)
+
+
+PERCENT = typer.Option(help="Percent of the perplexity exits may lose.", parser=percent)
+Budget = Annotated[float | None, PERCENT]
 Tau0 = Annotated[float | None, typer.Option(help="Threshold at the first loop (eq. 6).")]
 TauMin = Annotated[float | None, typer.Option(help="The lowest threshold.")]
 Decay = Annotated[float | None, typer.Option(help="Of the threshold, by loop.")]
 Speculate = Annotated[
-    int | None, typer.Option("--speculate", help="Lossless: this loop's exit drafts.")
+    int | None,
+    typer.Option(
+        "--speculate",
+        help="Lossless: this loop's exit drafts; auto: the fastest calibrated.",
+        parser=draft_loop,
+        metavar="LOOP",
+    ),
 ]
 Temperature = Annotated[float, typer.Option(help="0: the most probable token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw among the k most probable.")]

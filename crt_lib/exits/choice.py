@@ -30,11 +30,13 @@ class Choice:
 class Choices:
     """Of one checkpoint, by name: full, exits by their loop, criteria, "speculation from k".
 
-    Each loses at most `budget`, a share of the perplexity, on documents that chose no threshold.
+    Each loses at most `budget`, a share of the perplexity, on documents that chose no threshold;
+    each of `failed`, which are not timed, was tried there and may lose more.
     """
 
     budget: float
     ways: Mapping[str, Choice]
+    failed: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
 
     def fastest(self, lossless: bool = True) -> str:
         """The name of the fastest way; without `lossless`, of policies alone."""
@@ -56,8 +58,10 @@ class Choices:
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
-        ways = {name: dataclasses.asdict(way) for name, way in self.ways.items()}
-        about = {"checkpoint": checkpoint, "budget": self.budget, "ways": ways}
+        about: dict[str, Any] = {"checkpoint": checkpoint, "budget": self.budget}
+        for kind in ("ways", "failed"):
+            of_kind = getattr(self, kind)
+            about[kind] = {name: dataclasses.asdict(way) for name, way in of_kind.items()}
         write_text(Path(path), json.dumps(about, indent=1) + "\n")
 
     @classmethod
@@ -70,13 +74,16 @@ class Choices:
             return None
         try:
             about = json.loads(Path(path).read_text(encoding="utf-8"))
-            ways = {name: _choice(way) for name, way in about["ways"].items()}
+            ways, failed = (
+                {name: _choice(way) for name, way in of.items()}
+                for of in (about["ways"], about.get("failed", {}))  # older files have no failed
+            )
             budget, of = float(about["budget"]), about["checkpoint"]
         except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise InputError(
                 f"{path} is not of `crt calibrate`: {error!r}; run it again"
             ) from error
-        return cls(budget, ways) if of == checkpoint else None
+        return cls(budget, ways, failed) if of == checkpoint else None
 
 
 def _choice(way: dict[str, Any]) -> Choice:
@@ -100,7 +107,8 @@ def choose(
     """The way of that name: "full", an exit's loop, or a criterion. None: the fastest one.
 
     `budget`: the share of the perplexity that it may lose. `lossless`: whether the fastest may be
-    speculation. Raises InputError for what was not calibrated, or for another budget.
+    speculation. Raises InputError for what was not calibrated, may lose more than a budget that is
+    given, or for another budget.
     """
     if budget is not None and (choices is None or not math.isclose(budget, choices.budget)):
         known = "it was not calibrated" if choices is None else f"it is {choices.budget:.3%}"
@@ -108,24 +116,40 @@ def choose(
             f"a budget of {budget:.3%} is not this checkpoint's: {known}; `crt calibrate RUN "
             f"--budget {100 * budget:g}` calibrates its exits for it"
         )
-    if name is not None and name.isdecimal():
-        return Choice(Policy(fixed=int(name)))
     if name == FULL or (name is None and choices is None):
         return Choice()
     if name is None:
         assert choices is not None
         return choices.ways[choices.fastest(lossless)]
-    if name not in CRITERIA:
+    exits = name.isdecimal()
+    if not exits and name not in CRITERIA:
         raise InputError(f"exit {name!r} is not full, a loop or one of {', '.join(CRITERIA)}")
+    if choices is not None and name in choices.ways:
+        return choices.ways[name]
+    if exits and (budget is None or choices is None or name not in choices.failed):
+        return Choice(Policy(fixed=int(name)))
     if choices is None:
         raise InputError(
             f"{name} is not calibrated for this checkpoint; `crt calibrate RUN` does it, or give "
             "thresholds of your own (--tau0, --tau-min, --decay)"
         )
-    if name not in choices.ways:
+    said = f"is no cheaper than a fixed exit within +{choices.budget:.2%} perplexity"
+    if name in choices.failed:
+        lost = math.expm1(choices.failed[name].high)
+        said = f"may lose {lost:.2%} of the perplexity, more than {choices.budget:.2%}"
+    raise InputError(
+        f"{'exit ' if exits else ''}{name} {said}; take {choices.fastest(lossless=False)}, "
+        "calibrate for a larger budget, or "
+        + ("leave out --budget" if exits else "give thresholds of your own (--tau0, --tau-min)")
+    )
+
+
+def drafts(choices: Choices | None) -> int:
+    """The loop whose drafts were fastest when calibrated; InputError where none was."""
+    timed = {way.draft_loop: way.speedup for way in (choices.ways if choices else {}).values()}
+    loops = [loop for loop in timed if loop is not None]
+    if not loops:
         raise InputError(
-            f"within +{choices.budget:.2%} perplexity {name} is no cheaper than a fixed exit; "
-            f"take {choices.fastest(lossless=False)}, calibrate for a larger budget, or give "
-            "thresholds of your own (--tau0, --tau-min, --decay)"
+            "no drafts are calibrated for this checkpoint; `crt calibrate RUN` does it"
         )
-    return choices.ways[name]
+    return max(loops, key=timed.__getitem__)

@@ -157,7 +157,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
 
         Arguments as transformers has them; `attention_mask` may be zero on the left or right of a
         row's tokens. `exit_policy`, in inference: a `Policy`, the exit for all, "auto" for the
-        fastest calibrated, or a criterion as it was calibrated, else with the paper's thresholds.
+        fastest calibrated, or a criterion as it was calibrated; an InputError for another one.
         With a cache there are no gradients. Attention's weights are never made.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
@@ -228,9 +228,12 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             return asked
         known = self.config.calibrated
         if isinstance(asked, str) and asked not in known:
-            if asked == "auto":
-                raise InputError("nothing was calibrated: `crt calibrate` a run before its export")
-            return Policy(asked)
+            if asked != "auto":
+                Policy(asked)  # or an error: it is no criterion
+            raise InputError(
+                f"{asked} was not calibrated, or failed its test: `crt calibrate` a run before its "
+                "export, or give a Policy with thresholds"
+            )
         found = known[asked] if isinstance(asked, str) else asked
         if isinstance(found, Mapping):
             exits = found.get("exits")

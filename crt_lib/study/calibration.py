@@ -44,13 +44,14 @@ def calibrate_exits(
         policy = calibrate_taken(model, data, learned, name, budget)
         if policy.criterion is not None:
             policies[name] = policy
-    limit, kept = math.log1p(budget), {FULL: Choice()}
+    limit, kept, failed = math.log1p(budget), {FULL: Choice()}, {}
     for name, policy in policies.items():
         begin = middle if policy.asks else 0
         above = (taken_losses(model, data, valid, policy) - valid.loss[:, -1])[begin:, None]
         (lost,) = by_document(valid.document[begin:] - valid.document[begin], above)
-        if lost.high <= limit and name != FULL:
-            kept[name] = Choice(policy, above=lost.mean, high=lost.high)
+        if name != FULL:
+            way = Choice(policy, above=lost.mean, high=lost.high)
+            (kept if lost.high <= limit else failed)[name] = way
     length = min(TIMED_TOKENS, valid.seq_len, model.config.max_seq_len)
     ids, eot = data.valid.ids, data.tokenizer.eot_id
     timed = {"full depth": Policy()} | {name: kept[name].policy for name in kept if name != FULL}
@@ -60,7 +61,7 @@ def calibrate_exits(
     ways |= {k: dataclasses.replace(way, speedup=speed[k]) for k, way in kept.items()}
     for loop, speedup in _speculation(model, ids, length).items():
         ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=speedup)
-    return Choices(budget, ways)
+    return Choices(budget, ways, failed)
 
 
 def _first(trace: "Trace", tokens: int) -> "Trace":

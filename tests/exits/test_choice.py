@@ -1,9 +1,11 @@
 """What was calibrated comes back from its file, and only what was calibrated is taken by name."""
 
 import pytest
+import typer
 
 from crt_lib import InputError
-from crt_lib.exits.choice import Choice, Choices, choose
+from crt_lib.commands.options import percent
+from crt_lib.exits.choice import Choice, Choices, choose, drafts
 from crt_lib.exits.policy import CRITERIA, Policy
 
 GATE = Policy("gate", 0.9, 0.9, 1.0, exits=(1, 2), fixed=3)
@@ -13,7 +15,12 @@ CHOICES = Choices(
         "full": Choice(),
         "3": Choice(Policy(fixed=3), above=-0.001, high=0.002, speedup=1.2),
         "gate": Choice(GATE, above=0.001, high=0.004, speedup=1.3),
+        "speculation from 1": Choice(draft_loop=1, speedup=0.9),
         "speculation from 2": Choice(draft_loop=2, speedup=1.4),
+    },
+    {
+        "1": Choice(Policy(fixed=1), above=0.06, high=0.07),
+        "similarity": Choice(Policy("similarity"), above=0.004, high=0.006),
     },
 )
 
@@ -45,9 +52,30 @@ def test_what_was_not_calibrated_names_the_way_out():
         (CHOICES, "patience", {}, ", ".join(CRITERIA)),
         (CHOICES, None, {"budget": 0.01}, "--budget 1"),
         (None, None, {"budget": 0.005}, "not calibrated"),
+        (CHOICES, "margin", {}, "no cheaper than a fixed exit"),
+        (CHOICES, "similarity", {}, "may lose 0.60% of the perplexity, more than 0.50%"),
+        (CHOICES, "1", {"budget": 0.005}, "exit 1 may lose 7.25%.*leave out --budget"),
     ):
         with pytest.raises(InputError, match=said):
             choose(given, name, **how)
+
+
+def test_drafts_are_of_the_fastest_speculation():
+    assert drafts(CHOICES) == 2
+    for without in (None, Choices(0.005, {"full": Choice()})):
+        with pytest.raises(InputError, match="crt calibrate RUN"):
+            drafts(without)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("0.5%", 0.5), ("0", 0.0)])
+def test_a_percentage_may_have_its_sign(text, value):
+    assert percent(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "%", "x", "nan", "-1", "1e999", "5%%"])
+def test_what_is_no_percentage_is_refused(text):
+    with pytest.raises(typer.BadParameter):
+        percent(text)
 
 
 def test_what_is_said_names_the_way_its_promise_and_its_speed():

@@ -62,6 +62,7 @@ def test_a_graph_has_the_same_logits(changes):
 @pytest.mark.parametrize("saved", [3, {"fixed": 3}, Policy(fixed=3), "similarity"])
 def test_a_saved_exit_policy_acts(saved, tmp_path):
     _, hf = wrapped()
+    hf.config.calibrated = {"similarity": vars(Policy("similarity"))}
     hf.generation_config.exit_policy = saved
     hf.save_pretrained(tmp_path)
     again = CRTForCausalLM.from_pretrained(tmp_path)

@@ -26,12 +26,12 @@ def test_greedy_text_is_ours(changes):
         assert made[:, 10:].tolist() == expected
 
 
-@pytest.mark.parametrize("policy", [Policy(fixed=3), Policy("confidence", 0.1, 0.0), "similarity"])
+@pytest.mark.parametrize("policy", [Policy(fixed=3), Policy("confidence", 0.1, 0.0), 2])
 @pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
 def test_exit_policy_of_generate_is_ours(changes, policy):
     model, hf = wrapped(**changes)
     texts = given_ids()
-    own = Policy(policy) if isinstance(policy, str) else policy
+    own = Policy(fixed=policy) if isinstance(policy, int) else policy
     expected = [one.tokens for one in generate(model, texts.tolist(), 9, policy=own)]
     for use_cache in (True, False):
         made = hf.generate(texts, exit_policy=policy, do_sample=False, use_cache=use_cache, **END)
@@ -121,19 +121,19 @@ def test_streamers_and_stopping_criteria():
 
 
 @pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
-@pytest.mark.parametrize("first", [1, "confidence"])
+@pytest.mark.parametrize("first", [1, Policy("confidence")])
 def test_full_depth_goes_on_from_a_cache_of_early_exits(changes, first):
     model, hf = wrapped(**changes)
     ids = given_ids()
     cache = hf(ids, exit_policy=first, use_cache=True).past_key_values
     found = hf(ids[:, :3], past_key_values=cache).logits  # outside no_grad, too
     memory = Memory(model.config, 3, 13, model.loop_encoding)
-    policy = Policy(fixed=1) if first == 1 else Policy(first)
+    policy = Policy(fixed=1) if first == 1 else first
     run_with_exits(model, ids, policy, memory)
     same(found, run_with_exits(model, ids[:, :3], Policy(), memory).logits)
 
 
-@pytest.mark.parametrize("policy", [None, "similarity"])
+@pytest.mark.parametrize("policy", [None, Policy("similarity")])
 @pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
 def test_prompts_as_embeddings_and_in_chunks(changes, policy):
     _, hf = wrapped(**changes)
@@ -167,8 +167,9 @@ def test_a_policy_is_named_in_the_configuration_or_the_call():
     model, hf = wrapped()
     last = Policy(fixed=3)
     hf.config.calibrated = {"similarity": vars(Policy("similarity", 0.2, 0.1, exits=(1,)))}
-    with pytest.raises(InputError, match="crt calibrate"):
-        hf(given_ids(), exit_policy="auto")
+    for unknown in ("auto", "confidence"):
+        with pytest.raises(InputError, match=f"{unknown} was not calibrated.*crt calibrate"):
+            hf(given_ids(), exit_policy=unknown)
     hf.config.calibrated["auto"] = vars(last)
     ids, end = given_ids(), {"do_sample": False, **END}
     for name, own in (("auto", last), ("similarity", Policy("similarity", 0.2, 0.1, exits=(1,)))):
@@ -200,4 +201,4 @@ def test_the_exit_gate_travels(tmp_path, scored):
         assert found[0, 12:].tolist() == expected.tokens
     loose = wrapped()[1]
     with pytest.raises(InputError, match="no trained exit gate"):
-        loose(given_ids(), exit_policy="gate")
+        loose(given_ids(), exit_policy=Policy("gate"))
