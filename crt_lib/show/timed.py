@@ -148,9 +148,9 @@ def taken(files: Sequence[Path]) -> str:
 
 
 _TAKEN = (
-    "PPL and speed against full depth, in brackets the 95 % interval over windows; of fixed: "
-    "against the fastest fixed exit that loses no more; of mix: against a random mix of two fixed "
-    "exits of the same mean loops. The oracle knows each token's loss."
+    "PPL per token and speed against full depth, in brackets the 95 % interval over windows; of "
+    "fixed: against the fastest fixed exit that loses no more; of mix: against a random mix of two "
+    "fixed exits of the same mean loops. The oracle knows each token's loss."
 )
 
 

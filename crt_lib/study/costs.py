@@ -1,5 +1,6 @@
 """How the paper's claims of parameters, memory and speed are judged: a small function a rule."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,24 @@ def speedups(results: Path) -> Judged:
 
 def thresholds(results: Path) -> Judged:
     """The paper's thresholds: 1.33x without loss? On the paper's block, and on crt2."""
+    name, said_of = "small/crt2/taken.csv", "the paper's thresholds"
+    taken = table(results, name, f"crt bench exits has not been run: {name}")
+    ours = {row["policy"]: row for row in taken if row["rows"] == 1}
+    paper = _ways(results, "bench/decode_paper.csv")
+    # of crt2 the speed and the loss are of the same tokens
+    worse = paper[said_of]["token_ppl"] / paper["full depth"]["token_ppl"] - 1
     held, said = [], []
-    for name in ("bench/decode_paper.csv", "small/crt2/decode.csv"):
-        ways = _ways(results, name)
-        row, full = ways["the paper's thresholds"], ways["full depth"]
-        worse = row["token_ppl"] / full["token_ppl"] - 1
-        held.append(reaches(row["speedup"], 1.33) and worse <= 0.005)
-        said.append(
-            f"{row['speedup']:.2f}x at {worse:+.1%} PPL, {row['mean_loops']:.1f} of "
-            f"{full['mean_loops']:.0f} loops"
-        )
+    for rows, lost in ((paper, worse), (ours, math.expm1(ours[said_of]["above"]))):
+        row, loops = rows[said_of], rows["full depth"]["mean_loops"]
+        held.append(reaches(row["speedup"], 1.33) and lost <= 0.005)
+        depth = f"{row['mean_loops']:.1f} of {loops:.0f} loops"
+        said.append(f"{row['speedup']:.2f}x at {lost:+.1%} PPL, {depth}")
     return Judged(
         verdict(all(held)),
         "confidence is read from a vocabulary head at every exit, which costs more than the loops "
         "that leaving saves; the paper's block was benched after the short training of quick, "
         "where no token may reach the threshold",
-        honest=f"the paper's block {said[0]}; crt2 {said[1]}",
+        honest=f"the paper's block {said[0]}; crt2, on the tokens that are timed, {said[1]}",
         profile="quick; small",
         seeds=1,
     )

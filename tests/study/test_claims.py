@@ -115,7 +115,12 @@ def test_speeds_are_those_measured(tmp_path):
         ]
         rows = [row | {"mean_loops": 3.0} for row in rows]
         write_rows(tmp_path / "bench" / "decode_paper.csv", rows)
-        write_rows(tmp_path / "small" / "crt2" / "decode.csv", rows)
+        taken = [
+            {"policy": row["way"], "rows": row["batch"], "above": math.log(row["token_ppl"] / 40)}
+            for row in rows
+        ]
+        taken = [own | row for own, row in zip(taken, rows, strict=True)]
+        write_rows(tmp_path / "small" / "crt2" / "taken.csv", taken)
 
     put(ways, 40.0)
     assert (verdict(tmp_path, "C08"), verdict(tmp_path, "C20")) == (FAILS, FAILS)
