@@ -209,13 +209,13 @@ def calibrate(
 
     judged, path = analyse(checkpoint), find_checkpoint(checkpoint)
     data = load_trained(checkpoint)[1]
-    choices = calibrate_exits(judged.model, data, judged.valid, budget / 100)
+    choices = calibrate_exits(judged.model, data, judged.valid, judged.test, budget / 100)
     choices.save(path.with_name(CHOICES_FILE), sha256(path.read_bytes()))
-    for name, way in choices.ways.items():
+    for name, way in {**choices.ways, **choices.failed}.items():
+        speed = f"{way.speedup:.2f}x full depth" if name in choices.ways else "not kept"
         lost = f"{math.expm1(way.above):+.2%}, at most {math.expm1(way.high):+.2%}"
-        typer.echo(f"{name}: {way.speedup:.2f}x full depth, perplexity {lost}")
-    for name, way in choices.failed.items():
-        typer.echo(f"{name}: not kept, perplexity at most {math.expm1(way.high):+.2%}")
+        paid = "" if way.paid is None else f", {math.expm1(way.paid):+.2%} on test"
+        typer.echo(f"{name}: {speed}, perplexity {lost}{paid}")
     typer.echo(f"crt generate takes {choices.fastest()}")
 
 

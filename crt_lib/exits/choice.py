@@ -24,6 +24,10 @@ class Choice:
     above: float = 0.0  # nats a token above full depth
     high: float = 0.0  # the upper end of its 95 % interval
     speedup: float = 1.0  # one text at a time
+    # the same of test, which chose nothing: what the promise came to
+    paid: float | None = None
+    paid_low: float | None = None
+    paid_high: float | None = None
 
 
 @dataclass(frozen=True)

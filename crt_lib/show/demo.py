@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from crt_lib.exits.choice import choices_of
 from crt_lib.files import InputError
+from crt_lib.runs.trained import find_checkpoint
 from crt_lib.show.markdown import cells, table
 from crt_lib.show.timed import taken
 from crt_lib.study.sota import chosen, finished_run, measured_rows
@@ -57,7 +59,43 @@ def distilled(results: Path) -> str:
     return (
         f"{table(made)}\n\nWord perplexity on test by exit; updates of "
         f"{part['batch_size'] * part['seq_len']:,} tokens, the highest rate {part['max_lr']:g}.\n\n"
-        f"{taken(_taken(results))}\n\n{_elsewhere(results)}\n\n{_slots(results)}"
+        f"{_promises(results)}\n\n{taken(_taken(results))}\n\n{_elsewhere(results)}\n\n"
+        f"{_slots(results)}"
+    )
+
+
+def _promises(results: Path) -> str:
+    """`crt calibrate`: what each way was to lose at most, and what it lost on test."""
+    rows, budgets = [], set()
+    for name in ("demo", "small/crt2"):
+        choices = choices_of(find_checkpoint(results / name))
+        if choices is None:
+            raise InputError(f"results/{name} is not calibrated; run crt calibrate on it")
+        budgets.add(choices.budget)
+        for way, own in {**choices.ways, **choices.failed}.items():
+            if own.paid is not None:
+                rows.append({"model": name, "way": way, "kept": way in choices.ways, **vars(own)})
+    found = pd.DataFrame(rows)
+    nats = ("above", "high", "paid", "paid_low", "paid_high")
+    share = {of: cells(np.expm1(found[of]), "{:+.2%}") for of in nats}
+    (budget,) = budgets
+    made = pd.DataFrame(
+        {
+            "model": found["model"],
+            "way": found["way"].where(~found["way"].str.isdecimal(), "exit " + found["way"]),
+            "kept": found["kept"].map({True: "yes", False: "no"}),
+            "valid": share["above"] + ", at most " + share["high"],
+            "test": share["paid"] + " [" + share["paid_low"] + ", " + share["paid_high"] + "]",
+            "speed": cells(found["speedup"].where(found["kept"]), "{:.2f}x"),
+        }
+    )
+    broken = found[found["kept"] & (found["paid"] > np.log1p(budget))]
+    names = ", ".join(f"{row.model} {row.way}" for row in broken.itertuples())
+    return (
+        f"{table(made)}\n\nThe promise is at most {budget:+.1%} PPL per token: kept is what keeps "
+        "it on valid with 95 % confidence, on documents that chose no threshold. On test "
+        f"{'all of them keep it' if broken.empty else 'it is broken by ' + names}. Ways that are "
+        "not here are no cheaper than a fixed exit."
     )
 
 

@@ -19,6 +19,7 @@ from crt_lib.exits.policy import Policy
 from crt_lib.study.policies import calibrate_taken, taken_losses
 
 if TYPE_CHECKING:
+    from crt_lib.audit.compare import Interval
     from crt_lib.exits.trace import Trace
     from crt_lib.model import CRT
     from crt_lib.text.tokenizer import TokenizedCorpus
@@ -28,30 +29,37 @@ PROMPT_TOKENS = 32
 
 
 def calibrate_exits(
-    model: "CRT", data: "TokenizedCorpus", valid: "Trace", budget: float, groups: int = 4
+    model: "CRT",
+    data: "TokenizedCorpus",
+    valid: "Trace",
+    test: "Trace",
+    budget: float,
+    groups: int = 4,
 ) -> Choices:
     """The ways to decode that lose at most `budget`, a share of the perplexity, and their speed.
 
     Thresholds are chosen on the first half of the documents of `valid`; a way is kept where the
     95 % interval of what it loses on the other half (on all, where there is no threshold to
-    choose), exits taken, ends within the budget. Speeds
-    are of `groups` windows of valid, one text at a time. Full depth is always kept.
+    choose), exits taken, ends within the budget. Speeds are of `groups` windows of valid, one text
+    at a time. Full depth is always kept. Of each way it is noted what it loses on `test`.
     """
-    middle = int(np.searchsorted(valid.document, (valid.document[-1] + 1) // 2))
-    learned = _first(valid, middle)
+    learned = first_half(valid)
+    middle = len(learned.loss)
     policies = {FULL: Policy()} | {str(k): Policy(fixed=k) for k in model.config.exit_loops}
     for name in valid.scores:
         policy = calibrate_taken(model, data, learned, name, budget)
         if policy.criterion is not None:
             policies[name] = policy
-    limit, kept, failed = math.log1p(budget), {FULL: Choice()}, {}
+    limit, kept = math.log1p(budget), {FULL: Choice()}
+    failed: dict[str, Choice] = {}
     for name, policy in policies.items():
-        begin = middle if policy.asks else 0
-        above = (taken_losses(model, data, valid, policy) - valid.loss[:, -1])[begin:, None]
-        (lost,) = by_document(valid.document[begin:] - valid.document[begin], above)
-        if name != FULL:
-            way = Choice(policy, above=lost.mean, high=lost.high)
-            (kept if lost.high <= limit else failed)[name] = way
+        if name == FULL:
+            continue
+        lost = _lost(model, data, valid, policy, middle if policy.asks else 0)
+        paid = _lost(model, data, test, policy)
+        way = Choice(policy, above=lost.mean, high=lost.high)
+        way = dataclasses.replace(way, paid=paid.mean, paid_low=paid.low, paid_high=paid.high)
+        (kept if lost.high <= limit else failed)[name] = way
     length = min(TIMED_TOKENS, valid.seq_len, model.config.max_seq_len)
     ids, eot = data.valid.ids, data.tokenizer.eot_id
     timed = {"full depth": Policy()} | {name: kept[name].policy for name in kept if name != FULL}
@@ -64,8 +72,18 @@ def calibrate_exits(
     return Choices(budget, ways, failed)
 
 
-def _first(trace: "Trace", tokens: int) -> "Trace":
-    """The first `tokens` of a trace, which end with a document."""
+def _lost(
+    model: "CRT", data: "TokenizedCorpus", trace: "Trace", policy: Policy, begin: int = 0
+) -> "Interval":
+    """Nats a token above full depth of `trace` from token `begin` on, the start of a document."""
+    above = (taken_losses(model, data, trace, policy) - trace.loss[:, -1])[begin:, None]
+    (lost,) = by_document(trace.document[begin:] - trace.document[begin], above)
+    return lost
+
+
+def first_half(trace: "Trace") -> "Trace":
+    """The first half of the documents of a trace."""
+    tokens = int(np.searchsorted(trace.document, (trace.document[-1] + 1) // 2))
     cut: dict[str, Any] = {
         name: getattr(trace, name)[:tokens] for name in ("loss", "right", "changed", "document")
     }

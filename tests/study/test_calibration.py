@@ -5,16 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from crt_lib.exits.trace import apply_policy
-from crt_lib.study import calibration
-from crt_lib.study.calibration import calibrate_exits
+from crt_lib.exits.policy import Policy
+from crt_lib.exits.trace import apply_policy, make_trace
+from crt_lib.study.calibration import calibrate_exits, first_half
 from crt_lib.study.policies import taken_losses
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.02, 0.5])
 def test_what_is_kept_loses_at_most_the_budget_where_it_chose_nothing(scored, budget):
     model, data, valid = scored
-    choices = calibrate_exits(model, data, valid, budget, groups=2)
+    test = make_trace(model, data, "test", valid.seq_len)
+    choices = calibrate_exits(model, data, valid, test, budget, groups=2)
     assert choices.budget == budget
     assert next(iter(choices.ways)) == "full" and choices.ways["full"].above == 0
     drafts = {way.draft_loop for way in choices.ways.values()} - {None}
@@ -26,6 +27,13 @@ def test_what_is_kept_loses_at_most_the_budget_where_it_chose_nothing(scored, bu
         lost = (lost[half] if way.policy.asks else lost).mean()
         assert way.above == pytest.approx(lost, abs=1e-6), name
         assert way.above <= way.high <= np.log1p(budget) or name == "full"
+        if way.paid is not None:
+            paid = (taken_losses(model, data, test, way.policy) - test.loss[:, -1]).mean()
+            assert way.paid_low <= way.paid <= way.paid_high
+            assert way.paid == pytest.approx(paid, abs=1e-6)
+    for name, way in choices.failed.items():
+        assert name not in choices.ways and way.high > np.log1p(budget)
+    assert choices.failed or budget
     if budget == 0.5:
         assert set(map(str, model.config.exit_loops)) <= set(choices.ways)
 
@@ -37,15 +45,14 @@ def test_thresholds_come_from_the_first_half_alone(scored):
     for own in scores.values():
         own[middle:] = 0.123
     other = dataclasses.replace(valid, scores=scores)
-    one, two = (calibrate_exits(model, data, v, 0.5, groups=2) for v in (valid, other))
+    one, two = (calibrate_exits(model, data, v, valid, 0.5, groups=2) for v in (valid, other))
     assert {n: w.policy for n, w in one.ways.items()} == {n: w.policy for n, w in two.ways.items()}
 
 
 def test_the_first_half_is_a_trace(scored):
     _, _, valid = scored
-    middle = int(np.searchsorted(valid.document, 2))
-    first = calibration._first(valid, middle)
-    assert len(first.loss) == middle == len(first.document) and len(first.document_bytes) == 2
-    assert apply_policy(first, calibration.Policy()).loss == pytest.approx(
-        valid.loss[:middle, -1].mean()
-    )
+    first, tokens = first_half(valid), len(first_half(valid).loss)
+    assert tokens == len(first.document) and 0 < tokens < len(valid.loss)
+    assert set(first.document) == set(range(len(first.document_bytes)))
+    assert valid.document[tokens] > first.document[-1]
+    assert apply_policy(first, Policy()).loss == pytest.approx(valid.loss[:tokens, -1].mean())
