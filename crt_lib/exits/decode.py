@@ -180,10 +180,19 @@ def _beside_each_other(
 
 @dataclass(frozen=True)
 class Speculated(Generated):
-    """Also what speculation did: drafts made, and how many of them the full model kept."""
+    """Also what speculation did: of each verification, tokens drafted and tokens kept."""
 
-    drafted: int
-    accepted: int
+    verified: list[tuple[int, int]]
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that were drafted."""
+        return sum(drafted for drafted, _ in self.verified)
+
+    @property
+    def accepted(self) -> int:
+        """Those of them that the full model kept."""
+        return sum(kept for _, kept in self.verified)
 
 
 @dataclass(frozen=True)
@@ -222,21 +231,21 @@ class Speculation:
         """
         ids, _ = _beside_each_other(self.model, [prompt], new_tokens)
         tokens: list[int] = []
-        drafted = accepted = 0
+        verified: list[tuple[int, int]] = []
         length = 1
         with evaluating(self.model):
             text = _Text(self, ids, ids.shape[1] + new_tokens, sampling or Sampling(), seed)
             while len(tokens) < new_tokens and stop not in tokens:
                 budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
                 kept, new = text.continued(budget)
-                drafted, accepted = drafted + budget, accepted + kept
+                verified.append((budget, kept))
                 length = min(LONGEST, kept + 1)
                 tokens += new
                 if each is not None:
                     each(new)
         if stop in tokens:
             tokens = tokens[: tokens.index(stop) + 1]
-        return Speculated(tokens, [self.model.config.n_loops] * len(tokens), drafted, accepted)
+        return Speculated(tokens, [self.model.config.n_loops] * len(tokens), verified)
 
 
 class _Text:

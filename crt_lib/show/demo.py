@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from crt_lib.exits.choice import choices_of
+from crt_lib.exits.decode import LONGEST
 from crt_lib.files import InputError
 from crt_lib.runs.trained import find_checkpoint
 from crt_lib.show.markdown import cells, table
@@ -60,7 +61,7 @@ def distilled(results: Path) -> str:
         f"{table(made)}\n\nWord perplexity on test by exit; updates of "
         f"{part['batch_size'] * part['seq_len']:,} tokens, the highest rate {part['max_lr']:g}.\n\n"
         f"{_promises(results)}\n\n{taken(_taken(results))}\n\n{_elsewhere(results)}\n\n"
-        f"{_slots(results)}"
+        f"{_slots(results)}\n\n{_drafts(results)}"
     )
 
 
@@ -160,6 +161,41 @@ def _slots_with_asking(wide: pd.DataFrame, measured: pd.DataFrame) -> str:
     return (
         "If slots lose as much by asking as waiting does, the fastest policy in slots would be "
         f"{'; '.join(said)}."
+    )
+
+
+def _drafts(results: Path) -> str:
+    """`crt bench drafts`: what self-speculation keeps, what a draft costs, and the bound."""
+    rows = pd.read_csv(results / "demo" / "drafts.csv")
+    drawn = np.where(rows["temperature"] == 0, "greedy", "drawn")
+    places = rows.filter(regex=r"^kept_[1-4]$")
+    made = pd.DataFrame(
+        {
+            "drafts by": "exit " + rows["draft_loop"].astype(str) + ", " + drawn,
+            "kept at 1, 2, 3, 4": places.apply(
+                lambda row: " ".join("" if np.isnan(x) else f"{x:.2f}" for x in row), axis=1
+            ),
+            "tokens per verification": cells(rows["tokens"], "{:.2f}"),
+            "ms of full depth": cells(rows["ms_full"], "{:.2f}"),
+            "ms = a + b drafted": cells(rows["ms_verify"], "{:.2f}")
+            + cells(rows["ms_draft"], " + {:.2f} n"),
+            "speed": cells(rows["speedup"], "{:.2f}x [")
+            + cells(rows["low"], "{:.2f}, ")
+            + cells(rows["high"], "{:.2f}]"),
+            "if all were kept": cells(rows["bound"], "{:.2f}x"),
+        }
+    )
+    first, most = rows.iloc[0], rows["bound"].max()
+    share = (rows["ms_verify"] / rows["ms_full"]).mean()
+    return (
+        f"Self-speculation, lossless, one text at a time ({first['texts']} beginnings of documents "
+        f"of test, {first['new_tokens']} new tokens, {first['device']}, {first['isa']}, "
+        f"{first['threads']} thread):\n\n{table(made)}\n\nKept: of the drafts that reach a place. "
+        "The seconds of a verification are fitted: a, and b for each of n drafted tokens. The "
+        f"speed is full depth's ms by the tokens, over a + b n. If {LONGEST} drafts were always "
+        f"kept it would be {most:.2f}x at most. A verification alone costs as much as {share:.1f} "
+        "tokens of full depth: its loops run through the modules, a token's through a step made "
+        "for one."
     )
 
 

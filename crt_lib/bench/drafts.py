@@ -1,0 +1,116 @@
+"""`crt bench drafts`: what self-speculation keeps by position, what drafts cost, and the bound."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from crt_lib.audit.compare import document_of_tokens
+from crt_lib.exits.decode import LONGEST, Generated, Sampling, Speculated, Speculation, generate
+from crt_lib.files import InputError
+from crt_lib.runs.machine import measured_on
+
+if TYPE_CHECKING:
+    from crt_lib.model import CRT
+    from crt_lib.text.tokenizer import TokenizedCorpus
+
+POSITIONS = 8  # of a draft, that have a column
+WARM_UP = 16  # tokens
+RESAMPLED = 2_000
+
+Rows = list[dict[str, Any]]
+Timed = tuple[Generated, np.ndarray]  # a text, and the seconds of each of its steps but the first
+
+
+def bench_drafts(
+    model: "CRT",
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    temperatures: Sequence[float] = (0.0, 1.0),
+) -> Rows:
+    """A row a temperature and draft loop: `new_tokens` more of each prompt, full depth in turn.
+
+    `kept_1`, `kept_2`, ...: the share of the drafted tokens there that are kept, of those whose
+    predecessors were. `tokens`: new ones a verification. Its seconds are fitted by least squares:
+    `ms_verify`, and `ms_draft` for each drafted token, verified too. `predicted`: the speed against
+    full depth (`ms_full` a token) that follows, `bound`: if LONGEST drafts were always kept.
+    `speedup`: the measured one, `low` and `high` its 95 % interval over prompts.
+    Raises InputError for too few prompts or tokens.
+    """
+    if len(prompts) < 2 or new_tokens < 8:
+        raise InputError(f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 and 8 are timed")
+    rows: Rows = []
+    for temperature in temperatures:
+        sampling = Sampling(temperature)
+        loops = model.config.exit_loops
+        _timed(model, None, prompts[0], WARM_UP, sampling)
+        found: dict[int | None, list[Timed]] = {loop: [] for loop in (None, *loops)}
+        for prompt in tqdm(prompts, f"temperature {temperature:g}", disable=None):
+            for loop, timed in found.items():
+                timed.append(_timed(model, loop, prompt, new_tokens, sampling))
+        full = np.array([seconds.mean() for _, seconds in found.pop(None)])  # of a token
+        for loop, timed in found.items():
+            shape = {"draft_loop": loop, "temperature": temperature, "texts": len(prompts)}
+            rows.append(shape | {"new_tokens": new_tokens} | _row(timed, full) | measured_on())
+    return rows
+
+
+def beginnings(data: "TokenizedCorpus", count: int, length: int) -> list[list[int]]:
+    """The first `length` tokens of `count` documents of test, evenly spread over it.
+
+    Raises InputError where there are not as many documents of that length.
+    """
+    owner, _ = document_of_tokens(data, "test", length)
+    first, sizes = np.unique(owner, return_index=True, return_counts=True)[1:]
+    first = first[sizes >= length]
+    if len(first) < count:
+        raise InputError(f"test has {len(first)} documents of {length} tokens; ask for no more")
+    chosen = first[np.linspace(0, len(first) - 1, count).astype(int)]
+    return [data.test.ids[at:][:length].tolist() for at in chosen]
+
+
+def _timed(
+    model: "CRT", loop: int | None, prompt: Sequence[int], new_tokens: int, sampling: Sampling
+) -> Timed:
+    marks: list[float] = []
+
+    def each(_: list[int]) -> None:
+        marks.append(time.perf_counter())
+
+    if loop is None:
+        (made,) = generate(model, [prompt], new_tokens, sampling=sampling, each=each)
+    else:
+        made = Speculation(model, loop).generate(prompt, new_tokens, sampling=sampling, each=each)
+    return made, np.diff(marks)
+
+
+def _row(timed: Sequence[Timed], full: np.ndarray) -> dict[str, Any]:
+    verified = [made.verified for made, _ in timed if isinstance(made, Speculated)]
+    drafted, kept = np.array([one for of in verified for one in of]).T
+    by_position = {}
+    for at in range(POSITIONS):
+        reached = (drafted > at) & (kept >= at)
+        share = float((kept[reached] > at).mean()) if reached.any() else None
+        by_position[f"kept_{at + 1}"] = share
+    later = np.array([one for of in verified for one in of[1:]])  # the first is timed with a prompt
+    seconds = np.concatenate([of for _, of in timed])
+    fit = np.stack([np.ones(len(later)), later[:, 0]], 1)
+    verify, draft = np.linalg.lstsq(fit, seconds, rcond=None)[0]
+    new = np.array([sum(kept + 1 for _, kept in of[1:]) for of in verified])
+    own = np.array([of.sum() for _, of in timed])
+    picked = np.random.default_rng(0).integers(len(own), size=(RESAMPLED, len(own)))
+    spread = full[picked].mean(1) * new[picked].sum(1) / own[picked].sum(1)
+    tokens, full_s = float((later[:, 1] + 1).mean()), full.mean()
+    return {
+        "accepted": float(kept.sum() / max(drafted.sum(), 1)),
+        **by_position,
+        "tokens": tokens,
+        **{"ms_full": 1e3 * full_s, "ms_verify": 1e3 * verify, "ms_draft": 1e3 * draft},
+        "predicted": full_s * tokens / (verify + draft * later[:, 0].mean()),
+        "bound": full_s * (LONGEST + 1) / (verify + draft * LONGEST),
+        "speedup": float(full.mean() * new.sum() / own.sum()),
+        **dict(zip(("low", "high"), np.percentile(spread, (2.5, 97.5)).tolist(), strict=True)),
+    }

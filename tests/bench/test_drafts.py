@@ -1,0 +1,39 @@
+"""`crt bench drafts`: shares are of what was verified, and the speed is the one the parts make."""
+
+import numpy as np
+import pytest
+
+from crt_lib import InputError
+from crt_lib.bench.drafts import _row, beginnings, bench_drafts
+from crt_lib.exits.decode import Speculated
+
+
+def test_shares_and_costs_are_those_of_the_verifications():
+    verified = [(1, 1), (2, 1), (2, 2), (3, 0), (0, 0)]
+    text = Speculated([0] * sum(kept + 1 for _, kept in verified), [], verified)
+    seconds = np.array([0.010 + 0.002 * drafted for drafted, _ in verified[1:]])
+    row = _row([(text, seconds)] * 3, np.full(3, 0.006))
+    assert row["kept_1"] == 3 / 4 and row["kept_2"] == 1 / 2 and row["kept_3"] is None
+    assert row["accepted"] == 4 / 8
+    assert row["ms_verify"] == pytest.approx(10) and row["ms_draft"] == pytest.approx(2)
+    new = 7  # of the last four verifications
+    assert row["tokens"] == new / 4
+    speed = 0.006 * new / seconds.sum()
+    for name in ("predicted", "speedup", "low", "high"):
+        assert row[name] == pytest.approx(speed), name
+    assert row["bound"] == pytest.approx(0.006 * 17 / (0.010 + 0.002 * 16))
+
+
+def test_every_loop_drafts_and_the_full_model_disposes(scored):
+    model, data, _ = scored
+    prompts = beginnings(data, 3, 4)
+    assert all(len(prompt) == 4 for prompt in prompts)
+    rows = bench_drafts(model, prompts, 12)
+    asked = {(row["temperature"], row["draft_loop"]) for row in rows}
+    assert asked == {(t, loop) for t in (0.0, 1.0) for loop in model.config.exit_loops}
+    for row in rows:
+        assert 0 <= row["accepted"] <= 1 <= row["tokens"]
+        assert 0 < row["low"] <= row["speedup"] <= row["high"]
+    for few in (lambda: bench_drafts(model, prompts, 7), lambda: beginnings(data, 10**6, 4)):
+        with pytest.raises(InputError):
+            few()
