@@ -25,7 +25,7 @@ def arena_tables(results: Path) -> str:
         if text := made(name, folder):
             parts.append(f"### {name}\n\n{arena.question}\n\n{text}")
         if name == "fresh-2":
-            parts.append(f"The loss on valid (nats a token) by rate:\n\n{rate_table(folder)}")
+            parts.append(f"The loss on valid (nats per token) by rate:\n\n{rate_table(folder)}")
     return "\n\n".join(parts)
 
 

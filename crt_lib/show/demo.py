@@ -27,7 +27,7 @@ def model_card(results: Path) -> str:
     columns = {
         "exit": losses.index,
         "multiply-adds": cells(costs["multiply_adds"] / 1e6, "{:.1f}M"),
-        "valid, nats a token": cells(losses["loss"], "{:.3f} [")
+        "valid, nats per token": cells(losses["loss"], "{:.3f} [")
         + cells(losses["low"], "{:.3f}, ")
         + cells(losses["high"], "{:.3f}]"),
         "valid word PPL": cells(valid["word_ppl"], "{:.1f}"),

@@ -212,22 +212,28 @@ def causality_matrices(reports: Mapping[str, CausalityReport], loop: int) -> Fig
 
 
 @styled
-def lens(seen: Lens, length: int = 14) -> Figure:
+def lens(seen: Lens, length: int = 8) -> Figure:
     """What each loop guesses after each of the first tokens: its text on the probability it has."""
     shown = seen.probabilities[:, :length]
     loops, columns = shown.shape
-    figure, (ax,) = panels(0.8 * columns + 1, 0.42 * loops + 1.2)
+    follow = seen.tokens[1 : columns + 1]
+    first, last = (sum(map(str.__eq__, seen.guesses[i], follow)) for i in (0, -1))
+    title = (
+        f"Right guesses (bold): {first} of {len(follow)} after loop 1, {last} after loop {loops}"
+    )
+    figure, (ax,) = panels(1.0 * columns + 1, 0.5 * loops + 1.4, (title,))
     image = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (i, j), share in np.ndenumerate(shown):
         guess = seen.guesses[i][j]
-        look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 7}
-        weight = "bold" if seen.tokens[j + 1 : j + 2] == [guess] else "normal"
+        look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 14}
+        weight = "bold" if follow[j : j + 1] == [guess] else "normal"
         ax.text(j, i, _shown(guess), ha="center", va="center", fontweight=weight, **look)
-    ax.set_xticks(range(columns), map(_shown, seen.tokens[:columns]), rotation=45)
-    ax.set_yticks(range(loops), [f"loop {loop}" for loop in range(1, loops + 1)])
-    ax.set(xlabel="after the token (bold: the guess is what follows)")
+    ax.set_xticks(range(columns), map(_shown, seen.tokens[:columns]), fontsize=14)
+    ax.set_yticks(range(loops), [f"loop {loop}" for loop in range(1, loops + 1)], fontsize=14)
+    ax.set_xlabel("after the token", fontsize=14)
+    ax.title.set_fontsize(14)
     ax.grid(visible=False)
-    figure.colorbar(image, ax=ax, label="its probability")
+    figure.colorbar(image, ax=ax, label="probability of the guess")
     return figure
 
 

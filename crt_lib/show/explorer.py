@@ -1,7 +1,7 @@
 """The exit explorer: pure functions from a trace and a policy to numbers, and thin widgets.
 
 `Explorer(trace).box` in a notebook gives sliders for the policy and shows, while they move,
-perplexity, loops, multiply-adds and speed, the frontier, where tokens leave, and a passage.
+perplexity, loops, multiply-adds and speed, the frontier, where tokens exit, and a passage.
 """
 
 import html
@@ -53,7 +53,7 @@ class View:
             ("token PPL", f"{ppl:.2f} ({ppl / full - 1:+.2%} of {full:.2f})"),
             ("token PPL as decoded", self._decoded()),
             ("mean loops", f"{loops:.2f} of {most:.0f}"),
-            ("multiply-adds a token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
+            ("multiply-adds per token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
         ]
         if self.pace is not None:
             speed, slow = map(self.pace.tokens_per_second, (self.outcome, self.full))
@@ -108,7 +108,7 @@ def preset(
 
 
 def passage_html(passage: Trace, policy: Policy | None) -> str:
-    """The text of `make_passage`, each token on the colour of the loop it leaves after.
+    """The text of `make_passage`, each token on the colour of the loop that it exits after.
 
     Its best guess and its loss, exit by exit, show when the pointer rests on it.
     """

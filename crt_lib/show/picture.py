@@ -1,4 +1,4 @@
-"""The exit explorer's picture: the frontier with a policy's place on it, and where tokens leave."""
+"""The exit explorer's picture: the frontier with a policy's place on it, and where tokens exit."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from crt_lib.show.figures import Rows, draw_curves
 def exit_view(
     loops: Sequence[int], curves: Mapping[str, Rows], outcome: Outcome, criterion: str | None
 ) -> Figure:
-    """The explorer's picture: the frontier with the current point, and where tokens leave."""
+    """The explorer's picture: the frontier with the current point, and where tokens exit."""
     figure, axes = _exit_panels(loops, curves, criterion)
     _mark(axes, loops, outcome)
     return figure
@@ -68,7 +68,7 @@ def _exit_panels(
 ) -> tuple[Figure, list[Axes]]:
     figure, (left, right) = plots.panels(9.5, 3.0, ("", ""), width_ratios=(3, 2))
     draw_curves(left, curves, criterion)
-    left.legend(fontsize=7, ncols=2)
+    left.legend(fontsize=9, ncols=2)
     right.bar([f"loop {loop}" for loop in loops], 0)
     right.set(ylabel="share of the tokens", ylim=(0, 1.1))
     return figure, [left, right]

@@ -5,8 +5,7 @@ Charts map the title of a panel to its data. Nothing here uses pyplot: no figure
 
 import functools
 import io
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from PIL import Image
@@ -31,6 +29,19 @@ COLORS = 256  # of a saved picture: by eye as the full ones
 # Okabe and Ito's palette, told apart under every common colour blindness
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#999999"
+# of loops 1 to 8; lightness falls from 82 to 0, most over the first four, which small models have
+LOOPS = ("#E5CB22", "#3BA67E", "#2B6E8F", "#452F7A", "#3B2768", "#2E1D52", "#1B1030", "#000000")
+MARKS, DASHES = "osD^v", ("-", "--", "-.", (0, (5, 1)), ":")  # of loops, from the first on
+POLICIES = {  # colour, line and marker of a criterion, in every figure
+    "the paper's thresholds": (ORANGE, "-", "v"),
+    "confidence": (ORANGE, (0, (5, 1)), "P"),
+    "margin": (PURPLE, "--", "X"),
+    "certainty": (GREEN, "-.", "D"),
+    "similarity": (BLUE, "--", "^"),
+    "gate": (VERMILION, "-", "s"),
+    "stability": (SKY, "-.", "p"),
+    "agreement": (BLACK, ":", "h"),
+}
 STYLE: dict["RcKeyType", Any] = {
     "figure.dpi": 110,
     "figure.facecolor": "white",
@@ -65,7 +76,20 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def loop_color(loop: int) -> str:
     """The colour of a loop, the same in every figure: the later, the darker, up to loop 8."""
-    return to_hex(matplotlib.colormaps["viridis_r"](0.1 + 0.9 * min(math.log(loop, 8), 1.0)))
+    return LOOPS[min(loop, len(LOOPS)) - 1]
+
+
+def loop_look(loop: int) -> dict[str, Any]:
+    """Colour, line and marker of a loop, which differ from its neighbours' in grey too."""
+    place = (loop - 1) % len(MARKS)
+    return {"color": loop_color(loop), "linestyle": DASHES[place], "marker": MARKS[place]}
+
+
+def policy_look(name: str) -> dict[str, Any]:
+    """Colour, line and marker of a criterion, the same in every figure; grey for another name."""
+    return dict(
+        zip(("color", "linestyle", "marker"), POLICIES.get(name, (GREY, ":", "o")), strict=True)
+    )
 
 
 def results_folder(profile: str, results: str = "") -> Path:
@@ -139,10 +163,13 @@ def ends_of(values: Iterable[Value]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 @styled
 def by_exit(
     charts: Mapping[str, Mapping[int, Value]],
-    ylabel: str = "",
+    ylabel: str | Sequence[str] = "",
     single: Mapping[str, float] | None = None,
 ) -> Figure:
-    """A point an exit loop, in its colour; a panel a title. `single`: a model of one loop's."""
+    """A point an exit loop, in its colour; a panel a title. `single`: a model of one loop's.
+
+    `ylabel`: of the first panel, or one for each.
+    """
     figure, axes = panels(8, 2.9, charts)
     for ax, (title, values) in zip(axes, charts.items(), strict=True):
         loops, (means, lows, highs) = list(values), ends_of(values.values())
@@ -159,7 +186,8 @@ def by_exit(
             ax.legend()
         ax.set(xlabel="exit after loop", xticks=loops)
         ax.margins(x=0.25, y=0.25)
-    axes[0].set_ylabel(ylabel)
+    for ax, label in zip(axes, [ylabel] if isinstance(ylabel, str) else ylabel, strict=False):
+        ax.set_ylabel(label)
     return figure
 
 
@@ -269,18 +297,18 @@ def lines(
     xlabel: str,
     ylabel: str = "",
     floor: tuple[str, float] | None = None,
-    colors: Mapping[str, str] | None = None,
+    looks: Mapping[str, Mapping[str, Any]] | None = None,
     sharey: bool = False,
 ) -> Figure:
-    """A line a name, over its index, in the colour given or the next; a panel a title.
+    """A line a name, over its index, with the look given or the next; a panel a title.
 
     `floor`: what a dashed line is called, and where it is.
     """
     figure, axes = panels(8 if len(charts) > 1 else 6.5, 3.1, charts, sharey=sharey)
     for ax, curves in zip(axes, charts.values(), strict=True):
         for name, curve in curves.items():
-            look: dict[str, Any] = {"color": colors[name], "linestyle": "-"} if colors else {}
-            ax.plot(curve, label=name, marker="o" if len(curve) < 25 else "None", **look)
+            look = {"marker": "o", **(looks[name] if looks else {})}
+            ax.plot(curve, label=name, **look | ({} if len(curve) < 25 else {"marker": "None"}))
         if floor is not None:
             ax.axhline(floor[1], color=BLACK, linestyle="--", label=floor[0])
         ax.set(xlabel=xlabel)

@@ -64,7 +64,7 @@ def small_results(results: Path) -> str:
     return (
         f"{table(pd.concat(body))}\n\n"
         f"{part['tokenizer']} tokens of {part['corpus']}, on {part['environment']['device']}. "
-        f"{notes}. Multiply-adds: a token's, up to that exit and with its head alone. Tokens "
+        f"{notes}. Multiply-adds: per token, up to that exit and with its head alone. Tokens "
         "seen: by the weights that are scored, of the first seed; the other seeds' were not kept. "
         "Trainings: all that were made of its kind at this size, other seeds, rates and numbers of "
         f"loops included. {_gains_and_gaps(scores, counts)}\n\n{_chosen_and_fitted(runs)}"
@@ -84,7 +84,8 @@ def _chosen_and_fitted(runs: dict[str, Run]) -> str:
     every = runs["crt2"].manifest["train"]["eval_every"]
     return (
         f"The weights were chosen on {_chosen_on(runs['crt2'])}. There `crt2`, the first seed, "
-        f"minus the GPT-2 of its multiply-adds is {apart['chosen']} nats a token, on all of valid "
+        f"minus the GPT-2 of its multiply-adds is {apart['chosen']} nats per token, on all "
+        "of valid "
         f"{apart['valid']}. In training, a mean over the last {every} updates, it is "
         f"{apart['trained']}: {ours['trained']:.3f} and {theirs['trained']:.3f}, where valid has "
         f"{ours['valid']:.3f} and {theirs['valid']:.3f}."
@@ -196,7 +197,7 @@ def _largest_steps(rows: list[dict[str, Any]]) -> str:
     seeds = sorted({int(count) for count in back["seeds"]})
     return (
         "From the paper's block to `crt2`, a change at a time, these three take most off the "
-        f"validation loss (nats a token), {'; '.join(said)}. A step depends on those before it: "
+        f"validation loss (nats per token), {'; '.join(said)}. A step depends on those before it: "
         "it is not what the change is worth, and steps of another order would differ. Taken back "
         f"alone from `crt2`, at {RUNG_TOKENS} and over {' or '.join(map(str, seeds))} seed"
         f"{'s' * (seeds != [1])}, it loses: {alone}."

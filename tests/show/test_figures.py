@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import texts
+from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from crt_lib import CRT, ModelConfig, causality_report
@@ -54,6 +55,14 @@ def test_curves_draw_every_exit_and_tolerate_one_row():
         assert drawn == {"exit 1": last + 1, "exit 2": last, "entropy rate": 1.5}
 
 
+def test_exits_have_lines_of_their_own_and_the_title_names_the_lowest():
+    rows = [{"tokens": i, "loss_1": 3.0, "loss_2": 2.0, "valid_loss_1": 3.0} for i in (1, 2)]
+    rows.append({"tokens": 3, "valid_loss_1": 2.5, "valid_loss_2": 2.6})
+    left, right = figures.training_curves(rows).axes
+    assert len({line.get_linestyle() for line in left.lines}) == 2
+    assert right.get_title("left") == "Validation text: exit 1 ends lowest"
+
+
 def test_the_page_is_drawn_over_the_training_of_the_same_updates():
     trained = [
         {"update": 1, "loss": 3.0, "loss_1": 3.5, "loss_2": 2.5},
@@ -83,6 +92,45 @@ def test_the_explorers_picture_marks_the_policy(scored):
     assert "100%" in texts(figure)
     (ax,) = figures.frontiers(curves, {"exit 1": outcome}).axes
     assert len(ax.lines) == len(CRITERIA) + 1 and "exit 1" in texts(ax.figure)
+    drawn = {line.get_label(): line for line in ax.lines}
+    for name in CRITERIA:  # a look of its own, the same in every figure
+        assert drawn[name].get_color() == plots.policy_look(name)["color"]
+    assert len({tuple(plots.policy_look(name).values()) for name in CRITERIA}) == len(CRITERIA)
+
+
+def test_the_frontier_says_what_costs_nothing(scored):
+    trace = scored[2]
+    outcomes = {"full depth": apply_policy(trace, Policy())}
+    outcomes |= {f"exit {n}": apply_policy(trace, Policy(fixed=n)) for n in trace.loops[:-1]}
+    least, most = ({"multiply_adds": c, "loss": outcomes["full depth"].loss} for c in (1, 1e12))
+    curves = {"gate": [most], "margin": [least]}
+    (title,) = (ax.get_title("left") for ax in figures.frontiers(curves, outcomes).axes)
+    named = title.removeprefix("Cheaper than full depth and no worse: ").split(", ")
+    full = outcomes.pop("full depth")
+    assert named == [*(n for n, o in outcomes.items() if o.loss <= full.loss), "margin"]
+
+
+def test_shares_have_the_numbers_of_their_exits(scored):
+    trace = scored[2]
+    one = apply_policy(trace, Policy(fixed=trace.loops[0]))
+    figure = figures.exit_shares(
+        {"margin": one, "gate": apply_policy(trace, Policy())}, trace.loops
+    )
+    assert "2 of 2 calibrated criteria take one exit for all tokens" in texts(figure)
+    numbers = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+    assert numbers == [str(trace.loops[0]), str(trace.loops[-1])]
+
+
+def test_depth_says_where_the_loss_is_least():
+    rows = [
+        {"loops": n, "loss": loss, "trained": n < 3, "cosine": 1 - 0.1 / n, "kl": 0.1 / n}
+        for n, loss in enumerate((3.0, 2.0, 2.5), 1)
+    ]
+    left, right = figures.depth_past_training(rows).axes
+    assert left.get_title("left") == "The loss is least after 2 loops"
+    assert right.get_title("left") == "Each loop moves the state less"
+    rows[-1]["kl"] = 1.0
+    assert "less" not in figures.depth_past_training(rows).axes[1].get_title("left")
 
 
 def test_the_quick_picture_is_the_slow_one(scored):
@@ -159,14 +207,26 @@ def test_exits_in_time_have_a_mark_for_each_policy_and_its_mix():
         rows += [row("full depth", n, 1.0, 0.0, 4), row("exit 1", n, 2.0, 0.1, 1)]
         rows += [row("gate", n, 1.3, 0.01, 2.5, asks=1.5), row(f"{MIX}gate", n, 1.4, 0.02, 2.5)]
         rows.append(row(ORACLE, n, 1.5, -0.2, 2.0))
+        rows.append(
+            row("exit 3", n, 1.1 * n, -0.01, 3) if n > 1 else row("exit 3", n, 1.1, 0.02, 3)
+        )
     figure = figures.exits_in_time(rows)
-    assert [ax.get_title("left") for ax in figure.axes] == ["1 at a time", "8 at a time"]
+    assert [ax.get_title("left") for ax in figure.axes] == [
+        "1 text at a time: no exit\nis faster and loses nothing",
+        "8 texts at a time: exit 3 is\n8.8 times as fast, loses nothing",
+    ]
     for ax in figure.axes:
-        points = [tuple(of.get_offsets()[0]) for of in ax.collections]
+        color = plots.policy_look("gate")["color"]
+        points = [
+            tuple(of.get_offsets()[0])
+            for of in ax.collections
+            if len(of.get_offsets()) and to_hex(of.get_edgecolors()[0]) == to_hex(color)
+        ]
         assert points == [
             (1.3, pytest.approx(1.005, abs=0.01)),
             (1.4, pytest.approx(2.02, abs=0.01)),
         ]
         (fixed,) = ax.lines
-        assert list(fixed.get_xdata()) == [2.0, 1.0]  # by depth
-    assert {"full depth", "exit 1", "oracle: 1.50x, -18 %"} <= texts(figure)
+        assert list(fixed.get_xdata())[::2] == [2.0, 1.0]  # by depth
+    said = "hollow: a random mix of fixed exits, as deep"
+    assert {"exit 1: 2.00x, +11 %\noracle: 1.50x, -18 %", said} <= texts(figure)

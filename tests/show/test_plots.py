@@ -1,6 +1,7 @@
 """The charts show every value that they are given, and are files worth committing."""
 
 import io
+import itertools
 
 import pandas as pd
 from drawn import texts
@@ -35,6 +36,9 @@ def test_a_later_loop_is_darker():
     light = [sum(to_rgb(plots.loop_color(loop))) for loop in range(1, 9)]
     assert light == sorted(light, reverse=True) and len(set(light)) == 8
     assert plots.loop_color(12) == plots.loop_color(8)
+    for one, next_one in itertools.pairwise(map(plots.loop_look, range(1, 9))):  # in grey too
+        assert one["linestyle"] != next_one["linestyle"] and one["marker"] != next_one["marker"]
+    assert all(a - b > 0.15 for a, b in itertools.pairwise(light[:4]))
 
 
 def test_exits_have_their_values_intervals_and_the_model_of_one_loop():

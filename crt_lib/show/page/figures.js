@@ -10,8 +10,8 @@ function ticks(low, high, count) {
 }
 
 const COSTS = {
-  multiply_adds: { column: 0, unit: 1e6, label: "multiply-adds a token with heads (millions)" },
-  mean_loops: { column: 1, unit: 1, label: "mean loops a token" },
+  multiply_adds: { column: 0, unit: 1e6, label: "multiply-adds per token with heads (millions)" },
+  mean_loops: { column: 1, unit: 1, label: "mean loops per token" },
 };
 const curves = Object.entries(data.frontiers); // by criterion: multiply-adds, mean loops and loss
 

@@ -26,9 +26,9 @@ const ROWS = [
   ["Token perplexity, as decoded", (o, row) => (row
     ? [Math.exp(row.taken), fixedTo(2), percent(Math.expm1(row.taken_above))] : NOT_MEASURED)],
   ["Mean loops", (o) => [o.mean_loops, fixedTo(2), `of ${trace.loops.at(-1)}`]],
-  ["Multiply-adds a token", ({ multiply_adds: cost }) =>
+  ["Multiply-adds per token", ({ multiply_adds: cost }) =>
     [cost, (v) => `${(v / 1e6).toFixed(2)} M`, times(cost, full.multiply_adds)]],
-  ["Vocabulary heads a token", (o) => [o.heads, fixedTo(2), ""]],
+  ["Vocabulary heads per token", (o) => [o.heads, fixedTo(2), ""]],
   ["Perplexity of a random mix of fixed exits, at these multiply-adds", (o) => {
     const loss = chanceLoss(fixed, "multiply_adds", o.multiply_adds);
     return loss === null ? [null, null, "dearer than any exit"] : [Math.exp(loss), fixedTo(2), ""];

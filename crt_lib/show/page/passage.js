@@ -39,7 +39,7 @@ function showFar() {
   });
   at("place").value = place;
   const far = `token ${done} of ${words.length}`;
-  at("far").textContent = `${far}; loops a token so far: ${spent.join(", ")}`;
+  at("far").textContent = `${far}; loops per token so far: ${spent.join(", ")}`;
 }
 
 // Each loop's guesses for the token, the likeliest first, its loss, and who exits there.

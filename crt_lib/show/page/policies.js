@@ -73,7 +73,7 @@ function exitsOf(trace, policy) {
   return { exit, asks };
 }
 
-// Heads computed and questions asked by a token that leaves at each exit, and the mean of both.
+// Heads computed and questions asked by a token that exits at each exit, and the mean of both.
 function askedOf(trace, policy, asks, counts) {
   const criterion = trace.scores[policy.criterion] ?? { heads: 0, compares: false };
   const allowed = (loop) => (policy.exits ?? trace.loops).includes(loop);
@@ -84,7 +84,7 @@ function askedOf(trace, policy, asks, counts) {
       computed += criterion.heads + (criterion.compares && unseen ? 1 : 0);
       asked += 1;
     }
-    // the head that was asked where a token leaves is the one that predicts
+    // the head that was asked where a token exits is the one that predicts
     heads += counts[i] * (computed + 1 - (asks[i] ? criterion.heads : 0));
     questions += counts[i] * asked;
   });
@@ -103,8 +103,8 @@ function tally(trace, exit) {
   return { counts, loss: sums.reduce((a, b) => a + b) };
 }
 
-// What a policy does on a trace: exit (index by token), loss (nats a token), mean loops, heads,
-// asks and multiply-adds a token, and shares of the tokens by exit. As `apply_policy` and `oracle`.
+// What a policy does on a trace: exit (index by token), loss (nats per token), mean loops, heads,
+// asks and multiply-adds per token, shares of the tokens by exit. As `apply_policy` and `oracle`.
 function applyPolicy(trace, policy) {
   const bound = { exit: trace.oracle, asks: [] };
   const { exit, asks } = policy === null ? bound : exitsOf(trace, policy);
@@ -126,7 +126,7 @@ function fixedExits(trace) {
   return trace.loops.map((loop) => applyPolicy(trace, at(loop)));
 }
 
-// The loss of tokens that leave at one of two neighbouring fixed exits by chance, where the mean of
+// The loss of tokens that exit at one of two neighbouring fixed exits by chance, where the mean of
 // `cost` is `value`; null where that is beyond the exits.
 function chanceLoss(fixed, cost, value) {
   for (let i = 0; i + 1 < fixed.length; i++) {
@@ -137,7 +137,7 @@ function chanceLoss(fixed, cost, value) {
   return null;
 }
 
-// Tokens a second at the measured pace.
+// Tokens per second at the measured pace.
 function tokensPerSecond(pace, outcome) {
   const spent = pace.loop * outcome.mean_loops + pace.head * outcome.heads;
   return 1 / (pace.fixed + spent + pace.ask * outcome.asks);
