@@ -5,8 +5,9 @@ Charts map the title of a panel to its data. Nothing here uses pyplot: no figure
 
 import functools
 import io
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from crt_lib.audit.compare import Interval
-from crt_lib.files import atomic_path
+from crt_lib.files import InputError, atomic_path
 from crt_lib.runs.manifest import checkout_root
 
 if TYPE_CHECKING:
@@ -102,15 +104,22 @@ def save_figure(figure: Figure, results: str | Path, name: str) -> Picture:
 
 
 def panels(
-    width: float, height: float, titles: Iterable[str] = ("",), **shared: Any
+    width: float, height: float, titles: Iterable[str] = ("",), above: str = "", **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of these inches, with an axes side by side for each title."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """A figure of these inches, with an axes side by side for each title; `above`: one for all."""
+    figure = Figure(figsize=(width, height + 0.22 * bool(above)), layout="constrained")
+    head(figure, above)
     titles = list(titles)
     axes = list(figure.subplots(1, len(titles), squeeze=False, **shared)[0])
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
     return figure, axes
+
+
+def head(figure: Figure, title: str) -> None:
+    """Write what a figure shows above all of its panels; nothing where `title` is empty."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def say(ax: Axes, text: str, at: tuple[float, float], right: bool = False) -> None:
@@ -124,6 +133,39 @@ def say(ax: Axes, text: str, at: tuple[float, float], right: bool = False) -> No
         va="center" if right else "bottom",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8},
     )
+
+
+def name_points(ax: Axes, names: Iterable[str], points: Iterable[tuple[float, float]]) -> None:
+    """Write each name where nothing else is, as near to its point as that goes, and join them.
+
+    Call it when all else is drawn: the figure's layout is kept from then on.
+    """
+    figure, points = ax.figure, list(points)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    inside, dot = ax.get_window_extent(), figure.dpi / 72  # dots a point of the printer
+    taken = [Bbox([at - 5 * dot, at + 5 * dot]) for at in ax.transData.transform(points)]
+    ways = itertools.product((9, 16, 24, 34, 46, 60, 76, 94), range(0, 360, 20))
+    turns = [(r * math.cos(math.radians(a)), r * math.sin(math.radians(a))) for r, a in ways]
+    for name, point in sorted(zip(names, points, strict=True), key=lambda pair: -pair[1][1]):
+        measured = figure.text(0, 0, name, fontsize=8)
+        width, height = measured.get_window_extent().size
+        measured.remove()
+        for x, y in turns:
+            side = "center" if abs(x) < abs(y) else "left" if x > 0 else "right"
+            left, bottom = ax.transData.transform(point) + dot * np.array([x, y])
+            left -= {"center": 0.5, "left": 0, "right": 1}[side] * width
+            box = Bbox.from_bounds(left - 2, bottom - height / 2 - 2, width + 4, height + 4)
+            if all(inside.contains(*end) for end in (box.min, box.max)) and not any(
+                map(box.overlaps, taken)
+            ):
+                break
+        else:
+            raise InputError(f"no place in the figure for {name!r}; draw it larger")
+        taken.append(box)
+        look = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
+        text = {"ha": side, "va": "center", "fontsize": 8, "arrowprops": look}
+        ax.annotate(name, point, (x, y), textcoords="offset points", **text)
 
 
 Value = float | Interval  # an interval is drawn around its mean
@@ -141,9 +183,13 @@ def by_exit(
     charts: Mapping[str, Mapping[int, Value]],
     ylabel: str = "",
     single: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> Figure:
-    """A point an exit loop, in its colour; a panel a title. `single`: a model of one loop's."""
-    figure, axes = panels(8, 2.9, charts)
+    """A point an exit loop, in its colour; a panel a title, below `title`.
+
+    `single`: a model of one loop's.
+    """
+    figure, axes = panels(8, 2.9, charts, above=title)
     for ax, (title, values) in zip(axes, charts.items(), strict=True):
         loops, (means, lows, highs) = list(values), ends_of(values.values())
         colors = [loop_color(loop) for loop in loops]
@@ -164,15 +210,25 @@ def by_exit(
 
 
 @styled
-def dots(charts: Mapping[str, Mapping[str, Value]], xlabel: str, signed: bool = False) -> Figure:
-    """A point a name, a row each, over its interval; a panel a title.
+def dots(
+    charts: Mapping[str, Mapping[str, Value]],
+    xlabel: str,
+    signed: bool = False,
+    open_to: Container[tuple[str, str]] = (),
+    title: str = "",
+) -> Figure:
+    """A point a name, a row each, over its interval; a panel a title; `title` stands above all.
 
-    `signed` values are differences: below zero blue, above red, grey where that is not sure.
+    `signed` values are differences: below zero blue, above red, grey where that is not sure, as in
+    those of `open_to`, pairs of panel and name.
     """
-    figure, axes = panels(8, 0.9 + 0.29 * max(map(len, charts.values())), charts)
-    for ax, values in zip(axes, charts.values(), strict=True):
+    figure, axes = panels(8, 0.9 + 0.29 * max(map(len, charts.values())), charts, above=title)
+    for ax, (panel, values) in zip(axes, charts.items(), strict=True):
         places, (means, lows, highs) = range(len(values)), ends_of(values.values())
-        colors = [_sign(*ends) if signed else BLUE for ends in zip(means, lows, highs, strict=True)]
+        colors = [
+            BLUE if not signed else GREY if (panel, name) in open_to else _sign(*ends)
+            for name, *ends in zip(values, means, lows, highs, strict=True)
+        ]
         ax.hlines(places, lows, highs, colors)
         ax.scatter(means, places, s=28, c=colors, zorder=2)
         for place, mean in zip(places, means, strict=True):
@@ -237,9 +293,10 @@ def stacked(
     colors: Mapping[Any, str],
     xlabel: str,
     form: str = "",
+    title: str = "",
 ) -> Figure:
     """A bar a name of its parts, in the order of `colors`; `form` says its whole at its end."""
-    figure, (ax,) = panels(8, 1.3 + 0.36 * len(charts))
+    figure, (ax,) = panels(8, 1.3 + 0.36 * len(charts), above=title)
     wholes = stack(ax, charts, colors)
     for place, whole in enumerate(wholes):
         say(ax, form.format(whole), (whole, place), right=True)
