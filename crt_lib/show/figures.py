@@ -303,5 +303,5 @@ def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
     by_loop.legend()
     for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):
         places = models[[cost, "bits_per_byte"]].div([1e6, 1])
-        plots.name_points(ax, models["model"], places.itertuples(index=False, name=None))
+        plots.name_points(figure, ax, models["model"], places.itertuples(index=False, name=None))
     return figure

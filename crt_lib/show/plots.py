@@ -135,12 +135,15 @@ def say(ax: Axes, text: str, at: tuple[float, float], right: bool = False) -> No
     )
 
 
-def name_points(ax: Axes, names: Iterable[str], points: Iterable[tuple[float, float]]) -> None:
+def name_points(
+    figure: Figure, ax: Axes, names: Iterable[str], points: Iterable[tuple[float, float]]
+) -> None:
     """Write each name where nothing else is, as near to its point as that goes, and join them.
 
-    Call it when all else is drawn: the figure's layout is kept from then on.
+    Call it when all else is drawn: the figure's layout is kept from then on. Raises InputError where
+    a name does not fit.
     """
-    figure, points = ax.figure, list(points)
+    points = list(points)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     inside, dot = ax.get_window_extent(), figure.dpi / 72  # dots a point of the printer
@@ -163,9 +166,16 @@ def name_points(ax: Axes, names: Iterable[str], points: Iterable[tuple[float, fl
         else:
             raise InputError(f"no place in the figure for {name!r}; draw it larger")
         taken.append(box)
-        look = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3}
-        text = {"ha": side, "va": "center", "fontsize": 8, "arrowprops": look}
-        ax.annotate(name, point, (x, y), textcoords="offset points", **text)
+        ax.annotate(
+            name,
+            point,
+            (x, y),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0},
+        )
 
 
 Value = float | Interval  # an interval is drawn around its mean
