@@ -18,6 +18,7 @@ from crt_lib.audit.compare import Interval
 from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits.trace import Outcome
 from crt_lib.show import plots
+from crt_lib.show.labels import name_points
 from crt_lib.study.ablations import BROKE, NO_VERDICT, NOISE, ONE_SEED, finding
 
 Rows = Sequence[Mapping[str, Any]]
@@ -303,5 +304,5 @@ def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
     by_loop.legend()
     for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):
         places = models[[cost, "bits_per_byte"]].div([1e6, 1])
-        plots.name_points(figure, ax, models["model"], places.itertuples(index=False, name=None))
+        name_points(figure, ax, models["model"], places.itertuples(index=False, name=None))
     return figure

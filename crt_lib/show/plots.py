@@ -5,7 +5,6 @@ Charts map the title of a panel to its data. Nothing here uses pyplot: no figure
 
 import functools
 import io
-import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.transforms import Bbox
 from PIL import Image
 
 from crt_lib.audit.compare import Interval
-from crt_lib.files import InputError, atomic_path
+from crt_lib.files import atomic_path
 from crt_lib.runs.manifest import checkout_root
 
 if TYPE_CHECKING:
@@ -133,49 +131,6 @@ def say(ax: Axes, text: str, at: tuple[float, float], right: bool = False) -> No
         va="center" if right else "bottom",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8},
     )
-
-
-def name_points(
-    figure: Figure, ax: Axes, names: Iterable[str], points: Iterable[tuple[float, float]]
-) -> None:
-    """Write each name where nothing else is, as near to its point as that goes, and join them.
-
-    Call it when all else is drawn: the figure's layout is kept from then on. Raises InputError where
-    a name does not fit.
-    """
-    points = list(points)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    inside, dot = ax.get_window_extent(), figure.dpi / 72  # dots a point of the printer
-    taken = [Bbox([at - 5 * dot, at + 5 * dot]) for at in ax.transData.transform(points)]
-    ways = itertools.product((9, 16, 24, 34, 46, 60, 76, 94), range(0, 360, 20))
-    turns = [(r * math.cos(math.radians(a)), r * math.sin(math.radians(a))) for r, a in ways]
-    for name, point in sorted(zip(names, points, strict=True), key=lambda pair: -pair[1][1]):
-        measured = figure.text(0, 0, name, fontsize=8)
-        width, height = measured.get_window_extent().size
-        measured.remove()
-        for x, y in turns:
-            side = "center" if abs(x) < abs(y) else "left" if x > 0 else "right"
-            left, bottom = ax.transData.transform(point) + dot * np.array([x, y])
-            left -= {"center": 0.5, "left": 0, "right": 1}[side] * width
-            box = Bbox.from_bounds(left - 2, bottom - height / 2 - 2, width + 4, height + 4)
-            if all(inside.contains(*end) for end in (box.min, box.max)) and not any(
-                map(box.overlaps, taken)
-            ):
-                break
-        else:
-            raise InputError(f"no place in the figure for {name!r}; draw it larger")
-        taken.append(box)
-        ax.annotate(
-            name,
-            point,
-            (x, y),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0},
-        )
 
 
 Value = float | Interval  # an interval is drawn around its mean

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from crt_lib.audit.compare import Interval
 from crt_lib.files import InputError
 from crt_lib.show import plots
+from crt_lib.show.labels import name_points
 
 
 def test_a_saved_figure_is_small_and_the_same_twice(tmp_path):
@@ -94,7 +95,7 @@ def test_names_of_points_cover_neither_each_other_nor_a_point():
     points = [(1.5, 1.0), (1.5, 1.0), (1.52, 1.01), (1.0, 2.0), (2.0, 1.0)]
     ax.scatter(*zip(*points, strict=True))
     ax.margins(0.3)
-    plots.name_points(figure, ax, [f"a model, {i}" for i in range(len(points))], points)
+    name_points(figure, ax, [f"a model, {i}" for i in range(len(points))], points)
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in ax.texts]
     marks = ax.transData.transform(points)
@@ -102,7 +103,7 @@ def test_names_of_points_cover_neither_each_other_nor_a_point():
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     assert not any(box.contains(*mark) for box in boxes for mark in marks)
     with pytest.raises(InputError, match="no place"):
-        plots.name_points(figure, ax, ["a name that is far too long for it" * 4], points[:1])
+        name_points(figure, ax, ["a name that is far too long for it" * 4], points[:1])
 
 
 def test_lines_are_told_apart_without_colour():
