@@ -13,6 +13,15 @@ def rows_of(arm, losses, rate=None, seen=None):
     ]
 
 
+def walked(arm, losses, rate=None):
+    """Of an arm whose rate was walked: a worse one was tried on either side, with seed 0."""
+    rate = rate or RATES[arm.split(",")[0]]
+    worse = [losses[0] + 1]
+    return rows_of(arm, losses, rate) + [
+        row for beside in (rate / 2, rate * 2) for row in rows_of(arm, worse, beside)
+    ]
+
+
 def judged(name, policy, taken=1.0, above=0.1):
     """A row of `judge_policies`, as far as a policy and what decoding loses are read from it."""
     row = {"policy": name, "criterion": policy.criterion, "last": policy.fixed}

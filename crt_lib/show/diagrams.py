@@ -238,19 +238,20 @@ def lens(seen: Lens, length: int = 8) -> Figure:
 
 
 @styled
-def staircases(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Shares of right answers, loops down and look-ups across, a panel for each table's title."""
-    figure, axes = panels(3.6 * len(tables) + 0.8, 3.0, tables)
+def staircases(tables: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
+    """Percent of right answers, loops down and look-ups across, a panel for each table's title."""
+    figure, axes = panels(2.5 * len(tables), 3.9, tables, above=title, sharey=True)
     for ax, shares in zip(axes, tables.values(), strict=True):
-        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (i, j), share in np.ndenumerate(shares.to_numpy()):
-            look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 8}
-            ax.text(j, i, f"{share:.0%}", ha="center", va="center", **look)
-        ax.set_xticks(range(shares.shape[1]), list(shares.columns))
-        ax.set_yticks(range(shares.shape[0]), list(shares.index))
-        ax.set(xlabel="look-ups needed", ylabel="loop")
+            look: dict[str, Any] = {"color": "white" if share > 0.6 else BLACK, "fontsize": 13}
+            ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center", **look)
+        ax.set_xticks(range(shares.shape[1]), list(shares.columns), fontsize=12)
+        ax.set_yticks(range(shares.shape[0]), list(shares.index), fontsize=12)
+        ax.set_xlabel("look-ups needed", fontsize=12)
+        ax.set_title(ax.get_title("left"), fontsize=12)
         ax.grid(visible=False)
-    figure.colorbar(image, ax=axes, label="share of right answers")
+    axes[0].set_ylabel("loop", fontsize=12)
     return figure
 
 

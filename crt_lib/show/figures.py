@@ -4,6 +4,7 @@ Rows are the dictionaries that the functions named return, or the files that the
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,12 @@ from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.exits.trace import Outcome
 from crt_lib.show import plots
+from crt_lib.show.labels import name_points
+from crt_lib.study.ablations import BROKE, NO_VERDICT, NOISE, ONE_SEED, finding
 
 Rows = Sequence[Mapping[str, Any]]
+SHORT = {"better": "better", "worse": "worse", NOISE: "within the noise", ONE_SEED: "of one seed"}
+SHORT |= {NO_VERDICT: "not tuned", BROKE: "broke"}  # of `ablations.finding`, for a title
 PARTS = {  # the parts of `crt_lib.audit.accounting`; neighbours differ in lightness
     "token embedding": plots.BLUE,
     "embedding projection": plots.BLACK,
@@ -35,10 +40,10 @@ PARTS = {  # the parts of `crt_lib.audit.accounting`; neighbours differ in light
 
 
 @plots.styled
-def parts_of_models(models: Mapping[str, Mapping[str, int]], unit: str) -> Figure:
+def parts_of_models(models: Mapping[str, Mapping[str, int]], unit: str, title: str = "") -> Figure:
     """A bar a model: counts by part (of `accounting`), in millions of `unit`."""
     millions = {name: {p: n / 1e6 for p, n in counts.items()} for name, counts in models.items()}
-    return plots.stacked(millions, PARTS, f"million {unit}", "{:.1f} M")
+    return plots.stacked(millions, PARTS, f"million {unit}", "{:.1f} M", title)
 
 
 def losses(rows: Rows, prefix: str, against: str) -> dict[int, pd.Series]:
@@ -72,7 +77,9 @@ def training_curves(metrics: Rows, floor: float | None = None) -> Figure:
     return plots.lines(charts, "tokens seen (millions)", label, dashed, looks, sharey=True)
 
 
-def training_losses(runs: Mapping[str, Rows], floor: float | None = None) -> Figure:
+def training_losses(
+    runs: Mapping[str, Rows], floor: float | None = None, title: str = ""
+) -> Figure:
     """The last exit's loss on training batches, a line a run, smoothed where there are many.
 
     `runs`: metrics by name; `floor`: nats per token that no causal model can score below.
@@ -81,8 +88,12 @@ def training_losses(runs: Mapping[str, Rows], floor: float | None = None) -> Fig
     for name, metrics in runs.items():
         *_, last = losses(metrics, "loss_", "tokens").values()
         curves[name] = _smooth(last)
+    label = "tokens seen"
+    if max(curve.index.max() for curve in curves.values()) >= 1e6:
+        label = "tokens seen (million)"
+        curves = {name: curve.set_axis(curve.index / 1e6) for name, curve in curves.items()}
     dashed = None if floor is None else ("entropy of the text", floor)
-    return plots.lines({"": curves}, "tokens seen", "training loss (nats per token)", dashed)
+    return plots.lines({title: curves}, label, "training loss (nats per token)", dashed)
 
 
 @plots.styled
@@ -275,18 +286,26 @@ def _fastest(panel: pd.DataFrame) -> str:
 def worth(tables: Mapping[str, Rows]) -> Figure:
     """A panel a recipe: what each change adds to the loss, with its interval; left is better.
 
-    `tables`: recipe -> rows of `ablations.worth`; trainings that broke are left out.
+    `tables`: recipe -> rows of `ablations.worth`; trainings that broke are left out. Panels say how
+    many changes were found what, `ablations.finding`; grey: nothing was.
     """
-    charts = {}
+    charts: dict[str, dict[str, plots.Value]] = {}
+    no_verdict = set()
     for base, *changes in tables.values():
-        charts[f"added to {base['arm']}"] = {
-            row["arm"].partition(", ")[2]: row["adds"]
+        counts = Counter(map(SHORT.get, map(finding, changes)))
+        title = f"{base['arm']}: {', '.join(f'{n} {what}' for what, n in counts.items())}"
+        trained = [row for row in changes if math.isfinite(row["loss"])]
+        names = [row["arm"].partition(", ")[2] for row in trained]
+        charts[title] = {
+            name: row["adds"]
             if row["low"] is None
             else Interval(row["adds"], row["low"], row["high"])
-            for row in changes
-            if math.isfinite(row["loss"])
+            for name, row in zip(names, trained, strict=True)
         }
-    return plots.dots(charts, "nats per token", signed=True)
+        no_verdict |= {
+            (title, n) for n, row in zip(names, trained, strict=True) if not row["alike"]
+        }
+    return plots.dots(charts, "added to the loss (nats per token)", signed=True, open_to=no_verdict)
 
 
 @plots.styled
@@ -297,7 +316,11 @@ def with_and_without(variants: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     kinds = {"paper": "the paper", "symmetric": "with the leak", "deployable": "it, deployed"}
     kinds |= {"causal": "causal", "crt2": "crt2"}
-    figure, (ax,) = plots.panels(7, 3.2)
+    best = []
+    for kind in ("symmetric", "causal", "crt2"):
+        name = min(variants, key=lambda name: variants[name][kind])
+        best.append(f"{kinds[kind]} {name} ({variants[name][kind]:.2f})")
+    figure, (ax,) = plots.panels(7, 3.2, (f"Lowest loss: {', '.join(best)}",))
     for i, ((name, row), marker) in enumerate(zip(variants.items(), "osD^v", strict=False)):
         beside = np.arange(len(kinds)) + 0.12 * (i - len(variants) // 2)
         losses = [math.nan if row[kind] is None else row[kind] for kind in kinds]
@@ -311,8 +334,13 @@ def with_and_without(variants: Mapping[str, Mapping[str, Any]]) -> Figure:
 @plots.styled
 def scorings(rows: Rows) -> Figure:
     """Perplexities on a logarithmic axis; `rows` of `crt_lib.study.sota.leak_rows`."""
-    figure, (ax,) = plots.panels(8, 2.7, ("filled: it sees the token that it predicts",))
     values = [row["ppl"] for row in rows]
+    seen, honest = (
+        [row["ppl"] for row in rows if row["sees"] is sees] or [math.nan] for sees in (True, False)
+    )
+    title = f"It sees the token that it predicts (filled): at most {max(seen):.3g}, "
+    title += f"else at least {min(honest):.3g}"
+    figure, (ax,) = plots.panels(8, 2.7, above=title)
     faces = ["black" if row["sees"] else "white" for row in rows]
     ax.scatter(values, range(len(rows)), s=36, c=faces, edgecolors="black")
     for place, value in enumerate(values):
@@ -328,22 +356,33 @@ def scorings(rows: Rows) -> Figure:
 def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
     """Bits per byte of models against their parameters and multiply-adds, and of exits by loop.
 
-    `rows`: with `model`, `parameters`, `multiply_adds` and `bits_per_byte`, numbered in the figure
-    as in the list, `crt2` filled; `exits`: model -> exit loop -> bits per byte.
+    `rows`: with `model`, `parameters`, `multiply_adds` and `bits_per_byte`, `crt2` filled; `exits`:
+    model -> exit loop -> bits per byte.
     """
-    figure, (*by_cost, by_loop) = plots.panels(9, 3.1, ("", "", ""))
-    models = pd.DataFrame(rows, index=range(1, len(rows) + 1))
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
+    *by_cost, by_loop = (
+        figure.add_subplot(place) for place in (grid[0, 0], grid[0, 1], grid[1, :])
+    )
+    models = pd.DataFrame(rows)
+    best = models.loc[models["bits_per_byte"].idxmin()]
+    plots.head(figure, f"Lowest after equal tokens: {best['model']}, {best['bits_per_byte']:.3f}")
     faces = np.where(models["model"].str.contains("crt2"), "black", "white")
     for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):
-        places = models[[cost, "bits_per_byte"]].div([1e6, 1]).round(2)  # some coincide
+        places = models[[cost, "bits_per_byte"]].div([1e6, 1])
         ax.scatter(places[cost], places["bits_per_byte"], s=28, c=faces, edgecolors="black")
-        for _, same in places.groupby([cost, "bits_per_byte"]):
-            plots.say(ax, ", ".join(map(str, same.index)), tuple(same.iloc[0]))
-        ax.set(xlabel=f"{cost.replace('_', '-')} (millions)", ylabel="test bits per byte")
-        ax.margins(0.15)
+        unit = "millions" if cost == "parameters" else "millions per token"
+        ax.set(xlabel=f"{cost.replace('_', '-')} ({unit})", ylabel="test bits per byte")
+        ax.margins(0.3, 0.15)
     for name, bits in exits.items():
         by_loop.plot(list(bits), list(bits.values()), marker="o", label=name)
-    by_loop.set(xlabel="exit after loop")
+    lowest = {name: min(bits.values()) for name, bits in exits.items()}
+    first = min(lowest, key=lowest.__getitem__)
+    title = f"Best exit of the stored runs: {first}, {lowest[first]:.3f}"
+    by_loop.set(xlabel="exit after loop", ylabel="test bits per byte", title=title)
     by_loop.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_loop.legend()
+    for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):
+        places = models[[cost, "bits_per_byte"]].div([1e6, 1])
+        name_points(figure, ax, models["model"], places.itertuples(index=False, name=None))
     return figure

@@ -14,6 +14,7 @@ from crt_lib.show.plots import (
     GREY,
     ORANGE,
     VERMILION,
+    head,
     loop_color,
     panels,
     stack,
@@ -40,7 +41,12 @@ def figure_2(
     `curves`: a name of LOOKS -> rows of metrics.jsonl; `ppl` and `speeds`: of
     `crt_lib.study.paper.table_2` and `speeds`; `shares`: a row a policy, a column an exit.
     """
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    figure = Figure(figsize=(8, 5.8), layout="constrained")
+    first = speeds.index[0]
+    promised, *found = (
+        f"{name} {speeds.loc[first, (name, 'speed')]:.1f}x" for name in speeds.columns.unique(0)
+    )
+    head(figure, f"Speed at exit {first}: {promised}; measured {', '.join(found)}")
     (training, exits), (leaving, trade) = figure.subplots(2, 2)
     for name, metrics in curves.items():
         last = max(key for key in metrics[0] if key.startswith("loss_"))
@@ -89,7 +95,10 @@ def _by_exit(ax: Axes, values: pd.DataFrame) -> None:
 @styled
 def figure_3(losses: pd.DataFrame) -> Figure:
     """Loss and perplexity of valid by exit; a column of `losses` is a name of LOOKS."""
-    figure, (left, right) = panels(8, 3, ("Loss", "Perplexity"))
+    honest, last = losses.drop(columns="paper", errors="ignore"), losses.index[-1]
+    ends = ", ".join(f"{name} {math.exp(end):.3g}" for name, end in honest.loc[last].items())
+    title = f"Perplexity of the last exit: {ends}"
+    figure, (left, right) = panels(8, 3, ("Loss", "Perplexity"), above=title)
     _by_exit(left, losses)
     _by_exit(right, losses.map(math.exp))
     left.set(yscale="log", ylabel="nats per token, valid")

@@ -5,7 +5,8 @@ Charts map the title of a panel to its data. Nothing here uses pyplot: no figure
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,15 +127,22 @@ def save_figure(figure: Figure, results: str | Path, name: str) -> Picture:
 
 
 def panels(
-    width: float, height: float, titles: Iterable[str] = ("",), **shared: Any
+    width: float, height: float, titles: Iterable[str] = ("",), above: str = "", **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of these inches, with an axes side by side for each title."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """A figure of these inches, with an axes side by side for each title; `above`: one for all."""
+    figure = Figure(figsize=(width, height + 0.22 * bool(above)), layout="constrained")
+    head(figure, above)
     titles = list(titles)
     axes = list(figure.subplots(1, len(titles), squeeze=False, **shared)[0])
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)
     return figure, axes
+
+
+def head(figure: Figure, title: str) -> None:
+    """Write what a figure shows above all of its panels; nothing where `title` is empty."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def say(ax: Axes, text: str, at: tuple[float, float], right: bool = False) -> None:
@@ -165,12 +173,13 @@ def by_exit(
     charts: Mapping[str, Mapping[int, Value]],
     ylabel: str | Sequence[str] = "",
     single: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> Figure:
-    """A point an exit loop, in its colour; a panel a title. `single`: a model of one loop's.
+    """A point an exit loop, in its colour; a panel a title, below `title`.
 
-    `ylabel`: of the first panel, or one for each.
+    `ylabel`: of the first panel, or one for each. `single`: a model of one loop's.
     """
-    figure, axes = panels(8, 2.9, charts)
+    figure, axes = panels(8, 2.9, charts, above=title)
     for ax, (title, values) in zip(axes, charts.items(), strict=True):
         loops, (means, lows, highs) = list(values), ends_of(values.values())
         colors = [loop_color(loop) for loop in loops]
@@ -192,15 +201,25 @@ def by_exit(
 
 
 @styled
-def dots(charts: Mapping[str, Mapping[str, Value]], xlabel: str, signed: bool = False) -> Figure:
-    """A point a name, a row each, over its interval; a panel a title.
+def dots(
+    charts: Mapping[str, Mapping[str, Value]],
+    xlabel: str,
+    signed: bool = False,
+    open_to: Container[tuple[str, str]] = (),
+    title: str = "",
+) -> Figure:
+    """A point a name, a row each, over its interval; a panel a title; `title` stands above all.
 
-    `signed` values are differences: below zero blue, above red, grey where that is not sure.
+    `signed` values are differences: below zero blue, above red, grey where that is not sure, as in
+    those of `open_to`, pairs of panel and name.
     """
-    figure, axes = panels(8, 0.9 + 0.29 * max(map(len, charts.values())), charts)
-    for ax, values in zip(axes, charts.values(), strict=True):
+    figure, axes = panels(8, 0.9 + 0.29 * max(map(len, charts.values())), charts, above=title)
+    for ax, (panel, values) in zip(axes, charts.items(), strict=True):
         places, (means, lows, highs) = range(len(values)), ends_of(values.values())
-        colors = [_sign(*ends) if signed else BLUE for ends in zip(means, lows, highs, strict=True)]
+        colors = [
+            BLUE if not signed else GREY if (panel, name) in open_to else _sign(*ends)
+            for name, *ends in zip(values, means, lows, highs, strict=True)
+        ]
         ax.hlines(places, lows, highs, colors)
         ax.scatter(means, places, s=28, c=colors, zorder=2)
         for place, mean in zip(places, means, strict=True):
@@ -265,9 +284,10 @@ def stacked(
     colors: Mapping[Any, str],
     xlabel: str,
     form: str = "",
+    title: str = "",
 ) -> Figure:
     """A bar a name of its parts, in the order of `colors`; `form` says its whole at its end."""
-    figure, (ax,) = panels(8, 1.3 + 0.36 * len(charts))
+    figure, (ax,) = panels(8, 1.3 + 0.36 * len(charts), above=title)
     wholes = stack(ax, charts, colors)
     for place, whole in enumerate(wholes):
         say(ax, form.format(whole), (whole, place), right=True)

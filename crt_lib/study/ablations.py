@@ -22,6 +22,8 @@ PAPER_TABLE_3 = {  # TRM cycle -> validation loss, 3 loops; `conv` is the paper'
     "conv_linear": 1.6986,
     "depthwise": 2.1312,
 }
+NO_VERDICT, BROKE = "not tuned alike: no verdict", "the training broke"
+ONE_SEED, NOISE = "one seed", "no larger than the noise"
 BUDGET = "150 updates"  # of the stored ablations
 RATES = {"paper": 1e-3, "crt2": 1.6e-2, "released": 4e-3}  # tuned for these at that budget
 
@@ -70,40 +72,45 @@ def searched_table_3(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def worth(
-    rows: Iterable[Mapping[str, Any]], recipe: str, base: str, changes: Sequence[str]
+    rows: Iterable[Mapping[str, Any]], base: str, changes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """What each change of `recipe` adds to the loss of `base`, with its 95 % interval.
+    """What each change adds to the loss of `base`, with its 95 % interval.
 
-    `rows`: of `search.search`; `changes` are arms, as is `base`. `adds` is the mean over the seeds
-    that both have, `seeds` of them; its interval is Student's t of the differences seed by seed, so
-    that no arm's spread counts for another. With one seed there is no interval: `low` and `high`
-    are None. Changes without rows are left out; raises InputError when `base` has none.
+    `rows`: of `search.search`; `changes` are arms, as is `base`. Each arm is at the rate tuned for
+    it, `max_lr` of `rates` that were tried (`summarise`); `alike` says whether it and `base` both
+    have a worse rate on either side, without which a difference may be the rate's. `adds` is the
+    mean over the seeds that both have, `seeds` of them; its interval is Student's t of the
+    differences seed by seed, so that no arm's spread counts for another. With one seed there is no
+    interval: `low` and `high` are None. Changes without rows are left out; raises InputError when
+    `base` has none.
     """
-    kind = (BUDGET, RATES[recipe])
+    made = [dict(row) for row in rows if row["budget"] == BUDGET]
+    tuned = {row["arm"]: row for row in summarise(made, (base, *changes), BUDGET)}
+    if base not in tuned:
+        raise InputError(f"no rows of {base}; `crt search`")
     stored = {
-        (row["arm"], row["seed"]): row for row in rows if (row["budget"], row["max_lr"]) == kind
+        (row["arm"], row["seed"]): row["valid_loss"]
+        for row in made
+        if row["arm"] in tuned and row["max_lr"] == tuned[row["arm"]]["max_lr"]
     }
     seeds = sorted(seed for arm, seed in stored if arm == base)
-    if not seeds:
-        raise InputError(f"no rows of {base}; `crt search`")
     table: list[dict[str, Any]] = []
-    for arm in (base, *changes):
+    for arm, best in tuned.items():
         shared = [seed for seed in seeds if (arm, seed) in stored]
         if not shared:
             continue
-        losses = np.array([stored[arm, seed]["valid_loss"] for seed in shared])
-        start = np.array([stored[base, seed]["valid_loss"] for seed in shared])
-        parameters = stored[arm, shared[0]]["parameters"]
-        row = {"arm": arm, "parameters": parameters, "seeds": len(shared)}
-        row["loss"] = float(losses.mean())
+        losses, start = (np.array([stored[name, seed] for seed in shared]) for name in (arm, base))
+        row = {name: best[name] for name in ("arm", "parameters", "rates", "max_lr")}
+        row |= {"seeds": len(shared), "loss": float(losses.mean())}
         if arm != base:
             row |= dict(zip(("adds", "low", "high"), _interval(losses - start), strict=True))
+            row["alike"] = not (best["edge"] or tuned[base]["edge"])
         table.append(row)
     return table
 
 
 def taken_back(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """What `crt2` loses in nats a token without each change of the ladder (`adds`), most first.
+    """What `crt2` loses in nats per token without each change of the ladder (`adds`), most first.
 
     Each at the best rate tried for it with the first seed, over the `seeds` that both have.
     """
@@ -138,13 +145,21 @@ def _quantile(freedom: int) -> float:
     return float(np.quantile(np.random.default_rng(0).standard_t(freedom, 1_000_000), 0.975))
 
 
+def finding(row: Mapping[str, Any]) -> str:
+    """What a row of `worth` shows: none where the two were not tuned alike, or one seed ran."""
+    if not row["alike"]:
+        return NO_VERDICT
+    if not math.isfinite(row["loss"]):
+        return BROKE
+    if row["low"] is None:
+        return ONE_SEED
+    if row["low"] <= 0 <= row["high"]:
+        return NOISE
+    return "better" if row["adds"] < 0 else "worse"
+
+
 def in_words(row: Mapping[str, Any]) -> str:
     """A row of `worth` in words."""
     if not math.isfinite(row["loss"]):
-        return f"{row['arm']}: the training broke"
-    said = "better" if row["adds"] < 0 else "worse"
-    if row["low"] is None:
-        said = "one seed"
-    elif row["low"] <= 0 <= row["high"]:
-        said = "no larger than the noise"
-    return f"{row['arm']}: {row['adds']:+.3f}, {said}"
+        return f"{row['arm']}: {BROKE}"
+    return f"{row['arm']}: {row['adds']:+.3f}, {finding(row)}"

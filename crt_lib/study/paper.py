@@ -125,7 +125,7 @@ def table_4(small: Path) -> pd.DataFrame:
         if model.startswith("CRT"):
             row |= {name: f"{value:,.4g}" for name, value in ours.loc[loop].items()}
         else:
-            known = [f"{r['ppl']:g} a {r['unit']}" for r in published if r["model"] == model]
+            known = [f"{r['ppl']:g} per {r['unit']}" for r in published if r["model"] == model]
             row["published"] = ", ".join(known)
         rows[model] = row
     return pd.DataFrame(rows).T.fillna("")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import texts
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 
 from crt_lib import CRT, ModelConfig, causality_report
@@ -159,10 +159,16 @@ def test_what_changes_are_worth():
         {"arm": "crt2, rms norm", "loss": 4.9, "adds": -0.1, "low": -0.2, "high": -0.05},
         {"arm": "crt2, no norm", "loss": math.inf, "adds": math.inf, "low": 0.0, "high": 0.0},
         {"arm": "crt2, kernel 5", "loss": 5.01, "adds": 0.01, "low": None, "high": None},
+        {"arm": "crt2, batch norm", "loss": 5.2, "adds": 0.2, "low": 0.1, "high": 0.3},
     ]
-    shown = texts(figures.worth({"crt2": rows}))
-    assert {"rms norm", "-0.100", "kernel 5", "+0.010", "added to crt2"} <= shown
+    rows = [row | {"alike": row["arm"] != "crt2, batch norm"} for row in rows]
+    figure = figures.worth({"crt2": rows})
+    shown = texts(figure)
+    assert {"rms norm", "-0.100", "kernel 5", "+0.010", "batch norm"} <= shown
+    assert "crt2: 1 better, 1 broke, 1 of one seed, 1 not tuned" in shown
     assert "no norm" not in shown
+    colors = figure.axes[0].collections[-1].get_facecolors()[:, :3].tolist()
+    assert colors == [list(to_rgb(c)) for c in (plots.BLUE, plots.GREY, plots.GREY)]
 
 
 def test_with_and_without_the_leak():
@@ -180,7 +186,7 @@ def test_quality_against_cost():
         {"model": "same", "parameters": 2.4e6, "multiply_adds": 2.7e6, "bits_per_byte": 1.6},
     ]
     figure = figures.quality(rows, {"crt2": {1: 1.6, 2: 1.5}})
-    assert {"1", "2, 3"} <= texts(figure)
+    assert {"crt2", "GPT-2", "same", "Lowest after equal tokens: crt2, 1.500"} <= texts(figure)
     left, _, right = figure.axes
     assert left.collections[0].get_offsets().tolist() == [[1.5, 1.5], [2.4, 1.6], [2.4, 1.6]]
     assert right.lines[0].get_xydata().tolist() == [[1, 1.6], [2, 1.5]]

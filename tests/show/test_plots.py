@@ -4,12 +4,16 @@ import io
 import itertools
 
 import pandas as pd
+import pytest
 from drawn import texts
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from crt_lib.audit.compare import Interval
+from crt_lib.files import InputError
 from crt_lib.show import plots
+from crt_lib.show.labels import name_points
 
 
 def test_a_saved_figure_is_small_and_the_same_twice(tmp_path):
@@ -87,6 +91,22 @@ def test_parts_of_a_bar_end_at_its_whole():
     assert [bar.get_width() for bar in first] == [0.75, 0.0]
     assert [bar.get_x() + bar.get_width() for bar in second] == [1.0, 1.0]
     assert "100%" in texts(figure)
+
+
+def test_names_of_points_cover_neither_each_other_nor_a_point():
+    figure, (ax,) = plots.panels(4, 3)
+    points = [(1.5, 1.0), (1.5, 1.0), (1.52, 1.01), (1.0, 2.0), (2.0, 1.0)]
+    ax.scatter(*zip(*points, strict=True))
+    ax.margins(0.3)
+    name_points(figure, ax, [f"a model, {i}" for i in range(len(points))], points)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    marks = ax.transData.transform(points)
+    assert len(boxes) == len(points)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert not any(box.contains(*mark) for box in boxes for mark in marks)
+    with pytest.raises(InputError, match="no place"):
+        name_points(figure, ax, ["a name that is far too long for it" * 4], points[:1])
 
 
 def test_lines_are_told_apart_without_colour():

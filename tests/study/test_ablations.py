@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from tiny_rows import rows_of
+from tiny_rows import rows_of, walked
 
 from crt_lib import InputError, load_profile
 from crt_lib.files import read_rows
@@ -12,8 +12,10 @@ from crt_lib.runs.trained import load_data
 from crt_lib.show import figures, plots
 from crt_lib.study.ablations import (
     BUDGET,
+    NO_VERDICT,
     PAPER_TABLE_3,
     RATES,
+    finding,
     in_words,
     searched_table_3,
     taken_back,
@@ -41,17 +43,17 @@ def test_both_differ_in_nothing_else(tmp_path):
 
 
 def test_what_a_change_is_worth():
-    rows = rows_of("paper", [6.00, 6.02, 6.04]) + rows_of("paper, better", [5.50, 5.52, 5.54])
-    rows += rows_of("paper, alike", [6.01]) + rows_of("paper, broke", [math.inf])
-    rows += rows_of("paper", [1.0], rate=2e-3)  # another rate does not count
+    rows = walked("paper", [6.00, 6.02, 6.04]) + walked("paper, better", [5.50, 5.52, 5.54], 4e-3)
+    rows += walked("paper, alike", [6.01]) + walked("paper, broke", [math.inf])
     changes = ["paper, better", "paper, alike", "paper, broke", "paper, not run"]
-    base, better, alike, broke = worth(rows, "paper", "paper", changes)
+    base, better, alike, broke = worth(rows, "paper", changes)
     assert base["loss"] == pytest.approx(6.02) and "adds" not in base
     assert better["seeds"] == 3 and better["adds"] == pytest.approx(-0.5)
+    assert (better["rates"], better["max_lr"], base["max_lr"]) == (3, 4e-3, RATES["paper"])
     # Student's t with 2 degrees of freedom; five standard errors of a quantile of a million draws
     t, off, sampled = 4.303, (0.01, -0.02, 0.01), 5 * 0.012
-    noisy = rows + rows_of("paper, noisy", [6.0 - o for o in off])
-    (_, row) = worth(noisy, "paper", "paper", ["paper, noisy"])
+    noisy = rows + walked("paper, noisy", [6.0 - o for o in off])
+    (_, row) = worth(noisy, "paper", ["paper, noisy"])
     paired = [6.0 - o - b for o, b in zip(off, (6.00, 6.02, 6.04), strict=True)]
     assert row["adds"] == pytest.approx(np.mean(paired))
     spread = np.std(paired, ddof=1) / math.sqrt(3)
@@ -60,11 +62,26 @@ def test_what_a_change_is_worth():
     assert (alike["seeds"], alike["low"]) == (1, None) and alike["adds"] == pytest.approx(0.01)
     assert in_words(better).endswith("better") and in_words(alike).endswith("one seed")
     assert in_words(broke).endswith("broke") and in_words(row).endswith("no larger than the noise")
-    wild = noisy + rows_of("paper, wild", [1.0, 9.0, 5.0])
-    (_, again) = worth(wild, "paper", "paper", ["paper, noisy"])
+    wild = noisy + walked("paper, wild", [1.0, 9.0, 5.0])
+    (_, again) = worth(wild, "paper", ["paper, noisy"])
     assert again == row  # another arm's spread is its own
     with pytest.raises(InputError, match="no rows of crt2"):
-        worth(rows, "crt2", "crt2", [])
+        worth(rows, "crt2", [])
+
+
+@pytest.mark.parametrize("tuned", ["neither", "base", "change", "both"])
+def test_there_is_no_verdict_where_a_rate_was_not_walked(tuned):
+    """Of a rate that is the only one, or the lowest or highest of those tried."""
+    names, losses = ("crt2", "crt2, worse"), ([5.0, 5.1], [5.4, 5.5])
+    rows = []
+    for kind, name, of in zip(("base", "change"), names, losses, strict=True):
+        rows += (walked if tuned in (kind, "both") else rows_of)(name, of)
+    (_, row) = worth(rows, "crt2", ["crt2, worse"])
+    assert row["adds"] == pytest.approx(0.4) and row["alike"] is (tuned == "both")
+    assert finding(row) == ("worse" if tuned == "both" else NO_VERDICT)
+    assert in_words(row) == f"crt2, worse: +0.400, {finding(row)}"
+    edge = rows + rows_of("crt2, edge", [5.4, 5.5]) + rows_of("crt2, edge", [6.0], 1.0)
+    assert finding(worth(edge, "crt2", ["crt2, edge"])[1]) == NO_VERDICT
 
 
 def test_table_3_takes_each_arm_at_its_best_rate():

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny_rows import rows_of
+from tiny_rows import rows_of, walked
 from typer.testing import CliRunner
 
 from crt_lib.cli import app
@@ -201,10 +201,13 @@ def test_the_best_norm_is_better_than_the_noise(tmp_path, batch, expected):
         for change, loss in losses.items():
             # seed by seed the changes are 0.02, 0.02 and -0.04 further off
             noise = (0.02, 0.04, 0.0) if change else (0.0, 0.02, 0.04)
-            rows += rows_of(recipe + change, [loss + off for off in noise])
+            rows += walked(recipe + change, [loss + off for off in noise])
     assert verdict(tmp_path, "C15") == UNTESTED
     write_rows(tmp_path / "small" / "search.csv", rows)
     assert verdict(tmp_path, "C15") == expected
+    at_one_rate = [row for row in rows if row["max_lr"] == RATES[row["arm"].split(",")[0]]]
+    write_rows(tmp_path / "small" / "search.csv", at_one_rate)
+    assert verdict(tmp_path, "C15") == UNTESTED  # none was tuned
     assert verdict(tmp_path, "C16") == UNTESTED  # its arms are not there
 
 
