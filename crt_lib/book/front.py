@@ -35,7 +35,7 @@ if not importlib.util.find_spec("crt_lib"):
 importlib.import_module("crt_lib.book.start").start()  # nbval-ignore-output: versions"""
 
 LINES = (  # files, and in each the one text to keep right: what is before, the value, what is after
-    ("crt_lib/__init__.py", r'(?m)(^__version__ = ")(.*)(")$', "version"),
+    ("crt_lib/__init__.py", r'(?m)(^__version__ = ")([^"]*)(")', "version"),
     ("CITATION.cff", r"(?m)(^version: )(.*)()$", "version"),
     ("CITATION.cff", r"(?m)(^repository-code: )(.*)()$", "url"),
     ("docs/usage.md", r'("crt-lm @ git\+)([^"]*)(")', "url"),
