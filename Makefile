@@ -72,7 +72,7 @@ lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 docs: .venv/notebooks,docs.installed ## the API, the pages and the notebooks as HTML in site/, links checked
 	$(BIN)/python -m crt_lib.book.site site
 
-front: setup ## write the address of pyproject.toml into the notebooks and CITATION.cff
+front: setup ## write version and address of pyproject.toml wherever else they stand
 	$(BIN)/python -m crt_lib.book.front
 
 # `make reproduce` installs the extra notebooks, `make test` also test: .venv/EXTRAS.installed.

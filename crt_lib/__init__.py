@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crt_lib.text.tokenizer import load_tokenizer as load_tokenizer, tokenize as tokenize
     from crt_lib.train import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # pyproject's, by `make front`: a folder that is not installed has it too
 
 _MODULES = {
     "CRT": "model",

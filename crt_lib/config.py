@@ -187,7 +187,7 @@ class GPT2Config(Settings):
     `kind`: what a stored configuration is of; "shared" is one layer applied `n_layers` times.
     """
 
-    maker = "crt_lib.hf.gpt2:GPT2"
+    maker = "crt_lib.hf.gpt2:GPT2"  # by name: the core's one way into a room
 
     vocab_size: int = 50_257
     d_model: int = 768

@@ -1,6 +1,7 @@
-"""What stands first in every notebook, and the citation's address, written from pyproject.toml.
+"""The version and the address of pyproject.toml, written wherever else they stand.
 
-`python -m crt_lib.book.front` writes both anew, and names what it changed.
+That is what stands first in every notebook, and LINES. `python -m crt_lib.book.front` writes all of
+them anew, and names what it changed.
 """
 
 import json
@@ -32,6 +33,13 @@ if not importlib.util.find_spec("crt_lib"):
     !curl -fsSL {archive} | tar xzf -
     sys.path.append("{folder}")
 importlib.import_module("crt_lib.book.start").start()  # nbval-ignore-output: versions"""
+
+LINES = (  # files, and in each the one text to keep right: what is before, the value, what is after
+    ("crt_lib/__init__.py", r'(?m)(^__version__ = ")([^"]*)(")', "version"),
+    ("CITATION.cff", r"(?m)(^version: )(.*)()$", "version"),
+    ("CITATION.cff", r"(?m)(^repository-code: )(.*)()$", "url"),
+    ("docs/usage.md", r'("crt-lm @ git\+)([^"]*)(")', "url"),
+)
 
 
 def badges(address: Address, notebook: str) -> str:
@@ -67,7 +75,10 @@ def with_front(notebook: dict[str, Any], name: str, address: Address) -> dict[st
 
 
 def changed(root: Path) -> dict[Path, str]:
-    """The files of the checkout `root` that do not say the address as they should, made anew."""
+    """The files of the checkout `root` that say another version or address, as they should be.
+
+    Raises InputError where a file of LINES does not say it exactly once.
+    """
     address = Address.read(root)
     anew = {}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
@@ -75,23 +86,26 @@ def changed(root: Path) -> dict[Path, str]:
         new = with_front(old, path.stem, address)
         if new != old:
             if not new["cells"][2]["outputs"]:
-                lines = _printed(root).splitlines(keepends=True)
+                lines = _printed(root, address).splitlines(keepends=True)
                 said = {"name": "stdout", "output_type": "stream", "text": lines}
                 new["cells"][2]["outputs"] = [said]
             anew[path] = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
-    path = root / "CITATION.cff"
-    text = path.read_text(encoding="utf-8")
-    cited, found = re.subn(r"(?m)^repository-code: .*$", f"repository-code: {address.url}", text)
-    if found != 1:
-        raise InputError(f"{path} has {found} lines `repository-code: ...`; one is needed")
-    return anew | ({path: cited} if cited != text else {})
+    texts = {name: (root / name).read_text(encoding="utf-8") for name, _, _ in LINES}
+    right = dict(texts)
+    for name, pattern, field in LINES:
+        value = getattr(address, field)
+        right[name], found = re.subn(pattern, rf"\g<1>{value}\g<3>", right[name])
+        if found != 1:
+            raise InputError(f"{root / name} has {found} places for the {field}; one is needed")
+    return anew | {root / name: text for name, text in right.items() if text != texts[name]}
 
 
-def _printed(root: Path) -> str:
-    """What the set-up cell prints in this checkout."""
+def _printed(root: Path, address: Address) -> str:
+    """What the set-up cell prints in this checkout, once `__version__` is the address's."""
     words = [sys.executable, "-c", "from crt_lib.book.start import start; start()"]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.check_output(words, cwd=root / "notebooks", env=environment, text=True)
+    said = subprocess.check_output(words, cwd=root / "notebooks", env=environment, text=True)
+    return re.sub(r"^crt_lib \S+", f"crt_lib {address.version}", said)
 
 
 if __name__ == "__main__":

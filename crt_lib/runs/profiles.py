@@ -112,7 +112,9 @@ def _crt2(profile: Profile) -> Profile:
     train = profile.train.replace(optimizer="muon", exits_trained="one", max_lr=1.6e-2)
     if profile.name in ("quick", "small"):
         model = model.replace(n_loops=4, n_cycles=2, exit_loops=(1, 2, 3))
-    if profile.name == "small":  # with 3 loops, or dropout, worse on a slice: results/small/tried
+    if (
+        profile.name == "small"
+    ):  # with 3 loops, or dropout, worse on a slice: results/small/tried.csv
         model = model.replace(dropout=0.0)
         train = train.replace(updates=4500, max_lr=1e-2, eval_every=500)
     return profile.replace(model=model, train=train)
@@ -125,7 +127,7 @@ def _gpt2(profile: Profile) -> Profile:
     size = profile.model
     model = GPT2Config(d_model=size.d_model, n_heads=size.n_heads, n_layers=2, dropout=0.0)
     model = model.replace(max_seq_len=size.max_seq_len)
-    rate = 4e-3 if profile.name == "small" else 8e-3  # the best of four: results/small/tried
+    rate = 4e-3 if profile.name == "small" else 8e-3  # the best of four: results/small/tried.csv
     return profile.replace(model=model, train=_crt2(profile).train.replace(max_lr=rate))
 
 

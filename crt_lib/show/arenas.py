@@ -6,12 +6,84 @@ from typing import Any
 import pandas as pd
 
 from crt_lib.bench.table import rows_of
+from crt_lib.files import InputError
 from crt_lib.show.markdown import cells, table
 from crt_lib.study.answers import answers
 from crt_lib.study.arena_runs import ran
-from crt_lib.study.arenas import OURS, arenas, find_arena
+from crt_lib.study.arenas import OURS, TWIN, arenas, find_arena
 from crt_lib.study.lengths import by_length
 from crt_lib.study.standings import standings
+
+BAR = 0.03  # bits per byte that the loops have to be worth over one, by results/arenas/rules.md
+
+
+def looping_headline(results: Path) -> str:
+    """What looping is good for, by the arenas; raises InputError where an arm has not run.
+
+    A comparison says its seeds and, with two of them, its interval; its words follow its sign.
+    """
+    folder = results / "arenas"
+    ours, one, own = _arms("fresh-2", folder, OURS, "one loop", "unshared blocks")
+    _, plain = _arms("fresh", folder, OURS, "GPT-2, equal parameters")
+    little, twin = _arms("few-4m", folder, OURS, TWIN)
+    loops = f"{find_arena('fresh-2').arms[OURS].model.n_loops} loops"
+    pays = "nothing" if not one["mean"] or one["high"] >= 0 else "little"
+    pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
+    better = plain["mean"] is not None and plain["high"] < 0
+    apart = " That is the block, not its repetition." if better and pays == "nothing" else ""
+    ppl = word_perplexity(pd.Series([little["bits"], twin["bits"]]), results)
+    noise = twin["mean"] is not None and twin["low"] < 0 < twin["high"]
+    hardest, right = _hardest(folder)
+    shares = [f"{right[arm]:.0%}" for arm in (OURS, "one loop", "unshared blocks")]
+    dear = ours["multiply_adds"] / one["multiply_adds"]
+    against_one, against_own = _against(f"{loops} need", one), _against("They need", own)
+    return (
+        "**What looping is good for**, by [rules](results/arenas/rules.md) written before the "
+        f"runs: on text read once, at this size, so far {pays}. There {against_one} than one loop, "
+        f"and {dear:.1f} times its multiply-adds. {against_own} than layers of their own.\n\n"
+        f"With rates chosen on shorter trainings, {_against('`crt2` needs', plain)} than a GPT-2 "
+        f"of as many parameters.{apart} "
+        f"Read many times, WikiText-2 gives `crt2` with {little['parameters'] / 1e6:.1f}M "
+        f"parameters a word perplexity of {ppl[0]:.0f}. A GPT-2 of {twin['parameters'] / 1e6:.1f}M "
+        f"has {ppl[1]:.0f}{', which is within the noise' if noise else ''}. Of questions with "
+        f"{hardest} look-ups in a row {loops} answer {shares[0]}, one loop {shares[1]}, layers of "
+        f"their own {shares[2]} ([notebook 10](notebooks/10_where_loops_pay.ipynb))."
+    )
+
+
+def _arms(name: str, folder: Path, *arms: str) -> list[dict[str, Any]]:
+    """The rows of `standings` of these arms, OURS among them, beside it: `apart` and `both`.
+
+    `apart`: the bits of OURS minus those of the arm. `both`: the seeds that both have.
+    """
+    rows = {row["arm"]: row for row in standings(name, folder)}
+    if lacking := [arm for arm in arms if arm not in rows]:
+        raise InputError(f"{folder / name} has no run of {', '.join(lacking)}: crt arena {name}")
+    ours = rows[OURS]
+    for row in rows.values():
+        row["apart"] = ours["bits"] - row["bits"]
+        row["both"] = min(ours["seeds"], row["seeds"])
+    return [rows[arm] for arm in arms]
+
+
+def _against(said: str, row: dict[str, Any]) -> str:
+    """How many bits per byte more or fewer OURS needs than an arm, a row of `_arms`, in words."""
+    if row["mean"] is None:
+        more, sure = row["apart"], "one seed"
+    else:
+        more, sure = row["mean"], f"{row['low']:+.3f} to {row['high']:+.3f}, {row['both']} seeds"
+        if row["low"] <= 0 <= row["high"]:
+            sure = f"{sure}: within the noise"
+    word = "more" if more > 0 else "fewer"
+    return f"{said} {abs(more):.3f} bits per byte {word} ({sure})"
+
+
+def _hardest(folder: Path) -> tuple[int, dict[str, float]]:
+    """The most look-ups that are asked for, and the share that each arm then answers right."""
+    arms, rows = find_arena("lookup").arms, pd.DataFrame(answers(folder))
+    last = rows["arm"].map({arm: profile.model.n_loops for arm, profile in arms.items()})
+    asked = rows[(rows["loop"] == last) & (rows["steps"] == rows["steps"].max())]
+    return int(rows["steps"].max()), asked.groupby("arm")["right"].mean().to_dict()
 
 
 def arena_tables(results: Path) -> str:

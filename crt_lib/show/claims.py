@@ -18,6 +18,6 @@ def claims_summary(results: Path) -> str:
     heads = {"paper": "claimed", "released": "as scored", "honest": "honestly"}
     return (
         f"{table(shown[['claim', *heads]].rename(columns=heads))}\n\n"
-        f"The row of losses is of {shown['why']['C06']}.\n\n"
-        f"{summary(rows)} All: [results/claims.md](results/claims.md)."
+        f"{summary(rows)} All: [results/claims.md](results/claims.md).\n\n"
+        f"The row of losses is of {shown['why']['C06']}."
     )

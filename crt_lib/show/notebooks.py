@@ -45,6 +45,38 @@ def notebook_table(results: Path) -> str:
     return table(made)
 
 
+LESSONS = {  # of a course: lesson -> its notebooks
+    "text and model": ("01", "02"),
+    "training and the leak": ("03", "08"),
+    "loops and exits": ("04", "07"),
+    "what earns its place": ("05", "06", "09", "10"),
+}
+
+
+def lessons(results: Path) -> str:
+    """A course: each lesson's notebooks, their exercises by number, and the minutes they run.
+
+    Raises InputError where a notebook has no exercise.
+    """
+    took = pd.read_csv(results / "notebooks.csv").set_index("notebook")["seconds"]
+    rows = []
+    for number, (lesson, heads) in enumerate(LESSONS.items(), start=1):
+        links, exercises, seconds = [], [], 0.0
+        for head in heads:
+            (path,) = (results.parent / "notebooks").glob(f"{head}_*.ipynb")
+            cells_of = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            text = "\n".join("".join(cell["source"]) for cell in cells_of)
+            found = re.findall(r"\*\*Exercise (\d+)\.\*\*", text)
+            if not found:
+                raise InputError(f"{path} has no **Exercise N.**, and is part of a lesson")
+            links.append(f"[{head}](notebooks/{path.name})")
+            exercises.append(f"{head}: {found[0]}{f' to {found[-1]}' if len(found) > 1 else ''}")
+            seconds += took[path.stem]
+        row = {"lesson": f"{number}. {lesson}", "read and run": ", ".join(links)}
+        rows.append(row | {"exercises": "; ".join(exercises), "runs": f"{seconds:.0f} s"})
+    return table(pd.DataFrame(rows))
+
+
 def ways_in(results: Path) -> str:
     """Three ways to begin, with the time and memory of the two that were measured."""
     took = pd.read_csv(results / "notebooks.csv")

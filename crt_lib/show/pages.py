@@ -6,7 +6,7 @@ from pathlib import Path
 
 from crt_lib.files import InputError, write_text
 from crt_lib.show import claims, demo, notebooks, timed, trained
-from crt_lib.show.arenas import arena_tables
+from crt_lib.show.arenas import arena_tables, looping_headline
 
 
 def update_page(page: Path, results: Path, blocks: Sequence[str]) -> bool:
@@ -36,16 +36,19 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "arenas": arena_tables,
     "distilled": demo.distilled,
     "exits": demo.exits_headline,
+    "looping": looping_headline,
     "bench": timed.training_benchmark,
     "step": timed.costliest_operations,
     "cost": timed.cost_against_size,
     "decode": timed.decoding,
     "card": demo.model_card,
     "notebooks": notebooks.notebook_table,
+    "lessons": notebooks.lessons,
     "ways": notebooks.ways_in,
+    "fixed": trained.fixed_and_cost,
 }
 PAGES = {  # page -> the names of its blocks
-    "README.md": ("exits", "claims", "notebooks", "ways"),
+    "README.md": ("fixed", "claims", "exits", "looping", "ways", "lessons", "notebooks"),
     "results/README.md": (
         "small",
         "recipe",

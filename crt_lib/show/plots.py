@@ -5,7 +5,6 @@ Charts map the title of a panel to its data. Nothing here uses pyplot: no figure
 
 import functools
 import io
-import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

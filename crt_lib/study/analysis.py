@@ -77,7 +77,9 @@ class Analysis:
         self.valid, self.test = traces
         # now, before the model is asked in another precision
         self.policies = self._table(
-            "policies", lambda: judge_policies(self.model, self._data(), *traces)
+            "policies",
+            lambda: judge_policies(self.model, self._data(), *traces),
+            checkpoint=self.checkpoint,
         )
 
     def _kept(self, files: list[Path], tokens: int | None) -> list[Trace]:
@@ -108,7 +110,7 @@ class Analysis:
             ids = self._data().valid.ids[: min(len(self.valid.loss), DEPTH_TOKENS)]
             return depth_sweep(self.model, ids, self.tokenizer.eot_id, seq_len=self.seq_len)
 
-        return self._table("depth", make)
+        return self._table("depth", make, checkpoint=self.checkpoint)
 
     @cached_property
     def decode(self) -> Rows:
@@ -118,11 +120,14 @@ class Analysis:
         return self._table("decode", lambda: self.bench(1, 2, **how), checkpoint=self.checkpoint)
 
     def _table(self, name: str, make: Callable[[], Rows], **of: str) -> Rows:
-        """The rows of the table of that name, made where none is kept, or not `of` these values."""
+        """The rows of the table of that name, made where none is kept, or not `of` these values.
+
+        Every row that is made has them, after its own.
+        """
         path = self.folder / f"{name}.csv"
         kept = read_rows(path) if path.is_file() and not self.fresh else []
         if not kept or not of.items() <= kept[0].items():
-            write_rows(path, make())
+            write_rows(path, [row | of for row in make()])
         return read_rows(path)
 
     def bench(self, batch_size: int, texts: int, **how: Any) -> Rows:

@@ -51,8 +51,8 @@ def perplexity(results: Path, split: str, place: int, paper: float) -> Judged:
     why = (
         f"{'the last exit' if place < 0 else f'exit {place + 1}'} of the released block, padding "
         "scored, against the causal block's, every token scored once. On windows without padding "
-        f"the released block has PPL {leaking:.3f}, by the leak alone; with nothing after the "
-        f"token in its input {alone:,.0f} (a sample of valid)"
+        f"the released block has PPL {leaking:.3f}, by the leak alone. With nothing after the "
+        f"token in its input it has {alone:,.0f} (a sample of valid)"
     )
     return judged_pair(pair, held, why, said)
 

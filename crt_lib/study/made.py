@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
 from crt_lib.checkpoint import read_metrics
 from crt_lib.config import TrainConfig, config_from_dict
@@ -29,7 +30,7 @@ class Made:
 
     path: str  # below results/
     minutes: float  # about, on two processor cores
-    of: str  # the run whose best checkpoint it measured, or ""
+    of: str  # the run whose best checkpoint it measured, or belongs to, or ""
     needs: tuple[str, ...]  # the columns of a table, the files of a run, that are read
     command: str
 
@@ -43,19 +44,33 @@ class Made:
         if path.name == "search.csv":
             return _search_fault(path)
         try:
-            return self._table_fault(results, read_rows(path)) if self.needs else None
-        except (OSError, TypeError, ValueError, KeyError) as error:
+            lacks = _table_fault(read_rows(path), self.needs) if self.needs else None
+            return lacks or (self._other_checkpoint(results) if self.of else None)
+        except (OSError, AttributeError, TypeError, ValueError, KeyError, SafetensorError) as error:
             return f"stale: it cannot be read ({type(error).__name__})"
 
-    def _table_fault(self, results: Path, rows: list[dict[str, Any]]) -> str | None:
-        lacking = [name for name in self.needs if not rows or name not in rows[0]]
-        if lacking:
-            return f"stale: it lacks {', '.join(lacking)}"
-        if self.of:
-            sum_file = results / self.of / "checkpoints/best.safetensors.sha256"
-            if {row["checkpoint"] for row in rows} != {"s" + sum_file.read_text().split()[0]}:
-                return f"stale: it measured another checkpoint than that of {self.of}"
+    def _other_checkpoint(self, results: Path) -> str | None:
+        sum_file = results / self.of / "checkpoints/best.safetensors.sha256"
+        said = {name.removeprefix("s") for name in _checkpoints(results / self.path)}
+        if said != {sum_file.read_text().split()[0]}:
+            return f"stale: it measured another checkpoint than that of {self.of}"
         return None
+
+
+def _checkpoints(path: Path) -> set[str]:
+    """The digests of checkpoints that a table, a JSON file, a gate or a trace says it is of."""
+    if path.suffix == ".csv":
+        return {row["checkpoint"] for row in read_rows(path)}
+    if path.suffix == ".json":
+        return {json.loads(path.read_text(encoding="utf-8"))["checkpoint"]}
+    with safe_open(path, framework="numpy") as file:
+        said = [json.loads(text) for text in file.metadata().values()]
+    return {about.get("about", about)["checkpoint"] for about in said}  # a trace has it inside
+
+
+def _table_fault(rows: list[dict[str, Any]], needs: Sequence[str]) -> str | None:
+    lacking = [name for name in needs if not rows or name not in rows[0]]
+    return f"stale: it lacks {', '.join(lacking)}" if lacking else None
 
 
 def _run_fault(folder: Path, needs: Sequence[str]) -> str | None:

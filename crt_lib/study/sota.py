@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.audit.accounting import multiply_adds
+from crt_lib.bench.table import rows_of
 from crt_lib.config import config_from_dict
 from crt_lib.files import InputError, read_rows
 from crt_lib.runs.run import Run, load_run
@@ -70,17 +71,18 @@ def ends(run: Run) -> dict[str, float]:
 
 
 def trainings(small: Path, model: Mapping[str, Any]) -> int:
-    """How many trainings at small were made of a model's kind: its seeds, and what was tried.
+    """How many trainings at small were made of a model's kind: its seeds, and those of tried.csv.
 
     The kind of a GPT-2 is its depth; that of a CRT whether it is the paper's block or `crt2`.
     """
 
     def kind(of: Mapping[str, Any]) -> list[Any]:
-        block = of.get("residual", "post"), of.get("causal", True)
+        block = of.get("residual") or "post", of.get("causal", True)
         return [of["vocab_size"], of.get("n_layers"), *block]
 
     configs = [json.loads(path.read_text("utf-8")) for path in small.rglob("config.json")]
-    return sum(kind(config["model"]) == kind(model) for config in configs)
+    made = [config["model"] for config in configs] + rows_of(small / "tried.csv")
+    return sum(kind(of) == kind(model) for of in made)
 
 
 def measured_rows(folders: Mapping[str, Path]) -> Rows:

@@ -1,7 +1,8 @@
-"""The first cells of every notebook: they say one address, and find `crt_lib` wherever it is."""
+"""One version and one address, in every place; the set-up cell finds `crt_lib` wherever it is."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from crt_lib.book.front import badges, changed, set_up, with_front
 from crt_lib.files import InputError
@@ -18,7 +20,7 @@ from crt_lib.show.address import Address
 ROOT = Path(__file__).parents[2]
 ADDRESS = Address.read(ROOT)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SAYS_IT = ("notebooks", "pyproject.toml", "CITATION.cff")
+SAYS_IT = ("notebooks", "pyproject.toml", "crt_lib", "CITATION.cff", "docs")
 
 # The cell as a kernel runs it, but where no crt_lib is installed.
 DRIVER = """
@@ -56,8 +58,10 @@ else:
 def copy_of_the_checkout(folder: Path) -> Path:
     for name in SAYS_IT:
         source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, folder / name)
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
     return folder
 
 
@@ -97,7 +101,7 @@ def pack(path: Path) -> None:
             wheel.write(source, source.relative_to(ROOT))
 
 
-def test_the_notebooks_and_the_citation_say_the_address():
+def test_every_place_says_version_and_address():
     said = [str(path.relative_to(ROOT)) for path in changed(ROOT)]
     assert not said, "run `make front`"
 
@@ -111,23 +115,46 @@ def test_the_set_up_cell_is_short_and_the_same_everywhere():
         assert sources[0].startswith(badges(ADDRESS, path.stem) + "\n\n# "), path.name
 
 
-def test_another_address_reaches_every_file(tmp_path):
+def test_another_version_and_address_reach_every_place(tmp_path):
     root = copy_of_the_checkout(tmp_path)
-    shutil.copytree(ROOT / "crt_lib", root / "crt_lib")
     path = root / "pyproject.toml"
-    moved = path.read_text().replace(ADDRESS.url, "https://github.com/some/where")
-    path.write_text(moved.replace(f'version = "{ADDRESS.version}"', 'version = "7.8.9"'))
+    bumped = path.read_text().replace(ADDRESS.url, "https://github.com/some/where")
+    path.write_text(bumped.replace(f'version = "{ADDRESS.version}"', 'version = "7.8.9"'))
     anew = changed(root)
-    assert {file.name for file in anew} == {"CITATION.cff", *(p.name for p in NOTEBOOKS)}
+    places = {"CITATION.cff", "__init__.py", "usage.md"}
+    assert {file.name for file in anew} == places | {p.name for p in NOTEBOOKS}
     for file, new in anew.items():
         old = file.read_text(encoding="utf-8")
-        assert "crt-lm/crt" not in new and "some/where" in new, file.name
         if file.suffix == ".ipynb":
             assert "where/archive/v7.8.9.tar.gz" in new and "crt_lm-7.8.9-" in new
             assert json.loads(new)["cells"][3:] == json.loads(old)["cells"][3:]
-            assert "(checkout at ..)" in json.loads(new)["cells"][2]["outputs"][0]["text"][0]
+            (said,) = json.loads(new)["cells"][2]["outputs"]
+            assert said["text"][0].startswith("crt_lib 7.8.9 (checkout at ..)")
         file.write_text(new, encoding="utf-8")
     assert not changed(root)
+    # Nothing is left that says the old ones: no place was forgotten in `front.LINES`.
+    texts = {".py", ".md", ".cff", ".toml", ".ipynb"}
+    for file in (file for file in root.rglob("*") if file.suffix in texts):
+        text = file.read_text(encoding="utf-8")
+        assert ADDRESS.url not in text, file
+        assert not re.search(rf"(?<![\w.=]){re.escape(ADDRESS.version)}(?![\w.])", text), file
+    cited = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["version"], cited["repository-code"]) == (
+        "7.8.9",
+        "https://github.com/some/where",
+    )
+    words = [sys.executable, "-c", "import crt_lib; print(crt_lib.__version__, crt_lib.__file__)"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    said = subprocess.check_output(words, cwd=root, env=environment, text=True)
+    assert said.split() == ["7.8.9", str(root / "crt_lib/__init__.py")]
+
+
+@pytest.mark.parametrize("lines", ["", "version: 1\nversion: 2\n"])
+def test_a_place_that_is_lost_or_double_is_refused(tmp_path, lines):
+    root = copy_of_the_checkout(tmp_path)
+    (root / "CITATION.cff").write_text(f"{lines}repository-code: x\n")
+    with pytest.raises(InputError, match=r"has \d places for the version; one is needed"):
+        changed(root)
 
 
 def test_a_notebook_without_a_set_up_cell_is_refused():

@@ -65,3 +65,11 @@ def test_hooks_call_programs_that_the_tests_install():
         pinned = " ".join(hook.get("additional_dependencies", []))
         known = extra if hook["language"] == "system" else pinned
         assert packages.get(program, program) in known, program
+
+
+def test_the_notebooks_hook_keeps_outputs_and_tags_and_cleans_the_rest():
+    """With all of nb-clean's four --preserve-... flags it would clean nothing."""
+    (local,) = load(ROOT / ".pre-commit-config.yaml")["repos"]
+    (hook,) = [hook for hook in local["hooks"] if hook["id"] == "nb-clean"]
+    kept = {"--preserve-cell-outputs", "--preserve-execution-counts"}
+    assert set(hook["args"]) == kept | {"--preserve-cell-metadata-field=tags"}

@@ -1,5 +1,6 @@
 """The README's tables are what the files under results/ say."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from crt_lib import InputError
 from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.manifest import update_manifest
-from crt_lib.show.notebooks import notebook_table, record_times
+from crt_lib.show import arenas as shown
+from crt_lib.show.arenas import looping_headline
+from crt_lib.show.notebooks import lessons, notebook_table, record_times
 from crt_lib.show.pages import PAGES, update_page
 from crt_lib.show.trained import small_results
 
@@ -99,3 +102,45 @@ def test_the_table_of_notebooks_asks_their_questions(tmp_path):
     assert lines[3].startswith("| [02_model](notebooks/02_model.ipynb) | Which parts")
     assert lines[3].endswith("| 10 s |") and lines[2].endswith("|  |")
     assert all(line.split("|")[2].strip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "interval", "words"),
+    [
+        (1, (None, None, None), ["so far nothing", "(one seed) than one loop", "not its repet"]),
+        (3, (-0.01, -0.03, 0.01), ["so far nothing", "+0.010, 3 seeds: within the noise)"]),
+        (3, (0.01, 0.005, 0.015), ["so far nothing", "0.010 bits per byte more (+0.005 to +0"]),
+        (3, (-0.01, -0.02, -0.005), ["so far little", "0.010 bits per byte fewer (-0.020"]),
+        (3, (-0.1, -0.2, -0.05), ["so far something", "0.100 bits per byte fewer (-0.200"]),
+    ],
+)
+def test_what_looping_is_good_for_follows_the_runs(seeds, interval, words, monkeypatch):
+    measured = shown.standings
+
+    def with_runs(name, folder):
+        of = dict(zip(("mean", "low", "high"), interval, strict=True)) | {"seeds": seeds}
+        return [
+            row
+            | (of if (name, row["arm"]) == ("fresh-2", "one loop") else {})
+            | ({"seeds": seeds} if row["arm"] == "crt2" else {})
+            for row in measured(name, folder)
+        ]
+
+    monkeypatch.setattr(shown, "standings", with_runs)
+    said = looping_headline(ROOT / "results")
+    assert all(word in said for word in words), said
+    assert ("not its repetition" in said) == ("so far nothing" in said)
+
+
+def test_an_arm_that_has_not_run_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr(shown, "standings", lambda name, folder: [{"arm": "crt2"}])
+    with pytest.raises(InputError, match="no run of one loop, unshared blocks: crt arena fresh-2"):
+        looping_headline(ROOT / "results")
+
+
+def test_every_notebook_is_in_one_lesson_with_its_exercises():
+    text = lessons(ROOT / "results")
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        head = path.stem[:2]
+        assert text.count(f"[{head}](notebooks/{path.name})") == 1, path
+        assert re.search(rf"{head}: 1", text), path

@@ -1,13 +1,16 @@
 """What is missing or stale under results/ is found, named with its command, and made again."""
 
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from crt_lib.checkpoint import read_state
 from crt_lib.files import InputError, read_rows, write_rows
+from crt_lib.study.arenas import arenas
 from crt_lib.study.made import check, provenance, read_list, read_plan, remake
 
 COMMITTED = Path(__file__).resolve().parents[2] / "results"
@@ -64,9 +67,45 @@ def test_a_measurement_of_another_checkpoint_is_stale(tmp_path):
     assert faults(folder) == ["stale: it measured another checkpoint than that of run"]
 
 
+@pytest.mark.parametrize(
+    "name", ["depth.csv", "policies.csv", "traces/test.safetensors", "gate", "exits.json"]
+)
+def test_what_belongs_to_another_checkpoint_is_an_error_that_names_the_command(tmp_path, name):
+    """Everything beside a checkpoint that was made of it says of which, as committed."""
+    name = {"gate": "checkpoints/gate.safetensors"}.get(name, name)
+    name = f"checkpoints/{name}" if name == "exits.json" else name
+    (made,) = [made for made in read_list(COMMITTED) if made.path == f"small/crt2/{name}"]
+    folder = results(tmp_path, (made.path, made.of, " ".join(made.needs), made.command))
+    for file in (made.path, "small/crt2/checkpoints/best.safetensors.sha256"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(COMMITTED / file, folder / file)
+    check(folder)
+    (folder / file).write_text(f"{'0' * 64}  best.safetensors\n")
+    with pytest.raises(InputError, match=f"another checkpoint .*{re.escape(made.command)}"):
+        check(folder)
+    (folder / made.path).write_text("{}")
+    assert "stale: it " in str(faults(folder))
+
+
+def test_every_file_has_its_command():
+    """A row of made.csv is a file, or a run's folder; the rest is named here, with its reason."""
+    if not (COMMITTED.parent / ".git").exists():
+        pytest.skip("only git knows which files are committed")
+    known = {made.path for made in read_list(COMMITTED)}
+    known |= {"made.csv", "README.md"}  # the list itself, and the page that shows it
+    known |= {
+        f"arenas/{name}/rules.sha256" for name in arenas()
+    }  # notes of the runs, by `crt arena`
+    listed = subprocess.run(
+        ["git", "ls-files", "."], cwd=COMMITTED, capture_output=True, text=True, check=True
+    ).stdout.split()
+    files = [file for file in listed if (COMMITTED / file).exists()]
+    assert [f for f in files if not {f, *map(str, Path(f).parents)} & known] == []
+
+
 def test_a_run_with_a_setting_that_is_gone_is_stale(tmp_path):
     folder = results(tmp_path, ("run", "", "", "train"))
-    shutil.copytree(COMMITTED / "small/tried/1_loop", folder / "run")
+    shutil.copytree(COMMITTED / "small/seeds/1", folder / "run")
     assert faults(folder) == [None]
     config = json.loads((folder / "run/config.json").read_text())
     config["model"]["flux"] = 1
@@ -76,10 +115,10 @@ def test_a_run_with_a_setting_that_is_gone_is_stale(tmp_path):
 
 
 def test_a_run_without_a_file_and_a_table_that_is_none(tmp_path):
-    folder = results(tmp_path, ("run", "", "results.csv", "train"), ("t.csv", "run", "x", "bench"))
-    shutil.copytree(COMMITTED / "small/tried/1_loop", folder / "run")
+    folder = results(tmp_path, ("run", "", "exits.csv", "train"), ("t.csv", "run", "x", "bench"))
+    shutil.copytree(COMMITTED / "small/seeds/1", folder / "run")
     (folder / "t.csv").write_text("x\n1,2,3\n")
-    assert faults(folder) == ["missing: results.csv", "stale: it cannot be read (TypeError)"]
+    assert faults(folder) == ["missing: exits.csv", "stale: it cannot be read (TypeError)"]
     write_rows(folder / "t.csv", [{"x": 1}])
     assert faults(folder)[1].startswith("stale: it cannot be read")  # nor the sum
 
