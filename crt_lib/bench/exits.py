@@ -52,8 +52,8 @@ def bench_exits(
     `above`: nats a token above full depth, with its 95 % interval over windows, `low` and `high`.
     `ms`, `ms_p5`, `ms_p95`: the wait for a step; `first_ms`: for the first of a text. `speedup`:
     full depth's seconds by the policy's, the median of groups, `slowest` and `fastest` of them.
-    `fixed`: the fastest fixed exit that is no worse (SAME apart), and `over_fixed`, `over_mix`: speed by its
-    speed and by that of the mix.
+    `fixed`: the fastest fixed exit that is no worse (but for SAME), and `over_fixed`, `over_mix`:
+    speed by its speed and by that of the mix.
     """
     known: dict[str, Policy] = {}
     for name, policy in {FULL: policies[FULL], **policies}.items():
@@ -131,7 +131,7 @@ def _costs(
 
 
 def _against(row: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
-    """The fastest fixed exit that is no worse by SAME, and how much faster than it, and than the mix."""
+    """The fastest fixed exit that is no worse; how much faster than it, and than the mix."""
     fixed = [
         own
         for own in rows

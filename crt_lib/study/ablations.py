@@ -78,7 +78,8 @@ def worth(
 
     `rows`: of `search.search`; `changes` are arms, as is `base`. Each arm is at the rate tuned for
     it, `max_lr` of `rates` that were tried (`summarise`); `alike` says whether it and `base` both
-    have a worse rate on either side, without which a difference may be the rate's. `adds` is the
+    have a worse rate on either side, without which a difference may be the rate's; or the one that
+    has not is ahead all the same, and more rates could only bring it further. `adds` is the
     mean over the seeds that both have, `seeds` of them; its interval is Student's t of the
     differences seed by seed, so that no arm's spread counts for another. With one seed there is no
     interval: `low` and `high` are None. Changes without rows are left out; raises InputError when
@@ -104,7 +105,10 @@ def worth(
         row |= {"seeds": len(shared), "loss": float(losses.mean())}
         if arm != base:
             row |= dict(zip(("adds", "low", "high"), _interval(losses - start), strict=True))
-            row["alike"] = not (best["edge"] or tuned[base]["edge"])
+            tuned_less = bool(best["edge"]), bool(tuned[base]["edge"])
+            sure = row["low"] is not None
+            ahead = sure and row["high"] < 0, sure and row["low"] > 0
+            row["alike"] = not any(tuned_less) or (sum(tuned_less) == 1 and tuned_less == ahead)
         table.append(row)
     return table
 
