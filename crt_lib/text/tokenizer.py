@@ -98,7 +98,14 @@ class ByteLevelBPE(Tokenizer):
     def _encoded(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         texts = iter(texts)
         while group := list(itertools.islice(texts, _AT_ONCE)):
-            for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False):
+            try:
+                encodings = self._backend.encode_batch_fast(group, add_special_tokens=False)
+            except TypeError:  # half a surrogate pair, as Python reads bytes that are not UTF-8
+                bad = next((text for text in group if not _is_text(text)), None)
+                if bad is None:
+                    raise
+                raise InputError(f"{bad[:40]!r} is not text in UTF-8; give it in UTF-8") from None
+            for encoding in encodings:
                 yield np.array(encoding.ids, dtype=np.int32)
 
     def _decode(self, ids: list[int]) -> str:
@@ -232,6 +239,15 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:
         return TokenSplit(split.text, np.frombuffer(stored, np.int32), tokenizer)
 
     return TokenizedCorpus(corpus, tokenizer, *(encoded(corpus.split(name)) for name in SPLITS))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -21,8 +21,6 @@ NEEDED = (  # before a fork, so that a fault falls into the work and not into th
     *("crt_lib.show.explorer_page", "crt_lib.study.arena_runs", "crt_lib.study.claims"),
     *("crt_lib.study.calibration", "crt_lib.book.sweep", "papermill", "transformers"),
 )
-SHARES = {"train": 40, "search": 8, "arena": 8, "sweep": 8, "reproduce": 8}
-SHARES |= {"export": 8, "explore": 12, "claims": 8}
 
 
 def kinds(kills: int, seed: int, scratch: Path, soaked: float):
@@ -39,9 +37,9 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
         return
     subjects = killing.subjects(base.run, base.corpus)
     for subject in subjects:
-        share = max(1, round(kills * SHARES[subject.name.split()[0]] / 100))
+        share = max(1, round(kills * subject.share / 100))
         yield killing.sigkills(subject, share, seed, scratch)
-    yield killing.stops(subjects[:5], seed, scratch)
+    yield killing.stops(subjects, seed, scratch)
     yield from damage.kinds(base, seed)
     yield from inputs.kinds(base)
     yield from foes.kinds(base)
