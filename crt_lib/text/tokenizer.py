@@ -209,11 +209,13 @@ def load_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     Raises InputError for an unknown name, a size outside 257..1,000,000, or files that cannot be
     had.
     """
+    if not isinstance(corpus, Corpus):
+        raise InputError(f"the corpus is {corpus!r:.60}; give what load_corpus returns")
     if name == "gpt2":
         return _gpt2()
     if name == "word":
         return Words(corpus.train.text)
-    match = re.fullmatch(r"bpe:([0-9]+)", name)
+    match = re.fullmatch(r"bpe:([0-9]+)", str(name))
     if match and int(match[1]) in _BPE_SIZES:
         return _trained_bpe(name, int(match[1]), corpus.train)
     raise InputError(
@@ -231,7 +233,13 @@ def read_bpe(name: str, path: str | Path) -> ByteLevelBPE:
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:
-    """Encode every split, or read its token stream where an earlier run has kept it."""
+    """Encode every split, or read its token stream where an earlier run has kept it.
+
+    Raises InputError for what is no corpus, or no tokenizer.
+    """
+    if not (isinstance(corpus, Corpus) and isinstance(tokenizer, Tokenizer)):
+        given = f"{corpus!r:.60} and {tokenizer!r:.60}"
+        raise InputError(f"give what load_corpus and load_tokenizer return, not {given}")
 
     def encoded(split: Split) -> TokenSplit:
         key = f"{split.sha256[:32]}-{tokenizer.fingerprint[:32]}"
