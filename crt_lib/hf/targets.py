@@ -5,6 +5,7 @@ import json
 import logging
 import pkgutil
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,7 @@ class _Shaped:
 def _program(path: Path) -> Model:
     if not path.is_file():
         raise InputError(f"{path} is not there")
+    _check_packed(path)
     logger = logging.getLogger("torch.export")
     was, logger.disabled = logger.disabled, True  # it logs a traceback; the error is one line
     try:
@@ -135,6 +137,23 @@ def _program(path: Path) -> Model:
         logger.disabled = was
     shape = [dim if isinstance(dim, int) else None for dim in dims]
     return _Shaped(module, shape, int(most) if most is not None and str(most).isdigit() else None)
+
+
+def _check_packed(path: Path) -> None:
+    """Raise InputError for a zip that holds more than its own size: none that torch writes does."""
+    if not zipfile.is_zipfile(path):
+        return  # torch says what it is
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"{path} is no program from ids: {_one_line(error)}") from error
+    size, inside = path.stat().st_size, sum(part.file_size for part in parts)
+    if inside > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise InputError(
+            f"{path} has {size:,} bytes and unpacks to {inside:,}; torch.export packs nothing, so "
+            "it is none of its programs"
+        )
 
 
 def _onnx(path: Path) -> Model:
