@@ -22,6 +22,7 @@ from crt_lib.files import InputError
 from crt_lib.hf.gpt2 import load_pretrained, transformers
 from crt_lib.runs.trained import find_checkpoint
 
+MOST = 2**24  # bytes of a configuration
 _DIFFUSION = ("llada", "dream", "mdlm", "sedd", "bd3lm", "diffu")  # how their types begin
 
 
@@ -57,9 +58,13 @@ def _configuration(name: str) -> Any:
     """What says of which kind a model is, before it is loaded; None where nothing does."""
     path = Path(name) / "config.json"
     try:
+        if path.is_file() and path.stat().st_size > MOST:
+            raise InputError(f"{path} has more than {MOST:,} bytes; a configuration has not")
         if path.is_file():
             return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
         return None if Path(name).is_dir() else transformers().AutoConfig.from_pretrained(name)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading it says why
 
