@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 NOT_SCORED = -100  # what torch's cross-entropy ignores
+LONGEST = 1 << 20  # positions of a window, and rows of a batch
 MIN_LINE = 50  # characters; a line must be longer to be kept by the released protocol
 
 
@@ -39,7 +40,7 @@ class _Epochs:
     _rows: Callable[[np.ndarray], Batch]
 
     def __init__(self, seq_len: int, batch_size: int, seed: int):
-        _check(seq_len, batch_size)
+        check_counts(1, LONGEST, seq_len=seq_len, batch_size=batch_size)
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self._order = lru_cache(maxsize=1)(self._draw)
 
@@ -128,10 +129,9 @@ def evaluation_windows(
     The last window, where it is shorter, is a batch of its own shape: nothing is padded.
     Raises InputError unless 1 <= stride <= seq_len.
     """
-    _check(seq_len, batch_size)
+    check_counts(1, LONGEST, seq_len=seq_len, batch_size=batch_size)
     stride = seq_len if stride is None else stride
-    if not 1 <= stride <= seq_len:
-        raise InputError(f"stride is {stride}; it must be in 1..{seq_len} (seq_len)")
+    check_counts(1, seq_len, stride=stride)
     stream = np.concatenate([[eot_id], ids]).astype(np.int32)
     n_full = (len(ids) - seq_len) // stride + 1 if len(ids) >= seq_len else 0
     for first in range(0, n_full, batch_size):
@@ -155,7 +155,7 @@ def evaluation_lines(
     score_padding: bool = True,
 ) -> Iterator[Batch]:
     """Every line once and in order, as rows of `PaddedLines`; the last batch may be smaller."""
-    _check(seq_len, batch_size)
+    check_counts(1, LONGEST, seq_len=seq_len, batch_size=batch_size)
     for first in range(0, len(lines), batch_size):
         yield _padded(lines[first : first + batch_size], seq_len, eot_id, score_padding)
 
@@ -176,32 +176,28 @@ def _padded(lines: Sequence[np.ndarray], seq_len: int, eot_id: int, score_paddin
     return Batch(inputs, targets)
 
 
-def _check(seq_len: int, batch_size: int) -> None:
-    if min(seq_len, batch_size) < 1:
-        raise InputError(f"seq_len is {seq_len}, batch_size {batch_size}; give 1 or more of each")
+def check_counts(least: int, most: int, **counts: object) -> None:
+    """Raise InputError for one of `counts` that is no whole number from `least` to `most`."""
+    for name, count in counts.items():
+        if not isinstance(count, int | np.integer) or not least <= count <= most:
+            raise InputError(f"{name} is {count!r}; give a whole number from {least} to {most}")
 
 
 def check_ids(ids: Tensor, config: ModelConfig) -> None:
     """Raise InputError unless `ids` are integers (B, T) that a model of `config` can read."""
     if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
-        raise InputError(
-            f"token ids are {ids.dtype} of shape {tuple(ids.shape)}; give integers (B, T)"
-        )
+        raise InputError(f"token ids are {ids.dtype} {tuple(ids.shape)}; give integers (B, T)")
     if ids.shape[1] > config.max_seq_len:
-        raise InputError(
-            f"the sequence has {ids.shape[1]} tokens, max_seq_len is "
-            f"{config.max_seq_len}; shorten it or build a model with more positions"
-        )
+        most = f"max_seq_len is {config.max_seq_len}; shorten it, or build a longer model"
+        raise InputError(f"the sequence has {ids.shape[1]} tokens, {most}")
     _check_range(ids, "token id", config)
 
 
 def check_targets(targets: Tensor, ids: Tensor, config: ModelConfig) -> None:
     """Raise InputError unless `targets` are of the ids' shape (B, T), and in the vocabulary."""
     if targets.dtype != torch.int64 or targets.shape != ids.shape:
-        raise InputError(
-            f"targets are {targets.dtype} of shape {tuple(targets.shape)}; "
-            f"give torch.int64 of the ids' shape {tuple(ids.shape)}"
-        )
+        given = f"{targets.dtype} {tuple(targets.shape)}"
+        raise InputError(f"targets are {given}; give torch.int64 of the ids' {tuple(ids.shape)}")
     _check_range(targets.masked_fill(targets == NOT_SCORED, 0), "target", config)
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.config import Settings
-from crt_lib.data import NOT_SCORED, Batch, evaluation_lines, evaluation_windows
+from crt_lib.data import NOT_SCORED, Batch, check_counts, evaluation_lines, evaluation_windows
 from crt_lib.files import InputError
 from crt_lib.loss import at_least_float32
 
@@ -84,6 +84,8 @@ def evaluate(
     `max_lines`: only the first so many lines (released protocol).
     Raises InputError for an unknown protocol or an empty split.
     """
+    most = {"max_tokens": max_tokens, "max_lines": max_lines}
+    check_counts(0, 2**31 - 1, eot_id=eot_id, **{k: n for k, n in most.items() if n is not None})
     if protocol == "released":
         if stride is not None or max_tokens is not None:
             raise InputError("the released protocol has no stride and counts lines, not tokens")

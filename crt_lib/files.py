@@ -29,11 +29,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it over `path`.
 
     On any failure the temporary file is removed and `path` is untouched.
-    Raises InputError when the folder cannot be written or the disk is full.
+    Raises InputError when the folder cannot be written, the disk is full, or `path` is no file.
     """
     path = Path(path)
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a regular file and stays as it is; give another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -158,9 +160,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(cell: str) -> Any:
-    if not cell:
-        return None
     for kind in (int, float):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):
             return kind(cell)
-    return cell
+    return cell or None

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crt_lib.data import check_counts
 from crt_lib.evaluate import Model, device_of, logits_of
 from crt_lib.files import InputError
 
 Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
 UNDECLARED = 512  # positions, where the model does not say how many it has
 AT_MOST = 2048  # positions, where nobody asks for more
+LONGEST = 2**24  # positions that may be asked for
 _POSITIONS = (  # how models call the longest row that they take
     *("max_seq_len", "n_positions", "max_position_embeddings", "block_size", "n_ctx"),
     *("context_length", "max_sequence_length", "seq_length", "seq_len", "max_len"),
@@ -89,6 +91,20 @@ class Asked:
         if self.context <= self.ids.shape[1]:
             raise NotAsked("it has no more positions than the other probes use")
         return self.row(self.context, seed)
+
+
+def check_numbers(
+    length: object, vocab_size: object, context: object, seed: object, seconds: object
+) -> None:
+    """Raise InputError for a number that `causality_report` cannot ask with.
+
+    Rows have 2 to 2**24 tokens, vocabularies at least 1; `context` and `vocab_size` may be None.
+    """
+    check_counts(2, LONGEST, length=length, context=2 if context is None else context)
+    check_counts(1, 2**31 - 1, vocab_size=1 if vocab_size is None else vocab_size)
+    check_counts(0, 2**32 - 1, seed=seed)
+    if not isinstance(seconds, int | float | np.number) or not seconds >= 0:
+        raise InputError(f"seconds is {seconds!r}; give a number of at least 0")
 
 
 def random_ids(vocab_size: int, shape: tuple[int, ...], seed: int) -> Tensor:

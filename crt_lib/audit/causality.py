@@ -45,14 +45,13 @@ def causality_report(
 
     A probe at which the model fails is left out, with its error. Random numbers of torch, numpy and
     Python are seeded alike before each call; for a model that is random all the same, a two-sample
-    test takes the place of the probes (`crt_lib.audit.sampled`). Raises InputError for a length
-    below 2 and for a model that fails on a plain row, whose logits are not numbers, or do not have
-    the shape (B, T, vocab_size or more).
+    test takes the place of the probes (`crt_lib.audit.sampled`). Raises InputError for numbers that
+    no row or vocabulary has (`crt_lib.audit.asking.check_numbers`), and for a model that fails on a
+    plain row, whose logits are not numbers, or do not have the shape (B, T, vocab_size or more).
     """
     began = time.monotonic()
-    if length < 2:
-        raise InputError(f"the length is {length}; a later token needs at least 2")
-    size = vocab_size or asking.vocabulary_of(model)
+    asking.check_numbers(length, vocab_size, context, seed, seconds)
+    size = asking.vocabulary_of(model) if vocab_size is None else vocab_size
     declared = context or asking.positions_of(model)
     length = min(length, declared or length)
     asked = Asked(model, asking.probe_ids(model, size, length, seed), size, seconds=seconds)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import wide_on_cpu
 from crt_lib.cached.step import Step, Window
-from crt_lib.data import check_ids
+from crt_lib.data import check_counts, check_ids
 from crt_lib.exits.policy import Policy, leave, run_with_exits
 from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
@@ -120,6 +120,7 @@ def generate(
     empty, too long or of other tokens, a model that sees the future, and 8 bits not to be had.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
+    _check_how(policy, sampling, seed)
     ids, starts = _beside_each_other(model, prompts, new_tokens)
     if quantize is not None and not cache:
         raise InputError("int8 weights are read with a cache; leave cache on")
@@ -150,6 +151,13 @@ def generate(
     return texts
 
 
+def _check_how(policy: object, sampling: object, seed: object) -> None:
+    """Raise InputError for what says neither which tokens exit nor how the next is chosen."""
+    if not (isinstance(policy, Policy) and isinstance(sampling, Sampling)):
+        raise InputError(f"give a Policy and a Sampling, not {policy!r:.60} and {sampling!r:.60}")
+    check_counts(-(2**63), 2**63 - 1, seed=seed)
+
+
 def _beside_each_other(
     model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> tuple[Tensor, Tensor | None]:
@@ -157,11 +165,18 @@ def _beside_each_other(
 
     Raises InputError as `generate` does.
     """
-    if new_tokens < 0:
-        raise InputError(f"new_tokens is {new_tokens}; it must be at least 0")
-    if not prompts:
+    if not isinstance(model, CRT):
+        raise InputError(f"the model is of type {type(model).__name__}; give a CRT")
+    check_counts(0, model.config.max_seq_len, new_tokens=new_tokens)
+    try:
+        rows = [torch.as_tensor(prompt) for prompt in prompts]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"prompts are lists of token ids, not {prompts!r:.60}") from error
+    if not rows:
         raise InputError("no prompt was given")
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    if any(row.ndim != 1 or (len(row) and row.is_floating_point()) for row in rows):
+        raise InputError(f"prompts are lists of token ids, not {prompts!r:.60}")
+    lengths = torch.tensor([len(row) for row in rows])
     longest, room = int(lengths.max()), model.config.max_seq_len
     if not lengths.all():
         raise InputError("a prompt is empty; begin with at least one token, as end-of-text")
@@ -170,8 +185,8 @@ def _beside_each_other(
             f"{longest} tokens of prompt and {new_tokens} new ones are more than the model's "
             f"{room} positions; shorten one of them"
         )
-    rows = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+    whole = [row.to(torch.int64) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_side="left")
     check_ids(ids, model.config)
     device = model.loop_encoding.device
     starts = (longest - lengths).to(device) if int(lengths.min()) < longest else None

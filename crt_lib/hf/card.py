@@ -1,18 +1,21 @@
 """The card of an exported model: its README.md, with what the hub reads of it."""
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crt_lib.files import write_text
+from crt_lib.files import InputError, write_text
 from crt_lib.text.corpus import WIKITEXT, WIKITEXT_HUB
 
+_LICENSE = re.compile(r"[a-z][a-z0-9]*(?:[.+-][a-z0-9]+)*\+{0,2}")
 _TEXT = """\
 
 # {name}
 
 A CRT: one block, looped {loops} times, with a prediction head after loop {exits}.
-Trained on `{corpus}`, {tokenizer} tokens, windows of {seq_len}; {parameters:,} parameters.
+Trained on {corpus}, {tokenizer} tokens, windows of {seq_len}; {parameters:,} parameters.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,6 +30,15 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=20, exit_policy="full"
 """
 
 
+def check_license(license: str | None) -> None:
+    """Raise InputError for what cannot be a licence's name on the hub."""
+    if license is not None and not _LICENSE.fullmatch(license):
+        raise InputError(
+            f"licence {license!r:.60} is no name that the hub has; give one as mit, apache-2.0, "
+            "cc-by-4.0 or other, from https://huggingface.co/docs/hub/repositories-licenses"
+        )
+
+
 def write_card(
     out: Path,
     model: Any,
@@ -38,7 +50,9 @@ def write_card(
 
     `trained`: the record of its training; `scores`: rows of results.csv, of which those of test by
     the honest protocol go into the model index; `license`: of the weights, as the hub names it.
+    Raises InputError as `check_license`.
     """
+    check_license(license)
     from huggingface_hub import ModelCardData
 
     name, data = out.resolve().name, trained["data"]
@@ -56,16 +70,21 @@ def write_card(
     )
     config = model.config
     text = _TEXT.format(
-        name=name,
+        name=_plain(name),
         loops=config.n_loops,
         exits=", ".join(map(str, (*config.exit_loops, config.n_loops))),
-        corpus=corpus,
+        corpus=_plain(corpus),
         tokenizer=data["tokenizer"],
         seq_len=trained["train"]["seq_len"],
         parameters=sum(p.numel() for p in model.parameters()),
         calibrated=', or "auto": the fastest calibrated' if config.calibrated else "",
     )
     write_text(out / "README.md", f"---\n{about.to_yaml()}\n---\n{text}")
+
+
+def _plain(text: str) -> str:
+    """A name as Markdown shows it, whatever stands in it: no HTML, no code, one line."""
+    return html.escape(" ".join(text.split())).replace("`", "&#96;")
 
 
 def _index(corpus: str, repository: str, scores: Sequence[Mapping[str, Any]]) -> list[Any]:

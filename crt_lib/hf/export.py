@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crt_lib.exits.choice import choices_of
 from crt_lib.files import InputError, atomic_path
-from crt_lib.hf.card import write_card
+from crt_lib.hf.card import check_license, write_card
 from crt_lib.hf.gpt2 import transformers
 from crt_lib.model import CRT
 from crt_lib.runs.trained import (
@@ -59,9 +59,10 @@ def export_run(
     """Write a run's model to `out`: a program if that ends in .pt2 or .onnx, else a folder.
 
     The folder is for transformers. `loop`: the exit of the program; `license`: for the folder's
-    card. Raises InputError for a folder with a model without a BPE, for `loop` with a folder (its
-    `exit_policy` chooses), and as `load_trained_model`.
+    card. Raises InputError for what is no licence, for a folder with a model without a BPE, for
+    `loop` with a folder (its `exit_policy` chooses), and as `load_trained_model`.
     """
+    check_license(license)
     path, out = find_checkpoint(checkpoint), Path(out)
     loaded, tokenizer, trained = load_trained_model(path)
     model = as_crt(loaded, path)

@@ -5,6 +5,7 @@ import json
 import logging
 import pkgutil
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from crt_lib.files import InputError
 from crt_lib.hf.gpt2 import load_pretrained, transformers
 from crt_lib.runs.trained import find_checkpoint
 
+MOST = 2**24  # bytes of a configuration
 _DIFFUSION = ("llada", "dream", "mdlm", "sedd", "bd3lm", "diffu")  # how their types begin
 
 
@@ -56,9 +58,13 @@ def _configuration(name: str) -> Any:
     """What says of which kind a model is, before it is loaded; None where nothing does."""
     path = Path(name) / "config.json"
     try:
+        if path.is_file() and path.stat().st_size > MOST:
+            raise InputError(f"{path} has more than {MOST:,} bytes; a configuration has not")
         if path.is_file():
             return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
         return None if Path(name).is_dir() else transformers().AutoConfig.from_pretrained(name)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading it says why
 
@@ -119,6 +125,7 @@ class _Shaped:
 def _program(path: Path) -> Model:
     if not path.is_file():
         raise InputError(f"{path} is not there")
+    _check_packed(path)
     logger = logging.getLogger("torch.export")
     was, logger.disabled = logger.disabled, True  # it logs a traceback; the error is one line
     try:
@@ -135,6 +142,23 @@ def _program(path: Path) -> Model:
         logger.disabled = was
     shape = [dim if isinstance(dim, int) else None for dim in dims]
     return _Shaped(module, shape, int(most) if most is not None and str(most).isdigit() else None)
+
+
+def _check_packed(path: Path) -> None:
+    """Raise InputError for a zip that holds more than its own size: none that torch writes does."""
+    if not zipfile.is_zipfile(path):
+        return  # torch says what it is
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"{path} is no program from ids: {_one_line(error)}") from error
+    size, inside = path.stat().st_size, sum(part.file_size for part in parts)
+    if inside > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise InputError(
+            f"{path} has {size:,} bytes and unpacks to {inside:,}; torch.export packs nothing, so "
+            "it is none of its programs"
+        )
 
 
 def _onnx(path: Path) -> Model:

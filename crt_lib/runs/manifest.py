@@ -20,6 +20,8 @@ PACKAGES = (
     *("datasets", "pandas", "matplotlib", "papermill", "nbconvert", "ipykernel"),
 )
 
+MOST = 2**24  # bytes of a manifest
+
 
 def checkout_root() -> Path:
     """The folder that holds `crt_lib` and `notebooks`, else the current one."""
@@ -76,6 +78,8 @@ def read_manifest(out: str | Path, profile: str | None = None) -> dict[str, Any]
     path = Path(out) / "manifest.json"
     advice = "Move it away, or choose another results folder."
     try:
+        if path.stat().st_size > MOST:
+            raise ValueError(f"it has more than {MOST:,} bytes")
         values = json.loads(path.read_text(encoding="utf-8"))
         found = values["profile"]
     except FileNotFoundError:

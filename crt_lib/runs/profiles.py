@@ -27,6 +27,9 @@ class Profile(Settings):
     recipe: Literal["released", "paper", "crt2", "gpt2"] = "paper"
     released_lines: int | None = None  # of valid and test that the released protocol scores; all
 
+    def __post_init__(self) -> None:
+        self._check_types()
+
     def record(self) -> dict[str, Any]:
         """What the manifest of a run keeps of it, JSON-able."""
         from crt_lib.audit.accounting import parameters_by_part
@@ -70,9 +73,9 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
     profiles = {profile.name: profile for profile in _paper_profiles()}
     if recipe is None:
         recipe = "paper" if name == "paper" else "crt2"
-    if name not in profiles:
+    if name not in [*profiles]:
         raise InputError(f"unknown profile {name!r}; choose one of {', '.join(profiles)}")
-    if recipe not in RECIPES:
+    if recipe not in [*RECIPES]:
         raise InputError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
     make = {"released": _released, "crt2": _crt2, "gpt2": _gpt2}.get(recipe)
     profile = profiles[name].replace(recipe=recipe)

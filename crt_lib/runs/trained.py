@@ -37,9 +37,15 @@ def keep_tokenizer(tokenizer: Tokenizer, checkpoint: Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """`path` itself if it is a file or named as one, else the best checkpoint of that run."""
-    path = Path(path)
-    named = path.is_file() or path.suffix == ".safetensors"
+    """`path` itself if it is a file or named as one, else the best checkpoint of that run.
+
+    Raises InputError for what is no path.
+    """
+    try:
+        path = Path(path)
+        named = path.is_file() or path.suffix == ".safetensors"
+    except (TypeError, OSError) as error:
+        raise InputError(f"{path!r:.60} is not the path of a run or a checkpoint") from error
     return path if named else RunFolder(path).checkpoint("best")
 
 

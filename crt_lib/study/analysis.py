@@ -68,19 +68,14 @@ class Analysis:
         loaded, self.tokenizer, self.trained = load_trained_model(folder)
         self.model, self.seq_len = as_crt(loaded, folder), self.trained["train"]["seq_len"]
         self._data = cache(lambda: load_trained(folder)[1])  # asked where something must be made
+        self._new: dict[str, Rows] = {}  # tables that were made anew with their traces
         files = [folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")]
-        traces = [] if fresh else self._kept(files, tokens)
-        if not traces:
-            for table in ("policies.csv", "depth.csv"):  # of other traces
-                (folder / table).unlink(missing_ok=True)
-            traces = [self._trace(file, tokens or TRACED_TOKENS) for file in files]
-        self.valid, self.test = traces
+        kept = [] if fresh else self._kept(files, tokens)
+        self.valid, self.test = kept or [self._trace(f, tokens or TRACED_TOKENS) for f in files]
+        if not kept:
+            self._replace(files)
         # now, before the model is asked in another precision
-        self.policies = self._table(
-            "policies",
-            lambda: judge_policies(self.model, self._data(), *traces),
-            checkpoint=self.checkpoint,
-        )
+        self.policies = self._table("policies", self._judge, checkpoint=self.checkpoint)
 
     def _kept(self, files: list[Path], tokens: int | None) -> list[Trace]:
         """The traces if both are there, of this checkpoint, as long as asked and as each other."""
@@ -89,13 +84,31 @@ class Analysis:
         tokens = tokens or (traces[0].about.get("max_tokens") if traces else None)
         return traces if found == {(self.checkpoint, tokens)} and len(traces) == 2 else []
 
+    def _replace(self, files: list[Path]) -> None:
+        """Write the traces; before them, anew, the tables of others, so that no kill loses one."""
+        for name, make in (("policies", self._judge), ("depth", self._sweep)):
+            if (self.folder / f"{name}.csv").is_file():
+                self._new[name] = make()
+        if self._new:
+            files[0].unlink(missing_ok=True)  # so none is taken for what the tables are of
+        for name, rows in self._new.items():
+            write_rows(self.folder / f"{name}.csv", rows)
+        for file, trace in zip(files, (self.valid, self.test), strict=True):
+            trace.save(file)
+
     def _trace(self, file: Path, tokens: int) -> Trace:
         if self.model.gate is None:
             self.model.gate = gate_run(self.folder, tokens).gate
         made = make_trace(self.model, self._data(), file.stem, self.seq_len, max_tokens=tokens)
         made.about.update(checkpoint=self.checkpoint, max_tokens=tokens)
-        made.save(file)
         return made
+
+    def _judge(self) -> Rows:
+        return judge_policies(self.model, self._data(), self.valid, self.test)
+
+    def _sweep(self) -> Rows:
+        ids = self._data().valid.ids[: min(len(self.valid.loss), DEPTH_TOKENS)]
+        return depth_sweep(self.model, ids, self.tokenizer.eot_id, seq_len=self.seq_len)
 
     @cached_property
     def exits(self) -> Rows:
@@ -105,12 +118,7 @@ class Analysis:
     @cached_property
     def depth(self) -> Rows:
         """Rows of `depth_sweep` on valid, in depth.csv."""
-
-        def make() -> Rows:
-            ids = self._data().valid.ids[: min(len(self.valid.loss), DEPTH_TOKENS)]
-            return depth_sweep(self.model, ids, self.tokenizer.eot_id, seq_len=self.seq_len)
-
-        return self._table("depth", make, checkpoint=self.checkpoint)
+        return self._table("depth", self._sweep, checkpoint=self.checkpoint)
 
     @cached_property
     def decode(self) -> Rows:
@@ -125,7 +133,8 @@ class Analysis:
         Every row that is made has them, after its own.
         """
         path = self.folder / f"{name}.csv"
-        kept = read_rows(path) if path.is_file() and not self.fresh else []
+        stands = path.is_file() and (name in self._new or not self.fresh)
+        kept = read_rows(path) if stands else []
         if not kept or not of.items() <= kept[0].items():
             write_rows(path, [row | of for row in make()])
         return read_rows(path)

@@ -5,18 +5,24 @@ import itertools
 import math
 import multiprocessing
 import os
+import signal
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from crt_lib.bench.table import put_rows, rows_of
-from crt_lib.files import InputError, locked
+from crt_lib.files import InputError, locked, stop_signals
 from crt_lib.runs.machine import end_with_parent
 from crt_lib.runs.profiles import Profile
 from crt_lib.study.trial import Row, Trial, run_trial
 
 NEVER = 1 << 30
+POLL = 0.2  # seconds between looks for a signal
+GRACE = 20.0  # seconds that a worker has to save its training
 
 
 def grid(
@@ -76,25 +82,53 @@ def search(
         done, scored = rows_of(out), rows_of(documents_file(out))
     waiting = [t for t in trials if _waits(t, done, scored if documents else None)]
     share = max(1, (os.cpu_count() or 1) // jobs)
+    calls = [(t, threads or (1 if t.minutes else share), documents, keep) for t in waiting]
+    for row, by_document in _in_workers(calls, jobs):
+        add_rows(documents_file(out), by_document)
+        add_rows(out, [row])
+        echo(
+            f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
+            f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
+        )
+    return rows_of(out)
+
+
+def _in_workers(calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[Row, list[Row]]]:
+    """What `run_trial` returns for each of `calls`, `jobs` at a time, as they end.
+
+    Raises KeyboardInterrupt when a signal has stopped it. A worker is told by SIGTERM, so that its
+    training is saved, and hears no Ctrl-C, at which it would say where it was.
+    """
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
-        running = [
-            pool.submit(run_trial, t, threads or (1 if t.minutes else share), documents, keep)
-            for t in waiting
-        ]
+    with (
+        stop_signals() as stopped,
+        concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool,
+    ):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
         try:
-            for future in concurrent.futures.as_completed(running):
-                row, by_document = future.result()
-                add_rows(documents_file(out), by_document)
-                add_rows(out, [row])
-                echo(
-                    f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
-                    f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
-                )
+            running = {pool.submit(run_trial, *call) for call in calls}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        workers = [*pool._processes.values()]
+        try:
+            while running:
+                ended, running = concurrent.futures.wait(running, POLL, FIRST_COMPLETED)
+                yield from (future.result() for future in ended)
+                if stopped.is_set():
+                    raise KeyboardInterrupt
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            _end(workers)
             raise
-    return rows_of(out)
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.terminate()
+    end = time.monotonic() + GRACE
+    for worker in workers:
+        worker.join(max(0, end - time.monotonic()))
+        worker.kill()
 
 
 def tune(

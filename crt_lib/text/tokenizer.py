@@ -98,7 +98,14 @@ class ByteLevelBPE(Tokenizer):
     def _encoded(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         texts = iter(texts)
         while group := list(itertools.islice(texts, _AT_ONCE)):
-            for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False):
+            try:
+                encodings = self._backend.encode_batch_fast(group, add_special_tokens=False)
+            except TypeError:  # half a surrogate pair, as Python reads bytes that are not UTF-8
+                bad = next((text for text in group if not _is_text(text)), None)
+                if bad is None:
+                    raise
+                raise InputError(f"{bad[:40]!r} is not text in UTF-8; give it in UTF-8") from None
+            for encoding in encodings:
                 yield np.array(encoding.ids, dtype=np.int32)
 
     def _decode(self, ids: list[int]) -> str:
@@ -202,11 +209,13 @@ def load_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     Raises InputError for an unknown name, a size outside 257..1,000,000, or files that cannot be
     had.
     """
+    if not isinstance(corpus, Corpus):
+        raise InputError(f"the corpus is {corpus!r:.60}; give what load_corpus returns")
     if name == "gpt2":
         return _gpt2()
     if name == "word":
         return Words(corpus.train.text)
-    match = re.fullmatch(r"bpe:([0-9]+)", name)
+    match = re.fullmatch(r"bpe:([0-9]+)", str(name))
     if match and int(match[1]) in _BPE_SIZES:
         return _trained_bpe(name, int(match[1]), corpus.train)
     raise InputError(
@@ -224,7 +233,13 @@ def read_bpe(name: str, path: str | Path) -> ByteLevelBPE:
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:
-    """Encode every split, or read its token stream where an earlier run has kept it."""
+    """Encode every split, or read its token stream where an earlier run has kept it.
+
+    Raises InputError for what is no corpus, or no tokenizer.
+    """
+    if not (isinstance(corpus, Corpus) and isinstance(tokenizer, Tokenizer)):
+        given = f"{corpus!r:.60} and {tokenizer!r:.60}"
+        raise InputError(f"give what load_corpus and load_tokenizer return, not {given}")
 
     def encoded(split: Split) -> TokenSplit:
         key = f"{split.sha256[:32]}-{tokenizer.fingerprint[:32]}"
@@ -232,6 +247,15 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:
         return TokenSplit(split.text, np.frombuffer(stored, np.int32), tokenizer)
 
     return TokenizedCorpus(corpus, tokenizer, *(encoded(corpus.split(name)) for name in SPLITS))
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _chunks(text: str) -> Iterator[str]:

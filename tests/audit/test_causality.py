@@ -5,6 +5,7 @@ that asks many rows at once says what one that asks one at a time does; what is 
 """
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -217,6 +218,20 @@ def test_a_probe_at_which_the_model_fails_is_left_out():
         causality_report(only_24, VOCAB, length=12)
     with pytest.raises(InputError, match="rows of 24 tokens, not of 30"):
         causality_report(only_24, VOCAB, context=30)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"vocab_size": -1}, {"vocab_size": 2.5}, {"context": -3}, {"context": 10**12}),
+        *({"length": 1}, {"length": 2.5}, {"seed": -1}, {"seconds": math.nan}, {"seconds": "x"}),
+    ],
+)
+def test_numbers_that_cannot_be_asked_with_are_named(wrong):
+    (name,) = wrong
+    given = {"vocab_size": VOCAB} | wrong
+    with pytest.raises(InputError, match=f"^{name} is .*; give a (whole )?number"):
+        causality_report(lambda ids: F.one_hot(ids, VOCAB).float(), **given)
 
 
 def test_what_a_slow_model_is_not_asked_is_said():

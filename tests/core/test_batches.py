@@ -113,7 +113,7 @@ def test_evaluation_scores_every_token_once(length, seq_len, batch_size, data):
 
 @pytest.mark.parametrize("stride", [0, 9])
 def test_a_stride_that_would_skip_tokens_is_refused(stride: int):
-    with pytest.raises(InputError, match=r"1\.\.8"):
+    with pytest.raises(InputError, match="from 1 to 8"):
         list(evaluation_windows(np.arange(20), 8, 2, EOT, stride))
 
 

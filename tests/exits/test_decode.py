@@ -198,6 +198,10 @@ def test_sampling_by_hand():
         ([[37]], 3, "outside the vocabulary 0..36"),
         ([[-1]], 3, "outside the vocabulary 0..36"),
         ([[1]], -1, "new_tokens is -1"),
+        ([[1]], 1.5, "new_tokens is 1.5"),
+        (None, 1, "lists of token ids"),
+        ([["x"]], 1, "lists of token ids"),
+        ([[1.5]], 1, "lists of token ids"),
         ([[1] * 60], 5, "60 tokens of prompt and 5 new ones.*64 positions"),
     ],
 )

@@ -1,26 +1,32 @@
 """Bad values for every parameter of every command, made from the commands' own signatures."""
 
 import inspect
+import math
+import os
+import signal
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import kills
-from damage import Base
+from damage import Base, address_space
 from harness import Case, Child, Kind, Lost, command, contents, one_line
 
+EXAMPLES = 60  # of bad values, for each public function
+MEMORY = 2 << 30  # bytes of address space, beyond what the imports take
 SECONDS = 60  # in which a bad value must be refused
 STRANGE = "ünï☃ '\"$(x)"
+NO_UTF8 = "\udcff\udcfe"  # how Python has bytes of an argument that are not UTF-8
 HUGE, ENDLESS = "9" * 30, "1e999"
 WRONG: dict[
     type, tuple[str, ...]
 ] = {  # of a type: what never is one, and what no parameter of ours allows
     int: ("", "x", "nan", "1.5", "-1", HUGE),
     float: ("", "x", "nan", "-1", ENDLESS),
-    str: ("", STRANGE, "../../x", "x" * 5000),
+    str: ("", STRANGE, "../../x", "x" * 5000, NO_UTF8),
     Path: ("missing", "a file", STRANGE),
 }
 # Values that are right for a parameter after all.
@@ -33,8 +39,13 @@ RIGHT = {
     ("gate", "tokens", HUGE),  # no more than the text has
     ("search", "updates", HUGE),  # which is what is then done
 }
-# Texts in which anything may stand: what is to be continued, and what names are compared with.
+# Texts in which anything in UTF-8 may stand: to be continued, and what names are compared with.
 FREE = {("generate", "prompts"), ("bench decode", "only")}
+# Objects and functions that the core is given right: what is none of them fails as Python does.
+GIVEN_RIGHT = {
+    *(("evaluate", "model"), ("evaluate", "split"), ("generate", "each"), ("train", "begin")),
+    *(("train", name) for name in ("model_config", "train_config", "data", "on_start", "losses")),
+}
 WRITTEN = {"out", "html"}  # paths that are made where they are not
 
 
@@ -104,18 +115,23 @@ def kinds(base: Base) -> Iterator[Kind]:
     """The kinds of this module."""
     holds = "one clear line on stderr, exit status 2, no traceback, no file left"
     yield Kind("bad input, generated", holds, cases(base))
+    holds = "InputError or OSError with one clear line, or it is taken; "
+    holds += f"in {SECONDS} s and {MEMORY >> 30} GB"
+    yield Kind("bad input, public functions", holds, public(base))
 
 
 def cases(base: Base) -> Iterator[Case]:
     """A case a parameter and wrong value."""
     for name, parameters in commands().items():
         for parameter in parameters:
-            if parameter.flag or (name, parameter.name) in FREE:
+            if parameter.flag:
                 continue
+            free = (name, parameter.name) in FREE
             written = parameter.name in WRITTEN
             if written and name.startswith("bench"):
                 continue  # which measures for minutes, and then writes
-            for value in ("a file",) if written else WRONG[parameter.kind]:
+            wrong = (NO_UTF8,) if free else WRONG[parameter.kind]
+            for value in ("a file",) if written else wrong:
                 if (name, parameter.name, value) not in RIGHT:
                     case = partial(refused, base, name, parameter, value)
                     said = value if len(value) < 30 else f"{value[:5]}... ({len(value)})"
@@ -141,3 +157,109 @@ def refused(base: Base, name: str, parameter: Parameter, value: str, folder: Pat
     left = contents(folder).keys() - before.keys()
     if left:
         raise Lost(f"it left {', '.join(sorted(left)[:3])}")
+
+
+def public(base: Base) -> Iterator[Case]:
+    """A case a public function or class: wrong values, one at a time, by the types it declares."""
+    import crt_lib
+
+    for name in crt_lib.__all__:
+        if name not in ("InputError", "CRT"):  # which has no other argument than its settings
+            yield Case(name, partial(_fuzzed, base, name), faults=EXAMPLES)
+
+
+def right_arguments(base: Base, folder: Path) -> dict[str, dict[str, Any]]:
+    """Right arguments of each public function, of little work."""
+    from crt_lib import load, load_corpus, load_profile, tokenize
+
+    model, tokenizer = load(base.run)
+    corpus, profile = load_corpus(str(base.corpus)), load_profile("smoke")
+    data = tokenize(corpus, tokenizer)
+    shape = profile.model.replace(vocab_size=tokenizer.vocab_size)
+    short = profile.train.replace(updates=1, eval_every=0, seq_len=16, eval_tokens=32)
+    return {
+        "ModelConfig": asdict(shape),
+        "Profile": dict(vars(profile)),
+        "TrainConfig": asdict(short),
+        "causality_report": {"model": model, "vocab_size": None, "seconds": 0.0, "context": 30},
+        "evaluate": {"model": model, "split": data.test, "eot_id": 0, "max_tokens": 64},
+        "generate": {"model": model, "prompts": [[1, 2]], "new_tokens": 2},
+        "load": {"path": base.run},
+        "load_corpus": {"name": str(base.corpus)},
+        "load_profile": {"name": "smoke"},
+        "load_tokenizer": {"name": "word", "corpus": corpus},
+        "tokenize": {"corpus": corpus, "tokenizer": tokenizer},
+        "train": {"model_config": shape, "train_config": short, "data": data, "progress": False}
+        | {"out": folder / "trained"},
+    }
+
+
+def _wrong_values(kind: str) -> Any:
+    """Values for a parameter whose annotation says `kind`: of another type, or out of any range."""
+    from hypothesis import strategies as st
+
+    others = st.sampled_from([None, 5, -3, 2.5, math.nan, "x", "", b"x", [], {}, [None], object()])
+    wrong = [others]
+    if "int" in kind:
+        edges = st.sampled_from([-1, 0, -(10**12), 10**12, 1 << 63, 1 << 64, 10**30])
+        wrong += [edges, st.integers(max_value=0)]
+    if "float" in kind:
+        wrong += [st.sampled_from([math.inf, -math.inf, -1.0, 1e308]), st.floats(max_value=0)]
+    if "str" in kind or "Path" in kind:
+        wrong += [
+            st.sampled_from(["../../x", "x" * 5000, NO_UTF8, "\0"]),
+            st.text(max_size=9).filter(lambda text: "/" not in text),
+        ]
+    if "Sequence" in kind or "tuple" in kind:
+        wrong += [st.lists(st.sampled_from([-1, 2.5, None, "x", 1 << 64, []]), max_size=2)]
+        wrong += [st.lists(st.lists(st.sampled_from([-1, 2.5, None, "x", 1 << 64]), max_size=2))]
+    return st.one_of(wrong)
+
+
+def _fuzzed(base: Base, name: str, folder: Path) -> None:
+    """EXAMPLES of bad values, in a process with little memory."""
+    memory = address_space() + MEMORY
+    done = Child(partial(_fuzz, base, name, folder), folder, memory).wait(10 * SECONDS)
+    said = done.err.strip().splitlines()
+    told = [line for line in said if line.startswith(("AssertionError", "E: "))]
+    assert done.status == 0, f"{told[-1:] or said[-1:]}"
+
+
+def _fuzz(base: Base, name: str, folder: Path) -> None:
+    from hypothesis import HealthCheck, given, settings, strategies as st
+
+    import crt_lib
+
+    below = folder / "a" / "b"  # where names that climb, or none, lead to
+    below.mkdir(parents=True)
+    os.chdir(below)
+    called = getattr(crt_lib, name)
+    declared = inspect.signature(called).parameters.items()
+    kinds = {of: str(one.annotation) for of, one in declared if (name, of) not in GIVEN_RIGHT}
+    right = right_arguments(base, folder)[name]
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[*HealthCheck],
+        report_multiple_bugs=False,
+    )
+    @given(st.data())
+    def tried(data: Any) -> None:
+        which = data.draw(st.sampled_from([*kinds]))
+        given_ = right | {which: data.draw(_wrong_values(kinds[which]))}
+        signal.alarm(SECONDS)
+        begun = f"{name}({which}={given_[which]!r:.60})"
+        try:
+            called(**given_)
+        except (crt_lib.InputError, OSError) as error:  # OSError: a name too long, for instance
+            assert len(str(error)) > 15, f"{begun}: the line says little: {error}"
+            assert "\n" not in str(error), f"{begun}: more than a line: {error}"
+        except Exception as error:
+            raise AssertionError(f"{begun}: {type(error).__name__}: {error}") from None
+        finally:
+            signal.alarm(0)
+
+    tried()

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 SMOKE = ("--profile", "smoke")
 OFTEN = ("updates=30", "checkpoint_every=3", "eval_every=5", "keep_every=10")
+TABLES = ("policies.csv", "depth.csv")  # that `crt explore` makes of traces
+OLD_TABLE = b"policy,loss\nold,1.0\n"
 CHAIN = 3  # kills, at most, until a folder is left to end
 TRAIN_IN_A_NOTEBOOK = """\
 from crt_lib import load_profile
@@ -39,6 +42,13 @@ class Subject:
     words: Callable[[Path], list[str]]
     share: int  # of a hundred kills
     patch: Callable[[Path], None] | None = None
+    # what must hold after each kill, of the folder and of what an undisturbed one holds
+    holds: Callable[[Path, dict[str, str]], None] | None = None
+
+    @property
+    def short(self) -> str:
+        """Its name as a folder's."""
+        return "-".join(re.findall(r"\w+", self.name))
 
     def begin(self, folder: Path) -> Child:
         """The command, begun in `folder`."""
@@ -114,6 +124,12 @@ def subjects(run: Path, corpus: Path) -> list[Subject]:
     def copy(folder: Path) -> None:
         shutil.copytree(run, folder / "run")
 
+    def with_tables(folder: Path) -> None:
+        """As a checkout has it: tables of traces that are not there."""
+        copy(folder)
+        for name in TABLES:
+            (folder / "run" / name).write_bytes(OLD_TABLE)
+
     def nothing(_: Path) -> None:
         """An empty folder."""
 
@@ -139,9 +155,21 @@ def subjects(run: Path, corpus: Path) -> list[Subject]:
         Subject("sweep", notebook, sweep, 8),
         Subject("reproduce --profile smoke", nothing, reproduce, 8),
         Subject("export", copy, lambda f: ["export", str(f / "run"), str(f / "hf")], 8),
-        Subject("explore --html", copy, explore, 12),
+        Subject("explore --html", copy, explore, 8),
+        Subject("explore --html, tables kept", with_tables, explore, 4, holds=tables_stand),
         Subject("claims", of_results, lambda f: ["claims", "--results", str(f / "results")], 8),
     ]
+
+
+def tables_stand(folder: Path, whole: dict[str, str]) -> None:
+    """Each table is the old one or the new one, and beside new traces only the new one."""
+    found = contents(folder)
+    for name in (f"run/{name}" for name in TABLES):
+        new = found.get(name) == whole[name]
+        if not new and (name not in found or (folder / name).read_bytes() != OLD_TABLE):
+            raise Lost(f"{name} is neither the old table nor the new one")
+        if not new and "run/traces/test.safetensors" in found:
+            raise Lost(f"{name} is of other traces than those beside it")
 
 
 def at(folder: Path) -> None:
@@ -168,7 +196,7 @@ def sigkills(subject: Subject, kills: int, seed: int, scratch: Path) -> Kind:
     """`kills` SIGKILLs at random moments; a folder is left to end after at most CHAIN of them."""
 
     def cases() -> Iterator[Case]:
-        whole, seconds = undisturbed(subject, scratch / f"{subject.name.split()[0]}-whole")
+        whole, seconds = undisturbed(subject, scratch / f"{subject.short}-whole")
         rng = random.Random(f"{seed} {subject.name}")
 
         def chain(faults: int, folder: Path) -> None:
@@ -185,6 +213,8 @@ def sigkills(subject: Subject, kills: int, seed: int, scratch: Path) -> Kind:
                         break
                     child.kill()
                     done += 1
+                    if subject.holds:
+                        subject.holds(own, whole)
                 end = subject.begin(own).wait()
                 assert end.status == 0, f"after kills at {moments} s: {end.err[-300:]}"
                 same(own, whole, f"after kills at {moments} s:")
@@ -196,6 +226,8 @@ def sigkills(subject: Subject, kills: int, seed: int, scratch: Path) -> Kind:
             yield Case(f"kills {begin + 1} to {begin + faults}", partial(chain, faults), faults)
 
     holds = "the same command goes on to the same files, bit for bit; nothing it started lives on"
+    if subject.holds:
+        holds += "; after each kill the old tables or the new ones"
     return Kind(f"SIGKILL: `crt {subject.name}`", holds, cases())
 
 
@@ -205,8 +237,11 @@ def stops(chosen: list[Subject], seed: int, scratch: Path) -> Kind:
     def cases() -> Iterator[Case]:
         rng = random.Random(seed)
         for subject in chosen:
-            whole, seconds = undisturbed(subject, scratch / f"{subject.name.split()[0]}-stopped")
+            whole, seconds = undisturbed(subject, scratch / f"{subject.short}-stopped")
             for number in (signal.SIGTERM, signal.SIGINT):
+                if seconds < 1:
+                    yield Case(f"{subject.name}: it ends in under a second", lambda _: None, 0)
+                    break
                 case = partial(stop, subject, number, rng.uniform(0.3, 0.8) * seconds, whole)
                 yield Case(f"{subject.name}, {number.name}", case)
 
@@ -223,8 +258,7 @@ def stop(
     child = subject.begin(folder)
     if child.ended(moment) is None:
         taken, done = child.stop(number)
-        if subject.name not in ("search", "arena"):  # whose workers say where they were
-            assert "Traceback" not in done.err, f"a traceback: {done.err[-300:]}"
+        assert "Traceback" not in done.err, f"a traceback: {done.err[-300:]}"
         assert done.status != 0, "status 0, though it was stopped"
         assert taken < STOPPING, f"{taken:.1f} s until it had stopped"
         if subject.name == "train":

@@ -16,13 +16,12 @@ from crt_lib.files import locked, read_rows, write_text
 
 HERE = Path(__file__).parent
 FOUND = HERE / "found.csv"
+KILLS = 100  # SIGKILLs of a whole run, over all commands
 NEEDED = (  # before a fork, so that a fault falls into the work and not into the imports
     *("crt_lib.cli", "crt_lib.runs.run", "crt_lib.hf.export", "crt_lib.hf.targets", "accelerate"),
     *("crt_lib.show.explorer_page", "crt_lib.study.arena_runs", "crt_lib.study.claims"),
     *("crt_lib.study.calibration", "crt_lib.book.sweep", "papermill", "transformers"),
 )
-SHARES = {"train": 40, "search": 8, "arena": 8, "sweep": 8, "reproduce": 8}
-SHARES |= {"export": 8, "explore": 12, "claims": 8}
 
 
 def kinds(kills: int, seed: int, scratch: Path, soaked: float):
@@ -39,9 +38,9 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
         return
     subjects = killing.subjects(base.run, base.corpus)
     for subject in subjects:
-        share = max(1, round(kills * SHARES[subject.name.split()[0]] / 100))
+        share = max(1, round(kills * subject.share / 100))
         yield killing.sigkills(subject, share, seed, scratch)
-    yield killing.stops(subjects[:5], seed, scratch)
+    yield killing.stops(subjects, seed, scratch)
     yield from damage.kinds(base, seed)
     yield from inputs.kinds(base)
     yield from foes.kinds(base)
@@ -67,17 +66,19 @@ def row(kind, kills: int, seed: int) -> dict[str, object]:
     }
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """The page, in Markdown, of the rows of found.csv."""
+def page(rows: list[dict[str, Any]], not_run: list[str]) -> str:
+    """The page, in Markdown, of the rows of found.csv, and of the kinds that have none."""
     table = [
-        f"| {r['fault']} | {r['tried']} | {r['survived']} | {'no' if r['lost'] else 'yes'} "
-        f"| {r['holds']} | {r['date']} |"
+        f"| {r['fault']} | {r['tried']}{_of_other_kills(r)} | {r['survived']} "
+        f"| {'no' if r['lost'] else 'yes'} | {r['holds']} | {r['date']} |"
         for r in rows
     ]
+    table += [f"| {name} | not run | | | | |" for name in not_run]
     tried, survived, lost, seconds = (
         sum(r[name] for r in rows) for name in ("tried", "survived", "lost", "seconds")
     )
-    failures = [f"- {one}" for r in rows for one in (r["failures"] or "").split(" // ") if one]
+    failures = [f"- {name}: not run" for name in not_run]
+    failures += [f"- {one}" for r in rows for one in (r["failures"] or "").split(" // ") if one]
     lines = [
         "# Faults and foes",
         "",
@@ -100,10 +101,16 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _of_other_kills(row: dict[str, Any]) -> str:
+    """How many kills the run of a row was asked for, where they are its faults and not KILLS."""
+    killed = row["fault"].startswith("SIGKILL") and row["kills"] != KILLS
+    return f" (a run of {row['kills']} kills)" if killed else ""
+
+
 def main() -> int:
-    """0 if all was survived."""
+    """0 if all was survived, and no kind has never been run."""
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--kills", type=int, default=100, help="SIGKILLs, over all commands")
+    asked.add_argument("--kills", type=int, default=KILLS, help="SIGKILLs, over all commands")
     asked.add_argument("--seed", type=int, default=0, help="of the moments and the places")
     asked.add_argument("--only", default="", help="kinds whose name this expression finds")
     asked.add_argument("--soak", type=float, default=0, help="hours of it, and nothing else")
@@ -111,20 +118,30 @@ def main() -> int:
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     found: list[Any] = []
+    not_run: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name).resolve()
         os.environ["CRT_CACHE_ROOT"] = str(scratch / "cache")
         for module in NEEDED:
             importlib.import_module(module)
-        for kind in kinds(given.kills, given.seed, scratch, given.soak):
+        every = [*kinds(given.kills, given.seed, scratch, given.soak)]
+        for kind in every:
             if not re.search(given.only, kind.name):
                 continue
             kind.attempt(scratch / f"kind-{len(found)}")
             found.append(kind)
-            with locked(FOUND):
-                put_rows(FOUND, [row(kind, given.kills, given.seed)], ["fault"])
-                write_text(HERE / "README.md", page(read_rows(FOUND)))
-    return int(any(kind.failures for kind in found))
+            not_run = keep(row(kind, given.kills, given.seed), [one.name for one in every])
+    return int(bool(not_run) or any(kind.failures for kind in found))
+
+
+def keep(found: dict[str, Any], known: list[str]) -> list[str]:
+    """Put a row into found.csv and write the page; those of `known` that have no row."""
+    with locked(FOUND):
+        put_rows(FOUND, [found], ["fault"])
+        rows = read_rows(FOUND)
+        not_run = [name for name in known if name not in {r["fault"] for r in rows}]
+        write_text(HERE / "README.md", page(rows, not_run))
+    return not_run
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from crt_lib.exits.choice import CHOICES_FILE, Choice, Choices
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import Policy
 from crt_lib.files import read_rows, sha256
+from crt_lib.hf.card import check_license
 from crt_lib.hf.export import export_program, export_run
 from crt_lib.hf.lm_task import write_task
 from crt_lib.runs.run import run_profile
@@ -120,6 +121,20 @@ def test_a_program_is_written_and_read_back(run, tmp_path):
     path = export_run(run / "run", tmp_path / "exit.pt2", loop=2)
     program = torch.export.load(path).module()
     near(program(ids), model(ids, [2])[2], OF_A_MODEL)
+
+
+@pytest.mark.parametrize("name", ["no such <script>", "", "MIT", "mit\n", "a" * 99 + " "])
+def test_what_is_no_licence_is_refused_before_anything_is_written(run, tmp_path, name):
+    with pytest.raises(InputError, match="is no name that the hub has"):
+        export_run(run / "run", tmp_path / "named", license=name)
+    assert not (tmp_path / "named").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["mit", "apache-2.0", "cc-by-nc-sa-4.0", "llama3.1", "lppl-1.3c", "openrail++"]
+)
+def test_names_of_the_hub_are_licences(name):
+    check_license(name)
 
 
 def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path, monkeypatch):

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from crt_lib import CRT, InputError, ModelConfig, TrainConfig, load_profile
+from crt_lib import (
+    CRT,
+    InputError,
+    ModelConfig,
+    TrainConfig,
+    load,
+    load_profile,
+    load_tokenizer,
+    tokenize,
+)
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.runs.profiles import RECIPES, Profile
 from crt_lib.study.ladder import LADDER, arms, choose_arms
@@ -29,6 +38,21 @@ def test_every_arm_is_chosen_on_all_of_valid_and_stored_ones_still_load(recipe):
         assert load_profile(name, recipe).train.eval_tokens is None
     stored = json.loads((STORED / recipe / "config.json").read_text())["train"]
     assert TrainConfig.from_dict(stored).eval_tokens == stored["eval_tokens"] == 32_768
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_profile([]), "unknown profile"),
+        (lambda: load_profile("smoke", []), "unknown recipe"),
+        (lambda: load(None), "None is not the path of a run"),
+        (lambda: load_tokenizer(None, None), "the corpus is None"),
+        (lambda: tokenize(None, None), "not None and None"),
+    ],
+)
+def test_what_is_no_name_path_or_corpus_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
 
 
 def test_the_recipe_without_a_word():

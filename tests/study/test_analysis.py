@@ -48,6 +48,32 @@ def test_made_read_and_made_anew(folder):
     assert anew.depth != made.depth and anew.policies != made.policies
 
 
+def test_tables_of_older_traces_stand_until_the_new_ones_do(folder, monkeypatch):
+    made = analyse(folder, tokens=600)
+    tables = [folder / "policies.csv", folder / "depth.csv"]
+    made.depth  # noqa: B018
+    before = [path.read_bytes() for path in tables]
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("make_trace", "judge_policies", "depth_sweep"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"crt_lib.study.analysis.{name}", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                analyse(folder, tokens=500)
+        assert [path.read_bytes() for path in tables] == before
+    with monkeypatch.context() as patched:
+        patched.setattr("crt_lib.exits.trace.Trace.save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            analyse(folder, tokens=500)
+    after = [path.read_bytes() for path in tables]
+    assert after != before  # and no traces are taken for theirs
+    anew = analyse(folder, tokens=600)
+    assert len(anew.test.loss) == 600 and (anew.test.loss == made.test.loss).all()
+    assert [path.read_bytes() for path in tables] == before
+
+
 def test_policies_are_judged_on_test(folder):
     found = analyse(folder, tokens=600)
     rows = {row["policy"]: row for row in found.policies}

@@ -56,6 +56,11 @@ def test_encoding_by_chunks_changes_no_token(bpe: Tokenizer, text: str, size: in
     assert by_chunks.tolist() == bpe._backend.encode(text).ids
 
 
+def test_half_a_surrogate_pair_is_no_text(bpe: Tokenizer):
+    with pytest.raises(InputError, match=r"'\\udcff\\udcfe' is not text in UTF-8"):
+        bpe.encode("\udcff\udcfe")
+
+
 @given(lines=st.lists(texts, max_size=5))
 def test_lines_are_encoded_one_by_one(bpe: Tokenizer, lines: list[str]):
     encoded = bpe.encode_lines(lines)

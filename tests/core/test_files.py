@@ -1,0 +1,38 @@
+"""Files: what is there and is no regular file is never replaced; tables are read as written."""
+
+import os
+import stat
+
+import pytest
+
+from crt_lib import InputError
+from crt_lib.files import read_rows, write_rows, write_text
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path):
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(pipe)
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(InputError, match=f"{name} is not a regular file") as said:
+            write_text(tmp_path / name, "x")
+        assert "\n" not in str(said.value)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and folder.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+
+
+def test_a_link_to_a_regular_file_is_replaced_and_its_file_is_not(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("before")
+    link.symlink_to(file)
+    write_text(link, "after")
+    assert (file.read_text(), link.read_text()) == ("before", "after")
+
+
+def test_tables_come_back_as_they_were(tmp_path):
+    rows = [{"a": 1, "b": 0.5, "c": "x"}, {"a": None, "b": float("inf"), "c": None}]
+    write_rows(tmp_path / "t.csv", rows)
+    assert read_rows(tmp_path / "t.csv") == rows
+    (tmp_path / "short.csv").write_text("a,b\n1\n")
+    assert read_rows(tmp_path / "short.csv") == [{"a": 1, "b": None}]
