@@ -47,9 +47,10 @@ def causality_report(
     Python are seeded alike before each call; for a model that is random all the same, a two-sample
     test takes the place of the probes (`crt_lib.audit.sampled`). Raises InputError for a length
     below 2 and for a model that fails on a plain row, whose logits are not numbers, or do not have
-    the shape (B, T, vocab_size or more).
+    the shape (B, T, vocab_size or more); also for encoder-decoders, masked and diffusion models.
     """
     began = time.monotonic()
+    asking.refuse(getattr(model, "config", None), type(model).__name__)
     if length < 2:
         raise InputError(f"the length is {length}; a later token needs at least 2")
     size = vocab_size or asking.vocabulary_of(model)
