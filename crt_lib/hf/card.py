@@ -7,6 +7,7 @@ from typing import Any
 from crt_lib.files import write_text
 from crt_lib.text.corpus import WIKITEXT, WIKITEXT_HUB
 
+_TOKENIZERS = {"gpt2": "openai-community/gpt2"}  # those of the hub
 _TEXT = """\
 
 # {name}
@@ -52,6 +53,7 @@ def write_card(
         tags=["early-exit", "recursive", "custom_code"],
         datasets=[hub] if hub else None,
         metrics=["perplexity"],
+        base_tokenizer=_TOKENIZERS.get(data["tokenizer"], data["tokenizer"]),
         eval_results=_index(corpus, hub or corpus, scores) or None,
     )
     config = model.config

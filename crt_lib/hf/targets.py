@@ -20,7 +20,7 @@ from crt_lib.audit.asking import refuse, vocabulary_of
 from crt_lib.checkpoint import load_model
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
-from crt_lib.hf.gpt2 import load_pretrained, transformers
+from crt_lib.hf.gpt2 import cannot_be_had, load_pretrained, transformers
 from crt_lib.runs.trained import find_checkpoint
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -70,7 +70,9 @@ def _configuration(name: str) -> Any:
         if path.is_file():
             return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
         return None if Path(name).is_dir() else transformers().AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise cannot_be_had(name, error) from error
+    except (ValueError, KeyError, TypeError):
         return None  # loading it says why
 
 
