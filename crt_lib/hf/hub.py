@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, write_text
+from crt_lib.hf.folder import folder_code
 
 CARD = "README.md"
 _KINDS = ["*.json", "*.safetensors", "*.py", CARD]
@@ -19,6 +20,12 @@ parameters. `AutoModelForCausalLM.from_pretrained(NAME, trust_remote_code=True)`
 """
 
 
+def write_code(here: Path, folder: Path) -> None:
+    """Write the module in the file `here`, and those it needs, into a saved `folder`."""
+    for name, text in folder_code(here).items():
+        write_text(folder / f"{name}.py", text)
+
+
 def write_card_if_none(model: Any, folder: Path, name: str, tags: list[str] | None = None) -> None:
     """Write `folder`/README.md unless it is there: of the folder the model was loaded from."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -27,13 +34,13 @@ def write_card_if_none(model: Any, folder: Path, name: str, tags: list[str] | No
     if path := next((path for path in known if path.is_file()), None):
         text = path.read_text(encoding="utf-8")
     else:
-        about = ModelCardData(
+        new = ModelCardData(
             library_name="transformers",
             pipeline_tag="text-generation",
             tags=["early-exit", "recursive", "custom_code"],
         )
         config = model.config
-        text = f"---\n{about.to_yaml()}\n---\n" + _TEXT.format(
+        text = f"---\n{new.to_yaml()}\n---\n" + _TEXT.format(
             name=name.rpartition("/")[2],
             loops=config.n_loops,
             exits=", ".join(map(str, (*config.exit_loops, config.n_loops))),
@@ -41,7 +48,8 @@ def write_card_if_none(model: Any, folder: Path, name: str, tags: list[str] | No
         )
     if tags:
         card = ModelCard(text)
-        card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *tags]))
+        about: Any = card.data
+        about.tags = list(dict.fromkeys([*(about.get("tags") or ()), *tags]))
         text = str(card)
     write_text(folder / CARD, text)
 

@@ -21,11 +21,10 @@ from transformers.modeling_outputs import ModelOutput
 
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import Policy
-from crt_lib.files import InputError, write_text
+from crt_lib.files import InputError
 from crt_lib.hf.cache import CRTCache, check_inputs, is_hooked, states_of
 from crt_lib.hf.config import CRTConfig
-from crt_lib.hf.folder import folder_code
-from crt_lib.hf.hub import OPTIONS, upload, write_card_if_none
+from crt_lib.hf.hub import OPTIONS, upload, write_card_if_none, write_code
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
 
@@ -295,8 +294,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         """Always an InputError."""
         raise InputError("continuous batching needs transformers' own attention; use generate")
 
-    # transformers' own gives nothing back, and takes each option by its name
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | PathLike[str],
         *args: Any,
@@ -314,8 +312,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         if not kwargs.get("is_main_process", True):
             return None
         folder = Path(save_directory)
-        for name, text in folder_code(Path(__file__)).items():
-            write_text(folder / f"{name}.py", text)
+        write_code(Path(__file__), folder)
         if not push_to_hub:
             return None
         write_card_if_none(self, folder, hub.get("repo_id") or folder.name, hub.get("tags"))
