@@ -18,7 +18,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test test-avx2 test-colab faults soak smoke lab docs front lock clean python
+.PHONY: help setup reproduce results test test-clients test-avx2 test-colab faults soak smoke lab docs front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ test: .venv/notebooks,test.installed ## ruff, the house plan, types, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks
+
+test-clients: .venv/notebooks,test,clients,onnx,tensorboard.installed ## with PEFT, TRL, minicons, ONNX, TensorBoard, jupytext
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hf tests/core/test_tensorboard.py \
+		tests/book/test_elsewhere.py
 
 test-avx2: .venv/notebooks,test.installed ## the numerical tests as on a processor with AVX2 only
 	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \

@@ -29,6 +29,7 @@ _MODULES = {
     "ModelConfig": "config",
     "Profile": "runs.profiles",
     "TrainConfig": "config",
+    "audit": "audit",  # the package, which can be called
     "causality_report": "audit.causality",
     "evaluate": "evaluate",
     "generate": "exits.decode",
@@ -46,9 +47,8 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -185,7 +185,7 @@ class _Run:
         from tqdm import tqdm
 
         done, quiet = self.state["update"], not (progress and self.is_main)
-        with tqdm(total=self.updates, initial=done, disable=quiet, unit="update") as bar:
+        with tqdm(total=self.updates, initial=done, disable=quiet or None, unit="update") as bar:
             while self.state["update"] < self.updates:
                 row, useful, seconds = self._update()
                 self._log(row, self._elapsed + seconds, useful / seconds)

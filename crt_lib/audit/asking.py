@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ _POSITIONS = (  # how models call the longest row that they take
     *("max_seq_len", "n_positions", "max_position_embeddings", "block_size", "n_ctx"),
     *("context_length", "max_sequence_length", "seq_length", "seq_len", "max_len"),
 )
+_DIFFUSION = ("llada", "dream", "mdlm", "sedd", "bd3lm", "diffu")  # how their types begin
 
 
 class NotAsked(Exception):
@@ -189,6 +191,25 @@ def vocabulary_of(model: Model) -> int:
     tables = model.modules() if isinstance(model, nn.Module) else ()
     sizes = [m.num_embeddings for m in tables if isinstance(m, nn.Embedding)]
     return min(size, max(sizes, default=size))
+
+
+def refuse(config: Any, name: str = "") -> None:
+    """Raise InputError for a model of which nobody asks that it sees no later token.
+
+    `config`: as transformers have it, or None; `name`: of the model's class.
+    """
+    kind = str(getattr(config, "model_type", "")).lower()
+    classes = " ".join([*(getattr(config, "architectures", None) or ()), name])
+    if getattr(config, "is_encoder_decoder", False) is True:
+        raise InputError(
+            f"{kind or 'it'} is an encoder-decoder: its encoder reads the whole input, as it "
+            "should; ask its decoder alone, as <module>:<function> from ids to logits"
+        )
+    if kind.startswith(_DIFFUSION) or "MaskedLM" in classes or "diffusion" in classes.lower():
+        raise InputError(
+            f"{kind or classes} predicts masked tokens from both sides (a diffusion or masked "
+            "language model): it is made to see later tokens, and its score is no causal model's"
+        )
 
 
 def longest_row(asked: Asked, wanted: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from crt_lib.audit import asking, sampled
 from crt_lib.audit.asking import Asked, Logits, NotAsked
@@ -22,6 +23,7 @@ from crt_lib.cached.step import evaluating
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
 
+DELAY = 5  # seconds after which a terminal sees how far it is
 SUSPECT = 1e-3  # of what a token itself moves: a smaller finding may be rounding
 
 
@@ -47,9 +49,11 @@ def causality_report(
     Python are seeded alike before each call; for a model that is random all the same, a two-sample
     test takes the place of the probes (`crt_lib.audit.sampled`). Raises InputError for numbers that
     no row or vocabulary has (`crt_lib.audit.asking.check_numbers`), and for a model that fails on a
-    plain row, whose logits are not numbers, or do not have the shape (B, T, vocab_size or more).
+    plain row, whose logits are not numbers, or do not have the shape (B, T, vocab_size or more);
+    also for encoder-decoders, masked and diffusion models.
     """
     began = time.monotonic()
+    asking.refuse(getattr(model, "config", None), type(model).__name__)
     asking.check_numbers(length, vocab_size, context, seed, seconds)
     size = asking.vocabulary_of(model) if vocab_size is None else vocab_size
     declared = context or asking.positions_of(model)
@@ -108,7 +112,8 @@ def _ask_all(asked: Asked) -> tuple[Found, dict[str, str]]:
     reach = max(asked.context, asked.ids.shape[1])
     rows = f"rows of {asked.ids.shape[1]} and {reach} tokens"
     asked.covered["positions"] = f"0-{reach - 1}, distances up to {reach - 1}: {rows}"
-    for name in sorted(PROBES, key=lambda name: name not in ("rows", "count")):  # these come first
+    ordered = sorted(PROBES, key=lambda name: name not in ("rows", "count"))  # these come first
+    for name in tqdm(ordered, "probes", leave=False, delay=DELAY, disable=None):
         try:
             if asked.random == "own":
                 raise NotAsked("its random numbers cannot be seeded")

@@ -5,7 +5,8 @@ tokenizer or a text whose entropy is known.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,18 @@ def _agreement(inputs: Tensor, targets: Tensor, shift: int) -> float:
     there = inputs[:, max(shift, 0) : min(T, T + shift)]
     scored = here != NOT_SCORED
     return float((here == there)[scored].float().mean()) if scored.any() else 0.0
+
+
+def windows_check(ids: np.ndarray, targets: Iterable[Tensor]) -> Check:
+    """Whether each token of a text, `ids` (N,), is scored once by all batches of `targets` (B, T).
+
+    Overlapping windows score what they share once. The first token may have nothing before it.
+    """
+    scored = Counter(t for batch in targets for t in batch[batch != NOT_SCORED].tolist())
+    text = Counter(ids.tolist())
+    extra, missing = (scored - text).total(), (text - scored).total()
+    said = f"{scored.total():,} are scored of {len(ids):,}; too many {extra:,}, missing {missing:,}"
+    return Check("each token is scored once", extra == 0 and missing <= 1, said)
 
 
 def entropy_check(

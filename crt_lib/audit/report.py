@@ -104,6 +104,8 @@ class CausalityReport:
             open_.append("a leak that only tokens trigger that were not asked")
         if "all " not in self.covered.get("cuts", "all "):
             open_.append("a near leak at the few positions that no cut crossed")
+        rows = self.covered.get("numbers of rows", "1")
+        open_.append(f"another number of rows than {rows}")
         if self.random == "own":
             open_.append("a leak much smaller than its noise")
         asked = "a leak below 1e-5 of what a token itself moves, or beyond the longest row"

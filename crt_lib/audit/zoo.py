@@ -219,6 +219,10 @@ PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
     ),
     "batch statistics in evaluation": (lambda: Mixed(BatchNorm(False)), "rows"),
     "scaled by the number of rows": (lambda: Mixed(lambda x: x * (1 + 0.1 * len(x))), "count"),
+    "scaled where there are five rows": (
+        lambda: Mixed(lambda x: x * (1 + 0.1 * (len(x) == 5))),
+        "count",
+    ),
     "a cache that forgets": (lambda: Forgets(TINY), "decode"),
     "padding counts as positions": (CountsPadding, "padding"),
     "dropout, and the next token": (

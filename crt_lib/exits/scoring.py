@@ -1,6 +1,7 @@
 """Numbers of every token of a text, each token scored once, and the files they are kept in."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from crt_lib.cached.step import evaluating
 from crt_lib.data import evaluation_windows
@@ -18,6 +20,7 @@ from crt_lib.files import InputError, atomic_path
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 
+DELAY = 5  # seconds after which a terminal sees how far it is
 Measure = Callable[[Loop, Tensor], dict[str, Tensor]]  # of targets (B, T): values (B, T) by name
 
 
@@ -25,9 +28,11 @@ def windows_of(
     model: CRT, ids: np.ndarray, eot_id: int, seq_len: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets (B, T), all scored, on the device of the model, which evaluates."""
-    device = model.loop_encoding.device
+    device, rows = model.loop_encoding.device, 8
+    windows = evaluation_windows(ids, seq_len, rows, eot_id)
+    batches = math.ceil(len(ids) / seq_len / rows)
     with evaluating(model):
-        for batch in evaluation_windows(ids, seq_len, 8, eot_id):
+        for batch in tqdm(windows, total=batches, leave=False, delay=DELAY, disable=None):
             yield batch.inputs.to(device), batch.targets.to(device)
 
 

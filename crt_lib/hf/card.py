@@ -10,6 +10,7 @@ from crt_lib.files import InputError, write_text
 from crt_lib.text.corpus import WIKITEXT, WIKITEXT_HUB
 
 _LICENSE = re.compile(r"[a-z][a-z0-9]*(?:[.+-][a-z0-9]+)*\+{0,2}")
+_TOKENIZERS = {"gpt2": "openai-community/gpt2"}  # those of the hub
 _TEXT = """\
 
 # {name}
@@ -66,6 +67,7 @@ def write_card(
         tags=["early-exit", "recursive", "custom_code"],
         datasets=[hub] if hub else None,
         metrics=["perplexity"],
+        base_tokenizer=_TOKENIZERS.get(data["tokenizer"], data["tokenizer"]),
         eval_results=_index(corpus, hub or corpus, scores) or None,
     )
     config = model.config

@@ -111,5 +111,15 @@ def load_pretrained(name: str | Path, *, local: bool = False) -> nn.Module:
     try:
         return loader.from_pretrained(name, local_files_only=local, use_safetensors=True).eval()
     except (OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())  # in one line
-        raise InputError(f"{name} is not a causal model that can be loaded: {why}") from error
+        raise cannot_be_had(name, error) from error
+
+
+def cannot_be_had(name: str | Path, error: Exception) -> InputError:
+    """Why a model of transformers is not there, in one line; of an id of the hub, the way out."""
+    why = " ".join(str(error).split())
+    if not Path(name).is_dir():
+        why += (
+            f" Without a network: `hf download {name} --local-dir FOLDER` where there is one, then "
+            "give FOLDER"
+        )
+    return InputError(f"{name} is not a causal model that can be loaded: {why}")

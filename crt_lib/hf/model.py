@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -20,10 +21,10 @@ from transformers.modeling_outputs import ModelOutput
 
 from crt_lib.exits.gate import Gate
 from crt_lib.exits.policy import Policy
-from crt_lib.files import InputError, write_text
+from crt_lib.files import InputError
 from crt_lib.hf.cache import CRTCache, check_inputs, is_hooked, states_of
 from crt_lib.hf.config import CRTConfig
-from crt_lib.hf.folder import folder_code
+from crt_lib.hf.hub import OPTIONS, upload, write_card_if_none, write_code
 from crt_lib.loss import total_loss
 from crt_lib.model import CRT
 
@@ -297,11 +298,14 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         raise InputError("continuous batching needs transformers' own attention; use generate")
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any
-    ) -> None:
-        """As transformers has it, and the code beside the weights; InputError for push_to_hub."""
-        if kwargs.get("push_to_hub"):
-            raise InputError("save to a folder, then `hf upload` it: the code must go with it")
+        self,
+        save_directory: str | PathLike[str],
+        *args: Any,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers has it, and the code beside the weights; on the hub a card, too."""
+        hub = {name: kwargs.pop(name) for name in OPTIONS & set(kwargs)}
         own = self.generation_config
         if (policy := getattr(own, "exit_policy", None)) is not None:
             checked = self._policy(policy)
@@ -309,9 +313,18 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
         own._from_model_config = None  # else its exit policy is not read again
         super().save_pretrained(save_directory, *args, **kwargs)
         if not kwargs.get("is_main_process", True):
-            return
-        for name, text in folder_code(Path(__file__)).items():
-            write_text(Path(save_directory) / f"{name}.py", text)
+            return None
+        folder = Path(save_directory)
+        write_code(Path(__file__), folder)
+        if not push_to_hub:
+            return None
+        write_card_if_none(self, folder, hub.get("repo_id") or folder.name, hub.get("tags"))
+        return upload(folder, hub)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:  # type: ignore[override]
+        """As transformers has it, with the code and the card; raises InputError where it cannot."""
+        with TemporaryDirectory() as folder:
+            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **options)
 
 
 AutoConfig.register(CRTConfig.model_type, CRTConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The model that `crt audit` is asked about: a run, one of transformers, a function, a program."""
+"""The model that `crt audit` is asked about: a run, one of transformers, a function, weights."""
 
 import inspect
 import json
@@ -13,35 +13,46 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from crt_lib.audit.asking import vocabulary_of
+from crt_lib.audit.asking import refuse, vocabulary_of
 from crt_lib.checkpoint import load_model
 from crt_lib.evaluate import Model
 from crt_lib.files import InputError
-from crt_lib.hf.gpt2 import load_pretrained, transformers
+from crt_lib.hf.gpt2 import cannot_be_had, load_pretrained, transformers
 from crt_lib.runs.trained import find_checkpoint
 
 MOST = 2**24  # bytes of a configuration
-_DIFFUSION = ("llada", "dream", "mdlm", "sedd", "bd3lm", "diffu")  # how their types begin
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+_WITHIN = ("state_dict", "model_state_dict", "model")  # where trainings keep weights in a file
 
 
-def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:
+def load_target(
+    text: str, vocab_size: int | None = None, made_by: str | None = None
+) -> tuple[Model, int]:
     """The model that `text` names, and how many tokens its vocabulary has.
 
     `hf:<folder or id>`: a causal language model of transformers, safetensors only. A file ending in
     .pt2: a program of torch.export; in .onnx: one of ONNX, with onnxruntime. `<module>:<name>`: a
     module or a function from ids (B, T) to logits, or what makes one when called with nothing; the
     module is looked for in the working directory too. Anything else: a run's folder or a
-    checkpoint of `crt train`. `vocab_size`: None to ask the model.
+    checkpoint of `crt train`. With `made_by`, a `<module>:<name>` that makes a model when called
+    with nothing, `text` is a file of its weights: a state_dict in safetensors, or one that torch
+    saved, of which nothing is unpickled. `vocab_size`: None to ask the model.
 
     Raises InputError for what cannot be loaded, and for encoder-decoders and models of both sides,
     of which nobody asks that they see no later token.
     """
     kind, _, rest = text.partition(":")
-    if kind == "hf" and rest:
-        _refuse(_configuration(rest))
-        model: Model = load_pretrained(rest, local=Path(rest).is_dir())
+    if made_by is not None:
+        model: Model = _with_weights(_python(made_by), Path(text))
+    elif text.endswith(_PICKLED):
+        raise InputError(f"{text} holds weights; name what makes their model: --class module:Class")
+    elif kind == "hf" and rest:
+        refuse(_configuration(rest))
+        model = load_pretrained(rest, local=Path(rest).is_dir())
     elif text.endswith(".pt2"):
         model = _program(Path(text))
     elif text.endswith(".onnx"):
@@ -50,7 +61,7 @@ def load_target(text: str, vocab_size: int | None = None) -> tuple[Model, int]:
         model = _python(text)
     else:
         model = load_model(find_checkpoint(Path(text)))
-    _refuse(getattr(model, "config", None))
+    refuse(getattr(model, "config", None), type(model).__name__)
     return model, vocab_size or vocabulary_of(model)
 
 
@@ -65,23 +76,10 @@ def _configuration(name: str) -> Any:
         return None if Path(name).is_dir() else transformers().AutoConfig.from_pretrained(name)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise cannot_be_had(name, error) from error
+    except (ValueError, KeyError, TypeError):
         return None  # loading it says why
-
-
-def _refuse(config: Any) -> None:
-    kind = str(getattr(config, "model_type", "")).lower()
-    classes = " ".join(map(str, getattr(config, "architectures", None) or ()))
-    if getattr(config, "is_encoder_decoder", False) is True:
-        raise InputError(
-            f"{kind or 'it'} is an encoder-decoder: its encoder reads the whole input, as it "
-            "should; ask its decoder alone, as <module>:<function> from ids to logits"
-        )
-    if kind.startswith(_DIFFUSION) or "MaskedLM" in classes or "diffusion" in classes.lower():
-        raise InputError(
-            f"{kind or classes} predicts masked tokens from both sides (a diffusion or masked "
-            "language model): it is made to see later tokens, and its score is no causal model's"
-        )
 
 
 def _python(text: str) -> Any:
@@ -102,6 +100,31 @@ def _python(text: str) -> Any:
     except TypeError:  # it wants ids
         return found
     return found()
+
+
+def _with_weights(model: Any, path: Path) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--class makes a {type(model).__name__}, not a torch.nn.Module")
+    if not path.is_file():
+        raise InputError(f"{path} is not there")
+    try:
+        if path.suffix == ".safetensors":
+            weights: Any = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # anybody's file: it may fail in any way
+        raise InputError(
+            f"{path} is no state_dict of tensors alone, and nothing else is unpickled; write one "
+            f"with torch.save(model.state_dict(), path): {type(error).__name__}"
+        ) from error
+    weights = next((weights[name] for name in _WITHIN if name in weights), weights)
+    for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
+        consume_prefix_in_state_dict_if_present(weights, prefix)
+    try:
+        model.load_state_dict(weights)
+    except Exception as error:  # as above
+        raise InputError(f"{path} does not fit the class: {_one_line(error)}") from error
+    return model.eval()
 
 
 class _Shaped:

@@ -42,7 +42,8 @@ def write_scores(
     parts = [("valid", "honest"), ("valid", "released"), ("test", "honest"), ("test", "released")]
     parts = [(name, how) for name, how in parts if how == "honest" or data.split(name).lines]
     rows = []
-    for name, how in tqdm([*parts, ("valid", "deployable")], "evaluating", disable=not progress):
+    asked, quiet = [*parts, ("valid", "deployable")], None if progress else True
+    for name, how in tqdm(asked, "evaluating", disable=quiet):
         found = score(model, data, name, how, seq_len, max_lines=lines)
         rows += [{"profile": profile.name, "corpus": profile.corpus} | row for row in found]
     write_rows(out / "results.csv", rows)

@@ -11,24 +11,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from crt_lib.bench.decode import Pace
 from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
-from crt_lib.exits.trace import (
-    Outcome,
-    Trace,
-    apply_policy,
-    calibrate,
-    make_passage,
-    oracle,
-)
+from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
 from crt_lib.files import InputError
 from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
 from crt_lib.study.policies import judged_row, policies_of
 
 if TYPE_CHECKING:
+    from crt_lib.bench.decode import Pace
     from crt_lib.model import CRT
+    from crt_lib.show.explorer_page import Explored
     from crt_lib.text.tokenizer import Tokenizer
 
 PRESETS = ("own", "paper", "calibrated", "full depth", "oracle")
@@ -41,7 +35,7 @@ class View:
 
     outcome: Outcome
     full: Outcome
-    pace: Pace | None = None
+    pace: "Pace | None" = None
     judged: Mapping[str, Any] | None = None  # the policy's row of `judge_policies`
 
     def lines(self) -> list[tuple[str, str]]:
@@ -72,7 +66,7 @@ class View:
 def look(
     trace: Trace,
     policy: Policy | None,
-    pace: Pace | None = None,
+    pace: "Pace | None" = None,
     judged: Sequence[Mapping[str, Any]] = (),
 ) -> View:
     """What `policy` does on `trace`; None is the oracle, which cannot be decoded.
@@ -158,14 +152,15 @@ class Explorer:
 
     `passage` comes from `make_passage`, `pace` from `measured_pace`, `judged` from
     `judge_policies`; thresholds of criteria that it has not are calibrated on `valid`, or on
-    `trace` itself. `reader`: a model and its tokenizer, which then read one's own text.
+    `trace` itself. `reader`: a model and its tokenizer, which then read one's own text, or a file;
+    with it another run's folder can be opened.
     """
 
     def __init__(
         self,
         trace: Trace,
         passage: Trace | None = None,
-        pace: Pace | None = None,
+        pace: "Pace | None" = None,
         valid: Trace | None = None,
         judged: Sequence[Mapping[str, Any]] = (),
         reader: "tuple[CRT, Tokenizer] | None" = None,
@@ -201,29 +196,30 @@ class Explorer:
         for control in (*shape, *self.exits.values(), self.last):
             control.observe(self._moved, "value")
         controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last])
-        own = [self._own_text(w)] if reader else []
+        own = self._own() if reader else []
         self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text, *own])
         self.show(self.policy())
 
-    def _own_text(self, w: Any) -> Any:
-        """A text area and a button: the model reads what is written there, or says why not."""
-        wide = w.Layout(width="620px", height="80px")
-        text = self.passage.about["text"] if self.passage else ""
-        self.own = w.Textarea(text, description="your text", layout=wide)
-        self.read, self.said = w.Button(description="read it"), w.HTML()
-        self.read.on_click(self._read)
-        return w.HBox([self.own, w.VBox([self.read, self.said])])
+    def _own(self) -> list[Any]:
+        """Widgets for one's own text and run; a notebook may ask for them, the page does not."""
+        from crt_lib.show.own import OwnRun, OwnText
 
-    def _read(self, _: Any) -> None:
-        """The text becomes the passage; where it cannot be read, the one before stays."""
         assert self.reader
-        try:
-            self.passage = make_passage(*self.reader, self.own.value)
-        except InputError as error:
-            self.said.value = html.escape(str(error))
-            return
-        self.said.value = ""
-        self.text.value = passage_html(self.passage, self.policy())
+        text = self.passage.about["text"] if self.passage else ""
+        self.own, self.run = OwnText(self.reader, text, self._read), OwnRun(self._opened)
+        return [self.own.box, self.run.box]
+
+    def _read(self, passage: Trace) -> None:
+        self.passage = passage
+        self.text.value = passage_html(passage, self.policy())
+
+    def _opened(self, found: "Explored", reader: "tuple[CRT, Tokenizer]") -> None:
+        """Another run, in the place of this one; its controls are its own."""
+        other = type(self)(
+            found.trace, found.passage, found.pace, found.valid, found.judged, reader
+        )
+        self.opened = other
+        self.box.children = (*other.box.children[:-1], self.run.box)
 
     def policy(self) -> Policy | None:
         """What the controls say; None is the oracle."""

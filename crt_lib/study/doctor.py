@@ -22,8 +22,9 @@ from crt_lib.study.arenas import OURS, find_arena
 
 NEEDS_PYTHON = (3, 11, 5)
 NEEDS_MEMORY, NEEDS_DISK = 2e9, 4e9  # bytes: twice the pipeline's peak; .venv, caches, results
+NEEDED = ("torch", "numpy", "tokenizers", "accelerate")  # by all that is done here
 PACKAGES = {  # what is imported -> the command that installs it
-    "torch": "pip install crt-lm",
+    **dict.fromkeys(NEEDED, "pip install crt-lm"),
     "transformers": "pip install 'crt-lm[notebooks]'",
     "papermill": "pip install 'crt-lm[notebooks]'",
     "nbval": "pip install 'crt-lm[test]'",
@@ -61,7 +62,8 @@ def _packages() -> Finding:
     missing = [name for name in PACKAGES if not util.find_spec(name)]
     there = ", ".join(f"{n} {metadata.version(n)}" for n in PACKAGES if n not in missing)
     how = "; ".join(f"no {name}: {PACKAGES[name]}, or make setup" for name in missing)
-    return Finding("packages", "; ".join(filter(None, (there, how))))
+    broken = any(name in NEEDED for name in missing)
+    return Finding("packages", "; ".join(filter(None, (there, how))), broken)
 
 
 def _processor() -> Finding:

@@ -64,7 +64,7 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
     `make` made, now or earlier; a wheel is removed when read.
     Raises InputError for a wheel that cannot be fetched, and for another text than SHA256's.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     rows = packages()
     rule = sha256(Path(__file__).read_bytes() + Path(docstrings.__file__).read_bytes())[:16]
@@ -74,7 +74,7 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
         bar.update()
         return json.loads(made)
 
-    bar = tqdm(desc="corpus prose", total=len(rows), unit="package")
+    bar = tqdm(desc="corpus prose", total=len(rows), unit="package", disable=None)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         files = list(pool.map(paragraphs, rows))
     seen: set[str] = set()

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from closeness import SAME, same
+from safetensors.torch import save_file
 from tiny_hf import gpt2
 from tiny_models import count_parameters, exact_model, random_model
 from torch import nn
 
+import crt_lib
 from crt_lib import InputError, causality_report
 from crt_lib.audit import padding_report, parameter_report, speed_report
 from crt_lib.audit.accounting import multiply_adds
@@ -128,7 +131,7 @@ def test_models_by_name(tmp_path, monkeypatch):
     finally:
         sys.modules.pop("somebodys", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="hub/nowhere is not a causal model"):
+    with pytest.raises(InputError, match=r"hub/nowhere is not a causal.*hf download"):
         load_target("hf:hub/nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a causal model"):
@@ -147,6 +150,39 @@ def test_models_that_are_no_causal_ones_are_refused(why, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=why):
         load_target(f"hf:{tmp_path}")
+
+
+def small(name, **sizes):
+    shape = {"vocab_size": VOCAB, "hidden_size": 16, "num_attention_heads": 2, **sizes}
+    return getattr(transformers, f"{name}Config")(**shape)
+
+
+OTHERS = {
+    "both sides": lambda: transformers.BertForMaskedLM(
+        small("Bert", num_hidden_layers=1, intermediate_size=16)
+    ),
+    "encoder-decoder": lambda: transformers.T5ForConditionalGeneration(
+        small("T5", d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ),
+    "a diffusion": lambda: Diffusion(9, 9),
+}
+
+
+class Diffusion(nn.Embedding):
+    config = SimpleNamespace(model_type="llada", vocab_size=9)
+
+
+@pytest.mark.parametrize("why", OTHERS)
+def test_from_python_too_they_are_refused(why):
+    with pytest.raises(InputError, match=why):
+        causality_report(OTHERS[why]())
+
+
+def test_a_bert_as_a_causal_model_is_judged():
+    config = small("Bert", num_hidden_layers=1, intermediate_size=16, is_decoder=True)
+    assert crt_lib.audit(transformers.BertLMHeadModel(config), seconds=1).status == 0
+    config.is_decoder = False
+    assert crt_lib.audit(transformers.BertLMHeadModel(config), seconds=1).leaks
 
 
 class Counts(nn.Module):
@@ -215,6 +251,38 @@ def test_an_onnx_file(tmp_path, monkeypatch):
     assert torch.equal(model(ids), Counts()(ids))
     report = causality_report(model, size)
     assert report.status == 0 and report.context == 12 and "rows" in report.findings
+
+
+def test_a_file_of_weights_and_its_class(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "owned.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Embedding):\n    def __init__(self):\n        super().__init__(9, 9)\n"
+        "def wide():\n    return torch.nn.Embedding(9, 10)\n"
+        "def none():\n    return 3\n"
+    )
+    weights = {"weight": torch.randn(9, 9)}
+    prefixed = {f"module.{name}": value for name, value in weights.items()}
+    save_file(weights, tmp_path / "w.safetensors")
+    files = {"w.pt": weights, "w.pth": {"model": prefixed, "step": 3}, "w.bin": prefixed}
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+    for name in [*files, "w.safetensors"]:
+        model, size = load_target(str(tmp_path / name), made_by="owned:Net")
+        assert size == 9 and torch.equal(model.weight, weights["weight"]) and not model.training
+    (tmp_path / "text.pt").write_text("text")
+    torch.save(Counts(), tmp_path / "whole.pt")
+    for name, by, message in (
+        ("w.pt", "owned:wide", "does not fit the class"),
+        ("w.pt", "owned:none", "makes a int"),
+        ("w.pt", None, "--class module:Class"),
+        ("nowhere.pt", "owned:Net", "not there"),
+        ("text.pt", "owned:Net", "no state_dict"),
+        ("whole.pt", "owned:Net", "nothing else is unpickled"),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            load_target(str(tmp_path / name), made_by=by)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04 cut"])

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
 from crt_lib import InputError
-from crt_lib.audit import checks
+from crt_lib.audit import checks, flawed
 from crt_lib.audit.protocols import PaddingReport
-from crt_lib.data import NOT_SCORED
+from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.text import grammar, lookup
 from crt_lib.text.corpus import load_corpus
 from crt_lib.text.tokenizer import load_tokenizer
@@ -38,25 +38,35 @@ def test_targets_that_follow_no_shift():
         checks.targets_check(inputs, torch.full_like(inputs, NOT_SCORED))
 
 
-def perfect(tokenizer):
-    """The grammar itself as a model, and how often a later token is looked at."""
-    order = [tokenizer.encode(word)[0] for word in grammar.words()]
-    table = torch.full((tokenizer.vocab_size,) * 2, -torch.inf, dtype=torch.float64)
-    table[torch.tensor(order)[:, None], torch.tensor(order)] = torch.from_numpy(
-        grammar.transitions().copy()
-    ).log()
+@pytest.mark.parametrize("name", flawed.FLAWED)
+def test_a_planted_flaw_fails_its_check(name):
+    make, which = flawed.FLAWED[name]
+    found = make()
+    failed = [one.name for one in (found if isinstance(found, list) else [found]) if not one.passed]
+    assert len(failed) == 1 and failed[0].startswith(which)
 
-    def model(ids, peeks=lambda t: t < 0, size=1.0):
-        t = torch.arange(ids.shape[1])
-        ahead = F.pad(F.one_hot(ids[:, 1:], len(table)), (0, 0, 0, 1))
-        return table[ids] + size * ahead * peeks(t)[:, None]
 
-    return model
+@pytest.mark.parametrize("name", flawed.SOUND)
+def test_a_sound_score_passes(name):
+    found = flawed.SOUND[name]()
+    assert all(one.passed for one in (found if isinstance(found, list) else [found])), found
+
+
+@given(st.integers(1, 90), st.integers(1, 20), st.data())
+def test_each_token_is_scored_once(tokens, seq_len, data):
+    stride = data.draw(st.integers(1, seq_len))
+    ids = np.random.default_rng(tokens).integers(0, 7, tokens)
+    targets = [batch.targets for batch in evaluation_windows(ids, seq_len, 3, 0, stride)]
+    assert checks.windows_check(ids, targets).passed
+    twice = checks.windows_check(ids, [*targets, targets[0]])
+    assert not twice.passed and f"of {tokens}; too many" in twice.says
+    never = checks.windows_check(np.tile(ids, 3), targets)
+    assert never.passed == (2 * tokens <= 1)
 
 
 def test_no_loss_below_the_entropy_of_the_grammar():
     tokenizer = load_tokenizer("word", load_corpus("grammar"))
-    best = perfect(tokenizer)
+    best = flawed.grammars_own()
     (check,) = checks.entropy_check(best, tokenizer)
     assert check.passed and "entropy of grammar" in str(check)
     (check,) = checks.entropy_check(lambda ids: best(ids, lambda t: t >= 0, 0.2), tokenizer)
@@ -71,7 +81,7 @@ def test_no_loss_below_the_entropy_of_the_grammar():
 
 def test_alarms_on_perfect_models(monkeypatch):
     tokenizer = load_tokenizer("word", load_corpus("grammar"))
-    best, alarms = perfect(tokenizer), 0
+    best, alarms = flawed.grammars_own(), 0
     for seed in range(100):
         monkeypatch.setattr(checks, "_FRESH", 30_000 + seed)
         noise = torch.from_numpy(np.random.default_rng(seed).normal(0, 0.3, tokenizer.vocab_size))

@@ -1,5 +1,7 @@
 """What runs elsewhere: workflows and hooks name targets and programs that exist, and forms load."""
 
+import json
+import os
 import re
 import subprocess
 import tomllib
@@ -73,3 +75,18 @@ def test_the_notebooks_hook_keeps_outputs_and_tags_and_cleans_the_rest():
     (hook,) = [hook for hook in local["hooks"] if hook["id"] == "nb-clean"]
     kept = {"--preserve-cell-outputs", "--preserve-execution-counts"}
     assert set(hook["args"]) == kept | {"--preserve-cell-metadata-field=tags"}
+
+
+def test_a_machine_elsewhere_is_set_up_by_what_is_here():
+    made = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    target = made["postCreateCommand"].removeprefix("make ")
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0
+    binder = ROOT / ".binder" / "postBuild"
+    assert os.access(binder, os.X_OK)
+    subprocess.run(["sh", "-n", str(binder)], check=True)
+    extras = re.findall(r"\.\[(.+)\]", binder.read_text(encoding="utf-8"))[0].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+    ours = load(ROOT / "environment.yml")["dependencies"]
+    assert load(ROOT / ".binder" / "environment.yml")["dependencies"] == ours[:-1]

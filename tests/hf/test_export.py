@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,6 +159,63 @@ def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path, monkeypatch):
         assert ModelCard.load(out / "README.md").data.eval_results is None
     assert str(run) not in (out / "README.md").read_text()  # nobody's folders are published
     assert "# named" in card.text and "after loop 1, 2, 3, 4." in card.text
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What would have been uploaded: a repository's name, its options and its files' texts."""
+    import huggingface_hub
+
+    sent = []
+
+    def create(self, repo_id, **options):
+        return SimpleNamespace(repo_id=f"me/{repo_id.rpartition('/')[2]}", **options)
+
+    def upload(self, repo_id, folder_path, allow_patterns, ignore_patterns, **options):
+        paths = (path for path in folder_path.rglob("*") if path.is_file())
+        names = [path.relative_to(folder_path).as_posix() for path in paths]
+        patterns = {"allow_patterns": allow_patterns, "ignore_patterns": ignore_patterns}
+        kept = huggingface_hub.utils.filter_repo_objects(names, **patterns)
+        files = {name: (folder_path / name).read_bytes() for name in kept}
+        sent.append((repo_id, options, files))
+        return "committed"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    return sent
+
+
+def test_a_model_goes_to_the_hub_with_its_code_and_its_card(run, tmp_path, hub):
+    from huggingface_hub import ModelCard
+
+    from crt_lib.hf.model import CRTForCausalLM
+
+    CRTForCausalLM.from_crt(exact_model()).push_to_hub("me/new", commit_message="first", tags=["x"])
+    model = CRTForCausalLM.from_pretrained(run / "model")
+    assert model.push_to_hub("me/loaded") == "committed"
+    out = tmp_path / "saved"
+    (out / "checkpoint-1").mkdir(parents=True)
+    (out / "checkpoint-1" / "state.json").write_text("{}")
+    model.save_pretrained(out, push_to_hub=True, private=True)
+    names, options, files = zip(*hub, strict=True)
+    assert names == ("me/new", "me/loaded", "me/saved")
+    assert options[0] == {"commit_message": "first"} and not options[1]
+    for found in files:
+        assert {"README.md", "config.json", "model.safetensors", "modeling_crt.py"} <= set(found)
+        assert not any("/" in name for name in found)
+    exported = (run / "model" / "README.md").read_bytes()
+    assert files[1]["README.md"] == files[2]["README.md"] == exported
+    new = ModelCard(files[0]["README.md"].decode())
+    assert {"x", "custom_code"} <= set(new.data.tags) and "after loop 1, 3, 4" in new.text
+    assert ModelCard(exported.decode()).data.base_tokenizer == "bpe:280"
+
+
+def test_without_the_hub_the_way_out_is_said(monkeypatch):
+    from crt_lib.hf.model import CRTForCausalLM
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="hf upload me/new FOLDER"):
+        CRTForCausalLM.from_crt(exact_model()).push_to_hub("me/new")
 
 
 def test_a_full_disk_is_one_line(run, tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
 """The explorer: pure functions of a trace, and controls driven as a hand would."""
 
+import datetime
 import html
 import math
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_rows import judged
@@ -11,6 +14,7 @@ from crt_lib import InputError
 from crt_lib.bench.decode import Pace, measured_pace
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import GUESSES, Trace, apply_policy, make_passage
+from crt_lib.show import own as own_widgets
 from crt_lib.show.explorer import (
     ALLOWED,
     Explorer,
@@ -19,6 +23,7 @@ from crt_lib.show.explorer import (
     passage_html,
     preset,
 )
+from crt_lib.show.own import PARTS, parts_of
 
 TEXT = "the cat sat on\nfive <b>six"
 PACE = Pace(1e-3, 2e-3, 5e-4)
@@ -229,17 +234,70 @@ def test_ones_own_text_is_read(scored, passage):
     model, data, trace = scored
     explorer = Explorer(trace, passage, PACE, reader=(model, data.tokenizer))
     explorer.preset.value = "own"
-    explorer.own.value = "the mat <i>sat</i>"
-    explorer.read.click()
+    explorer.own.text.value = "the mat <i>sat</i>"
+    explorer.own.read.click()
     expected = make_passage(model, data.tokenizer, "the mat <i>sat</i>")
     assert explorer.text.value == passage_html(expected, explorer.policy())
     explorer.tau0.value = 0.01
     assert explorer.text.value == passage_html(expected, explorer.policy())
 
-    explorer.own.value = ""
-    explorer.read.click()
-    assert "0 tokens" in explorer.said.value and "\n" not in explorer.said.value
+    explorer.own.text.value = ""
+    explorer.own.read.click()
+    assert "0 tokens" in explorer.own.said.value and "\n" not in explorer.own.said.value
     assert explorer.text.value == passage_html(expected, explorer.policy())
-    explorer.own.value = "the cat"
-    explorer.read.click()
-    assert explorer.said.value == ""
+    explorer.own.text.value = "the cat"
+    explorer.own.read.click()
+    assert explorer.own.said.value == ""
+
+
+@pytest.mark.parametrize("version", [7, 8])
+def test_a_file_is_read_in_parts(scored, passage, version):
+    model, data, trace = scored
+    explorer = Explorer(trace, passage, PACE, reader=(model, data.tokenizer))
+    own, text = explorer.own, "the cat sat on the mat five six\n" * 40
+    most = model.config.max_seq_len
+    parts = parts_of(data.tokenizer, text, most)
+    assert "".join(parts) == text and 1 < len(parts) <= PARTS
+    assert all(0 < len(data.tokenizer.encode(part)) <= most for part in parts)
+
+    def upload(content):
+        value = {"content": content} if version == 7 else {"content": memoryview(content)}
+        value = {"own.txt": value} if version == 7 else (value,)
+        own.file = SimpleNamespace(value=value)
+        own._guarded(own._parts)
+
+    upload(text.encode())
+    assert own.progress.value == own.progress.max == len(parts) == len(own.part.options)
+    for number in (1, len(parts)):
+        own.part.value = number
+        expected = make_passage(model, data.tokenizer, parts[number - 1])
+        assert explorer.text.value == passage_html(expected, explorer.policy())
+    upload(b"\xff\xfe")
+    assert "UTF-8" in own.said.value
+    upload(20 * text.encode())
+    assert f"the first {PARTS} of" in own.said.value
+
+
+def test_an_uploaded_file_is_asked_for(scored, passage):
+    model, data, trace = scored
+    own = Explorer(trace, passage, reader=(model, data.tokenizer)).own
+    file = {"name": "a.txt", "type": "", "size": 7, "content": memoryview(b"the cat")}
+    file["last_modified"] = datetime.datetime.now(datetime.UTC)
+    own.file.value = (file,) if isinstance(own.file.value, tuple) else {"a.txt": file}
+    assert own.passages[0].about["text"] == "the cat"
+
+
+def test_ones_own_run_is_opened(scored, passage, monkeypatch):
+    model, data, trace = scored
+    explorer = Explorer(trace, passage, PACE, reader=(model, data.tokenizer))
+    explorer.run.folder.value = "nowhere"
+    explorer.run.open.click()
+    assert "nowhere" in explorer.run.said.value
+    there = {"folder": Path("mine"), "checkpoint": "s1", "policies": []}
+    there |= {"test": trace, "valid": trace, "passage": passage}
+    there |= {"model": model, "tokenizer": data.tokenizer}
+    monkeypatch.setattr(own_widgets, "analyse", lambda folder: SimpleNamespace(**there))
+    explorer.run.open.click()
+    assert explorer.run.said.value == "" and explorer.opened.trace is trace
+    assert explorer.box.children[:-1] == explorer.opened.box.children[:-1]
+    assert explorer.box.children[-1] is explorer.run.box

@@ -6,6 +6,7 @@ With CRT_SCREENSHOTS set to a folder, the page of the stored run is drawn there.
 import json
 import os
 import random
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 
@@ -242,6 +243,37 @@ def test_playback_advances_by_itself_and_by_steps(opened, explored):
         assert f"\u201c{guess.strip()}" in rows[0].text.replace("\u201c ", "\u201c")
 
 
+def test_the_token_under_the_pointer_is_told(opened, explored):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    opened.find_element("id", "restart").click()
+    tokens = opened.find_elements("css selector", "#passage [role=option]")
+    ActionChains(opened).move_to_element(tokens[3]).perform()
+    assert "Token 4:" in opened.find_element("id", "token").text
+    losses = opened.find_elements("css selector", "#token tbody tr")
+    for row, loss in zip(losses, explored.passage.loss[3], strict=True):
+        assert f"{loss:.2f}" in row.text
+    ActionChains(opened).move_to_element(opened.find_element("tag name", "h1")).perform()
+    assert "Token 1:" in opened.find_element("id", "token").text
+
+
+def test_the_picture_has_either_cost(opened, kept):
+    from selenium.webdriver.support.ui import Select
+
+    choose(opened, "A", "preset", "paper")
+    outcome, axis = apply_policy(kept, PAPER), Select(opened.find_element("id", "axis"))
+    costs = {"mean_loops": outcome.mean_loops, "multiply_adds": outcome.multiply_adds / 1e6}
+    places = []
+    for name, cost in costs.items():
+        axis.select_by_value(name)
+        picture = opened.find_element("css selector", "#frontier svg")
+        assert f"A at {cost:.2f}, perplexity" in picture.get_attribute("aria-label")
+        assert name.replace("_", "-").split("-")[0] in picture.text
+        points = opened.find_elements("css selector", "#frontier .own-point")
+        places.append([point.get_attribute("cx") for point in points])
+    assert places[0] != places[1]
+
+
 @pytest.mark.parametrize("width", [360, 700, 1300])
 def test_no_width_scrolls_sideways(opened, width):
     size = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -266,20 +298,35 @@ def test_the_page_works_within_a_notebooks_output(browser, explored, tmp_path):
 
 
 def test_the_stored_run_answers_while_a_slider_moves(browser, tmp_path):
-    """Fifty thousand tokens. What an update takes is printed; the bound is for a busy machine."""
+    """Fifty thousand tokens: an update takes under 50 ms of a processor, whatever else is run."""
     found = analyse(checkout_root() / "results" / "small" / "crt2")
     opened_page(browser, page_of(Explored.of(found)), tmp_path)
-    milliseconds = browser.execute_script("""
-        const slider = document.querySelector("fieldset [name=tau0]");
-        return Array.from({length: 60}, (_, i) => {
-          slider.value = (i * 13) % Number(slider.max);
-          const begun = performance.now();
-          slider.dispatchEvent(new Event("input", {bubbles: true}));
-          document.body.offsetHeight;  // laid out anew
-          return performance.now() - begun;
-        }).sort((a, b) => a - b)""")
-    print(f"an update takes {milliseconds[30]:.1f} ms, at most {milliseconds[-1]:.1f} ms")
-    assert milliseconds[30] < 500
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    browser.execute_script("slider = document.querySelector('fieldset [name=tau0]')")
+
+    def worked():
+        measured = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return 1e3 * next(m["value"] for m in measured if m["name"] == "TaskDuration")
+
+    walls, own = [], []
+    for i in range(40):
+        before = worked()
+        wall = browser.execute_script(
+            """
+            slider.value = (arguments[0] * 13) % Number(slider.max);
+            const begun = performance.now();
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+            document.body.offsetHeight;  // laid out anew
+            return performance.now() - begun""",
+            i,
+        )
+        walls.append(wall)
+        own.append(worked() - before)
+    took = statistics.median(own)
+    print(
+        f"an update: {took:.1f} ms of a processor, {statistics.median(walls):.1f} ms by the clock"
+    )
+    assert 0 < took < 50
     if folder := os.environ.get("CRT_SCREENSHOTS"):
         for name, width in (("light", 1280), ("dark", 1280), ("phone", 360)):
             scheme = name if name == "dark" else "light"

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib import metadata, util
 
 import pytest
 
@@ -48,7 +49,17 @@ def test_what_is_in_the_way_is_marked(monkeypatch, what, change):
 
 def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(doctor.PACKAGES, "no_such_package", "pip install it")
-    assert "no no_such_package: pip install it" in said()["packages"].found
+    found = said()["packages"]
+    assert "no no_such_package: pip install it" in found.found and not found.broken
+    for name in ("numpy", "tokenizers", "accelerate"):
+        assert f"{name} {metadata.version(name)}" in found.found
+
+
+def test_without_a_needed_package_nothing_works(monkeypatch):
+    there = [name for name in doctor.PACKAGES if name != "accelerate"]
+    monkeypatch.setattr(util, "find_spec", there.__contains__)
+    found = said()["packages"]
+    assert found.broken and "no accelerate: pip install crt-lm" in found.found
 
 
 def test_outside_a_checkout_it_says_so(monkeypatch, tmp_path):

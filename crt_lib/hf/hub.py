@@ -1,0 +1,80 @@
+"""A saved model on the hub, with its code and its card: the one it came with, or a short one"""
+
+from pathlib import Path
+from typing import Any
+
+from crt_lib.files import InputError, write_text
+from crt_lib.hf.folder import folder_code
+
+CARD = "README.md"
+_KINDS = ["*.json", "*.safetensors", "*.py", CARD]
+_REPO = ("private", "token")  # how the hub calls what it is given
+_COMMIT = ("commit_message", "commit_description", "token", "revision", "create_pr")
+OPTIONS = {"repo_id", "tags", *_REPO, *_COMMIT}
+_TEXT = """\
+
+# {name}
+
+A CRT: one block, looped {loops} times, with a prediction head after loop {exits}; {parameters:,}
+parameters. `AutoModelForCausalLM.from_pretrained(NAME, trust_remote_code=True)` loads it.
+"""
+
+
+def write_code(here: Path, folder: Path) -> None:
+    """Write the module in the file `here`, and those it needs, into a saved `folder`."""
+    for name, text in folder_code(here).items():
+        write_text(folder / f"{name}.py", text)
+
+
+def write_card_if_none(model: Any, folder: Path, name: str, tags: list[str] | None = None) -> None:
+    """Write `folder`/README.md unless it is there: of the folder the model was loaded from."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    known = (folder / CARD, Path(getattr(model.config, "_name_or_path", "") or "nowhere") / CARD)
+    if path := next((path for path in known if path.is_file()), None):
+        text = path.read_text(encoding="utf-8")
+    else:
+        new = ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=["early-exit", "recursive", "custom_code"],
+        )
+        config = model.config
+        text = f"---\n{new.to_yaml()}\n---\n" + _TEXT.format(
+            name=name.rpartition("/")[2],
+            loops=config.n_loops,
+            exits=", ".join(map(str, (*config.exit_loops, config.n_loops))),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+    if tags:
+        card = ModelCard(text)
+        about: Any = card.data
+        about.tags = list(dict.fromkeys([*(about.get("tags") or ()), *tags]))
+        text = str(card)
+    write_text(folder / CARD, text)
+
+
+def upload(folder: Path, options: dict[str, Any]) -> Any:
+    """What the hub says of a commit of `folder`'s own files. Raises InputError where it cannot."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    named = options.get("repo_id") or folder.resolve().name
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        made = api.create_repo(
+            named, exist_ok=True, **{key: given[key] for key in _REPO if key in given}
+        )
+        return api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=_KINDS,
+            ignore_patterns=["*/*"],
+            **{key: given[key] for key in _COMMIT if key in given},
+        )
+    except Exception as error:  # of the network, or of the hub: each library has its own
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"{named} cannot be uploaded ({why}); save to a folder, and `hf upload {named} FOLDER` "
+            "from where the hub can be reached"
+        ) from error
