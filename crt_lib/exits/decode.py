@@ -120,10 +120,8 @@ def generate(
     empty, too long or of other tokens, a model that sees the future, and 8 bits not to be had.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
-    _check_how(policy, sampling, seed)
+    _check_how(policy, sampling, seed, quantize is not None and not cache)
     ids, starts = _beside_each_other(model, prompts, new_tokens)
-    if quantize is not None and not cache:
-        raise InputError("int8 weights are read with a cache; leave cache on")
     rows, room, step = len(ids), ids.shape[1] + new_tokens, None
     generator = torch.Generator(ids.device).manual_seed(seed)
     texts = [Generated([], []) for _ in prompts]
@@ -151,8 +149,12 @@ def generate(
     return texts
 
 
-def _check_how(policy: object, sampling: object, seed: object) -> None:
+def _check_how(
+    policy: object, sampling: object, seed: object, quantized_uncached: bool = False
+) -> None:
     """Raise InputError for what says neither which tokens exit nor how the next is chosen."""
+    if quantized_uncached:
+        raise InputError("int8 weights are read with a cache; leave cache on")
     if not (isinstance(policy, Policy) and isinstance(sampling, Sampling)):
         raise InputError(f"give a Policy and a Sampling, not {policy!r:.60} and {sampling!r:.60}")
     check_counts(-(2**63), 2**63 - 1, seed=seed)
