@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from crt_lib.audit.compare import document_of_tokens
 from crt_lib.exits.decode import LONGEST, Generated, Sampling, Speculated, Speculation, generate
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
 
 if TYPE_CHECKING:
     from crt_lib.model import CRT
-    from crt_lib.text.tokenizer import TokenizedCorpus
 
 POSITIONS = 8  # of a draft, that have a column
 WARM_UP = 16  # tokens
@@ -58,18 +56,15 @@ def bench_drafts(
     return rows
 
 
-def beginnings(data: "TokenizedCorpus", count: int, length: int) -> list[list[int]]:
-    """The first `length` tokens of `count` documents of test, evenly spread over it.
+def passages(ids: np.ndarray, count: int, length: int) -> list[list[int]]:
+    """`count` passages of `length` tokens, evenly spread over a text and apart.
 
-    Raises InputError where there are not as many documents of that length.
+    Raises InputError for a text that is too short.
     """
-    owner, _ = document_of_tokens(data, "test", length)
-    first, sizes = np.unique(owner, return_index=True, return_counts=True)[1:]
-    first = first[sizes >= length]
-    if len(first) < count:
-        raise InputError(f"test has {len(first)} documents of {length} tokens; ask for no more")
-    chosen = first[np.linspace(0, len(first) - 1, count).astype(int)]
-    return [data.test.ids[at:][:length].tolist() for at in chosen]
+    if count * length > len(ids):
+        raise InputError(f"{count} passages of {length} tokens: the text has {len(ids)}")
+    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    return [ids[at : at + length].tolist() for at in starts]
 
 
 def _timed(

@@ -135,7 +135,7 @@ def bench_slots_command(
 @bench_app.command("drafts")
 def bench_drafts_command(
     checkpoint: options.Checkpoint,
-    texts: Annotated[int, typer.Option(help="Documents of test.", min=2, max=9999)] = 64,
+    texts: Annotated[int, typer.Option(help="Passages of test.", min=2, max=9999)] = 64,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=8)] = 128,
     threads: options.Threads = None,
     out: options.Table = None,
@@ -143,7 +143,7 @@ def bench_drafts_command(
     """Self-speculation, one text at a time: drafts kept by position, their cost, and the bound."""
     import torch
 
-    from crt_lib.bench.drafts import beginnings, bench_drafts
+    from crt_lib.bench.drafts import bench_drafts, passages
     from crt_lib.files import sha256
     from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained
 
@@ -152,7 +152,7 @@ def bench_drafts_command(
     loaded, data, _ = load_trained(checkpoint)
     model = as_crt(loaded, checkpoint)
     length = min(32, model.config.max_seq_len - new_tokens)
-    rows = bench_drafts(model, beginnings(data, texts, length), new_tokens)
+    rows = bench_drafts(model, passages(data.test.ids, texts, length), new_tokens)
     mark = {"checkpoint": "s" + sha256(find_checkpoint(checkpoint).read_bytes())}
     options.show_rows([row | mark for row in rows], out)
 

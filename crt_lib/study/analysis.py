@@ -88,7 +88,7 @@ class Analysis:
         """Write the traces; before them, anew, the tables of others, so that no kill loses one."""
         for name, make in (("policies", self._judge), ("depth", self._sweep)):
             if (self.folder / f"{name}.csv").is_file():
-                self._new[name] = make()
+                self._new[name] = [row | {"checkpoint": self.checkpoint} for row in make()]
         if self._new:
             files[0].unlink(missing_ok=True)  # so none is taken for what the tables are of
         for name, rows in self._new.items():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crt_lib import InputError
-from crt_lib.bench.drafts import _row, beginnings, bench_drafts
+from crt_lib.bench.drafts import _row, bench_drafts, passages
 from crt_lib.exits.decode import Speculated
 
 
@@ -26,14 +26,14 @@ def test_shares_and_costs_are_those_of_the_verifications():
 
 def test_every_loop_drafts_and_the_full_model_disposes(scored):
     model, data, _ = scored
-    prompts = beginnings(data, 3, 4)
-    assert all(len(prompt) == 4 for prompt in prompts)
+    prompts = passages(data.test.ids, 3, 4)
+    assert [len(prompt) for prompt in prompts] == [4] * 3
     rows = bench_drafts(model, prompts, 12)
     asked = {(row["temperature"], row["draft_loop"]) for row in rows}
     assert asked == {(t, loop) for t in (0.0, 1.0) for loop in model.config.exit_loops}
     for row in rows:
         assert 0 <= row["accepted"] <= 1 <= row["tokens"]
         assert 0 < row["low"] <= row["speedup"] <= row["high"]
-    for few in (lambda: bench_drafts(model, prompts, 7), lambda: beginnings(data, 10**6, 4)):
+    for few in (lambda: bench_drafts(model, prompts, 7), lambda: passages(data.test.ids, 10**6, 4)):
         with pytest.raises(InputError):
             few()

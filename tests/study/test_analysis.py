@@ -1,6 +1,7 @@
 """The analysis of a run: made once, read again, made anew for another checkpoint."""
 
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from crt_lib.exits.trace import apply_policy
 from crt_lib.runs.run import run_profile
 from crt_lib.runs.trained import load_trained
 from crt_lib.study.analysis import analyse
-from crt_lib.study.policies import calibrate_taken, policies_of, taken_losses
+from crt_lib.study.policies import calibrate_taken, judge_policies, policies_of, taken_losses
 
 SMOKE = load_profile("smoke")
 
@@ -69,7 +70,11 @@ def test_tables_of_older_traces_stand_until_the_new_ones_do(folder, monkeypatch)
             analyse(folder, tokens=500)
     after = [path.read_bytes() for path in tables]
     assert after != before  # and no traces are taken for theirs
-    anew = analyse(folder, tokens=600)
+    with monkeypatch.context() as patched:
+        judged = Mock(side_effect=judge_policies)
+        patched.setattr("crt_lib.study.analysis.judge_policies", judged)
+        anew = analyse(folder, tokens=600)
+    assert judged.call_count == 1
     assert len(anew.test.loss) == 600 and (anew.test.loss == made.test.loss).all()
     assert [path.read_bytes() for path in tables] == before
 
