@@ -7,12 +7,12 @@ only when the end is cut off, a mask of another length only far from the start.
 
 import copy
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from crt_lib.audit import asking, sampled
 from crt_lib.audit.asking import Asked, Logits, NotAsked
@@ -105,6 +105,15 @@ def _ask(asked: Asked) -> tuple[Found, dict[str, str], sampled.Power | None]:
     return {name: found[name] for name in PROBES if name in found}, left_out, power
 
 
+def _watched(names: list[str]) -> Iterable[str]:
+    """The names, with a bar on a terminal where there is tqdm, which an audit needs not."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return names
+    return tqdm(names, "probes", leave=False, delay=DELAY, disable=None)
+
+
 def _ask_all(asked: Asked) -> tuple[Found, dict[str, str]]:
     """The findings of the probes that can be asked, and why the others cannot."""
     found: Found = {}
@@ -113,7 +122,7 @@ def _ask_all(asked: Asked) -> tuple[Found, dict[str, str]]:
     rows = f"rows of {asked.ids.shape[1]} and {reach} tokens"
     asked.covered["positions"] = f"0-{reach - 1}, distances up to {reach - 1}: {rows}"
     ordered = sorted(PROBES, key=lambda name: name not in ("rows", "count"))  # these come first
-    for name in tqdm(ordered, "probes", leave=False, delay=DELAY, disable=None):
+    for name in _watched(ordered):
         try:
             if asked.random == "own":
                 raise NotAsked("its random numbers cannot be seeded")

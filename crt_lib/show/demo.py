@@ -210,9 +210,7 @@ def exits_headline(results: Path) -> str:
     small = [results / "small" / "crt2" / "taken.csv", results / "bench" / "avx2" / "taken.csv"]
     asked = pd.concat(map(pd.read_csv, [*_taken(results), *small])).query("asks > 0")
     if asked["over_fixed"].max() > NEARLY:
-        raise InputError(
-            "a criterion beats the best fixed exit: README says that none does"
-        )
+        raise InputError("a criterion beats the best fixed exit: README says that none does")
     if slow < CLAIMED or most["low"] > 0 or two[last] >= before[last]:
         raise InputError("exit 2 of results/demo is not what README says of it: rewrite it")
     other = _other_text(results)

@@ -109,7 +109,7 @@ def _in_workers(calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[R
             running = {pool.submit(run_trial, *call) for call in calls}
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        workers = [*pool._processes.values()]
+        workers = [*getattr(pool, "_processes", {}).values()]
         try:
             while running:
                 ended, running = concurrent.futures.wait(running, POLL, FIRST_COMPLETED)

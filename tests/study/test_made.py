@@ -118,7 +118,7 @@ def test_a_run_without_a_file_and_a_table_that_is_none(tmp_path):
     folder = results(tmp_path, ("run", "", "exits.csv", "train"), ("t.csv", "run", "x", "bench"))
     shutil.copytree(COMMITTED / "small/seeds/1", folder / "run")
     (folder / "t.csv").write_text("x\n1,2,3\n")
-    assert faults(folder) == ["missing: exits.csv", "stale: it cannot be read (TypeError)"]
+    assert faults(folder) == ["missing: exits.csv", "stale: it cannot be read (KeyError)"]
     write_rows(folder / "t.csv", [{"x": 1}])
     assert faults(folder)[1].startswith("stale: it cannot be read")  # nor the sum
 
