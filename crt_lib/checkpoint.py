@@ -140,6 +140,8 @@ class RunFolder:
     """Appends a run's rows to `path` and names its checkpoints."""
 
     def __init__(self, path: str | Path):
+        if not isinstance(path, str | Path) or "\0" in str(path):
+            raise InputError(f"{path!r:.60} is no path; give that of the run's folder")
         self.path = Path(path)
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"  # wall-clock times, which differ from run to run

@@ -116,7 +116,7 @@ class _Run:
         held: contextlib.ExitStack,
         begin: "LanguageModel | None",
     ) -> None:
-        _check_input(model_config, config, data, out)
+        _check_lengths(model_config, config, data)
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
@@ -368,10 +368,8 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _check_input(model: AnyModelConfig, config: TrainConfig, data: Any, out: object) -> None:
-    """Raise InputError unless the model has the data's words and room, and `out` is a path."""
-    if not isinstance(out, str | os.PathLike) or "\0" in str(out):
-        raise InputError(f"out is {out!r:.60}; give the path of the run's folder")
+def _check_lengths(model: AnyModelConfig, config: TrainConfig, data: "TokenizedCorpus") -> None:
+    """Raise InputError unless the model has the tokenizer's words and positions for a window."""
     if model.vocab_size != data.tokenizer.vocab_size:
         raise InputError(
             f"the model's vocabulary is {model.vocab_size}, the tokenizer's "

@@ -130,14 +130,15 @@ def choose(
         raise InputError(f"exit {name!r} is not full, a loop or one of {', '.join(CRITERIA)}")
     if choices is not None and name in choices.ways:
         return choices.ways[name]
-    if exits and (budget is None or choices is None or name not in choices.failed):
+    if exits and budget is None:
         return Choice(Policy(fixed=int(name)))
     if choices is None:
         raise InputError(
             f"{name} is not calibrated for this checkpoint; `crt calibrate RUN` does it, or give "
             "thresholds of your own (--tau0, --tau-min, --decay)"
         )
-    said = f"is no cheaper than a fixed exit within +{choices.budget:.2%} perplexity"
+    said = "was not tried" if exits else "is no cheaper than a fixed exit"
+    said += f" within +{choices.budget:.2%} perplexity"
     if name in choices.failed:
         lost = math.expm1(choices.failed[name].high)
         said = f"may lose {lost:.2%} of the perplexity, more than {choices.budget:.2%}"

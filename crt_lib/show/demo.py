@@ -68,22 +68,16 @@ def distilled(results: Path) -> str:
 
 def _promises(results: Path) -> str:
     """`crt calibrate`: what each way was to lose at most, and what it lost on test."""
-    rows, budgets = [], set()
-    for name in ("demo",):
-        choices = choices_of(find_checkpoint(results / name))
-        if choices is None:
-            raise InputError(f"results/{name} is not calibrated; run crt calibrate on it")
-        budgets.add(choices.budget)
-        for way, own in {**choices.ways, **choices.failed}.items():
-            if own.paid is not None:
-                rows.append({"model": name, "way": way, "kept": way in choices.ways, **vars(own)})
-    found = pd.DataFrame(rows)
+    choices = choices_of(find_checkpoint(results / "demo"))
+    if choices is None:
+        raise InputError("results/demo is not calibrated; run crt calibrate on it")
+    tried = {**choices.ways, **choices.failed}.items()
+    rows = [{"way": way, "kept": way in choices.ways, **vars(own)} for way, own in tried]
+    found = pd.DataFrame(rows).dropna(subset="paid")  # what loses nothing has nothing to keep
     nats = ("above", "high", "paid", "paid_low", "paid_high")
     share = {of: cells(np.expm1(found[of]), "{:+.2%}") for of in nats}
-    (budget,) = budgets
     made = pd.DataFrame(
         {
-            "model": found["model"],
             "way": found["way"].where(~found["way"].str.isdecimal(), "exit " + found["way"]),
             "kept": found["kept"].map({True: "yes", False: "no"}),
             "valid": share["above"] + ", at most " + share["high"],
@@ -91,13 +85,12 @@ def _promises(results: Path) -> str:
             "speed": cells(found["speedup"].where(found["kept"]), "{:.2f}x"),
         }
     )
-    broken = found[found["kept"] & (found["paid"] > np.log1p(budget))]
-    names = ", ".join(f"{row.model} {row.way}" for row in broken.itertuples())
+    broken = found["way"][found["kept"] & (found["paid"] > np.log1p(choices.budget))]
+    held = "all of them keep it" if broken.empty else f"it is broken by {', '.join(broken)}"
     return (
-        f"{table(made)}\n\nThe promise is at most {budget:+.1%} PPL per token: kept is what keeps "
-        "it on valid with 95 % confidence, on documents that chose no threshold. On test "
-        f"{'all of them keep it' if broken.empty else 'it is broken by ' + names}. Ways that are "
-        "not here are no cheaper than a fixed exit."
+        f"{table(made)}\n\nThe promise is at most {choices.budget:+.1%} PPL per token: kept is "
+        "what keeps it on valid with 95 % confidence, on documents that chose no threshold. On test "
+        f"{held}. Ways that are not here are no cheaper than a fixed exit."
     )
 
 

@@ -54,7 +54,7 @@ LESSONS = {  # of a course: lesson -> its notebooks
 
 
 def lessons(results: Path) -> str:
-    """A course: each lesson's notebooks, their exercises by number, and the minutes they run.
+    """A course: each lesson's notebooks, their exercises by number, and how long they run.
 
     Raises InputError where a notebook has no exercise.
     """

@@ -62,7 +62,7 @@ class OwnText:
         self.progress = w.IntProgress(0, 0, PARTS)
         self.part = w.Dropdown(options=[1], description="part", disabled=True)
         self.read.on_click(lambda _: self._guarded(lambda: [self.text.value]))
-        self.file.observe(lambda change: self._guarded(self._parts), "value")
+        self.file.observe(lambda change: change["new"] and self._guarded(self._parts), "value")
         self.part.observe(self._chosen, "value")
         beside = [self.read, self.file, self.progress, self.part, self.said]
         self.box = w.HBox([self.text, w.VBox(beside)])
@@ -73,8 +73,6 @@ class OwnText:
         return parts_of(tokenizer, uploaded(self.file.value), model.config.max_seq_len)
 
     def _guarded(self, make: Callable[[], list[str]]) -> None:
-        if make == self._parts and not self.file.value:  # it was emptied
-            return
         try:
             texts, found = make(), []
             kept = texts[:PARTS]

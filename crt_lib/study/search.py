@@ -100,6 +100,7 @@ def _in_workers(calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[R
     training is saved, and hears no Ctrl-C, at which it would say where it was.
     """
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     with (
         stop_signals() as stopped,
         concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool,
@@ -109,7 +110,7 @@ def _in_workers(calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[R
             running = {pool.submit(run_trial, *call) for call in calls}
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        workers = [*getattr(pool, "_processes", {}).values()]
+        workers = [one for one in multiprocessing.active_children() if one not in others]
         try:
             while running:
                 ended, running = concurrent.futures.wait(running, POLL, FIRST_COMPLETED)

@@ -55,6 +55,7 @@ def test_what_was_not_calibrated_names_the_way_out():
         (CHOICES, "margin", {}, "no cheaper than a fixed exit"),
         (CHOICES, "similarity", {}, "may lose 0.60% of the perplexity, more than 0.50%"),
         (CHOICES, "1", {"budget": 0.005}, "exit 1 may lose 7.25%.*leave out --budget"),
+        (CHOICES, "2", {"budget": 0.005}, "exit 2 was not tried.*take gate.*leave out --budget"),
     ):
         with pytest.raises(InputError, match=said):
             choose(given, name, **how)

@@ -1,28 +1,22 @@
 """Disks that are full or read-only, files that are damaged, and two processes in one folder."""
 
-import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import struct
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import kills
 from harness import Case, Child, Kind, Lost, command, contents, crt, one_line, same, small_disk
 
 from crt_lib.checkpoint import load_model
-from crt_lib.config import ModelConfig
 from crt_lib.files import sha256
 
 LONG = 100_000_000  # bytes of a long line
 SHORT = ("text/train.txt", "text/test.txt")  # not damaged in ways of which nothing can be told
-HOUR, DAY = 3600, 86_400
 MARGIN = 400_000_000  # bytes of address space beyond what the imports take
 
 
@@ -70,8 +64,6 @@ def kinds(base: Base, seed: int) -> Iterator[Kind]:
         "two processes in one folder", "one goes on; the other says why it does not", twins(base)
     )
     yield Kind("out of memory", "it goes on to the same files", memory(base))
-    yield Kind("clock that goes backwards", "the same files as ever", clocks(base))
-    yield Kind("checkpoint of an older version", "scored as the new file is", older(base))
     yield Kind(
         "NaN loss", "one line that names the update; every checkpoint can be read", nan(base)
     )
@@ -325,114 +317,6 @@ def address_space() -> int:
     """Bytes that this process has now, and a child that is forked from it."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _shifted(seconds: float, after: int | None = None) -> None:
-    """In this process the clock is `seconds` later; with `after`, only from so many calls on."""
-    import datetime
-
-    from crt_lib.runs import manifest
-
-    real, calls = time.time, itertools.count()
-
-    def shift() -> float:
-        return seconds if after is None or next(calls) >= after else 0.0
-
-    class Clock(datetime.datetime):
-        """What the manifest asks for the time."""
-
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
-            return datetime.datetime.fromtimestamp(real() + shift(), tz)
-
-    time.time = lambda: real() + shift()
-    time.time_ns = lambda: int(1e9 * (real() + shift()))
-    manifest.datetime = Clock  # type: ignore[misc]
-
-
-def clocks(base: Base) -> Iterator[Case]:
-    """A clock that is set back between a kill and what goes on, or jumps in the middle of a run."""
-
-    def train(folder: Path, clock: Callable[[], None], moment: float | None = None) -> None:
-        child = Child(command(*base.train(folder / "run"), patch=clock), folder)
-        if moment is not None and child.ended(moment) is None:
-            child.kill()
-            return
-        done = child.wait()
-        assert done.status == 0, done.err[-300:]
-
-    def resumed(moment: float, seconds: float, folder: Path) -> None:
-        train(folder, partial(_shifted, 0), moment)
-        train(folder, partial(_shifted, seconds))
-        same(folder / "run", base.trained)
-
-    def jumps(seconds: float, after: int, folder: Path) -> None:
-        train(folder, partial(_shifted, seconds, after))
-        same(folder / "run", base.trained)
-
-    def future(folder: Path) -> None:
-        """A killed run whose files are of tomorrow."""
-        train(folder, partial(_shifted, 0), 0.6)
-        for path in [*folder.rglob("*"), *base.corpus.iterdir()]:
-            later = time.time() + DAY
-            os.utime(path, (later, later))
-        train(folder, partial(_shifted, 0))
-        same(folder / "run", base.trained)
-
-    for moment in (0.3, 0.6, 1.0):
-        yield Case(f"killed after {moment} s, an hour earlier", partial(resumed, moment, -HOUR))
-    for seconds in (-DAY, DAY):
-        for after in (1, 3):
-            name = f"{'back' if seconds < 0 else 'on'} by a day at call {after}"
-            yield Case(name, partial(jumps, seconds, after))
-    yield Case("files of tomorrow", future)
-
-
-def older(base: Base) -> Iterator[Case]:
-    """Checkpoints as older versions wrote them: two texts, fewer settings, settings that went."""
-
-    def scored(folder: Path) -> str:
-        done = crt(folder, "evaluate", str(folder / "run"))
-        assert done.status == 0, done.err[-300:]
-        return done.out.replace(str(folder), "")
-
-    def case(change: Callable[[dict[str, str]], dict[str, str]], folder: Path) -> None:
-        shutil.copytree(base.run, folder / "run")
-        expected = scored(folder)
-        path = folder / "run/checkpoints/best.safetensors"
-        data = path.read_bytes()
-        (size,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + size])
-        kept = json.loads(header["__metadata__"]["checkpoint"])
-        header["__metadata__"] = change(kept)
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-        found = scored(folder)
-        assert found == expected, f"scored otherwise: {found[-200:]}"
-
-    def texts(kept: dict[str, Any]) -> dict[str, str]:
-        return {name: json.dumps(kept[name]) for name in ("model", "state")}
-
-    def turned(kept: dict[str, Any]) -> dict[str, str]:
-        return dict(reversed(texts(kept).items()))
-
-    def fewer(kept: dict[str, Any]) -> dict[str, str]:
-        """Without the settings that are at their defaults, as those that came later are."""
-        default = ModelConfig().to_dict()
-        own = {k: v for k, v in kept["model"].items() if v != default[k]}
-        return texts(kept | {"model": own})
-
-    def gone(kept: dict[str, Any]) -> dict[str, str]:
-        """With a setting that is no more, where it did nothing."""
-        run = kept["state"]["run"]
-        run = run | {"train": run["train"] | {"exits_start": 0.0}}
-        return texts(kept | {"state": kept["state"] | {"run": run}})
-
-    yield Case("two texts", partial(case, texts))
-    yield Case("two texts, the other order", partial(case, turned))
-    yield Case("without the settings that came later", partial(case, fewer))
-    yield Case("with a setting that went", partial(case, gone))
 
 
 def nan(base: Base) -> Iterator[Case]:

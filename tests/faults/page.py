@@ -26,6 +26,8 @@ NEEDED = (  # before a fork, so that a fault falls into the work and not into th
 
 def kinds(kills: int, seed: int, scratch: Path, soaked: float):
     """Every kind of fault, in order; with hours of soaking, that alone."""
+    import ages
+    import bombs
     import damage
     import foes
     import inputs
@@ -42,8 +44,10 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
         yield killing.sigkills(subject, share, seed, scratch)
     yield killing.stops(subjects, seed, scratch)
     yield from damage.kinds(base, seed)
+    yield from ages.kinds(base)
     yield from inputs.kinds(base)
     yield from foes.kinds(base)
+    yield from bombs.kinds(base)
 
 
 def row(kind, kills: int, seed: int) -> dict[str, object]:
