@@ -89,8 +89,8 @@ def _promises(results: Path) -> str:
     held = "all of them keep it" if broken.empty else f"it is broken by {', '.join(broken)}"
     return (
         f"{table(made)}\n\nThe promise is at most {choices.budget:+.1%} PPL per token: kept is "
-        "what keeps it on valid with 95 % confidence, on documents that chose no threshold. On test "
-        f"{held}. Ways that are not here are no cheaper than a fixed exit."
+        "what keeps it on valid with 95 % confidence, on documents that chose no threshold. On "
+        f"test {held}. Ways that are not here are no cheaper than a fixed exit."
     )
 
 
