@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import make_site
 import pytest
+from make_site import broken_links, build
 
-from crt_lib.book import site
-from crt_lib.book.site import broken_links, build
 from crt_lib.files import InputError, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def checkout(tmp_path, monkeypatch):
         write_text(folder / "crt_lib.html", "<p id='x'>all</p>")
         write_text(folder / "crt_lib" / "model.html", "<a href='../crt_lib.html#x'>up</a>")
 
-    monkeypatch.setattr(site, "_api", api)
+    monkeypatch.setattr(make_site, "_api", api)
     return root
 
 
@@ -95,7 +95,7 @@ def test_a_folder_of_something_else_is_left_alone(checkout, tmp_path):
 
 
 def test_every_room_and_core_module_is_in_the_api():
-    names = site._modules(ROOT)
+    names = make_site._modules(ROOT)
     folder = ROOT / "crt_lib"
     rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
     core = {path.stem for path in folder.glob("[!_]*.py")}
@@ -103,6 +103,6 @@ def test_every_room_and_core_module_is_in_the_api():
 
 
 def test_without_pdoc_it_says_what_installs_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(site, "find_spec", lambda name: None)
+    monkeypatch.setattr(make_site, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="make docs"):
-        site._api(ROOT, tmp_path)
+        make_site._api(ROOT, tmp_path)
