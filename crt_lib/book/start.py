@@ -44,8 +44,8 @@ def start() -> None:
 
 def _install(source: Path) -> None:
     kept = [f"{name}=={known}" for name in KEPT if (known := _version(name))]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, str(source), *kept], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", str(source), *kept]
+    subprocess.run(pip, check=True)
     # What was imported from `source` is forgotten: the notebook imports what is installed.
     for name in [name for name in sys.modules if name.partition(".")[0] == "crt_lib"]:
         del sys.modules[name]
