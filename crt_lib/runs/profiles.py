@@ -1,7 +1,11 @@
-"""The profiles, scales at which the whole project runs, and the recipes they are trained by."""
+"""The profiles, scales at which the whole project runs, and the recipes they are trained by.
+
+Their settings, and the reasons, are in `profiles.toml`.
+"""
 
 import json
 import tomllib
+from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +14,7 @@ from crt_lib.config import GPT2Config, ModelConfig, Settings, TrainConfig, confi
 from crt_lib.files import InputError, sha256
 
 _STORED = tomllib.loads(Path(__file__).with_name("profiles.toml").read_text(encoding="utf-8"))
-PROFILES, RECIPES = _STORED["profiles"], _STORED["recipes"]
+PROFILES, RECIPES = _STORED["profiles"], _STORED["recipes"]  # by name
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,12 @@ def load_profile(name: str, recipe: str | None = None) -> Profile:
     for what, value, known in (("profile", name, PROFILES), ("recipe", recipe, RECIPES)):
         if value not in [*known]:
             raise InputError(f"unknown {what} {value!r}; choose one of {', '.join(known)}")
-    layers = [PROFILES[name], RECIPES[recipe], RECIPES[recipe].get(name, {})]
-
-    def settings(part: str, first: int = 0) -> dict[str, Any]:
-        return {
-            key: value for layer in layers[first:] for key, value in layer.get(part, {}).items()
-        }
-
-    alone = "kind" in settings("model")
-    parts = {
-        "model": config_from_dict(settings("model", first=int(alone))),
-        "train": TrainConfig.from_dict(settings("train")),
-    }
-    return Profile.from_dict(PROFILES[name] | parts | {"name": name, "recipe": recipe})
+    changes = [RECIPES[recipe].get(name, {}), RECIPES[recipe]]
+    model, train = (
+        ChainMap(*(layer.get(part, {}) for layer in (*changes, PROFILES[name])))
+        for part in ("model", "train")
+    )
+    if "kind" in model:  # another model than the profile's
+        model = ChainMap(*model.maps[:-1])
+    own = {"model": config_from_dict(dict(model)), "train": TrainConfig.from_dict(dict(train))}
+    return Profile.from_dict(PROFILES[name] | own | {"name": name, "recipe": recipe})
