@@ -13,7 +13,6 @@ from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate
 from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.runs.profiles import Profile
 from crt_lib.runs.trained import load_trained
-from crt_lib.text.corpus import SPLITS
 from crt_lib.text.tokenizer import TokenizedCorpus
 
 DEPLOYABLE_SEQ_LEN = 64  # tokens of a window that is scored one at a time
@@ -22,7 +21,7 @@ PROTOCOLS = ("honest", "released", "deployable")
 
 def check_scorable(data: TokenizedCorpus) -> None:
     """Raise InputError for a split with too few tokens for a window of any protocol."""
-    for name in SPLITS:
+    for name in ("train", "valid", "test"):
         if (tokens := len(data.split(name).ids)) <= DEPLOYABLE_SEQ_LEN:
             raise InputError(
                 f"split {name} of {data.corpus.name} has {tokens} tokens, too few "
