@@ -73,13 +73,11 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
     rule = sha256(Path(__file__).read_bytes() + Path(docstrings.__file__).read_bytes())[:16]
 
     def paragraphs(row: dict[str, str]) -> list[list[str]]:
-        made = keep(f"prose/{rule}/{row['package']}", lambda: _fetched(row))
-        bar.update()
-        return json.loads(made)
+        return json.loads(keep(f"prose/{rule}/{row['package']}", lambda: _fetched(row)))
 
-    bar = tqdm(desc="corpus prose", total=len(rows), unit="package", disable=None)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = list(pool.map(paragraphs, rows))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        made = pool.map(paragraphs, rows)
+        files = list(tqdm(made, "corpus prose", len(rows), unit="package", disable=None))
     seen: set[str] = set()
     texts = dict.fromkeys(SHA256, "")
     for split, (row, of_package) in itertools.product(texts, zip(rows, files, strict=True)):

@@ -281,10 +281,11 @@ def _gpt2() -> ByteLevelBPE:
         paths = [str(Path(root) / "gpt2" / name) for name in names]
     else:
         with from_hub("tokenizer 'gpt2'", advice):
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
             # whose tokens are counted, and whose fingerprint a checkpoint keeps
-            paths = [hf_hub_download("openai-community/gpt2", name) for name in names]  # nosec B615
+            files = [("openai-community/gpt2", name) for name in names]
+            paths = [try_to_load_from_cache(*f) or hf_hub_download(*f) for f in files]  # nosec B615
     try:
         backend = _byte_level(models.BPE.from_file(*paths))
         backend.add_special_tokens([END_OF_TEXT])
