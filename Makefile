@@ -74,10 +74,10 @@ lab: .venv/notebooks,lab.installed ## open the notebooks in Jupyter Lab
 	$(BIN)/jupyter lab notebooks
 
 docs: .venv/notebooks,docs.installed ## the API, the pages and the notebooks as HTML in site/, links checked
-	$(BIN)/python -m crt_lib.book.site site
+	$(BIN)/python docs/make_site.py site
 
 front: setup ## write version and address of pyproject.toml wherever else they stand
-	$(BIN)/python -m crt_lib.book.front
+	$(BIN)/python docs/make_front.py
 
 # `make reproduce` installs the extra notebooks, `make test` also test: .venv/EXTRAS.installed.
 # An unfinished installation starts again from an empty .venv: nothing half-written stays.

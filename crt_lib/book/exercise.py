@@ -14,9 +14,7 @@ def check(answer: Any, right: Callable[[], Any], wanted: str, tolerance: float =
     if answer is None:
         return f"No answer yet: set `answer` to {wanted}, then run this cell again."
     expected = right()
-    numbers = all(isinstance(value, int | float) for value in (answer, expected))
-    if numbers:
+    agrees = bool(answer == expected)
+    if isinstance(answer, int | float) and isinstance(expected, int | float):
         agrees = math.isclose(answer, expected, rel_tol=0.0, abs_tol=tolerance)
-    else:
-        agrees = bool(answer == expected)
     return "Right." if agrees else f"Not yet: {answer!r} is not what comes out."

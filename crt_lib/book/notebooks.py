@@ -76,15 +76,11 @@ def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Notebook]:
             f"no notebooks NN_name.ipynb in {folder}. Run from a checkout of the project, or name "
             "the folder that holds them."
         )
-    chosen = set()
-    for name in only:
-        stem = name.removesuffix(".ipynb")
-        found = [p for p in paths if stem in (p.stem, *p.stem.split("_", 1))]
-        if not found:
-            allowed = ", ".join(p.stem for p in paths)
-            raise InputError(f"unknown notebook {name!r}; choose among {allowed}")
-        chosen.update(found)
-    return [Notebook.read(p) for p in paths if not only or p in chosen]
+    names = {p: (p.name, p.stem, *p.stem.split("_", 1)) for p in paths}
+    if unknown := [name for name in only if not any(name in of for of in names.values())]:
+        allowed = ", ".join(p.stem for p in paths)
+        raise InputError(f"unknown notebook {unknown[0]!r}; choose among {allowed}")
+    return [Notebook.read(p) for p in paths if not only or set(only).intersection(names[p])]
 
 
 def as_html(notebook: Any, title: str) -> str:

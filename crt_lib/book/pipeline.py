@@ -79,9 +79,9 @@ def make_tasks(
     for package in PACKAGES:
         if not find_spec(package):
             raise InputError(f"notebooks need {package}; pip install 'crt-lm[notebooks]'")
-    root = checkout_root()
-    notebooks = find_notebooks(Path(notebooks_dir or root / "notebooks").absolute(), only)
-    out = Path(out or root / "results" / profile).absolute()
+    results = checkout_root() / "results"
+    notebooks = find_notebooks((notebooks_dir or results.with_name("notebooks")).absolute(), only)
+    out = (out or results / profile).absolute()
     declared = sorted({name for notebook in notebooks for name in notebook.parameters})
     if unknown := set(given).difference(declared):
         raise InputError(
@@ -90,17 +90,18 @@ def make_tasks(
         )
     all_given = {**given, "profile": profile, "results": str(out), "fresh": fresh}
 
+    took: dict[str, float] = {}
+    with contextlib.suppress(FileNotFoundError):
+        rows = read_rows(results / "notebooks.csv")
+        took = {row["notebook"]: row["seconds"] for row in rows if row["profile"] == profile}
     entries = read_manifest(out, profile).get("notebooks", {})
-    stored = root / "results" / "notebooks.csv"
-    rows = read_rows(stored) if stored.is_file() else []
-    seconds = {row["notebook"]: row["seconds"] for row in rows if row["profile"] == profile}
-    seconds |= {name: e["seconds"] for name, e in entries.items() if e["status"] == "done"}
+    took |= {name: e["seconds"] for name, e in entries.items() if e["status"] == "done"}
     tasks: list[Task] = []
     for notebook in notebooks:
-        values, took = notebook.values(all_given), seconds.get(notebook.name)
+        name, values = notebook.name, notebook.values(all_given)
         needs = tuple(task for task in tasks if task.notebook.name in notebook.after)
-        label = prefix + notebook.name
-        tasks.append(Task(notebook, values, out, profile, fresh, took, needs, label))
+        expected = took.get(name)
+        tasks.append(Task(notebook, values, out, profile, fresh, expected, needs, prefix + name))
     return tasks
 
 

@@ -29,7 +29,10 @@ def start() -> None:
         _install(home)
         said = f"installed from {home.name}"
     elif (home / "pyproject.toml").is_file():
-        _keep_importable(home)
+        if str(home) not in sys.path:  # other working folders and processes import it, too
+            sys.path.append(str(home))
+            paths = filter(None, (os.environ.get("PYTHONPATH"), str(home)))
+            os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         said = f"checkout at {os.path.relpath(home)}"
     if found:
         os.chdir(found[0])
@@ -44,20 +47,12 @@ def start() -> None:
 
 def _install(source: Path) -> None:
     kept = [f"{name}=={known}" for name in KEPT if (known := _version(name))]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, str(source), *kept], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", str(source), *kept]
+    subprocess.run(pip, check=True)
     # What was imported from `source` is forgotten: the notebook imports what is installed.
     for name in [name for name in sys.modules if name.partition(".")[0] == "crt_lib"]:
         del sys.modules[name]
     importlib.invalidate_caches()
-
-
-def _keep_importable(home: Path) -> None:
-    """From other working folders, and in processes that the notebook starts."""
-    if str(home) not in sys.path:
-        sys.path.append(str(home))
-        paths = filter(None, (os.environ.get("PYTHONPATH"), str(home)))
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def _version(name: str) -> str | None:

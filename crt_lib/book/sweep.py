@@ -82,16 +82,15 @@ def _run_on_cluster(
         client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-    failed, done = [], 0
+    failed: list[str] = []
     with client:
         futures = {
             client.submit(run_point, out=folder, parameters=point, pure=False): folder.name
             for folder, point in points.items()
         }
-        for future in as_completed(futures):
+        for ended, future in enumerate(as_completed(futures), 1):
             if future.status == "finished":
-                done += 1
-                echo(f"{done}/{len(points)} {futures[future]}")
+                echo(f"{ended - len(failed)}/{len(points)} {futures[future]}")
             else:
                 failed.append(f"{futures[future]}: {future.exception()}")
     if failed:

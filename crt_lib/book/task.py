@@ -20,7 +20,6 @@ from crt_lib.runs.manifest import (
 )
 
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
-MARK = "CRT_NOTEBOOK"  # in the environment of a kernel and of what it starts: what runs there
 
 
 class NotebookError(RunError):
@@ -42,6 +41,7 @@ class Task:
     begun: float = 0.0  # monotonic seconds
     cell: int = 0  # that runs, counted from 1 as in the source
     source: str = ""  # of that cell
+    kernel: Any = None  # its process, by psutil
     peak: int = 0  # bytes of its kernel and of what that has started
 
     def watch(self) -> str:
@@ -55,18 +55,11 @@ class Task:
         """Its kernel and what that has started, by psutil; notes the most that they have held."""
         import psutil
 
-        found, held = [], 0
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == str(self._running):
-                    held += process.memory_info().rss
-                    found.append(process)
-        self.peak = max(self.peak, held)
+        found: list[Any] = []
+        with contextlib.suppress(psutil.Error, AttributeError):  # ended, or not yet begun
+            found = [self.kernel, *self.kernel.children(recursive=True)]
+            self.peak = max(self.peak, sum(process.memory_info().rss for process in found))
         return found
-
-    @property
-    def _running(self) -> Path:
-        return self.out / "notebooks" / f"{self.notebook.name}.running.ipynb"
 
     def run(self, stopped: Event, environment: Mapping[str, str]) -> str:
         """Run the notebook, unless that is done; what it took. `environment`: of its kernel, too.
@@ -76,15 +69,16 @@ class Task:
         """
         import nbformat
 
-        name, running = self.notebook.name, self._running
-        final, failed = (running.with_name(f"{name}{kind}.ipynb") for kind in ("", ".failed"))
-        page = final.with_suffix(".html")
+        name = self.notebook.name
+        final = self.out / "notebooks" / f"{name}.ipynb"
+        kinds = (".running.ipynb", ".failed.ipynb", ".html")
+        running, failed, page = map(final.with_suffix, kinds)
         entry: dict[str, Any] = {
             "source_sha256": self.notebook.source_sha256,
             "library_sha256": library_sha256(),
             "parameters": {k: v for k, v in self.values.items() if k not in NOT_RECORDED},
         }
-        with locked(running.with_name(name), wait=False):
+        with locked(final.with_suffix(""), wait=False):
             before = read_manifest(self.out, self.profile)["notebooks"].get(name, {})
             stands = before.get("status") == "done" and before | entry == before
             if stands and not self.fresh and final.is_file() and page.is_file():
@@ -93,29 +87,28 @@ class Task:
             self._note(entry, status="running")
             running.unlink(missing_ok=True)  # of a run that was killed
             try:
-                self._execute(environment)
+                self._execute(running, environment)
             except Exception as error:
                 said = self._failure(error)
                 if not stopped.is_set():
                     with contextlib.suppress(FileNotFoundError):
                         running.replace(failed)
-                    self._note(entry, status="failed", error=said, **self._spent())
+                    self._note(entry, status="failed", error=said)
                     said += f"\n  outputs so far: {failed}\n  the same command goes on"
                 raise NotebookError(said) from error
             running.replace(final)
             failed.unlink(missing_ok=True)
             write_text(page, as_html(nbformat.read(final, 4), name))
-            self._note(entry, status="done", **self._spent())
+            self._note(entry, status="done")
         return _took(entry)
 
     def _note(self, entry: dict[str, Any], **changes: Any) -> None:
-        """Its entry of the manifest, changed."""
+        """Its entry of the manifest, changed; with what it took, once it has ended."""
+        if changes["status"] != "running":
+            seconds = round(time.monotonic() - self.begun, 2)
+            changes |= {"finished": now(), "seconds": seconds, "peak_memory_bytes": self.peak}
         entry |= changes
         update_manifest(self.out, self.profile, {self.notebook.name: entry})
-
-    def _spent(self) -> dict[str, Any]:
-        seconds = round(time.monotonic() - self.begun, 2)
-        return {"finished": now(), "seconds": seconds, "peak_memory_bytes": self.peak}
 
     def _failure(self, error: Exception) -> str:
         """The notebook, the cell that ran last and the error."""
@@ -130,25 +123,29 @@ class Task:
         if "injected-parameters" not in cell.metadata.get("tags", []):
             self.cell, self.source = self.cell + 1, cell.source
 
-    def _execute(self, environment: Mapping[str, str]) -> None:
-        """By papermill, with a kernel of this very interpreter."""
+    def _execute(self, running: Path, environment: Mapping[str, str]) -> None:
+        """By papermill into `running`, with a kernel of this very interpreter."""
         import papermill
+        import psutil
         from ipykernel.kernelspec import RESOURCES, get_kernel_dict
         from jupyter_client.kernelspec import KernelSpec
         from jupyter_client.manager import AsyncKernelManager
 
-        marked = {**environment, MARK: str(self._running)}
+        spec = KernelSpec(resource_dir=RESOURCES, env=dict(environment), **get_kernel_dict())
 
         class ThisInterpreter(AsyncKernelManager):
             """Whatever kernels are installed for the user, the notebooks see these packages."""
 
-            @property
-            def kernel_spec(self) -> KernelSpec:
-                return KernelSpec(resource_dir=RESOURCES, env=marked, **get_kernel_dict())
+            kernel_spec = spec
+
+            async def start_kernel(manager, **how: Any) -> None:  # type: ignore[override]
+                await super().start_kernel(**how)
+                provisioner: Any = manager.provisioner
+                self.kernel = psutil.Process(provisioner.pid)
 
         # Its only warnings here are about annotations that it does not know, such as `int | None`.
         logging.getLogger("papermill").setLevel(logging.ERROR)
-        paths = (str(path) for path in (self.notebook.path, self._running))
+        paths = (str(path) for path in (self.notebook.path, running))
         papermill.execute_notebook(
             *(path.replace("{", "{{").replace("}", "}}") for path in paths),
             parameters=self.values,

@@ -28,23 +28,23 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more texts to continue.")],
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=0)] = 64,
     exit_name: options.Exit = None,
-    budget: options.Budget = None,
-    tau0: options.Tau0 = None,
-    tau_min: options.TauMin = None,
-    decay: options.Decay = None,
+    budget: Annotated[float | None, options.PERCENT] = None,
+    tau0: Annotated[float | None, typer.Option(help="Threshold at the first loop (eq. 6).")] = None,
+    tau_min: Annotated[float | None, typer.Option(help="The lowest threshold.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Of the threshold, by loop.")] = None,
     speculate: options.Speculate = None,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = None,
-    top_p: options.TopP = 1.0,
+    temperature: Annotated[float, typer.Option(help="0: the most probable token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw within this much probability.")] = 1.0,
     seed: options.Seed = 0,
-    quantize: options.Quantize = None,
+    quantize: Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")] = None,
     never: Annotated[
         str | None, typer.Option(help=f"A text that is not written; default {UNK}, empty: none.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
-    from crt_lib.exits.choice import choices_of, drafts
+    from crt_lib.exits.choice import Choice, choices_of, drafts
     from crt_lib.exits.decode import Sampling, Speculation, generate as run
     from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
 
@@ -56,33 +56,30 @@ def generate(
             "thresholds and --quantize"
         )
     loaded, tokenizer, _ = load_trained_model(checkpoint)
-    model, policy = as_crt(loaded, checkpoint), None
-    sampling: Any = Sampling(temperature, top_k, top_p, _beginning(tokenizer, never))
+    model, never_begins = as_crt(loaded, checkpoint), _beginning(tokenizer, never)
+    how: Any = {"sampling": Sampling(temperature, top_k, top_p, never_begins), "seed": seed}
     if speculate is None:
         choice = _way_to_decode(checkpoint, exit_name, budget, own, quantize is None)
-        policy, draft_loop = choice.policy, choice.draft_loop
     else:
-        draft_loop = speculate or drafts(choices_of(find_checkpoint(checkpoint)))
-    made: Sequence[Generated]
+        loop = speculate or drafts(choices_of(find_checkpoint(checkpoint)))
+        choice = Choice(draft_loop=loop)
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
-    if draft_loop is not None:
-        draft = Speculation(model, draft_loop)
-        made = [draft.generate(i, new_tokens, sampling=sampling, seed=seed) for i in ids]
+    made: Sequence[Generated]
+    if choice.draft_loop is not None:
+        draft = Speculation(model, choice.draft_loop)
+        made = [draft.generate(i, new_tokens, **how) for i in ids]
     else:
-        how = {"sampling": sampling, "seed": seed, "quantize": quantize}
-        made = run(model, ids, new_tokens, policy=policy, **how)
-    _print(prompts, [tokenizer.decode(one.tokens) for one in made], made, as_json)
+        made = run(model, ids, new_tokens, policy=choice.policy, quantize=quantize, **how)
+    for prompt, one in zip(prompts, made, strict=True):
+        _print(prompt, tokenizer.decode(one.tokens), one.loops, as_json)
 
 
-def _print(
-    prompts: Sequence[str], texts: Sequence[str], made: Sequence["Generated"], as_json: bool
-) -> None:
-    for prompt, text, one in zip(prompts, texts, made, strict=True):
-        mean = sum(one.loops) / max(len(one.loops), 1)
-        if as_json:
-            typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": one.loops}))
-        else:
-            typer.echo(f"{prompt}{text}\n[{len(one.tokens)} tokens, {mean:.2f} loops each]")
+def _print(prompt: str, text: str, loops: list[int], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"prompt": prompt, "text": text, "loops": loops}))
+    else:
+        mean = sum(loops) / max(len(loops), 1)
+        typer.echo(f"{prompt}{text}\n[{len(loops)} tokens, {mean:.2f} loops each]")
 
 
 def _beginning(tokenizer: "Tokenizer", text: str | None) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """What the commands of `crt` share: their common options, and settings given as text."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -53,13 +54,10 @@ Exit = Annotated[
 
 def percent(text: str) -> float:
     """The number of `0.5` and of `0.5%`."""
-    try:
-        value = float(str(text).removesuffix("%"))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no percentage") from error
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter(f"{text} is not a percentage from 0 on")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(str(text).removesuffix("%"))) < math.inf:
+            return value
+    raise typer.BadParameter(f"{text!r} is not a percentage from 0 on")
 
 
 def draft_loop(text: str) -> int:
@@ -70,10 +68,6 @@ def draft_loop(text: str) -> int:
 
 
 PERCENT = typer.Option(help="Percent of the perplexity exits may lose.", parser=percent)
-Budget = Annotated[float | None, PERCENT]
-Tau0 = Annotated[float | None, typer.Option(help="Threshold at the first loop (eq. 6).")]
-TauMin = Annotated[float | None, typer.Option(help="The lowest threshold.")]
-Decay = Annotated[float | None, typer.Option(help="Of the threshold, by loop.")]
 Speculate = Annotated[
     int | None,
     typer.Option(
@@ -83,11 +77,7 @@ Speculate = Annotated[
         metavar="LOOP",
     ),
 ]
-Temperature = Annotated[float, typer.Option(help="0: the most probable token.")]
-TopK = Annotated[int | None, typer.Option(help="Draw among the k most probable.")]
-TopP = Annotated[float, typer.Option(help="Draw within this much probability.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.", min=0, max=2**63 - 1)]
-Quantize = Annotated[str | None, typer.Option(help="int8: large weights in 8 bits.")]
 Table = Annotated[Path | None, typer.Option(help="CSV file for the rows.")]
 
 
@@ -106,13 +96,11 @@ def change_profile(
     profile: Profile, corpus: str | None, tokenizer: str | None, changes: dict[str, Any]
 ) -> Profile:
     """`profile` with another corpus or tokenizer, and settings named model.x or train.x."""
+    own = {"corpus": corpus, "tokenizer": tokenizer}
+    named = {name: value for name, value in own.items() if value is not None}
     parts = by_part(changes, "model", "train")
-    return profile.replace(
-        corpus=profile.corpus if corpus is None else corpus,
-        tokenizer=profile.tokenizer if tokenizer is None else tokenizer,
-        model=profile.model.replace(**parts["model"]),
-        train=profile.train.replace(**parts["train"]),
-    )
+    changed = {part: getattr(profile, part).replace(**of) for part, of in parts.items()}
+    return profile.replace(**named, **changed)
 
 
 def by_part(changes: dict[str, Any], *parts: str) -> dict[str, dict[str, Any]]:

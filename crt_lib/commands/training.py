@@ -46,9 +46,8 @@ def train(
         typer.echo(predict(chosen))
         return
     out = out or Path("results") / profile / chosen.recipe
-    _tell(
-        run_profile(chosen, out, resume=not fresh, progress=not quiet, tensorboard=tensorboard), out
-    )
+    how: dict[str, Any] = {"resume": not fresh, "progress": not quiet, "tensorboard": tensorboard}
+    _tell(run_profile(chosen, out, **how), out)
 
 
 @app.command()
@@ -70,13 +69,8 @@ def distil(
 
     from crt_lib.runs.distilled import distil_run
 
-    how: dict[str, Any] = {"resume": not fresh, "progress": not quiet}
-    _tell(
-        distil_run(
-            run, out, teachers=teachers or (), share=share, written=written, settings=given, **how
-        ),
-        out,
-    )
+    how: dict[str, Any] = {"resume": not fresh, "progress": not quiet, "settings": given}
+    _tell(distil_run(run, out, teachers=teachers or (), share=share, written=written, **how), out)
 
 
 def _tell(run: "Run | str | None", out: Path) -> None:

@@ -40,13 +40,18 @@ def distil_run(
     path, told = find_checkpoint(run), [find_checkpoint(t) for t in teachers or (run,)]
     if any(Path(out).resolve() in file.resolve().parents for file in (path, *told)):
         raise InputError(f"{out} holds a model that this begins with; give another folder")
-    model, tokenizer, trained = _crt(path)
-    others = [_teacher(file, tokenizer) for file in told]
+    (model, tokenizer, trained), *others = map(_crt, (path, *told))
+    for file, (_, own, _) in zip(told, others, strict=True):
+        if own.fingerprint != tokenizer.fingerprint:
+            raise InputError(f"{file} has another tokenizer than the model; a teacher has the same")
+    taught_by = [teacher.requires_grad_(False) for teacher, _, _ in others]
     digests = ", ".join(sha256(file.read_bytes())[:12] for file in told)
     origin = f"{sha256(path.read_bytes())[:12]}, taught by {digests}, share {share:g}"
     origin += ", of text that they write" * written
-    given = SHORT | (settings or {}) | {"origin": origin}
-    config = _plan(trained["train"], len(model.config.head_loops), given)
+    every: dict[str, Any] = {"exits_trained": "all", "loop_sampling": "none", "loop_starts": ()}
+    every["aux_weight"] = 1 - 1 / len(model.config.head_loops)
+    given = every | SHORT | (settings or {}) | {"origin": origin}
+    config = TrainConfig.from_dict(trained["train"]).replace(**given)
     if written and config.seq_len <= PROMPT:
         raise InputError(
             f"of rows of {config.seq_len} tokens teachers are given {PROMPT}; use more"
@@ -55,31 +60,8 @@ def distil_run(
     begun.load_state_dict(model.state_dict())
     data = trained["data"]
     profile = Profile("distilled", data["corpus"], data["tokenizer"], begun.config, config, "crt2")
-    return run_profile(
-        profile,
-        out,
-        begin=begun,
-        losses=lambda m, _: DistilledLosses(m, others, share, written),
-        **how,
-    )
-
-
-def _plan(trained: dict[str, Any], exits: int, settings: dict[str, Any]) -> TrainConfig:
-    """The training that a model had, with `settings`, and every exit in every update."""
-    return TrainConfig.from_dict(trained).replace(
-        exits_trained="all",
-        loop_sampling="none",
-        loop_starts=(),
-        aux_weight=1 - 1 / exits,
-        **settings,
-    )
-
-
-def _teacher(file: Path, tokenizer: Any) -> CRT:
-    model, own, _ = _crt(file)
-    if own.fingerprint != tokenizer.fingerprint:
-        raise InputError(f"{file} has another tokenizer than the model; a teacher has the same")
-    return model.requires_grad_(False)
+    how |= {"losses": lambda m, _: DistilledLosses(m, taught_by, share, written)}
+    return run_profile(profile, out, begin=begun, **how)
 
 
 def _crt(path: Path) -> tuple[CRT, Any, dict[str, Any]]:

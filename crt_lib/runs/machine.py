@@ -5,14 +5,13 @@ import multiprocessing
 import os
 import platform
 import threading
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.config import AnyModelConfig, TrainConfig
@@ -24,31 +23,23 @@ GPU_PRODUCT = 8192  # matrices that keep a GPU at work for long beside what a la
 
 
 def matmul_peak(device: torch.device, precision: str, size: int = 2048) -> float:
-    """FLOP/s of the fastest of six products of (size, size) matrices; larger ones on a GPU."""
+    """FLOP/s of the fastest products of (size, size) matrices; larger ones on a GPU."""
     size = GPU_PRODUCT if device.type == "cuda" else size
     a, b = torch.randn(2, size, size, device=device, dtype=DTYPES[precision])
-    return 2 * size**3 / _fastest(device, partial(torch.matmul, a, b))
+    return 2 * size**3 / _fastest("a @ b", a=a, b=b)
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s, read and written, of the fastest of six copies of 256 MiB."""
+    """Bytes/s, read and written, of the fastest copies of 256 MiB."""
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(device, partial(target.copy_, source))
+    return 2 * source.nbytes / _fastest("a.copy_(b)", a=target, b=source)
 
 
-def _fastest(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of six; of fewer where they take long, as bf16 may, emulated."""
-    best, began = float("inf"), time.perf_counter()
-    for _ in range(6):
-        started = time.perf_counter()
-        work()
-        wait(device.type)
-        ended = time.perf_counter()
-        best = min(best, ended - started)
-        if ended - began > 3:
-            break
-    return best
+def _fastest(work: str, **tensors: Tensor) -> float:
+    """Seconds of the fastest calls in half a second, or of one that takes longer."""
+    timer = Timer(work, globals=tensors, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=0.5).times)
 
 
 def wait(device: str) -> None:

@@ -58,9 +58,9 @@ def run_environment() -> dict[str, Any]:
 
 
 def library_sha256() -> str:
-    """One hash over the sources of `crt_lib`: their names and contents."""
+    """One hash over the sources of `crt_lib` and its profiles: their names and contents."""
     root = Path(__file__).resolve().parents[1]
-    paths = sorted(root.rglob("*.py"))
+    paths = sorted([*root.rglob("*.py"), *root.rglob("*.toml")])
     parts = [f"{p.relative_to(root).as_posix()} {sha256(p.read_bytes())}" for p in paths]
     return sha256("\n".join(parts).encode())
 
@@ -123,10 +123,10 @@ def _git_state(root: Path) -> dict[str, Any] | None:
     """Of a checkout at `root` itself; a run rewrites results/, which does not make it modified."""
     if not (root / ".git").exists():
         return None
-    words = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
-    words += ["--", ".", ":(exclude)results"]
+    words = ["status", "--porcelain=v2", "--branch", "--", ".", ":(exclude)results"]
     try:
-        said = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout
+        how: dict[str, Any] = {"cwd": root, "text": True, "timeout": 30}
+        said = subprocess.check_output(["git", *words], stderr=subprocess.DEVNULL, **how)
     except (OSError, subprocess.SubprocessError):
         return None
     commit, *lines = said.splitlines()  # "# branch.oid <commit>", other "# ...", what is changed

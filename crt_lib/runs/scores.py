@@ -1,5 +1,6 @@
 """The scores of a trained model: rows by split, protocol and exit, and their tables."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ PROTOCOLS = ("honest", "released", "deployable")
 
 def check_scorable(data: TokenizedCorpus) -> None:
     """Raise InputError for a split with too few tokens for a window of any protocol."""
-    for name, split in (("train", data.train), ("valid", data.valid), ("test", data.test)):
-        if len(split.ids) <= DEPLOYABLE_SEQ_LEN:
+    for name in ("train", "valid", "test"):
+        if (tokens := len(data.split(name).ids)) <= DEPLOYABLE_SEQ_LEN:
             raise InputError(
-                f"split {name} of {data.corpus.name} has {len(split.ids)} tokens, too few "
+                f"split {name} of {data.corpus.name} has {tokens} tokens, too few "
                 f"to score; give more than {DEPLOYABLE_SEQ_LEN}"
             )
 
@@ -39,11 +40,10 @@ def write_scores(
     """
     seq_len, lines = profile.train.seq_len, profile.released_lines
     write_rows(out / "exits.csv", exit_table(model, data, seq_len, lines))
-    parts = [("valid", "honest"), ("valid", "released"), ("test", "honest"), ("test", "released")]
-    parts = [(name, how) for name, how in parts if how == "honest" or data.split(name).lines]
+    asked = [*product(("valid", "test"), ("honest", "released")), ("valid", "deployable")]
+    asked = [(name, how) for name, how in asked if how != "released" or data.split(name).lines]
     rows = []
-    asked, quiet = [*parts, ("valid", "deployable")], None if progress else True
-    for name, how in tqdm(asked, "evaluating", disable=quiet):
+    for name, how in tqdm(asked, "evaluating", disable=None if progress else True):
         found = score(model, data, name, how, seq_len, max_lines=lines)
         rows += [{"profile": profile.name, "corpus": profile.corpus} | row for row in found]
     write_rows(out / "results.csv", rows)
@@ -91,14 +91,11 @@ def score(
     if protocol == "deployable":
         length = seq_len or min(DEPLOYABLE_SEQ_LEN, trained_len)
         result = evaluate_deployable(model, part.ids, eot, seq_len=length)
-    elif protocol == "released":
-        length = seq_len or min(RELEASED_SEQ_LEN, model.config.max_seq_len)
-        result = evaluate(
-            model, part, eot, protocol="released", seq_len=length, max_lines=max_lines
-        )
     else:
-        length = seq_len or trained_len
-        result = evaluate(model, part, eot, seq_len=length, stride=stride)
+        released = min(RELEASED_SEQ_LEN, model.config.max_seq_len)
+        length = seq_len or (released if protocol == "released" else trained_len)
+        how: Any = {"protocol": protocol, "stride": stride, "max_lines": max_lines}
+        result = evaluate(model, part, eot, seq_len=length, **how)
     return result.rows(corpus=data.corpus.name, split=split, seq_len=length)
 
 

@@ -136,12 +136,11 @@ def average_run(out: str | Path, last: int = 5) -> Path:
             "train with --set train.keep_every=<updates>, or average fewer"
         )
     chosen, path = kept[-last:], folder.checkpoint("average")
-    mean = load_model(chosen[0])
+    mean, *others = map(load_model, chosen)
     sums = {name: value.double() for name, value in mean.state_dict().items()}
-    for other in chosen[1:]:
-        for name, value in load_model(other).state_dict().items():
+    for other in others:
+        for name, value in other.state_dict().items():
             sums[name] += value
     mean.load_state_dict({name: value / last for name, value in sums.items()})
-    state = read_state(chosen[-1]) | {"averaged": [p.name for p in chosen]}
-    save_checkpoint(path, mean, state)
+    save_checkpoint(path, mean, read_state(chosen[-1]) | {"averaged": [p.name for p in chosen]})
     return path

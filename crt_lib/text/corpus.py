@@ -23,7 +23,7 @@ CORPORA = (*WIKITEXT, "docstrings", "prose", "grammar", "lookup")
 _GRAMMAR_SPLITS = {"train": (9_500, 1), "valid": (1_250, 2), "test": (1_250, 3)}  # sentences, seed
 _LOOKUP_SPLITS = {"train": (120_000, 1), "valid": (1_000, 2), "test": (8_000, 3)}  # lines, seed
 # with other numbers of steps, and of letters, than the usual
-_LOOKUP = re.compile(r"lookup(?::([1-9])(?:x([2-9]|1\d|2[0-6]))?)?")
+_LOOKUP = re.compile(r"lookup(?::(?P<steps>[1-9])(?:x(?P<items>[2-9]|1\d|2[0-6]))?)?")
 _ARTICLE = re.compile(r"^(?= \n = (?!= )[^\n]* = \n \n)", re.MULTILINE)  # where one begins
 _PARAGRAPH = re.compile(r".+?(?:\n(?:[^\S\n]*\n)+|\Z)", re.DOTALL)
 
@@ -110,9 +110,7 @@ def load_corpus(name: str) -> Corpus:
         provenance = {"source": "local files under CRT_DATA_ROOT", "files": files}
     elif name in WIKITEXT:
         variant = f"{name}-raw-v1"
-        texts = _kept_texts(
-            f"wikitext/{variant}", lambda: _hub_wikitext(name, WIKITEXT_HUB, variant)
-        )
+        texts = _kept_texts(f"wikitext/{variant}", partial(_hub_wikitext, name, variant))
         provenance = {"source": f"{WIKITEXT_HUB} on the Hugging Face hub", "variant": variant}
     elif name and os.path.isdir(name):  # also for a name too long for a file
         texts = {split: _read(Path(name) / f"{split}.txt") for split in SPLITS}
@@ -131,22 +129,18 @@ def load_corpus(name: str) -> Corpus:
 
 def _sampled(name: str) -> tuple[dict[str, str], float, dict[str, Any]]:
     """The texts, the entropy and the provenance of `grammar`, or of `lookup:<steps>x<letters>`."""
-    match = _LOOKUP.fullmatch(name)
-    sizes = _LOOKUP_SPLITS if match else _GRAMMAR_SPLITS
-    provenance: dict[str, Any] = {
-        "lines" if match else "sentences": {split: n for split, (n, _) in sizes.items()},
-        "seeds": {split: seed for split, (_, seed) in sizes.items()},
-    }
-    if not match:
-        texts = {split: grammar.sample(n, seed) for split, (n, seed) in sizes.items()}
-        source = {"source": "sampled from crt_lib.text.grammar"}
-        return texts, grammar.entropy_rate(), source | provenance
-    how = {"steps": int(match[1] or lookup.STEPS)}
-    if match[2]:
-        how["items"] = int(match[2])
-    texts = {split: lookup.sample(n, seed, **how) for split, (n, seed) in sizes.items()}
-    source = {"source": "sampled from crt_lib.text.lookup"}
-    return texts, lookup.entropy_rate(**how), source | how | provenance
+    how: dict[str, int] = {}
+    source: Any = grammar
+    sizes, unit = _GRAMMAR_SPLITS, "sentences"
+    if match := _LOOKUP.fullmatch(name):
+        source, sizes, unit = lookup, _LOOKUP_SPLITS, "lines"
+        given = {name: int(number) for name, number in match.groupdict().items() if number}
+        how = {"steps": lookup.STEPS} | given
+    texts = {split: source.sample(n, seed, **how) for split, (n, seed) in sizes.items()}
+    provenance: dict[str, Any] = {"source": f"sampled from {source.__name__}", **how}
+    provenance[unit] = {split: n for split, (n, _) in sizes.items()}
+    provenance["seeds"] = {split: seed for split, (_, seed) in sizes.items()}
+    return texts, source.entropy_rate(**how), provenance
 
 
 def released_lines(text: str) -> list[str]:
@@ -160,12 +154,10 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     Processes that need the same file at the same time make it once.
     """
     path = cache_root() / name
-    data = _whole(path)
-    if data is not None:
+    if (data := _whole(path)) is not None:
         return data
     with locked(path):
-        data = _whole(path)
-        if data is None:
+        if (data := _whole(path)) is None:
             data = make()
             with atomic_path(path) as temporary:
                 temporary.write_bytes(sha256(data).encode() + b"\n" + data)
@@ -219,17 +211,17 @@ def _wikitext_files(name: str, root: Path) -> dict[str, Path]:
     )
 
 
-def _hub_wikitext(name: str, repository: str, variant: str) -> dict[str, str]:
+def _hub_wikitext(name: str, variant: str) -> dict[str, str]:
     advice = (
         f"pip install 'crt-lm[notebooks]', set CRT_DATA_ROOT to a folder that holds "
         f"{name}/wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, or use corpus "
         "'docstrings', which needs no network"
     )
-    with from_hub(f"corpus {name!r} ({repository}, {variant})", advice):
+    with from_hub(f"corpus {name!r} ({WIKITEXT_HUB}, {variant})", advice):
         from datasets import load_dataset
 
         # text alone, whose digests a run records
-        rows = load_dataset(repository, variant)  # nosec B615
+        rows = load_dataset(WIKITEXT_HUB, variant)  # nosec B615
         parts = zip(SPLITS, ("train", "validation", "test"), strict=True)
         # the hub's rows keep their line end, save that a blank line has become an empty row
         return {split: "".join(row or " \n" for row in rows[part]["text"]) for split, part in parts}

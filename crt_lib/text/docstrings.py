@@ -7,7 +7,6 @@ import ast
 import contextlib
 import importlib.metadata
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -61,14 +60,11 @@ def collect() -> dict[str, str]:
         tenth = int(sha256(f"docstrings:{name}".encode())[:16], 16) % 10
         dealt[{0: "valid", 1: "test"}.get(tenth, "train")].append(path)
     seen: set[str] = set()
-    return {
-        split: text(
-            map(prose, itertools.chain.from_iterable(docstrings(p.read_bytes()) for p in paths)),
-            _letters,
-            seen,
-        )
-        for split, paths in dealt.items()
-    }
+    texts = {}
+    for split, paths in dealt.items():
+        found = (docstring for path in paths for docstring in docstrings(path.read_bytes()))
+        texts[split] = text(map(prose, found), _letters, seen)
+    return texts
 
 
 def text(documents: Iterable[list[str]], parts: Callable[[str], set[str]], seen: set[str]) -> str:

@@ -31,7 +31,10 @@ SHA256 = {
     "test": "477ef967a6f4c913e9659ca4e52f3c3012f561bb9f2947dec6d1ee3167feb938",
 }
 
-_WHEELS = ("--platform", "macosx_14_0_arm64", "--python-version", "3.11")  # small; none is run
+_DOWNLOAD = (  # of wheels that are small; none is run
+    "--quiet --disable-pip-version-check --no-cache-dir --no-deps --only-binary=:all: "
+    "--platform macosx_14_0_arm64 --python-version 3.11 --ignore-requires-python --require-hashes"
+)
 _MOST = 6_000_000  # characters of a package
 _SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "_vendored", "vendored-meson"}
 _COMMENT = re.compile(r"(?:^[ \t]*#[^\n]*\n)+", re.MULTILINE)
@@ -70,13 +73,11 @@ def collect(keep: Callable[[str, Callable[[], bytes]], bytes]) -> dict[str, str]
     rule = sha256(Path(__file__).read_bytes() + Path(docstrings.__file__).read_bytes())[:16]
 
     def paragraphs(row: dict[str, str]) -> list[list[str]]:
-        made = keep(f"prose/{rule}/{row['package']}", lambda: _fetched(row))
-        bar.update()
-        return json.loads(made)
+        return json.loads(keep(f"prose/{rule}/{row['package']}", lambda: _fetched(row)))
 
-    bar = tqdm(desc="corpus prose", total=len(rows), unit="package", disable=None)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = list(pool.map(paragraphs, rows))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        made = pool.map(paragraphs, rows)
+        files = list(tqdm(made, "corpus prose", len(rows), unit="package", disable=None))
     seen: set[str] = set()
     texts = dict.fromkeys(SHA256, "")
     for split, (row, of_package) in itertools.product(texts, zip(rows, files, strict=True)):
@@ -122,24 +123,14 @@ def _document(source: bytes) -> Iterator[str]:
 
 def _json(source: bytes) -> Iterator[str]:
     found: list[Any] = []
-
-    def described(node: dict[str, Any]) -> None:
-        found.extend(map(node.get, ("documentation", "description")))
-
     with contextlib.suppress(ValueError):
-        json.loads(source, object_hook=described)
-    for text in found:
-        if isinstance(text, str):
+        json.loads(source, object_hook=found.append)
+    for node, name in itertools.product(found, ("documentation", "description")):
+        if isinstance(text := node.get(name), str):
             yield html.unescape(_TAG.sub("", _BLOCK_TAG.sub("\n\n", text)))
 
 
-_READERS: dict[str, Callable[[bytes], Iterator[str]]] = {
-    ".py": _python,
-    ".pyi": _python,
-    ".rst": _document,
-    ".md": _document,
-    ".json": _json,
-}
+_READERS = {".py": _python, ".pyi": _python, ".rst": _document, ".md": _document, ".json": _json}
 
 
 def _sentences(paragraph: str) -> set[str]:
@@ -153,9 +144,7 @@ def _fetched(row: dict[str, str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(f"{row['package']}=={row['version']} --hash=sha256:{row['sha256']}")
-        options = ("--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps")
-        command = [sys.executable, "-m", "pip", "download", *options, "--only-binary=:all:"]
-        command += [*_WHEELS, "--ignore-requires-python", "--require-hashes"]
+        command = [sys.executable, "-m", "pip", "download", *_DOWNLOAD.split()]
         command += ["-r", str(requirements), "-d", folder]
         pip = subprocess.run(command, capture_output=True, text=True)
         wheel = Path(folder) / row["file"]

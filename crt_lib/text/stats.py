@@ -56,19 +56,13 @@ def line_length_rows(data: TokenizedCorpus) -> list[dict[str, Any]]:
     What is longer than 384 tokens, the length at which the released script cuts, is one bin with
     `longest` None.
     """
-    n_bins = RELEASED_SEQ_LEN // BIN
-    lengths = np.array([len(line) for line in data.train.lines], dtype=np.int64)
-    counts = np.bincount(np.minimum((lengths - 1) // BIN, n_bins), minlength=n_bins + 1)
+    first = np.arange(1, RELEASED_SEQ_LEN + 2, BIN)
+    counts, _ = np.histogram(list(map(len, data.train.lines)), [*first, np.inf])
+    longest = [*(first[1:] - 1).tolist(), None]
+    names = {"corpus": data.corpus.name, "tokenizer": data.tokenizer.name, "split": "train"}
     return [
-        {
-            "corpus": data.corpus.name,
-            "tokenizer": data.tokenizer.name,
-            "split": "train",
-            "shortest": i * BIN + 1,
-            "longest": (i + 1) * BIN if i < n_bins else None,
-            "lines": count,
-        }
-        for i, count in enumerate(counts.tolist())
+        names | {"shortest": shortest, "longest": last, "lines": count}
+        for shortest, last, count in zip(first.tolist(), longest, counts.tolist(), strict=True)
     ]
 
 

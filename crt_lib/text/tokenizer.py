@@ -101,10 +101,11 @@ class ByteLevelBPE(Tokenizer):
             try:
                 encodings = self._backend.encode_batch_fast(group, add_special_tokens=False)
             except TypeError:  # half a surrogate pair, as Python reads bytes that are not UTF-8
-                bad = next((text for text in group if not _is_text(text)), None)
-                if bad is None:
-                    raise
-                raise InputError(f"{bad[:40]!r} is not text in UTF-8; give it in UTF-8") from None
+                for text in group:
+                    if text.encode(errors="ignore").decode() != text:
+                        said = f"{text[:40]!r} is not text in UTF-8; give it in UTF-8"
+                        raise InputError(said) from None
+                raise
             for encoding in encodings:
                 yield np.array(encoding.ids, dtype=np.int32)
 
@@ -196,7 +197,7 @@ class TokenizedCorpus:
                     "text_sha256": split.sha256,
                     "token_sha256": sha256(split.ids.astype("<i4").tobytes()),
                 }
-                for name, split in ((name, self.split(name)) for name in SPLITS)
+                for name, split in zip(SPLITS, map(self.split, SPLITS), strict=True)
             },
         }
 
@@ -249,15 +250,6 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> TokenizedCorpus:
     return TokenizedCorpus(corpus, tokenizer, *(encoded(corpus.split(name)) for name in SPLITS))
 
 
-def _is_text(text: str) -> bool:
-    """Whether it can be written in UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _chunks(text: str) -> Iterator[str]:
     """Cut `text` where GPT-2's pre-tokenizer cuts it too, whatever stands on either side.
 
@@ -289,7 +281,11 @@ def _gpt2() -> ByteLevelBPE:
         paths = [str(Path(root) / "gpt2" / name) for name in names]
     else:
         with from_hub("tokenizer 'gpt2'", advice):
-            paths = [_hub_file(name) for name in names]
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+            # whose tokens are counted, and whose fingerprint a checkpoint keeps
+            files = [("openai-community/gpt2", name) for name in names]
+            paths = [try_to_load_from_cache(*f) or hf_hub_download(*f) for f in files]  # nosec B615
     try:
         backend = _byte_level(models.BPE.from_file(*paths))
         backend.add_special_tokens([END_OF_TEXT])
@@ -298,17 +294,6 @@ def _gpt2() -> ByteLevelBPE:
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"cannot read {' and '.join(paths)}: {error}; {advice}") from error
     return ByteLevelBPE("gpt2", backend)
-
-
-def _hub_file(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        # whose tokens are counted, and whose fingerprint a checkpoint keeps
-        return hf_hub_download("openai-community/gpt2", name, local_files_only=True)  # nosec B615
-    except LocalEntryNotFoundError:
-        return hf_hub_download("openai-community/gpt2", name)  # nosec B615
 
 
 def _trained_bpe(name: str, size: int, train: Split) -> ByteLevelBPE:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from make_front import badges, changed, set_up, with_front
 
-from crt_lib.book.front import badges, changed, set_up, with_front
 from crt_lib.files import InputError
 from crt_lib.show.address import Address
 
@@ -132,7 +132,7 @@ def test_another_version_and_address_reach_every_place(tmp_path):
             assert said["text"][0].startswith("crt_lib 7.8.9 (checkout at ..)")
         file.write_text(new, encoding="utf-8")
     assert not changed(root)
-    # Nothing is left that says the old ones: no place was forgotten in `front.LINES`.
+    # Nothing is left that says the old ones: no place was forgotten in `make_front.LINES`.
     texts = {".py", ".md", ".cff", ".toml", ".ipynb"}
     for file in (file for file in root.rglob("*") if file.suffix in texts):
         text = file.read_text(encoding="utf-8")

@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import make_site
 import pytest
+from make_site import broken_links, build
 
-from crt_lib.book import site
-from crt_lib.book.site import broken_links, build
 from crt_lib.files import InputError, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -27,35 +27,37 @@ def checkout(tmp_path, monkeypatch):
     write_text(root / "notebooks" / "01_x.ipynb", notebook("# 01 X\n\n[first](../README.md)"))
     write_text(root / "results" / "a.png", "a picture")
     write_text(root / "crt_lib" / "model.py", '"""A model of its own."""\n')
+    write_text(root / "crt_lib" / "text" / "__init__.py", '"""A room."""\n')
     shutil.copy(ROOT / "pyproject.toml", root)
 
     def api(root: Path, folder: Path) -> None:
         write_text(folder / "crt_lib.html", "<p id='x'>all</p>")
         write_text(folder / "crt_lib" / "model.html", "<a href='../crt_lib.html#x'>up</a>")
+        write_text(folder / "crt_lib" / "text.html", "<p>a room</p>")
 
-    monkeypatch.setattr(site, "_api", api)
+    monkeypatch.setattr(make_site, "_api", api)
     return root
 
 
 def test_pages_and_notebooks_lead_to_each_other(checkout, tmp_path):
     built = tmp_path / "site"
-    assert build(checkout, built) == 6
+    assert build(checkout, built) == 7
     assert 'href="docs/usage.html#On-text"' in (built / "README.html").read_text()
     assert 'href="../notebooks/01_x.html"' in (built / "docs" / "usage.html").read_text()
     assert 'href="../README.html"' in (built / "notebooks" / "01_x.html").read_text()
     assert (built / "results" / "a.png").read_text() == "a picture"
     index = (built / "index.html").read_text()
-    for said in ("01 X", "First", "Use", "crt_lib.model"):
+    for said in ("01 X", "First", "Use", "crt_lib.model", "crt_lib.text"):
         assert said in index
     (built / "old.html").touch()
-    assert build(checkout, built) == 6 and not (built / "old.html").exists()
+    assert build(checkout, built) == 7 and not (built / "old.html").exists()
 
 
 def test_a_run_with_traces_has_its_explorer(checkout, tmp_path):
     (checkout / "results" / "small").mkdir()
     (checkout / "results" / "small" / "crt2").symlink_to(ROOT / "results" / "small" / "crt2")
     built = tmp_path / "site"
-    assert build(checkout, built) == 7
+    assert build(checkout, built) == 8
     assert 'href="results/small/crt2/explorer.html"' in (built / "index.html").read_text()
     page = (built / "results" / "small" / "crt2" / "explorer.html").read_text()
     assert "<title>Exit explorer: crt2</title>" in page
@@ -94,15 +96,7 @@ def test_a_folder_of_something_else_is_left_alone(checkout, tmp_path):
     assert (tmp_path / "mine" / "kept.txt").read_text() == "kept"
 
 
-def test_every_room_and_core_module_is_in_the_api():
-    names = site._modules(ROOT)
-    folder = ROOT / "crt_lib"
-    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
-    core = {path.stem for path in folder.glob("[!_]*.py")}
-    assert set(names) == {"crt_lib", *(f"crt_lib.{name}" for name in rooms | core)}
-
-
 def test_without_pdoc_it_says_what_installs_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(site, "find_spec", lambda name: None)
+    monkeypatch.setattr(make_site, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="make docs"):
-        site._api(ROOT, tmp_path)
+        make_site._api(ROOT, tmp_path)

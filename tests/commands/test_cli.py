@@ -31,17 +31,13 @@ BAD = {
     "corpus": (["--corpus", "wikitext-9"], "wikitext-9", "docstrings"),
     "no corpus": (["--corpus", ""], "''", "docstrings"),
     "corpus with a long name": (["--corpus", "x" * 5000], "xxx", "docstrings"),
-    "no tokenizer": (["--tokenizer", ""], "''", "bpe"),
     "no recipe": (["--recipe", ""], "''", "crt2"),
     "profile": (["--profile", "huge"], "'huge'", "smoke, quick, small, paper"),
     "tokenizer": (["--tokenizer", "bpe:3"], "'bpe:3'", "257"),
-    "exit loop": (["--set", "model.exit_loops=[9]"], "exit loop 9", "1..4"),
-    "heads": (["--set", "model.n_heads=7"], "n_heads 7", "divisor"),
     "sequence": (["--set", "train.seq_len=4096"], "4096", "max_seq_len"),
     "type": (["--set", "model.n_loops=many"], "'many'", "int"),
     "field": (["--set", "model.depth=3"], "'depth'", "n_loops"),
     "part": (["--set", "depth=3"], "depth=3", "model.<field>"),
-    "value": (["--set", "model.norm=group"], "'group'", "'layer'"),
     "precision": (["--precision", "fp8"], "'fp8'", "'bf16'"),
     "precision and optimizer": (["--precision", "fp16"], "fp16", "use fp32 or bf16"),
     "dry run": (["--dry-run", "--set", "train.batch_size=100000"], "100000", "smaller batch"),
@@ -72,8 +68,6 @@ def test_a_dry_run_predicts_and_writes_nothing(tmp_path, capsys, monkeypatch):
 
 FOLDERS = {
     "without a split": ({"train.txt": b"a b c\n", "valid.txt": b"a b\n"}, "test.txt"),
-    "not UTF-8": ({n: b"caf\xe9 \n" * 9 for n in ("train.txt", "valid.txt", "test.txt")}, "UTF-8"),
-    "empty": ({"train.txt": b"", "valid.txt": b"a\n", "test.txt": b"a\n"}, "empty"),
     "tiny": ({n: b"a b a\n" for n in ("train.txt", "valid.txt", "test.txt")}, "too few"),
 }
 

@@ -27,15 +27,16 @@ STORED = Path(__file__).parents[2] / "results" / "small"
 def test_every_recipe_in_every_size(name, recipe):
     profile = load_profile(name, recipe)
     assert (profile.name, profile.recipe) == (name, recipe)
-    assert getattr(profile.model, "causal", True) == (recipe != "released")
+    released = recipe == "released"
+    assert getattr(profile.model, "causal", True) == (not released)
+    assert (profile.train.batching == "padded") == (released and name != "smoke")
+    assert profile.train.eval_tokens is None  # every arm is chosen on all of valid
     again = profile.to_dict() | {"model": profile.model, "train": profile.train}
     assert Profile.from_dict(again) == profile
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_arm_is_chosen_on_all_of_valid_and_stored_ones_still_load(recipe):
-    for name in ("smoke", "quick", "small", "paper"):
-        assert load_profile(name, recipe).train.eval_tokens is None
+def test_stored_settings_still_load(recipe):
     stored = json.loads((STORED / recipe / "config.json").read_text())["train"]
     assert TrainConfig.from_dict(stored).eval_tokens == stored["eval_tokens"] == 32_768
 
@@ -44,7 +45,10 @@ def test_every_arm_is_chosen_on_all_of_valid_and_stored_ones_still_load(recipe):
     ("call", "message"),
     [
         (lambda: load_profile([]), "unknown profile"),
+        (lambda: load_profile("huge"), "'huge'.*smoke, quick, small, paper"),
         (lambda: load_profile("smoke", []), "unknown recipe"),
+        (lambda: load_profile("smoke", "crt3"), "'crt3'.*released, paper, crt2"),
+        (lambda: choose_arms(["ladder", "crt3"]), "unknown arm 'crt3'.*swiglu"),
         (lambda: load(None), "None is not the path of a run"),
         (lambda: load_tokenizer(None, None), "the corpus is None"),
         (lambda: tokenize(None, None), "not None and None"),
@@ -60,13 +64,6 @@ def test_the_recipe_without_a_word():
     assert load_profile("paper", "released").model.head_sharing == "separate"
     for name in ("smoke", "quick", "small"):
         assert load_profile(name).recipe == "crt2"
-
-
-def test_the_released_recipe_trains_on_padded_lines():
-    for name in ("quick", "small", "paper"):
-        assert load_profile(name, "released").train.batching == "padded"
-        assert load_profile(name, "paper").train.batching == "packed"
-    assert load_profile("small", "released").train.seq_len == 384
 
 
 def test_the_published_counts():
@@ -93,15 +90,6 @@ def test_the_gpt2_of_equal_parameters(name, vocabulary):
 def test_small_crt2_is_under_20_megabytes():
     model = load_profile("small").model.replace(vocab_size=8192)
     assert sum(parameters_by_part(model).values()) * 4 < 20e6
-
-
-def test_unknown_names():
-    with pytest.raises(InputError, match=r"'huge'.*smoke, quick, small, paper"):
-        load_profile("huge")
-    with pytest.raises(InputError, match=r"'crt3'.*released, paper, crt2"):
-        load_profile("smoke", "crt3")
-    with pytest.raises(InputError, match=r"unknown arm 'crt3'.*swiglu"):
-        choose_arms(["ladder", "crt3"])
 
 
 def test_the_ladder_ends_at_crt2():

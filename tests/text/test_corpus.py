@@ -71,22 +71,20 @@ def test_a_folder_is_read_as_it_stands(folder: Path):
         corpus.split("dev")
 
 
-def test_a_missing_split_is_named(folder: Path):
-    (folder / "valid.txt").unlink()
-    with pytest.raises(InputError, match=r"No such file .*valid\.txt"):
-        load_corpus(str(folder))
-
-
-def test_text_that_is_not_utf8_is_located(folder: Path):
-    (folder / "test.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(InputError, match=r"test\.txt: .* byte 0xe9 in position 3.*iconv"):
-        load_corpus(str(folder))
-
-
-@pytest.mark.parametrize("text", ["", " \n\n"])
-def test_an_empty_split_is_refused(folder: Path, text: str):
-    (folder / "train.txt").write_text(text)
-    with pytest.raises(InputError, match=r"train split .* is empty"):
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("valid.txt", None, r"No such file .*valid\.txt"),
+        ("test.txt", b"caf\xe9\n", r"test\.txt: .* byte 0xe9 in position 3.*iconv"),
+        ("train.txt", b"", r"train split .* is empty"),
+        ("train.txt", b" \n\n", r"train split .* is empty"),
+    ],
+)
+def test_a_split_that_is_missing_empty_or_not_utf8_is_named(folder: Path, name, data, says):
+    (folder / name).unlink()
+    if data is not None:
+        (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=says):
         load_corpus(str(folder))
 
 

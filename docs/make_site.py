@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 from crt_lib.book.notebooks import as_html
 from crt_lib.files import InputError, write_text
-from crt_lib.runs.manifest import checkout_root
 from crt_lib.show.address import Address
 from crt_lib.show.explorer_page import Explored, page_of
 from crt_lib.study.analysis import analyse
@@ -154,7 +153,7 @@ def _api(root: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        pages = build(checkout_root(), Path(sys.argv[1]))
+        pages = build(Path(__file__).resolve().parents[1], Path(sys.argv[1]))
         print(f"{pages} pages, all links between them lead somewhere: {sys.argv[1]}")
     except InputError as error:
         sys.exit(f"error: {error}")

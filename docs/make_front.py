@@ -1,6 +1,6 @@
 """The version and the address of pyproject.toml, written wherever else they stand.
 
-That is what stands first in every notebook, and LINES. `python -m crt_lib.book.front` writes all of
+That is what stands first in every notebook, and LINES. `make front` runs this: it writes all of
 them anew, and names what it changed.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, write_text
-from crt_lib.runs.manifest import checkout_root
 from crt_lib.show.address import Address
 
 _COLAB = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -109,6 +108,6 @@ def _printed(root: Path, address: Address) -> str:
 
 
 if __name__ == "__main__":
-    for path, text in changed(checkout_root()).items():
+    for path, text in changed(Path(__file__).resolve().parents[1]).items():
         write_text(path, text)
         print(path)
