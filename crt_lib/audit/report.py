@@ -1,12 +1,13 @@
 """What an audit found: its verdict, the evidence, what was covered and what was not."""
 
 import math
+import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from crt_lib.audit.advice import advice_for
 from crt_lib.audit.probes import Finding
 from crt_lib.audit.reach import Example
 from crt_lib.audit.sampled import Power
@@ -19,6 +20,8 @@ SAYS = {  # of a probe that found something, what it means; the first one is sai
     "padding": "left padding changes its logits",
 }
 SEES = "sees the future"
+_APART = ("labels", "rows", "count", "decode", "padding")  # beside whatever else is wrong
+_FIRST = ("tokens", "gradient", "far", "training", "vocabulary", "prefix", "lengths")
 _RANDOM = {
     "": "",
     "seeded": "torch, numpy and Python were seeded alike before each call",
@@ -111,28 +114,30 @@ class CausalityReport:
         asked = "a leak below 1e-5 of what a token itself moves, or beyond the longest row"
         return [*open_, asked]
 
+    @property
+    def advice(self) -> list[tuple[str, str]]:
+        """The usual causes, each with lines of code that are right instead.
+
+        Of the probes that tell what is seen, those that the first one to convict points to.
+        """
+        found = self.convicting
+        asked = {*[name for name in _FIRST if name in found][:1], *({*found} & {*_APART})}
+        known = tomllib.loads(Path(__file__).with_name("advice.toml").read_text(encoding="utf-8"))
+        return [(one["text"], one["code"]) for one in known["cause"] if asked & {*one["probes"]}]
+
     def rows(self) -> list[dict[str, Any]]:
         """A row a probe and exit: leaking pairs, distances, and the largest forbidden influence."""
         table = []
         for name, by_exit in self.findings.items():
             for loop, found in by_exit.items():
                 near, far = found.offsets or (None, None)
-                table.append(
-                    {
-                        "probe": name,
-                        "exit": loop,
-                        "pairs": len(found.pairs),
-                        "nearest": near,
-                        "furthest": far,
-                        "largest": found.largest,
-                        "tolerance": found.tolerance,
-                    }
-                )
+                row = {"probe": name, "exit": loop, "pairs": len(found.pairs)}
+                row |= {"nearest": near, "furthest": far}
+                table.append(row | {"largest": found.largest, "tolerance": found.tolerance})
         return table
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, None for what is infinite: what `crt audit --json` prints."""
-        rows = [{key: _finite(value) for key, value in row.items()} for row in self.rows()]
         moved = {} if self.example is None else vars(self.example)
         return {
             "verdict": self.verdict,
@@ -140,8 +145,8 @@ class CausalityReport:
             "leaks": self.leaks,
             "convicting": self.convicting,
             "first_leaking_offset": self.first_leaking_offset,
-            "example": {key: _finite(value) for key, value in moved.items()} or None,
-            "findings": rows,
+            "example": _finite(moved) or None,
+            "findings": [_finite(row) for row in self.rows()],
             "not_asked": self.left_out,
             "covered": self.covered,
             "not_excluded": self.not_excluded,
@@ -181,10 +186,11 @@ class CausalityReport:
         lines += ["not excluded:", *(f"  {said}" for said in self.not_excluded)]
         if self.leaks:
             lines += ["", "how to fix it:"]
-            for cause, code in advice_for(self.convicting):
+            for cause, code in self.advice:
                 lines += [f"  {cause}", *(f"      {line}" for line in code.splitlines())]
         return "\n".join(lines)
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    infinite = (k for k, x in row.items() if isinstance(x, float) and not math.isfinite(x))
+    return row | dict.fromkeys(infinite)

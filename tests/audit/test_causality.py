@@ -21,8 +21,7 @@ from crt_lib import causality_report
 from crt_lib.audit import assert_causal, probes, reach
 from crt_lib.audit.asking import Asked, joined, probe_ids
 from crt_lib.audit.page import html_page
-from crt_lib.audit.specimens import VOCAB, BatchNorm, Mixed
-from crt_lib.audit.zoo import PLANTED, SOUND
+from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, Mixed, ahead, batch_norm
 from crt_lib.files import InputError
 
 LENGTH = 16
@@ -191,7 +190,7 @@ def test_the_verdict_names_what_is_wrong(name):
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_infinite_logits(leaks):
-    model = Mixed(add=PLANTED["five ahead"][0]().add if leaks else None)
+    model = Mixed(*[ahead(5)] * leaks)
 
     def masked(ids):
         """No token may be said twice in a row."""
@@ -275,11 +274,11 @@ def test_a_loss_that_is_not_plain_is_not_judged():
 
 
 def test_the_model_is_left_as_it_was():
-    model = Mixed(BatchNorm(True)).train()
+    model = batch_norm(True).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, numpys = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     causality_report(model, VOCAB, length=4)
-    assert model.training and model.mix.norm.training
+    assert model.training and model.part.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpys).all()
@@ -317,7 +316,7 @@ def test_the_report_as_json_and_as_a_page():
                 raise ValueError("<script>alert(1)</script>")
             return super().forward(ids)
 
-    report = causality_report(Evil(add=PLANTED["five ahead"][0]().add), VOCAB, length=LENGTH)
+    report = causality_report(Evil(ahead(5)), VOCAB, length=LENGTH)
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["status"] == 1 and plain["first_leaking_offset"] == 5
     assert plain["convicting"] == report.convicting
