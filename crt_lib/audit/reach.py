@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit import probes
-from crt_lib.audit.asking import Asked, Logits, NotAsked, joined, largest_difference, within
+from crt_lib.audit.asking import Asked, Logits, NotAsked, largest_difference
 from crt_lib.audit.probes import Finding, findings, shape_noise
 
 ROWS = 8  # of a batch
@@ -64,16 +64,13 @@ def far(asked: Asked) -> dict[int, Finding]:
     C = row.shape[1]
     cuts = torch.tensor(cuts_of(C))
     rows = _changed_after(asked, row, cuts)
-    parts = [joined(asked.differences(row, rows[:SURE]))]
-    if len(cuts) > SURE:
-        parts += within(0.5 * asked.seconds, asked.differences(row, rows[SURE:]))
-    moved = joined(iter(parts))
+    moved = asked.differences(row, rows, seconds=0.5 * asked.seconds, least=SURE)
     cuts, order = cuts[: len(next(iter(moved.values())))].sort()
     asked.covered["cuts"] = _said_of(cuts, C)
     odd = C * 5 // 8 | 1  # a length that no block size divides
     other = torch.tensor([0, odd // 2, odd - 2])  # ODD of them
     shorter = asked.row(odd, seed=6)
-    again = joined(asked.differences(shorter, _changed_after(asked, shorter, other)))
+    again = asked.differences(shorter, _changed_after(asked, shorter, other))
     influence = {
         loop: torch.cat([matrix[order], F.pad(again[loop], (0, C - odd))]).T
         for loop, matrix in moved.items()
@@ -103,7 +100,7 @@ def vocabulary(asked: Asked) -> dict[int, Finding]:
     base[:, before - 1], base[:, before] = own, later
     rows = base.clone()
     rows[:, before] = other
-    moved = joined(within(0.3 * asked.seconds, asked.differences(base, rows)))
+    moved = asked.differences(base, rows, seconds=0.3 * asked.seconds)
     n = len(next(iter(moved.values())))
     percent = 100 * n / len(order)  # rounded down: 100 is all of them
     share = f"{int(percent)}%" if percent >= 1 else f"{percent:.2f}%"
@@ -168,7 +165,6 @@ def count(asked: Asked) -> dict[int, Finding]:
 
 def of_the_long_row(finding: Finding) -> Finding:
     """What `far` found in the row of the whole context, without that of an odd length."""
-    assert finding.columns is not None
     influence, columns = finding.influence[:, :-ODD], finding.columns[:-ODD]
     return replace(finding, influence=influence, columns=columns)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from crt_lib import causality_report
 from crt_lib.audit import assert_causal, probes, reach
-from crt_lib.audit.asking import Asked, joined, probe_ids
+from crt_lib.audit.asking import Asked, probe_ids
 from crt_lib.audit.page import html_page
 from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, Mixed, ahead, batch_norm
 from crt_lib.files import InputError
@@ -130,8 +130,10 @@ def test_many_rows_at_once_say_what_one_at_a_time_does(name):
     with torch.no_grad():
         for loop, fast in probes.tokens(asked).items():
             base = asked(asked.ids)[loop]
-            for j, row in enumerate(probes._each(asked, asked.ids)):
-                slow = (asked(row[None])[loop] - base).abs().amax(-1)[0]
+            other = asked.others(asked.ids, seed=1)
+            for j in range(9):
+                row = torch.where(torch.arange(9) == j, other, asked.ids)
+                slow = (asked(row)[loop] - base).abs().amax(-1)[0]
                 assert torch.allclose(fast.influence[:, j], slow, atol=1e-5)
             alone = probes.tokens(replace(asked, one_by_one=True))[loop]
             assert torch.equal(alone.pairs, fast.pairs)
@@ -140,8 +142,9 @@ def test_many_rows_at_once_say_what_one_at_a_time_does(name):
 def test_differences_of_rows_with_their_own_bases():
     asked = Asked(lambda ids: F.one_hot(ids, 5).float(), torch.zeros(1, 4, dtype=torch.long), 5)
     rows = torch.randint(5, (150, 4))
-    found = joined(asked.differences(asked.others(rows, 0), rows))[0]
+    found = asked.differences(asked.others(rows, 0), rows)[0]
     assert found.shape == (150, 4) and (found == 1).all()
+    assert len(asked.differences(rows, rows, seconds=0, least=65)[0]) == 128
 
 
 @pytest.mark.parametrize("name", ["CRT, causal, with exits", "GPT-2 of transformers"])
