@@ -5,6 +5,7 @@ import inspect
 import math
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,16 +211,18 @@ def refuse(config: Any, name: str = "") -> None:
 
 def longest_row(asked: Asked, wanted: int) -> int:
     """The longest row, of at most `wanted` tokens, that the model takes."""
-    works, fails = asked.ids.shape[1], wanted + 1
-    length = wanted
-    while works < length < fails:
+
+    def fails(length: int) -> bool:
         try:
             asked(asked.row(length, seed=0))
-            works = length
         except Exception:  # anybody's model: it may fail in any way
-            fails = length
-        length = (works + fails) // 2
-    return works
+            return True
+        return False
+
+    works = asked.ids.shape[1]
+    if works >= wanted or not fails(wanted):
+        return max(works, wanted)
+    return works + bisect_left(range(works + 1, wanted), True, key=fails)
 
 
 @contextlib.contextmanager

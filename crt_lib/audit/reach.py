@@ -1,5 +1,6 @@
 """Probes of what a few tokens do not show: the whole context, vocabulary, and rows of a batch."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -141,25 +142,22 @@ def _beside_others(asked: Asked, n: int, length: int) -> tuple[Logits, Logits]:
     for slot in range(n):
         changed = others.clone()
         changed[slot] = batch[slot]
-        moved.append(_apart(asked(changed), before, slot))
-    influence = {loop: torch.stack([m[loop] for m in moved], 1) for loop in before}
+        moved.append({loop: x[slot] for loop, x in asked(changed).items()})
+    influence = {
+        k: largest_difference(torch.stack([m[k] for m in moved]), x).T for k, x in before.items()
+    }
     return influence, {loop: largest_difference(x, before[loop]) for loop, x in after.items()}
-
-
-def _apart(one: Logits, other: Logits, slot: int) -> dict[int, Tensor]:
-    return {loop: largest_difference(x[slot], other[loop][slot]) for loop, x in one.items()}
 
 
 def count(asked: Asked) -> dict[int, Finding]:
     if asked.random:
         raise NotAsked("with other rows it has other random numbers")
     asked = replace(asked, one_by_one=False)
-    alone, moved = asked(asked.ids), []
-    for n in range(2, ROWS + 1):
-        among = asked(torch.cat([asked.ids, asked.ids.new_zeros(n - 1, asked.ids.shape[1])]))
-        moved.append(_apart(among, alone, 0))
+    alone = asked(asked.ids)
+    among = [asked(F.pad(asked.ids, (0, 0, 0, n - 1))) for n in range(2, ROWS + 1)]
     asked.covered["numbers of rows"] = f"1 to {ROWS}"
-    influence = {k: torch.stack([m[k] for m in moved], 1) for k in alone}
+    first = {k: torch.stack([logits[k][0] for logits in among]) for k in alone}
+    influence = {k: largest_difference(x, alone[k]).T for k, x in first.items()}
     return findings(influence, shape_noise(alone), alone, ahead=None)
 
 
@@ -179,7 +177,7 @@ def example_of(asked: Asked, found: dict[int, Finding]) -> Example | None:
 
 
 def _narrowed(asked: Asked, loop: int, t: int, start: int, tolerance: float) -> Example | None:
-    """The first of the tokens from `start` on that moves the logits at t, by halving."""
+    """The first of the tokens from `start` on that moves the logits at t."""
     row = asked.long_row(seed=3)
     cuts = torch.tensor(cuts_of(asked.context))
     other = _changed_after(asked, row, cuts)[(cuts == start - 1).nonzero()[0]]
@@ -190,17 +188,12 @@ def _narrowed(asked: Asked, loop: int, t: int, start: int, tolerance: float) -> 
         changed[:, first : last + 1] = other[:, first : last + 1]
         return float(largest_difference(asked(changed)[loop], before)[0, t])
 
-    low, high = start, asked.context - 1
-    if moves(start, high) <= tolerance:
+    ends = range(start, asked.context - 1)
+    if moves(start, ends.stop) <= tolerance:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if moves(start, middle) > tolerance:
-            high = middle
-        else:
-            low = middle + 1
-    first = low if moves(low, low) > tolerance else start
-    return Example(loop, t, first, low, moves(first, low))
+    last = start + bisect_left(ends, True, key=lambda end: moves(start, end) > tolerance)
+    first = last if moves(last, last) > tolerance else start
+    return Example(loop, t, first, last, moves(first, last))
 
 
 PROBES: dict[str, Callable[[Asked], dict[int, Finding]]] = {

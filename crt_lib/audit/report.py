@@ -23,7 +23,6 @@ SEES = "sees the future"
 _APART = ("labels", "rows", "count", "decode", "padding")  # beside whatever else is wrong
 _FIRST = ("tokens", "gradient", "far", "training", "vocabulary", "prefix", "lengths")
 _RANDOM = {
-    "": "",
     "seeded": "torch, numpy and Python were seeded alike before each call",
     "own": "its random numbers cannot be seeded",
 }

@@ -87,6 +87,11 @@ def attention(allowed: Callable[[Tensor, Tensor], Tensor], *add: Add) -> Mixed:
     return Mixed(*add, mix=mix, part=nn.Linear(WIDTH, 3 * WIDTH))
 
 
+def scaled(by: Callable[[Tensor], float | Tensor]) -> Mixed:
+    """The states times what `by` makes of them."""
+    return Mixed(mix=lambda x: x * by(x))
+
+
 def recurrent(both_ways: bool) -> Mixed:
     """A GRU."""
     width = WIDTH // 2 if both_ways else WIDTH
@@ -179,11 +184,6 @@ def one_hot(ids: Tensor) -> Tensor:
     return F.one_hot(ids, VOCAB).float()
 
 
-def _two_exits(ids: Tensor) -> dict[int, Tensor]:
-    """The second exit sees the next token; nothing is learned."""
-    return {1: one_hot(ids), 2: one_hot(ids) + ahead(1)(ids)}
-
-
 def _scaled_noise() -> Model:
     """The next token sets how large its noise is."""
     draw = noise(0.01)
@@ -193,20 +193,6 @@ def _scaled_noise() -> Model:
         return one_hot(ids) + size * draw(ids)
 
     return model
-
-
-def _any_time_later(ids: Tensor) -> Tensor:
-    """How often token 5 comes later."""
-    return 0.1 * ahead(1)(ids)[..., 5:6].flip(1).cumsum(1).flip(1)
-
-
-def _frequency(ids: Tensor) -> Tensor:
-    """How often the own token stands in the row."""
-    return (ids[:, :, None] == ids[:, None]).float().mean(2, keepdim=True)
-
-
-def _from_the_end(x: Tensor) -> Tensor:
-    return x + 0.01 * torch.arange(x.shape[1], 0, -1)[:, None]
 
 
 def _block_means(x: Tensor) -> Tensor:
@@ -236,13 +222,15 @@ _BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
         "mask off by one": lambda: attention(lambda t, j: j <= t + 1),
         "mask of whole blocks": lambda: attention(lambda t, j: j // 8 <= t // 8),
         "spectral filter that wraps": lambda: spectral_filter(True),
-        "how often the token stands in the row": lambda: Mixed(_frequency),
+        "how often the token stands in the row": lambda: Mixed(
+            lambda ids: (ids[:, :, None] == ids[:, None]).float().mean(2, keepdim=True)
+        ),
         "a ten-thousandth of the next token": lambda: Mixed(ahead(1, size=1e-4)),
         "rounded, a tenth of the next token": lambda: rounded(
             spectral_filter(False, ahead(1, size=0.1))
         ),
         "five ahead": lambda: Mixed(ahead(5)),
-        "only the second exit": lambda: _two_exits,
+        "only the second exit": lambda: lambda ids: {1: one_hot(ids), 2: ahead(1)(ids)},
         "dropout, and the next token": lambda: Mixed(ahead(1, size=1e-2), mix=_dropped),
         "noise of its own, and the next token": lambda: Mixed(ahead(1), noise(0.1)),
         "noise as large as the next token says": _scaled_noise,
@@ -251,14 +239,14 @@ _BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
     "gradient": {"recurrent both ways": lambda: recurrent(True)},
     "prefix": {
         "block means": lambda: Mixed(mix=_block_means),
-        "positions from the end": lambda: Mixed(mix=_from_the_end),
-        "scaled by the length": lambda: Mixed(mix=lambda x: x * (1 + 0.1 * x.shape[1])),
+        "positions from the end": lambda: Mixed(
+            mix=lambda x: x + 0.01 * torch.arange(x.shape[1], 0, -1)[:, None]
+        ),
+        "scaled by the length": lambda: scaled(lambda x: 1 + 0.1 * x.shape[1]),
         "dropout, and the length": lambda: Mixed(mix=lambda x: _dropped(x) * x.shape[1]),
     },
     "lengths": {
-        "scaled by a length over 100": lambda: Mixed(
-            mix=lambda x: x * (1 + 0.1 * (x.shape[1] > 100))
-        ),
+        "scaled by a length over 100": lambda: scaled(lambda x: 1 + 0.1 * (x.shape[1] > 100)),
         "dropout, and a length over 200": lambda: Mixed(
             mix=lambda x: _dropped(x) * (1 + (x.shape[1] > 200))
         ),
@@ -280,11 +268,11 @@ _BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
         ),
     },
     "vocabulary": {
-        "scaled by the whole row": lambda: Mixed(
-            mix=lambda x: x / x.norm(dim=(1, 2))[:, None, None]
-        ),
+        "scaled by the whole row": lambda: scaled(lambda x: 1 / x.norm(dim=(1, 2), keepdim=True)),
         "one token, next": lambda: Mixed(lambda ids: 0.1 * ahead(1)(ids)[..., 17:18]),
-        "one token, any time later": lambda: Mixed(_any_time_later),
+        "one token, any time later": lambda: Mixed(
+            lambda ids: 0.1 * ahead(1)(ids)[..., 5:6].flip(1).cumsum(1).flip(1)
+        ),
         "after one token alone": lambda: Mixed(lambda ids: ahead(1)(ids) * (ids == 11)[..., None]),
     },
     "labels": {
@@ -303,8 +291,8 @@ _BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
         ),
     },
     "count": {
-        "scaled by the number of rows": lambda: Mixed(mix=lambda x: x * (1 + 0.1 * len(x))),
-        "scaled where there are five rows": lambda: Mixed(mix=lambda x: x * (1 + (len(x) == 5))),
+        "scaled by the number of rows": lambda: scaled(lambda x: 1 + 0.1 * len(x)),
+        "scaled where there are five rows": lambda: scaled(lambda x: 1 + (len(x) == 5)),
     },
     "padding": {"padding counts as positions": counts_padding},
 }
