@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from crt_lib.audit.asking import Asked
 from crt_lib.audit.probes import NOISE, Finding, shape_noise
@@ -120,13 +121,9 @@ def two_samples(
 
 def _beside(one: Finding, other: Finding) -> Finding:
     """Both columns, each in units of its critical value."""
-    height = max(len(one.influence), len(other.influence))
-    scaled = [
-        torch.nn.functional.pad(x.influence / x.tolerance, (0, 0, 0, height - len(x.influence)))
-        for x in (one, other)
-    ]
+    scaled = [column for x in (one, other) for column in (x.influence / x.tolerance).T]
     columns = torch.cat([one.columns, other.columns])
-    return Finding(torch.cat(scaled, 1), 1.0, columns, one.ahead)
+    return Finding(pad_sequence(scaled), 1.0, columns, one.ahead)
 
 
 def _compare(

@@ -1,11 +1,13 @@
-"""A saved model on the hub, with its code and its card: the one it came with, or a short one"""
+"""What a saved model has beside its weights, here and on the hub: its code, and its card."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from crt_lib.files import InputError, write_text
-from crt_lib.hf.folder import folder_code
 
+MAIN = "modeling_crt"  # the model's module in a saved folder
+OURS = re.compile(r"^(\s*from )(crt_lib)?\.([\w.]+)(?= import)", re.MULTILINE)
 CARD = "README.md"
 _KINDS = ["*.json", "*.safetensors", "*.py", CARD]
 _REPO = ("private", "token")  # how the hub calls what it is given
@@ -14,9 +16,23 @@ OPTIONS = {"repo_id", "tags", *_REPO, *_COMMIT}
 
 
 def write_code(here: Path, folder: Path) -> None:
-    """Write the module in the file `here`, and those it needs, into a saved `folder`."""
-    for name, text in folder_code(here).items():
+    """Write the module in the file `here`, and those of crt_lib it needs, into a saved `folder`.
+
+    `crt_lib.a.b` is `a_b` there. `here` may lie in such a folder itself.
+    """
+    waiting, written = {MAIN: here}, set[str]()
+    while waiting:
+        name, path = waiting.popitem()
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"\nif TYPE_CHECKING:\n(    .*\n)+", "", text)
+        for _, package, module in OURS.findall(text):
+            inside = here.parents[1] / f"{module.replace('.', '/')}.py"
+            needed = module.replace(".", "_")
+            waiting[needed] = inside if package else here.with_name(f"{needed}.py")
+        text = OURS.sub(lambda found: f"{found[1]}.{found[3].replace('.', '_')}", text)
         write_text(folder / f"{name}.py", text)
+        written.add(name)
+        waiting = {name: path for name, path in waiting.items() if name not in written}
 
 
 def card_text(model: Any, name: str, said: str, **data: Any) -> str:
