@@ -1,17 +1,15 @@
 """The audit's report as one page of HTML: nothing is fetched, and what a model says is escaped."""
 
 import math
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit.probes import Finding
 from crt_lib.audit.reach import of_the_long_row
-from crt_lib.audit.report import CausalityReport
+from crt_lib.audit.report import CausalityReport, rendered
 
 CELLS = 48  # of a picture's side, at most
 PICTURES = {"tokens": "each token changed in turn", "far": "all from j on changed"}
@@ -19,8 +17,6 @@ PICTURES = {"tokens": "each token changed in turn", "far": "all from j on change
 
 def html_page(report: CausalityReport, name: str) -> str:
     """The report on the model called `name`: verdict, evidence, what was covered, what to mend."""
-    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    page = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pictures = []
     for probe, said in PICTURES.items():
         by_exit = {} if report.random == "own" else report.findings.get(probe, {})
@@ -28,7 +24,7 @@ def html_page(report: CausalityReport, name: str) -> str:
             found = by_exit[last := max(by_exit)]
             shown = of_the_long_row(found) if probe == "far" else found
             pictures.append((said, last, *_picture(shown)))
-    return page.render(report=report, name=name, pictures=pictures)
+    return rendered("page.html", report=report, name=name, pictures=pictures) + "\n"
 
 
 def _picture(found: Finding) -> tuple[Any, list[tuple[int, int, bool, float]]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from torch import Tensor
 
 from crt_lib.audit.probes import Finding
@@ -22,10 +23,14 @@ SAYS = {  # of a probe that found something, what it means; the first one is sai
 SEES = "sees the future"
 _APART = ("labels", "rows", "count", "decode", "padding")  # beside whatever else is wrong
 _FIRST = ("tokens", "gradient", "far", "training", "vocabulary", "prefix", "lengths")
-_RANDOM = {
-    "seeded": "torch, numpy and Python were seeded alike before each call",
-    "own": "its random numbers cannot be seeded",
-}
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this folder with its values in it, escaped where it is a page of HTML."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    page = template.endswith(".html")
+    made = jinja2.Template(text, autoescape=page, trim_blocks=True, lstrip_blocks=True)
+    return made.render(values).rstrip("\n")
 
 
 @dataclass(frozen=True)
@@ -154,40 +159,18 @@ class CausalityReport:
             "seconds": round(self.seconds, 2),
         }
 
-    def evidence(self) -> list[str]:
-        """The table of the findings, in lines: one for a probe that found nothing at any exit."""
-        lines = ["probe       exit  leaking pairs  nearest  furthest   largest"]
+    def summary(self) -> list[dict[str, Any]]:
+        """The `rows` of the probes that convict, and one for each other probe, over all exits."""
         rows = [row for row in self.rows() if row["probe"] in self.convicting]
         for name in [name for name in self.findings if name not in self.convicting]:
             every = [row for row in self.rows() if row["probe"] == name]
             largest = max(row["largest"] for row in every)
             exit_ = "all" if len(every) > 1 else every[0]["exit"]
             rows.append(every[0] | {"exit": exit_, "largest": largest})
-        for row in rows:
-            near, far = (row[key] or "-" for key in ("nearest", "furthest"))
-            lines.append(
-                f"{row['probe']:<11}{row['exit']:>5}{row['pairs']:>15}{near:>9}{far:>10}"
-                f"{row['largest']:>10.1e}"
-            )
-        return lines + [f"{name:<11}not asked: {why}" for name, why in self.left_out.items()]
+        return rows
 
     def __str__(self) -> str:
-        lines = [f"verdict: {self.verdict}"]
-        if self.example is not None:
-            lines.append(f"for example, {self.example}")
-        lines += ["", *self.evidence(), "", f"covered, in {self.seconds:.1f} s:"]
-        lines += [f"  {name}: {said}" for name, said in self.covered.items()]
-        if self.random:
-            lines.append(f"  random: {_RANDOM[self.random]}")
-        if self.power is not None:
-            which = "" if self.random == "own" else ", of lengths and numbers of rows alone"
-            lines.append(f"  two-sample test{which}: {self.power}")
-        lines += ["not excluded:", *(f"  {said}" for said in self.not_excluded)]
-        if self.leaks:
-            lines += ["", "how to fix it:"]
-            for cause, code in self.advice:
-                lines += [f"  {cause}", *(f"      {line}" for line in code.splitlines())]
-        return "\n".join(lines)
+        return rendered("report.txt", report=self)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
