@@ -108,14 +108,14 @@ def test_models_by_name(tmp_path, monkeypatch):
             found, _ = load_target(f"somebodys:{name}", vocab_size=9)
             assert found(ids).shape == (1, 6, 9)
         assert load_target("somebodys:logits")[1] == 9  # as many as it has logits
-        with pytest.raises(InputError, match="give --vocab-size"):
-            load_target("somebodys:breaks")
-        with pytest.raises(InputError, match="neither a model nor a function"):
-            load_target("somebodys:number", 9)
-        with pytest.raises(InputError, match="cannot be imported"):
-            load_target("somebodys:nothing", 9)
-        with pytest.raises(InputError, match="cannot be imported"):
-            load_target("nobodys:logits", 9)
+        for name, message in (
+            ("somebodys:breaks", "give --vocab-size"),
+            ("somebodys:number", "neither a model nor a function"),
+            ("somebodys:nothing", "cannot be imported"),
+            ("nobodys:logits", "cannot be imported"),
+        ):
+            with pytest.raises(InputError, match=message):
+                load_target(name)
     finally:
         sys.modules.pop("somebodys", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
