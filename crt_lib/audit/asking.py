@@ -2,8 +2,10 @@
 
 import contextlib
 import inspect
+import math
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,25 +55,34 @@ class Asked:
             _seed(seed)
             logits = logits_of(self.model, part, **(given or {}))
             parts.append({loop: x.clone() for loop, x in logits.items()})
-        if len(parts) == 1:
-            return parts[0]
-        return {loop: torch.cat([part[loop] for part in parts]) for loop in parts[0]}
+        return _joined(parts)
 
     def differences(
-        self, base: Tensor, rows: Tensor, ask: Callable[[Tensor], Logits] | None = None
-    ) -> Iterator[dict[int, Tensor]]:
-        """By exit (n, T): how far the logits of the next n of `rows` are from those of `base`.
+        self,
+        base: Tensor,
+        rows: Tensor,
+        ask: Callable[[Tensor], Logits] | None = None,
+        seconds: float = math.inf,
+        least: int = 0,
+    ) -> dict[int, Tensor]:
+        """By exit (N, T): how far the logits of N `rows` (., T) are from those of `base`.
 
         The largest over the vocabulary. `base` is one row, or one for each. A row stands where its
-        base stood, in calls of one shape: a sound model's logits are then equal, bit by bit.
+        base stood, in calls of one shape: a sound model's logits are then equal, bit by bit. All
+        rows are asked, or, on a slow model, the `least` and those for which there are `seconds`.
         """
         ask, n = ask or self, self.at_once(len(rows), base.shape[1])
-        before = ask(base.expand(n, -1)) if len(base) == 1 else {}
-        for i, some in enumerate(rows.split(n)):
-            if len(base) > 1:
-                before = ask(_filled(base[i * n :], n))
-            after = ask(_filled(some, n))
-            yield {k: largest_difference(x, before[k])[: len(some)] for k, x in after.items()}
+        bases, end = base.expand(len(rows), -1), time.monotonic() + seconds
+        before, parts = ask(bases[:n]), []
+        for start in range(0, len(rows), n):
+            at = torch.arange(start, start + n, device=rows.device).clamp(max=len(rows) - 1)
+            if start and len(base) > 1:
+                before = ask(bases[at])
+            after = ask(rows[at])
+            parts.append({k: largest_difference(x, before[k]) for k, x in after.items()})
+            if start + n >= least and time.monotonic() > end:
+                break
+        return {k: x[: len(rows)] for k, x in _joined(parts).items()}
 
     def at_once(self, rows: int, length: int) -> int:
         """How many rows of `length` fit in a call of about 16 MB of logits."""
@@ -119,24 +130,10 @@ def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
     return random_ids(vocab_size, (1, length), seed).to(device_of(model))
 
 
-def _filled(rows: Tensor, n: int) -> Tensor:
-    """The first n of `rows`, the last one repeated where they are fewer."""
-    return torch.cat([rows[:n], rows[-1:].expand(max(n - len(rows), 0), -1)])
-
-
-def within(seconds: float, parts: Iterator[dict[int, Tensor]]) -> Iterator[dict[int, Tensor]]:
-    """The `parts`, the first one at least, until the time is over."""
-    end = time.monotonic() + seconds
-    for part in parts:
-        yield part
-        if time.monotonic() > end:
-            break
-
-
-def joined(parts: Iterator[dict[int, Tensor]]) -> dict[int, Tensor]:
-    """The differences of all parts, by exit (n, T)."""
-    found = list(parts)
-    return {loop: torch.cat([part[loop] for part in found]) for loop in found[0]}
+def _joined(parts: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+    if len(parts) == 1:  # what may be losses, without rows
+        return parts[0]
+    return {loop: torch.cat([part[loop] for part in parts]) for loop in parts[0]}
 
 
 def largest_difference(one: Tensor, other: Tensor) -> Tensor:
@@ -214,16 +211,18 @@ def refuse(config: Any, name: str = "") -> None:
 
 def longest_row(asked: Asked, wanted: int) -> int:
     """The longest row, of at most `wanted` tokens, that the model takes."""
-    works, fails = asked.ids.shape[1], wanted + 1
-    length = wanted
-    while works < length < fails:
+
+    def fails(length: int) -> bool:
         try:
             asked(asked.row(length, seed=0))
-            works = length
         except Exception:  # anybody's model: it may fail in any way
-            fails = length
-        length = (works + fails) // 2
-    return works
+            return True
+        return False
+
+    works = asked.ids.shape[1]
+    if works >= wanted or not fails(wanted):
+        return max(works, wanted)
+    return works + bisect_left(range(works + 1, wanted), True, key=fails)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,6 @@ def difference_in_bits(
     theirs: Sequence[np.ndarray],
     sizes: np.ndarray,
     samples: int = 10_000,
-    seed: int = 0,
 ) -> Interval:
     """Bits per byte of `ours` minus `theirs`: below zero, ours is better.
 
@@ -115,7 +114,7 @@ def difference_in_bits(
     """
     if min(len(ours), len(theirs)) < 2:
         raise InputError("an interval over seeds needs two or more of each side")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     a, b = np.stack(ours) / math.log(2), np.stack(theirs) / math.log(2)  # (seeds, documents)
     by_document = a.mean(0) - b.mean(0)
     docs = rng.integers(len(sizes), size=(samples, len(sizes)))
@@ -130,13 +129,11 @@ def difference_in_bits(
     return Interval(float(by_document.sum() / sizes.sum()), float(low), float(high))
 
 
-def resampled(
-    sums: np.ndarray, weights: np.ndarray, samples: int = 10_000, seed: int = 0
-) -> list[Interval]:
+def resampled(sums: np.ndarray, weights: np.ndarray, samples: int = 10_000) -> list[Interval]:
     """The mean of each column of `sums` (documents, K) over their `weights` (documents,), such as
     tokens, with its interval: documents are resampled with replacement.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count = len(weights)
     times = rng.multinomial(count, np.full(count, 1 / count), size=samples)  # (samples, documents)
     times = times[times @ weights > 0]  # a draw of documents without tokens says nothing

@@ -24,6 +24,7 @@ from crt_lib.text.tokenizer import Tokenizer, load_tokenizer
 WINDOW, STRIDE = 32, 8
 TEXT = np.random.default_rng(0).integers(1, 40, 301)  # 0 is padding
 LINES = [TEXT[i : i + 5 + i % 20] for i in range(0, 200, 20)]
+ROWS = torch.from_numpy(TEXT[: 9 * WINDOW]).view(9, WINDOW)
 
 
 def _windows(stride: int = WINDOW, all_scored: bool = False, whole_ones: bool = False) -> Check:
@@ -38,50 +39,40 @@ def _windows(stride: int = WINDOW, all_scored: bool = False, whole_ones: bool = 
     return checks.windows_check(TEXT, found)
 
 
-def _own_targets() -> Check:
-    """Each row by itself: what follows its last token is not scored."""
-    rows = torch.from_numpy(TEXT[: 9 * WINDOW]).view(9, WINDOW)
-    return checks.windows_check(TEXT[: 9 * WINDOW], [rows[:, 1:]])
-
-
 def _shifted(by: int) -> Check:
-    rows = torch.from_numpy(TEXT[:300]).view(6, 50)
-    return checks.targets_check(rows[:, 4:40], rows[:, 4 + by : 40 + by])
+    return checks.targets_check(ROWS[:, 4:20], ROWS[:, 4 + by : 20 + by])
 
 
-def _padded(scored: bool) -> list[Check]:
+def _padded() -> list[Check]:
     """A model that has learned that padding follows padding, and nothing else."""
 
     def model(ids: Tensor) -> Tensor:
         return 20.0 * F.one_hot(torch.where(ids == 0, 0, 39), 40) * (ids == 0)[..., None]
 
-    report = padding_report(model, LINES, 0, seq_len=48)
-    if not scored:
-        report = type(report)(0.0, report.ignored, report.ignored, report.absent)
-    return checks.padding_check(report)
+    return checks.padding_check(padding_report(model, LINES, 0, seq_len=48))
 
 
 @cache
-def _words() -> Tokenizer:
+def words() -> Tokenizer:
+    """The grammar's words, each a token."""
     return load_tokenizer("word", load_corpus("grammar"))
 
 
-def grammars_own() -> Callable[..., Tensor]:
-    """The grammar itself as a model; `size` of a later token is added where `peeks` at t."""
-    order = torch.tensor([int(_words().encode(word)[0]) for word in grammar.words()])
-    table = torch.full((_words().vocab_size,) * 2, -torch.inf, dtype=torch.float64)
+def grammars_own(peeks: Callable[[Tensor], Any] = lambda t: t < 0, size: float = 1.0) -> Any:
+    """The grammar itself as a model; `size` of the next token is added where `peeks` at t."""
+    order = torch.tensor([int(words().encode(word)[0]) for word in grammar.words()])
+    table = torch.full((words().vocab_size,) * 2, -torch.inf, dtype=torch.float64)
     table[order[:, None], order] = torch.from_numpy(grammar.transitions().copy()).log()
 
-    def model(ids: Tensor, peeks: Any = lambda t: t < 0, size: float = 1.0) -> Tensor:
-        t = torch.arange(ids.shape[1])
+    def model(ids: Tensor) -> Tensor:
         ahead = F.pad(F.one_hot(ids[:, 1:], len(table)), (0, 0, 0, 1))
-        return table[ids] + size * ahead * peeks(t)[:, None]
+        return table[ids] + size * ahead * peeks(torch.arange(ids.shape[1]))[:, None]
 
     return model
 
 
-def _entropy(**options: Any) -> list[Check]:
-    return checks.entropy_check(partial(grammars_own(), **options), _words())
+def _entropy(*peeks: Any) -> list[Check]:
+    return checks.entropy_check(grammars_own(*peeks), words())
 
 
 def _tokenizer(encode: Callable[[str], Any], decode: Callable[[Any], str]) -> Check:
@@ -89,41 +80,38 @@ def _tokenizer(encode: Callable[[str], Any], decode: Callable[[Any], str]) -> Ch
 
 
 Judged = Callable[[], Check | list[Check]]
-FLAWED: dict[str, tuple[Judged, str]] = {
-    "windows that overlap, all of each scored": (partial(_windows, STRIDE, True), "each token"),
-    "windows that overlap by one, all scored": (partial(_windows, WINDOW - 1, True), "each token"),
-    "the end that fills no window is dropped": (partial(_windows, whole_ones=True), "each token"),
-    "rows whose first token nothing predicts": (_own_targets, "each token"),
-    "padding is scored": (partial(_padded, True), "padding"),
-    "targets are the inputs": (partial(_shifted, 0), "targets"),
-    "targets are shifted twice": (partial(_shifted, 2), "targets"),
-    "targets are what came before": (partial(_shifted, -1), "targets"),
-    "a loss a little below the entropy": (
-        partial(_entropy, peeks=lambda t: t >= 0, size=0.2),
-        "no loss below",
-    ),
-    "a loss below the entropy at one position": (
-        partial(_entropy, peeks=lambda t: t == 50, size=9.0),
-        "no loss below",
-    ),
-    "a tokenizer that splits at white space": (
-        partial(_tokenizer, str.split, " ".join),
-        "the tokenizer",
-    ),
-    "a tokenizer without capitals": (
-        partial(_tokenizer, lambda text: text.lower().encode(), bytes.decode),
-        "the tokenizer",
-    ),
-    "a tokenizer of ASCII alone": (
-        partial(_tokenizer, lambda text: text.encode("ascii", "replace"), bytes.decode),
-        "the tokenizer",
-    ),
+_BY_CHECK: dict[str, dict[str, Judged]] = {
+    "each token": {
+        "windows that overlap, all of each scored": partial(_windows, STRIDE, True),
+        "windows that overlap by one, all scored": partial(_windows, WINDOW - 1, True),
+        "the end that fills no window is dropped": partial(_windows, whole_ones=True),
+        "rows whose first token nothing predicts": lambda: checks.windows_check(
+            ROWS.flatten().numpy(), [ROWS[:, 1:]]
+        ),
+    },
+    "padding": {"padding is scored": _padded},
+    "targets": {
+        "targets are the inputs": partial(_shifted, 0),
+        "targets are shifted twice": partial(_shifted, 2),
+        "targets are what came before": partial(_shifted, -1),
+    },
+    "no loss below": {
+        "a loss a little below the entropy": lambda: _entropy(lambda t: t >= 0, 0.2),
+        "a loss below the entropy at one position": lambda: _entropy(lambda t: t == 50, 9.0),
+    },
+    "the tokenizer": {
+        "a tokenizer that splits at white space": partial(_tokenizer, str.split, " ".join),
+        "a tokenizer without capitals": lambda: _tokenizer(str.lower, str),
+        "a tokenizer of ASCII alone": lambda: _tokenizer(
+            lambda text: text.encode("ascii", "replace"), bytes.decode
+        ),
+    },
 }
+FLAWED = {name: (make, check) for check, flaws in _BY_CHECK.items() for name, make in flaws.items()}
 SOUND: dict[str, Judged] = {
     "windows side by side": _windows,
     "windows that overlap, new tokens scored": partial(_windows, STRIDE),
     "windows that overlap by one": partial(_windows, WINDOW - 1),
-    "padding is not scored": partial(_padded, False),
     "targets are the next tokens": partial(_shifted, 1),
     "the grammar itself": _entropy,
     "a tokenizer of bytes": partial(_tokenizer, str.encode, bytes.decode),

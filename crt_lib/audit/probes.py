@@ -1,6 +1,6 @@
 """Probes: each asks in another way what a model's logits depend on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from crt_lib.audit.asking import Asked, Logits, NotAsked, joined, largest_difference, parameters_of
+from crt_lib.audit.asking import Asked, Logits, NotAsked, largest_difference, parameters_of
 from crt_lib.cached.memory import Memory
 from crt_lib.model import CRT
 
@@ -22,21 +22,21 @@ REDUCED_LOSS = 1e-2  # share of a cross-entropy: losses are averaged, and rounde
 class Finding:
     """What one probe saw at one exit.
 
-    `influence` (T, K): how far the logits at position t move for what is at position `columns[k]`
-    (k, where there are none); for the probes of cuts, for all from there on. It leaks where that is
-    above `tolerance` and the column is at least t + `ahead`.
+    `influence` (T, K): how far the logits at position t move for what is at position `columns[k]`;
+    for the probes of cuts, for all from there on. It leaks where that is above `tolerance` and the
+    column is at least t + `ahead`.
     """
 
     influence: Tensor
     tolerance: float
+    columns: Tensor
     ahead: int | None = 1  # 0 for labels, whose j-th may be token j + 1; None: none may move any
-    columns: Tensor | None = None
 
     @property
     def pairs(self) -> Tensor:
         """The leaking pairs (t, j), (n, 2)."""
         t, k = ((self.influence > self.tolerance) & self.forbidden()).nonzero().T
-        return torch.stack([t, self._columns()[k]], 1)
+        return torch.stack([t, self.columns[k]], 1)
 
     @property
     def offsets(self) -> tuple[int, int] | None:
@@ -51,27 +51,26 @@ class Finding:
         """The largest influence that should be none."""
         return float(self.influence.masked_fill(~self.forbidden(), 0.0).max())
 
-    def _columns(self) -> Tensor:
-        return torch.arange(self.influence.shape[1]) if self.columns is None else self.columns
-
     def forbidden(self) -> Tensor:
         """Which of `influence` should be none."""
         if self.ahead is None:
             return torch.ones_like(self.influence, dtype=torch.bool)
-        return self._columns() - torch.arange(len(self.influence))[:, None] >= self.ahead
+        return self.columns - torch.arange(len(self.influence))[:, None] >= self.ahead
 
 
 def findings(
     influence: dict[int, Tensor],
     noise: float = NOISE,
     of: Logits | None = None,
-    **options: Any,
+    columns: Tensor | None = None,
+    ahead: int | None = 1,
 ) -> dict[int, Finding]:
     """Findings above `noise` as a share of the largest finite size `of` each exit."""
     found = {}
     for loop, matrix in influence.items():
         finite = (of or influence)[loop].nan_to_num(0.0, 0.0, 0.0)
-        found[loop] = Finding(matrix, noise * float(finite.abs().max()), **options)
+        own = torch.arange(matrix.shape[1]) if columns is None else columns
+        found[loop] = Finding(matrix, noise * float(finite.abs().max()), own, ahead)
     return found
 
 
@@ -94,15 +93,16 @@ def rounding(logits: Logits) -> float:
     return max(found)
 
 
-def _each(asked: Asked, values: Tensor) -> Tensor:
-    """(T, T): a row for each position of `values` (1, T), changed at that one alone."""
-    at = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)
-    return torch.where(at, asked.others(values, seed=1), values)
+def _of_each(asked: Asked, ask: Callable[[Tensor], Logits] | None = None) -> dict[int, Tensor]:
+    """By exit (T, T): how far the logits move for another token, or what `ask` makes of it."""
+    ids = asked.ids
+    at = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+    each = torch.where(at, asked.others(ids, seed=1), ids)
+    return {loop: moved.T for loop, moved in asked.differences(ids, each, ask).items()}
 
 
 def tokens(asked: Asked) -> dict[int, Finding]:
-    moved = joined(asked.differences(asked.ids, _each(asked, asked.ids)))
-    return findings({loop: matrix.T for loop, matrix in moved.items()})
+    return findings(_of_each(asked))
 
 
 def training(asked: Asked) -> dict[int, Finding]:
@@ -158,35 +158,38 @@ def gradient(asked: Asked) -> dict[int, Finding]:
 
 
 def prefix(asked: Asked) -> dict[int, Finding]:
-    ids, ends = asked.ids, range(1, asked.ids.shape[1])
-    found = _without_the_rest(asked, ids, ((slice(0, t), asked(ids[:, :t])) for t in ends))
-    asked.covered["lengths"] = f"1 to {ids.shape[1]} tokens"
-    return found
+    T = asked.ids.shape[1]
+    return _shortened(asked, asked.ids, range(1, T), {"lengths": f"1 to {T} tokens"})
 
 
 def lengths(asked: Asked) -> dict[int, Finding]:
     row = asked.long_row(seed=4)
     C = row.shape[1]
     ends = sorted({asked.ids.shape[1], C // 4, C // 2, C * 5 // 8 | 1, C - 1} - {0, C})
-    found = _without_the_rest(asked, row, ((slice(0, t), asked(row[:, :t])) for t in ends))
-    asked.covered["long lengths"] = ", ".join(map(str, ends))
-    return found
+    return _shortened(asked, row, ends, {"long lengths": ", ".join(map(str, ends))})
 
 
 def decode(asked: Asked) -> dict[int, Finding]:
-    here = (slice(t, t + 1) for t in range(asked.ids.shape[1] - 1))
     if asked.random:
         raise NotAsked("its cache and its forward pass have other random numbers")
-    steps = _one_by_one(asked)
-    return _without_the_rest(asked, asked.ids, zip(here, steps, strict=False))
+    here = (slice(t, t + 1) for t in range(asked.ids.shape[1] - 1))
+    return _without_the_rest(asked, asked.ids, zip(here, _one_by_one(asked), strict=False))
+
+
+def _shortened(
+    asked: Asked, row: Tensor, ends: Iterable[int], covered: dict[str, str]
+) -> dict[int, Finding]:
+    if asked.random:
+        raise NotAsked("with another length it has other random numbers")
+    found = _without_the_rest(asked, row, ((slice(0, t), asked(row[:, :t])) for t in ends))
+    asked.covered |= covered
+    return found
 
 
 def _without_the_rest(
     asked: Asked, ids: Tensor, given: Iterable[tuple[slice, Logits]]
 ) -> dict[int, Finding]:
     """`given`: positions, and their logits where no token after them has been seen."""
-    if asked.random:
-        raise NotAsked("with another length it has other random numbers")
     whole, length = asked(ids), ids.shape[1]
     apart = {loop: torch.zeros(length, length) for loop in whole}
     for here, every in given:
@@ -249,8 +252,7 @@ def labels(asked: Asked) -> dict[int, Finding]:
     given = ask(ids)
     if any(x.ndim != 3 or x.shape[:2] != ids.shape for x in given.values()):
         return _label_losses(asked, name, given)
-    moved = joined(asked.differences(ids, _each(asked, ids), ask))
-    return findings({loop: matrix.T for loop, matrix in moved.items()}, of=given, ahead=0)
+    return findings(_of_each(asked, ask), of=given, ahead=0)
 
 
 def _label_losses(asked: Asked, name: str, given: Logits) -> dict[int, Finding]:
@@ -267,5 +269,5 @@ def _label_losses(asked: Asked, name: str, given: Logits) -> dict[int, Finding]:
         if nearest - loss < -tolerance:
             raise NotAsked(f"with {name} it gives a loss that is no cross-entropy of its logits")
         influence = max(nearest - loss, 0.0) * torch.eye(ids.shape[1])
-        found[loop] = Finding(influence, tolerance, ahead=0)
+        found[loop] = Finding(influence, tolerance, torch.arange(ids.shape[1]), ahead=0)
     return found

@@ -1,5 +1,6 @@
 """Probes of what a few tokens do not show: the whole context, vocabulary, and rows of a batch."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit import probes
-from crt_lib.audit.asking import Asked, Logits, NotAsked, joined, largest_difference, within
+from crt_lib.audit.asking import Asked, Logits, NotAsked, largest_difference
 from crt_lib.audit.probes import Finding, findings, shape_noise
 
 ROWS = 8  # of a batch
@@ -64,16 +65,13 @@ def far(asked: Asked) -> dict[int, Finding]:
     C = row.shape[1]
     cuts = torch.tensor(cuts_of(C))
     rows = _changed_after(asked, row, cuts)
-    parts = [joined(asked.differences(row, rows[:SURE]))]
-    if len(cuts) > SURE:
-        parts += within(0.5 * asked.seconds, asked.differences(row, rows[SURE:]))
-    moved = joined(iter(parts))
+    moved = asked.differences(row, rows, seconds=0.5 * asked.seconds, least=SURE)
     cuts, order = cuts[: len(next(iter(moved.values())))].sort()
     asked.covered["cuts"] = _said_of(cuts, C)
     odd = C * 5 // 8 | 1  # a length that no block size divides
     other = torch.tensor([0, odd // 2, odd - 2])  # ODD of them
     shorter = asked.row(odd, seed=6)
-    again = joined(asked.differences(shorter, _changed_after(asked, shorter, other)))
+    again = asked.differences(shorter, _changed_after(asked, shorter, other))
     influence = {
         loop: torch.cat([matrix[order], F.pad(again[loop], (0, C - odd))]).T
         for loop, matrix in moved.items()
@@ -103,7 +101,7 @@ def vocabulary(asked: Asked) -> dict[int, Finding]:
     base[:, before - 1], base[:, before] = own, later
     rows = base.clone()
     rows[:, before] = other
-    moved = joined(within(0.3 * asked.seconds, asked.differences(base, rows)))
+    moved = asked.differences(base, rows, seconds=0.3 * asked.seconds)
     n = len(next(iter(moved.values())))
     percent = 100 * n / len(order)  # rounded down: 100 is all of them
     share = f"{int(percent)}%" if percent >= 1 else f"{percent:.2f}%"
@@ -144,31 +142,27 @@ def _beside_others(asked: Asked, n: int, length: int) -> tuple[Logits, Logits]:
     for slot in range(n):
         changed = others.clone()
         changed[slot] = batch[slot]
-        moved.append(_apart(asked(changed), before, slot))
-    influence = {loop: torch.stack([m[loop] for m in moved], 1) for loop in before}
+        moved.append({loop: x[slot] for loop, x in asked(changed).items()})
+    influence = {
+        k: largest_difference(torch.stack([m[k] for m in moved]), x).T for k, x in before.items()
+    }
     return influence, {loop: largest_difference(x, before[loop]) for loop, x in after.items()}
-
-
-def _apart(one: Logits, other: Logits, slot: int) -> dict[int, Tensor]:
-    return {loop: largest_difference(x[slot], other[loop][slot]) for loop, x in one.items()}
 
 
 def count(asked: Asked) -> dict[int, Finding]:
     if asked.random:
         raise NotAsked("with other rows it has other random numbers")
     asked = replace(asked, one_by_one=False)
-    alone, moved = asked(asked.ids), []
-    for n in range(2, ROWS + 1):
-        among = asked(torch.cat([asked.ids, asked.ids.new_zeros(n - 1, asked.ids.shape[1])]))
-        moved.append(_apart(among, alone, 0))
+    alone = asked(asked.ids)
+    among = [asked(F.pad(asked.ids, (0, 0, 0, n - 1))) for n in range(2, ROWS + 1)]
     asked.covered["numbers of rows"] = f"1 to {ROWS}"
-    influence = {k: torch.stack([m[k] for m in moved], 1) for k in alone}
+    first = {k: torch.stack([logits[k][0] for logits in among]) for k in alone}
+    influence = {k: largest_difference(x, alone[k]).T for k, x in first.items()}
     return findings(influence, shape_noise(alone), alone, ahead=None)
 
 
 def of_the_long_row(finding: Finding) -> Finding:
     """What `far` found in the row of the whole context, without that of an odd length."""
-    assert finding.columns is not None
     influence, columns = finding.influence[:, :-ODD], finding.columns[:-ODD]
     return replace(finding, influence=influence, columns=columns)
 
@@ -183,7 +177,7 @@ def example_of(asked: Asked, found: dict[int, Finding]) -> Example | None:
 
 
 def _narrowed(asked: Asked, loop: int, t: int, start: int, tolerance: float) -> Example | None:
-    """The first of the tokens from `start` on that moves the logits at t, by halving."""
+    """The first of the tokens from `start` on that moves the logits at t."""
     row = asked.long_row(seed=3)
     cuts = torch.tensor(cuts_of(asked.context))
     other = _changed_after(asked, row, cuts)[(cuts == start - 1).nonzero()[0]]
@@ -194,17 +188,12 @@ def _narrowed(asked: Asked, loop: int, t: int, start: int, tolerance: float) -> 
         changed[:, first : last + 1] = other[:, first : last + 1]
         return float(largest_difference(asked(changed)[loop], before)[0, t])
 
-    low, high = start, asked.context - 1
-    if moves(start, high) <= tolerance:
+    ends = range(start, asked.context - 1)
+    if moves(start, ends.stop) <= tolerance:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if moves(start, middle) > tolerance:
-            high = middle
-        else:
-            low = middle + 1
-    first = low if moves(low, low) > tolerance else start
-    return Example(loop, t, first, low, moves(first, low))
+    last = start + bisect_left(ends, True, key=lambda end: moves(start, end) > tolerance)
+    first = last if moves(last, last) > tolerance else start
+    return Example(loop, t, first, last, moves(first, last))
 
 
 PROBES: dict[str, Callable[[Asked], dict[int, Finding]]] = {

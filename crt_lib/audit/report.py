@@ -1,12 +1,14 @@
 """What an audit found: its verdict, the evidence, what was covered and what was not."""
 
 import math
+import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from torch import Tensor
 
-from crt_lib.audit.advice import advice_for
 from crt_lib.audit.probes import Finding
 from crt_lib.audit.reach import Example
 from crt_lib.audit.sampled import Power
@@ -19,11 +21,16 @@ SAYS = {  # of a probe that found something, what it means; the first one is sai
     "padding": "left padding changes its logits",
 }
 SEES = "sees the future"
-_RANDOM = {
-    "": "",
-    "seeded": "torch, numpy and Python were seeded alike before each call",
-    "own": "its random numbers cannot be seeded",
-}
+_APART = ("labels", "rows", "count", "decode", "padding")  # beside whatever else is wrong
+_FIRST = ("tokens", "gradient", "far", "training", "vocabulary", "prefix", "lengths")
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this folder with its values in it, escaped where it is a page of HTML."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    page = template.endswith(".html")
+    made = jinja2.Template(text, autoescape=page, trim_blocks=True, lstrip_blocks=True)
+    return made.render(values).rstrip("\n")
 
 
 @dataclass(frozen=True)
@@ -111,28 +118,30 @@ class CausalityReport:
         asked = "a leak below 1e-5 of what a token itself moves, or beyond the longest row"
         return [*open_, asked]
 
+    @property
+    def advice(self) -> list[tuple[str, str]]:
+        """The usual causes, each with lines of code that are right instead.
+
+        Of the probes that tell what is seen, those that the first one to convict points to.
+        """
+        found = self.convicting
+        asked = {*[name for name in _FIRST if name in found][:1], *({*found} & {*_APART})}
+        known = tomllib.loads(Path(__file__).with_name("advice.toml").read_text(encoding="utf-8"))
+        return [(one["text"], one["code"]) for one in known["cause"] if asked & {*one["probes"]}]
+
     def rows(self) -> list[dict[str, Any]]:
         """A row a probe and exit: leaking pairs, distances, and the largest forbidden influence."""
         table = []
         for name, by_exit in self.findings.items():
             for loop, found in by_exit.items():
                 near, far = found.offsets or (None, None)
-                table.append(
-                    {
-                        "probe": name,
-                        "exit": loop,
-                        "pairs": len(found.pairs),
-                        "nearest": near,
-                        "furthest": far,
-                        "largest": found.largest,
-                        "tolerance": found.tolerance,
-                    }
-                )
+                row = {"probe": name, "exit": loop, "pairs": len(found.pairs)}
+                row |= {"nearest": near, "furthest": far}
+                table.append(row | {"largest": found.largest, "tolerance": found.tolerance})
         return table
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, None for what is infinite: what `crt audit --json` prints."""
-        rows = [{key: _finite(value) for key, value in row.items()} for row in self.rows()]
         moved = {} if self.example is None else vars(self.example)
         return {
             "verdict": self.verdict,
@@ -140,8 +149,8 @@ class CausalityReport:
             "leaks": self.leaks,
             "convicting": self.convicting,
             "first_leaking_offset": self.first_leaking_offset,
-            "example": {key: _finite(value) for key, value in moved.items()} or None,
-            "findings": rows,
+            "example": _finite(moved) or None,
+            "findings": [_finite(row) for row in self.rows()],
             "not_asked": self.left_out,
             "covered": self.covered,
             "not_excluded": self.not_excluded,
@@ -150,41 +159,20 @@ class CausalityReport:
             "seconds": round(self.seconds, 2),
         }
 
-    def evidence(self) -> list[str]:
-        """The table of the findings, in lines: one for a probe that found nothing at any exit."""
-        lines = ["probe       exit  leaking pairs  nearest  furthest   largest"]
+    def summary(self) -> list[dict[str, Any]]:
+        """The `rows` of the probes that convict, and one for each other probe, over all exits."""
         rows = [row for row in self.rows() if row["probe"] in self.convicting]
         for name in [name for name in self.findings if name not in self.convicting]:
             every = [row for row in self.rows() if row["probe"] == name]
             largest = max(row["largest"] for row in every)
             exit_ = "all" if len(every) > 1 else every[0]["exit"]
             rows.append(every[0] | {"exit": exit_, "largest": largest})
-        for row in rows:
-            near, far = (row[key] or "-" for key in ("nearest", "furthest"))
-            lines.append(
-                f"{row['probe']:<11}{row['exit']:>5}{row['pairs']:>15}{near:>9}{far:>10}"
-                f"{row['largest']:>10.1e}"
-            )
-        return lines + [f"{name:<11}not asked: {why}" for name, why in self.left_out.items()]
+        return rows
 
     def __str__(self) -> str:
-        lines = [f"verdict: {self.verdict}"]
-        if self.example is not None:
-            lines.append(f"for example, {self.example}")
-        lines += ["", *self.evidence(), "", f"covered, in {self.seconds:.1f} s:"]
-        lines += [f"  {name}: {said}" for name, said in self.covered.items()]
-        if self.random:
-            lines.append(f"  random: {_RANDOM[self.random]}")
-        if self.power is not None:
-            which = "" if self.random == "own" else ", of lengths and numbers of rows alone"
-            lines.append(f"  two-sample test{which}: {self.power}")
-        lines += ["not excluded:", *(f"  {said}" for said in self.not_excluded)]
-        if self.leaks:
-            lines += ["", "how to fix it:"]
-            for cause, code in advice_for(self.convicting):
-                lines += [f"  {cause}", *(f"      {line}" for line in code.splitlines())]
-        return "\n".join(lines)
+        return rendered("report.txt", report=self)
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    infinite = (k for k, x in row.items() if isinstance(x, float) and not math.isfinite(x))
+    return row | dict.fromkeys(infinite)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from crt_lib.audit.asking import Asked
 from crt_lib.audit.probes import NOISE, Finding, shape_noise
@@ -112,7 +113,7 @@ def two_samples(
         powers.append(power)
         for loop, column in columns.items():
             ahead = None if case.probe in ("rows", "count") else 1
-            one = Finding(column[:, None], power.critical, ahead, torch.tensor([case.watched]))
+            one = Finding(column[:, None], power.critical, torch.tensor([case.watched]), ahead)
             before = found.setdefault(case.probe, {}).get(loop)
             found[case.probe][loop] = one if before is None else _beside(before, one)
     return found, failed, max(powers, key=lambda power: power.smallest, default=None)
@@ -120,14 +121,9 @@ def two_samples(
 
 def _beside(one: Finding, other: Finding) -> Finding:
     """Both columns, each in units of its critical value."""
-    height = max(len(one.influence), len(other.influence))
-    scaled = [
-        torch.nn.functional.pad(x.influence / x.tolerance, (0, 0, 0, height - len(x.influence)))
-        for x in (one, other)
-    ]
-    assert one.columns is not None and other.columns is not None
+    scaled = [column for x in (one, other) for column in (x.influence / x.tolerance).T]
     columns = torch.cat([one.columns, other.columns])
-    return Finding(torch.cat(scaled, 1), 1.0, one.ahead, columns)
+    return Finding(pad_sequence(scaled), 1.0, columns, one.ahead)
 
 
 def _compare(

@@ -5,6 +5,7 @@ the name of one probe that is to convict it stands beside it.
 """
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,28 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crt_lib.audit.specimens import (
-    CONTEXT,
-    VOCAB,
-    Attention,
-    BatchNorm,
-    CountsPadding,
-    Forgets,
-    LogitsAndLoss,
-    LossOfLabels,
-    Mixed,
-    Noisy,
-    ReadsLabels,
-    Recurrent,
-    Rounded,
-    Routed,
-    SpectralFilter,
-    gpt2,
-)
 from crt_lib.config import ModelConfig
 from crt_lib.evaluate import Model
 from crt_lib.model import CRT
 
+VOCAB = 37
+CONTEXT = 256
+WIDTH = 8
 TINY = ModelConfig(
     vocab_size=VOCAB,
     d_model=16,
@@ -46,35 +32,138 @@ TINY = ModelConfig(
     exit_loops=(1,),
     dropout=0.1,
 )
+Add = Callable[[Tensor], Tensor]
 
 
-def own_numbers(seed: int = 0) -> Callable[[tuple[int, ...]], Tensor]:
-    """Normal numbers of a generator that nobody outside can seed."""
-    generator = np.random.default_rng(seed)
-    return lambda shape: torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+class Mixed(nn.Module):
+    """A language model of `CONTEXT` positions, ids (B, T) to logits (B, T, `VOCAB`).
+
+    `mix` takes and gives (B, T, WIDTH), and takes `part`, where there is one. What each `add` makes
+    of the ids is added to the logits.
+    """
+
+    def __init__(
+        self, *add: Add, mix: Callable[..., Tensor] | None = None, part: nn.Module | None = None
+    ):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.mix, self.part, self.add = mix or nn.Identity(), part, add
+        self.config = SimpleNamespace(max_seq_len=CONTEXT, vocab_size=VOCAB)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        parts = () if self.part is None else (self.part,)
+        logits: Tensor = self.head(self.mix(self.embed(ids), *parts))
+        return sum((add(ids) for add in self.add), logits)
 
 
-def _two_exits(ids: Tensor) -> dict[int, Tensor]:
-    """The second exit sees the next token; nothing is learned."""
-    own = F.one_hot(ids, VOCAB).float()
-    return {1: own, 2: own + _ahead(1)(ids)}
+class Labelled(Mixed):
+    """Sound as long as nobody gives it labels; then it gives what `says` makes of both."""
+
+    def __init__(self, says: Callable[[Tensor, Tensor], Any]):
+        super().__init__()
+        self.says = says
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> Any:
+        logits = super().forward(ids)
+        return logits if labels is None else self.says(logits, labels)
 
 
-def _scaled_noise() -> Callable[[Tensor], Tensor]:
-    """The next token sets how large its noise is."""
-    draw = own_numbers()
+class Forgets(CRT):
+    """Another state where a memory is kept."""
 
-    def model(ids: Tensor) -> Tensor:
-        own = F.one_hot(ids, VOCAB).float()
-        size = 1 + 5 * _ahead(1)(ids)[..., VOCAB // 2 :].sum(-1, keepdim=True)
-        return own + 0.01 * size * draw(tuple(own.shape))
+    def begin(self, ids: Tensor, memory: Any = None) -> tuple[Tensor, Tensor]:
+        z, embedded = super().begin(ids, memory)
+        return (z if memory is None else z * 1.1), embedded
 
+
+def attention(allowed: Callable[[Tensor, Tensor], Tensor], *add: Add) -> Mixed:
+    """Attention of one head, of positions t (T, 1) to the positions j (1, T) that are `allowed`."""
+
+    def mix(x: Tensor, qkv: nn.Module) -> Tensor:
+        q, k, v = qkv(x).chunk(3, dim=-1)
+        t = torch.arange(x.shape[1])
+        return x + F.scaled_dot_product_attention(q, k, v, attn_mask=allowed(t[:, None], t[None]))
+
+    return Mixed(*add, mix=mix, part=nn.Linear(WIDTH, 3 * WIDTH))
+
+
+def scaled(by: Callable[[Tensor], float | Tensor]) -> Mixed:
+    """The states times what `by` makes of them."""
+    return Mixed(mix=lambda x: x * by(x))
+
+
+def recurrent(both_ways: bool) -> Mixed:
+    """A GRU."""
+    width = WIDTH // 2 if both_ways else WIDTH
+    gru = nn.GRU(WIDTH, width, batch_first=True, bidirectional=both_ways)
+    return Mixed(mix=lambda x, gru: gru(x)[0], part=gru)
+
+
+def batch_norm(stored: bool) -> Mixed:
+    """A batch norm over rows and time; with `stored`, in evaluation by its running statistics."""
+    norm = nn.BatchNorm1d(WIDTH, track_running_stats=stored)
+    return Mixed(mix=lambda x, norm: norm(x.mT).mT, part=norm)
+
+
+def spectral_filter(wraps: bool, *add: Add) -> Mixed:
+    """A convolution with all that came before, by FFT; without room for it, it wraps around."""
+
+    def mix(x: Tensor, kernel: nn.Embedding) -> Tensor:
+        T = x.shape[1]
+        n = T if wraps else 2 * T
+        spectrum = torch.fft.rfft(x, n, dim=1) * torch.fft.rfft(kernel.weight[:T], n, dim=0)
+        return x + torch.fft.irfft(spectrum, n, dim=1)[:, :T]
+
+    return Mixed(*add, mix=mix, part=nn.Embedding(2 * CONTEXT, WIDTH))
+
+
+def routed(tokens_choose: bool) -> Mixed:
+    """Two experts: each takes the half of the tokens that it likes best, or each token chooses."""
+
+    def mix(x: Tensor, layers: nn.ModuleList) -> Tensor:
+        router, *experts = layers
+        scores = router(x)  # (B, T, 2)
+        best = scores.topk((x.shape[1] + 1) // 2, dim=1).indices
+        taken = torch.zeros_like(scores).scatter(1, best, 1.0)
+        if tokens_choose:
+            taken = F.one_hot(scores.argmax(-1), 2)
+        gates = scores.sigmoid() * taken
+        return x + sum(e(x) * gates[..., i : i + 1] for i, e in enumerate(experts))
+
+    return Mixed(mix=mix, part=nn.ModuleList(nn.Linear(WIDTH, n) for n in (2, WIDTH, WIDTH)))
+
+
+def rounded(model: nn.Module) -> nn.Module:
+    """`model`, its logits rounded to bfloat16."""
+    model.register_forward_hook(lambda module, args, logits: logits.bfloat16().float())
     return model
 
 
-def _ahead(
-    far: int, where: Callable[[Tensor], Tensor] | None = None, size: float = 1.0
-) -> Callable[[Tensor], Tensor]:
+def evaluated(model: nn.Module) -> Model:
+    """A model as a function: it has no training mode to be asked in."""
+    model.eval()
+    return lambda ids: model(ids)
+
+
+def gpt2() -> nn.Module:
+    """transformers' GPT-2."""
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=2, n_positions=64
+    )
+    config.bos_token_id = config.eos_token_id = 0
+    config.loss_type = "ForCausalLM"
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def counts_padding() -> Model:
+    """transformers' GPT-2, whose positions count the padding too."""
+    model = gpt2()
+    return lambda ids, attention_mask=None: model(ids, attention_mask=attention_mask).logits
+
+
+def ahead(far: int, where: Callable[[Tensor], Tensor] | None = None, size: float = 1.0) -> Add:
     """One-hot the token `far` ahead, at the positions t of `where`."""
 
     def add(ids: Tensor) -> Tensor:
@@ -85,28 +174,25 @@ def _ahead(
     return add
 
 
-def _only(token: int, anywhere: bool) -> Callable[[Tensor], Tensor]:
-    """Whether `token` comes next, or at any time later."""
-
-    def add(ids: Tensor) -> Tensor:
-        seen = F.pad((ids == token)[:, 1:], (0, 1)).float()
-        return 0.1 * (seen.flip(1).cumsum(1).flip(1) if anywhere else seen)[..., None]
-
-    return add
+def noise(size: float, numbers: Any = None) -> Add:
+    """Normal numbers of `size`: numpy's, or of a generator that nobody outside can seed."""
+    numbers = numbers or np.random.default_rng(0)
+    return lambda ids: size * torch.from_numpy(numbers.normal(size=(*ids.shape, VOCAB))).float()
 
 
-def _after(token: int) -> Callable[[Tensor], Tensor]:
-    """The next token, where the own one is `token`."""
-    return lambda ids: _ahead(1)(ids) * (ids == token)[..., None]
+def one_hot(ids: Tensor) -> Tensor:
+    return F.one_hot(ids, VOCAB).float()
 
 
-def _frequency(ids: Tensor) -> Tensor:
-    """How often the own token stands in the row."""
-    return (ids[:, :, None] == ids[:, None]).float().mean(2, keepdim=True)
+def _scaled_noise() -> Model:
+    """The next token sets how large its noise is."""
+    draw = noise(0.01)
 
+    def model(ids: Tensor) -> Tensor:
+        size = 1 + 5 * ahead(1)(ids)[..., VOCAB // 2 :].sum(-1, keepdim=True)
+        return one_hot(ids) + size * draw(ids)
 
-def _from_the_end(x: Tensor) -> Tensor:
-    return x + 0.01 * torch.arange(x.shape[1], 0, -1)[:, None]
+    return model
 
 
 def _block_means(x: Tensor) -> Tensor:
@@ -116,165 +202,129 @@ def _block_means(x: Tensor) -> Tensor:
     return x + padded.mean(2, keepdim=True).expand_as(padded).flatten(1, 2)[:, :T]
 
 
-def _mask(ahead: int = 0) -> Callable[[int], Tensor]:
-    return lambda T: torch.ones(T, T, dtype=torch.bool).tril(ahead)
+def _late_row_before(x: Tensor) -> Tensor:
+    late = torch.arange(x.shape[1])[:, None] >= 100
+    return x + 0.1 * x.roll(1, 0) * late
 
 
-def _short_mask(T: int) -> Tensor:
-    """A mask of 64 positions in a row that has more: the rest sees all."""
-    mask = torch.ones(T, T, dtype=torch.bool)
-    mask[:64] = _mask()(T)[:64]
-    return mask
-
-
-def _blocks(T: int) -> Tensor:
-    """Blocks of eight, each seen as a whole."""
-    block = torch.arange(T) // 8
-    return block[:, None] >= block
-
-
-def _autocast() -> Model:
-    model = CRT(TINY)
-
-    def asked(ids: Tensor) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
-            return model.eval()(ids)
-
-    return asked
-
-
-def _evaluated(model: nn.Module) -> Model:
-    """A model as a function: it has no training mode to be asked in."""
-    model.eval()
-    return lambda ids: model(ids)
-
-
-def _masked_logits() -> Model:
-    """No token may be said twice in a row."""
-    model = Mixed()
-    return lambda ids: model(ids).masked_fill(F.one_hot(ids, VOCAB).bool(), -torch.inf)
-
-
-def _always_dropped(x: Tensor) -> Tensor:
+def _dropped(x: Tensor) -> Tensor:
     return F.dropout(x, 0.2, training=True)
 
 
-def _past_mean(x: Tensor) -> Tensor:
-    return x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-def _numpy_noise(shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.random.standard_normal(shape)).float()
-
-
-PLANTED: dict[str, tuple[Callable[[], Model], str]] = {
-    "CRT as released, symmetric": (lambda: CRT(TINY.replace(causal=False)), "tokens"),
-    "no mask": (lambda: Mixed(Attention(_mask(CONTEXT))), "tokens"),
-    "mask off by one": (lambda: Mixed(Attention(_mask(1))), "tokens"),
-    "mask too short for the row": (lambda: Mixed(Attention(_short_mask)), "far"),
-    "mask of whole blocks": (lambda: Mixed(Attention(_blocks)), "tokens"),
-    "recurrent both ways": (lambda: Mixed(Recurrent(True)), "gradient"),
-    "block means": (lambda: Mixed(_block_means), "prefix"),
-    "spectral filter that wraps": (lambda: Mixed(SpectralFilter(True)), "tokens"),
-    "batch norm over time, in training": (lambda: Mixed(BatchNorm(True)), "training"),
-    "scaled by the whole row": (
-        lambda: Mixed(lambda x: x / x.norm(dim=(1, 2), keepdim=True)),
-        "vocabulary",
-    ),
-    "experts choose tokens": (lambda: Mixed(Routed(False)), "far"),
-    "how often the token stands in the row": (lambda: Mixed(add=_frequency), "tokens"),
-    "positions from the end": (lambda: Mixed(_from_the_end), "prefix"),
-    "scaled by the length": (lambda: Mixed(lambda x: x * (1 + 0.1 * x.shape[1])), "prefix"),
-    "scaled by a length over 100": (
-        lambda: Mixed(lambda x: x * (1 + 0.1 * (x.shape[1] > 100))),
-        "lengths",
-    ),
-    "a ten-thousandth of the next token": (lambda: Mixed(add=_ahead(1, size=1e-4)), "tokens"),
-    "rounded, a tenth of the next token": (
-        lambda: Rounded(Mixed(SpectralFilter(False), add=_ahead(1, size=0.1))),
-        "tokens",
-    ),
-    "five ahead": (lambda: Mixed(add=_ahead(5)), "tokens"),
-    "thirty ahead": (lambda: Mixed(add=_ahead(30)), "far"),
-    "two hundred ahead": (lambda: Mixed(add=_ahead(200)), "far"),
-    "from position 200 on": (lambda: Mixed(add=_ahead(1, lambda t: t >= 200)), "far"),
-    "at the last positions": (lambda: Mixed(add=_ahead(1, lambda t: t >= CONTEXT - 3)), "far"),
-    "at one position": (lambda: Mixed(add=_ahead(1, lambda t: t == 123)), "far"),
-    "at ten positions": (lambda: Mixed(add=_ahead(2, lambda t: (t >= 90) & (t < 100))), "far"),
-    "every 37th position": (lambda: Mixed(add=_ahead(1, lambda t: t % 37 == 36)), "far"),
-    "where blocks of 64 meet": (lambda: Mixed(add=_ahead(1, lambda t: t % 64 == 63)), "far"),
-    "one token, next": (lambda: Mixed(add=_only(17, False)), "vocabulary"),
-    "one token, any time later": (lambda: Mixed(add=_only(5, True)), "vocabulary"),
-    "after one token alone": (lambda: Mixed(add=_after(11)), "vocabulary"),
-    "only the second exit": (lambda: _two_exits, "tokens"),
-    "labels in its logits": (ReadsLabels, "labels"),
-    "labels in its loss": (LossOfLabels, "labels"),
-    "mean of the batch": (lambda: Mixed(lambda x: x + 1e-3 * x.mean(0, keepdim=True)), "rows"),
-    "the row before": (lambda: Mixed(lambda x: x + 0.1 * x.roll(1, 0)), "rows"),
-    "the row before, from position 100 on": (
-        lambda: Mixed(
-            lambda x: x + F.pad(0.1 * x.roll(1, 0)[:, 100:], (0, 0, min(100, x.shape[1]), 0))
+_BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
+    "tokens": {
+        "CRT as released, symmetric": lambda: CRT(TINY.replace(causal=False)),
+        "no mask": lambda: attention(lambda t, j: t + j >= 0),
+        "mask off by one": lambda: attention(lambda t, j: j <= t + 1),
+        "mask of whole blocks": lambda: attention(lambda t, j: j // 8 <= t // 8),
+        "spectral filter that wraps": lambda: spectral_filter(True),
+        "how often the token stands in the row": lambda: Mixed(
+            lambda ids: (ids[:, :, None] == ids[:, None]).float().mean(2, keepdim=True)
         ),
-        "rows",
-    ),
-    "batch statistics in evaluation": (lambda: Mixed(BatchNorm(False)), "rows"),
-    "scaled by the number of rows": (lambda: Mixed(lambda x: x * (1 + 0.1 * len(x))), "count"),
-    "scaled where there are five rows": (
-        lambda: Mixed(lambda x: x * (1 + 0.1 * (len(x) == 5))),
-        "count",
-    ),
-    "a cache that forgets": (lambda: Forgets(TINY), "decode"),
-    "padding counts as positions": (CountsPadding, "padding"),
-    "dropout, and the next token": (
-        lambda: Mixed(_always_dropped, _ahead(1, size=1e-2)),
-        "tokens",
-    ),
-    "dropout, and the length": (
-        lambda: Mixed(lambda x: _always_dropped(x) * x.shape[1]),
-        "prefix",
-    ),
-    "dropout, and a length over 200": (
-        lambda: Mixed(lambda x: _always_dropped(x) * (1 + (x.shape[1] > 200))),
-        "lengths",
-    ),
-    "numpy's noise, and a far token": (
-        lambda: Noisy(Mixed(add=_ahead(100, size=0.1)), _numpy_noise, 0.1),
-        "far",
-    ),
-    "noise of its own, and the next token": (
-        lambda: Noisy(Mixed(add=_ahead(1)), own_numbers(), 0.1),
-        "tokens",
-    ),
-    "noise as large as the next token says": (_scaled_noise, "tokens"),
-    "noise of its own, and the other rows": (
-        lambda: Noisy(Mixed(lambda x: x + x.mean(0, keepdim=True)), own_numbers(), 0.05),
-        "rows",
-    ),
+        "a ten-thousandth of the next token": lambda: Mixed(ahead(1, size=1e-4)),
+        "rounded, a tenth of the next token": lambda: rounded(
+            spectral_filter(False, ahead(1, size=0.1))
+        ),
+        "five ahead": lambda: Mixed(ahead(5)),
+        "only the second exit": lambda: lambda ids: {1: one_hot(ids), 2: ahead(1)(ids)},
+        "dropout, and the next token": lambda: Mixed(ahead(1, size=1e-2), mix=_dropped),
+        "noise of its own, and the next token": lambda: Mixed(ahead(1), noise(0.1)),
+        "noise as large as the next token says": _scaled_noise,
+    },
+    "training": {"batch norm over time, in training": lambda: batch_norm(True)},
+    "gradient": {"recurrent both ways": lambda: recurrent(True)},
+    "prefix": {
+        "block means": lambda: Mixed(mix=_block_means),
+        "positions from the end": lambda: Mixed(
+            mix=lambda x: x + 0.01 * torch.arange(x.shape[1], 0, -1)[:, None]
+        ),
+        "scaled by the length": lambda: scaled(lambda x: 1 + 0.1 * x.shape[1]),
+        "dropout, and the length": lambda: Mixed(mix=lambda x: _dropped(x) * x.shape[1]),
+    },
+    "lengths": {
+        "scaled by a length over 100": lambda: scaled(lambda x: 1 + 0.1 * (x.shape[1] > 100)),
+        "dropout, and a length over 200": lambda: Mixed(
+            mix=lambda x: _dropped(x) * (1 + (x.shape[1] > 200))
+        ),
+    },
+    "decode": {"a cache that forgets": lambda: Forgets(TINY)},
+    "far": {
+        "mask too short for the row": lambda: attention(lambda t, j: (j <= t) | (t >= 64)),
+        "experts choose tokens": lambda: routed(False),
+        "thirty ahead": lambda: Mixed(ahead(30)),
+        "two hundred ahead": lambda: Mixed(ahead(200)),
+        "from position 200 on": lambda: Mixed(ahead(1, lambda t: t >= 200)),
+        "at the last positions": lambda: Mixed(ahead(1, lambda t: t >= CONTEXT - 3)),
+        "at one position": lambda: Mixed(ahead(1, lambda t: t == 123)),
+        "at ten positions": lambda: Mixed(ahead(2, lambda t: (t >= 90) & (t < 100))),
+        "every 37th position": lambda: Mixed(ahead(1, lambda t: t % 37 == 36)),
+        "where blocks of 64 meet": lambda: Mixed(ahead(1, lambda t: t % 64 == 63)),
+        "numpy's noise, and a far token": lambda: Mixed(
+            ahead(100, size=0.1), noise(0.1, np.random)
+        ),
+    },
+    "vocabulary": {
+        "scaled by the whole row": lambda: scaled(lambda x: 1 / x.norm(dim=(1, 2), keepdim=True)),
+        "one token, next": lambda: Mixed(lambda ids: 0.1 * ahead(1)(ids)[..., 17:18]),
+        "one token, any time later": lambda: Mixed(
+            lambda ids: 0.1 * ahead(1)(ids)[..., 5:6].flip(1).cumsum(1).flip(1)
+        ),
+        "after one token alone": lambda: Mixed(lambda ids: ahead(1)(ids) * (ids == 11)[..., None]),
+    },
+    "labels": {
+        "labels in its logits": lambda: Labelled(lambda x, labels: x + one_hot(labels)),
+        "labels in its loss": lambda: Labelled(
+            lambda x, labels: _loss(x + one_hot(labels), labels)
+        ),
+    },
+    "rows": {
+        "mean of the batch": lambda: Mixed(mix=lambda x: x + 1e-3 * x.mean(0)),
+        "the row before": lambda: Mixed(mix=lambda x: x + 0.1 * x.roll(1, 0)),
+        "the row before, from position 100 on": lambda: Mixed(mix=_late_row_before),
+        "batch statistics in evaluation": lambda: batch_norm(False),
+        "noise of its own, and the other rows": lambda: Mixed(
+            noise(0.05), mix=lambda x: x + x.mean(0)
+        ),
+    },
+    "count": {
+        "scaled by the number of rows": lambda: scaled(lambda x: 1 + 0.1 * len(x)),
+        "scaled where there are five rows": lambda: scaled(lambda x: 1 + (len(x) == 5)),
+    },
+    "padding": {"padding counts as positions": counts_padding},
+}
+PLANTED = {
+    name: (make, probe) for probe, models in _BY_PROBE.items() for name, make in models.items()
 }
 
 SOUND: dict[str, Callable[[], Model]] = {
     "CRT, causal, with exits": lambda: CRT(TINY),
     "CRT without exits": lambda: CRT(TINY.replace(exit_loops=())),
-    "batch norm, in evaluation": lambda: _evaluated(Mixed(BatchNorm(True))),
+    "batch norm, in evaluation": lambda: evaluated(batch_norm(True)),
     "GPT-2 of transformers": gpt2,
     "GPT-2 in bfloat16": lambda: gpt2().bfloat16(),
-    "CRT under autocast to bfloat16": _autocast,
-    "masked attention": lambda: Mixed(Attention(_mask())),
-    "attention to the last eight": lambda: Mixed(Attention(lambda T: _mask()(T).triu(-7))),
-    "recurrent": lambda: Mixed(Recurrent(False)),
-    "spectral filter with room": lambda: Mixed(SpectralFilter(False)),
-    "spectral filter, rounded": lambda: Rounded(Mixed(SpectralFilter(False))),
-    "spectral filter, rounded, a function": lambda: _evaluated(
-        Rounded(Mixed(SpectralFilter(False)))
+    "CRT under autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16)(
+        evaluated(CRT(TINY))
     ),
-    "mean of the past": lambda: Mixed(_past_mean),
-    "tokens choose experts": lambda: Mixed(Routed(True)),
-    "logits and a loss": LogitsAndLoss,
-    "masked logits": _masked_logits,
-    "a function of the own token": lambda: lambda ids: F.one_hot(ids, VOCAB).float(),
-    "dropout at all times": lambda: Mixed(_always_dropped),
-    "noise of torch": lambda: Noisy(Mixed(), lambda shape: torch.randn(shape), 0.1),
-    "noise of numpy": lambda: Noisy(Mixed(), _numpy_noise, 0.1),
-    "noise of its own": lambda: Noisy(Mixed(), own_numbers(), 0.1),
-    "little noise of its own": lambda: Noisy(Mixed(Attention(_mask())), own_numbers(1), 1e-4),
+    "masked attention": lambda: attention(lambda t, j: j <= t),
+    "attention to the last eight": lambda: attention(lambda t, j: (j <= t) & (j > t - 8)),
+    "recurrent": lambda: recurrent(False),
+    "spectral filter with room": lambda: spectral_filter(False),
+    "spectral filter, rounded": lambda: rounded(spectral_filter(False)),
+    "spectral filter, rounded, a function": lambda: evaluated(rounded(spectral_filter(False))),
+    "mean of the past": lambda: Mixed(
+        mix=lambda x: x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+    ),
+    "tokens choose experts": lambda: routed(True),
+    "logits and a loss": lambda: Labelled(lambda x, labels: (x, _loss(x, labels))),
+    "masked logits": lambda: evaluated(Mixed(lambda ids: (1 - one_hot(ids)).log())),
+    "a function of the own token": lambda: one_hot,
+    "dropout at all times": lambda: Mixed(mix=_dropped),
+    "noise of torch": lambda: Mixed(lambda ids: 0.1 * torch.randn(*ids.shape, VOCAB)),
+    "noise of numpy": lambda: Mixed(noise(0.1, np.random)),
+    "noise of its own": lambda: Mixed(noise(0.1)),
+    "little noise of its own": lambda: attention(lambda t, j: j <= t, noise(1e-4)),
 }

@@ -6,29 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from crt_lib.files import InputError, write_text
+from crt_lib.hf.hub import CARD, card_text
 from crt_lib.text.corpus import WIKITEXT, WIKITEXT_HUB
 
 _LICENSE = re.compile(r"[a-z][a-z0-9]*(?:[.+-][a-z0-9]+)*\+{0,2}")
 _TOKENIZERS = {"gpt2": "openai-community/gpt2"}  # those of the hub
-_TEXT = """\
-
-# {name}
-
-A CRT: one block, looped {loops} times, with a prediction head after loop {exits}.
-Trained on {corpus}, {tokenizer} tokens, windows of {seq_len}; {parameters:,} parameters.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(NAME, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(NAME)
-ids = tokenizer("The", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=20, exit_policy="full")[0]))
-```
-
-`exit_policy` may be a loop, a criterion{calibrated}.
-"""
 
 
 def check_license(license: str | None) -> None:
@@ -54,34 +39,24 @@ def write_card(
     Raises InputError as `check_license`.
     """
     check_license(license)
-    from huggingface_hub import ModelCardData
-
     name, data = out.resolve().name, trained["data"]
     corpus = Path(data["corpus"]).name  # of a folder no more than its name
     hub = WIKITEXT_HUB if corpus in WIKITEXT else None
-    about = ModelCardData(
+    said = jinja2.Template(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
+    told = {"corpus": _plain(corpus), "tokenizer": data["tokenizer"]}
+    told |= {"seq_len": trained["train"]["seq_len"], "calibrated": model.config.calibrated}
+    text = card_text(
+        model,
+        _plain(name),
+        said.render(told),
         license=license,
         model_name=name,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["early-exit", "recursive", "custom_code"],
         datasets=[hub] if hub else None,
         metrics=["perplexity"],
         base_tokenizer=_TOKENIZERS.get(data["tokenizer"], data["tokenizer"]),
         eval_results=_index(corpus, hub or corpus, scores) or None,
     )
-    config = model.config
-    text = _TEXT.format(
-        name=_plain(name),
-        loops=config.n_loops,
-        exits=", ".join(map(str, (*config.exit_loops, config.n_loops))),
-        corpus=_plain(corpus),
-        tokenizer=data["tokenizer"],
-        seq_len=trained["train"]["seq_len"],
-        parameters=sum(p.numel() for p in model.parameters()),
-        calibrated=', or "auto": the fastest calibrated' if config.calibrated else "",
-    )
-    write_text(out / "README.md", f"---\n{about.to_yaml()}\n---\n{text}")
+    write_text(out / CARD, text)
 
 
 def _plain(text: str) -> str:

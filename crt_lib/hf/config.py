@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
-from crt_lib.hf.folder import MAIN
+from crt_lib.hf.hub import MAIN
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 

@@ -3,28 +3,11 @@
 import json
 import re
 from pathlib import Path
+from string import Template
 
 from crt_lib.files import write_text
 from crt_lib.text.corpus import load_corpus
 
-_TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-process_results: !function crt_scores.per_word_and_byte
-metric_list:
-  - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
-  - {{metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
-  - {{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}
-metadata:
-  version: 1.0
-"""
 _SCORES = '''\
 """Totals of a document's nats over its own counts: white-space words and line ends, and bytes."""
 
@@ -52,6 +35,7 @@ def write_task(folder: str | Path, corpus: str, split: str = "test") -> str:
     file = folder / f"{name}.jsonl"
     row = {"text": part.text, "words": part.n_words, "bytes": part.n_bytes}
     write_text(file, json.dumps(row) + "\n")
-    write_text(folder / f"{name}.yaml", _TASK.format(name=name, file=json.dumps(str(file))))
+    task = Template(Path(__file__).with_name("lm_task.yaml").read_text(encoding="utf-8"))
+    write_text(folder / f"{name}.yaml", task.substitute(name=name, file=json.dumps(str(file))))
     write_text(folder / "crt_scores.py", _SCORES)
     return name

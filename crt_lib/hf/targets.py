@@ -1,12 +1,13 @@
 """The model that `crt audit` is asked about: a run, one of transformers, a function, weights."""
 
+import contextlib
 import inspect
 import json
 import logging
 import pkgutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,9 +87,8 @@ def _python(text: str) -> Any:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found = pkgutil.resolve_name(text)
-    except Exception as error:  # anybody's module: it may fail in any way
-        raise InputError(f"{text} cannot be imported: {type(error).__name__}: {error}") from error
+        with _named(f"{text} cannot be imported"):
+            found = pkgutil.resolve_name(text)
     finally:
         sys.path.remove(here)
     if isinstance(found, nn.Module):
@@ -105,25 +105,18 @@ def _python(text: str) -> Any:
 def _with_weights(model: Any, path: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"--class makes a {type(model).__name__}, not a torch.nn.Module")
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
-    try:
+    _check_there(path)
+    why = "and nothing else is unpickled; write one with torch.save(model.state_dict(), path)"
+    with _named(f"{path} is no state_dict of tensors alone, {why}", told=False):
         if path.suffix == ".safetensors":
             weights: Any = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # anybody's file: it may fail in any way
-        raise InputError(
-            f"{path} is no state_dict of tensors alone, and nothing else is unpickled; write one "
-            f"with torch.save(model.state_dict(), path): {type(error).__name__}"
-        ) from error
     weights = next((weights[name] for name in _WITHIN if name in weights), weights)
     for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
         consume_prefix_in_state_dict_if_present(weights, prefix)
-    try:
+    with _named(f"{path} does not fit the class"):
         model.load_state_dict(weights)
-    except Exception as error:  # as above
-        raise InputError(f"{path} does not fit the class: {_one_line(error)}") from error
     return model.eval()
 
 
@@ -146,21 +139,19 @@ class _Shaped:
 
 
 def _program(path: Path) -> Model:
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
+    _check_there(path)
     _check_packed(path)
     logger = logging.getLogger("torch.export")
     was, logger.disabled = logger.disabled, True  # it logs a traceback; the error is one line
     try:
-        program = torch.export.load(path)
-        (name,) = program.graph_signature.user_inputs
-        node = next(node for node in program.graph.nodes if node.name == name)
-        dims = list(node.meta["val"].shape)
-        symbol = getattr(getattr(dims[1], "node", None), "expr", None)
-        most = getattr(program.range_constraints.get(symbol), "upper", None)
-        module = program.module()
-    except Exception as error:  # anybody's file: it may fail in any way
-        raise InputError(f"{path} is no program from ids: {_one_line(error)}") from error
+        with _named(f"{path} is no program from ids"):
+            program = torch.export.load(path)
+            (name,) = program.graph_signature.user_inputs
+            node = next(node for node in program.graph.nodes if node.name == name)
+            dims = list(node.meta["val"].shape)
+            symbol = getattr(getattr(dims[1], "node", None), "expr", None)
+            most = getattr(program.range_constraints.get(symbol), "upper", None)
+            module = program.module()
     finally:
         logger.disabled = was
     shape = [dim if isinstance(dim, int) else None for dim in dims]
@@ -171,11 +162,8 @@ def _check_packed(path: Path) -> None:
     """Raise InputError for a zip that holds more than its own size: none that torch writes does."""
     if not zipfile.is_zipfile(path):
         return  # torch says what it is
-    try:
-        with zipfile.ZipFile(path) as file:
-            parts = file.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise InputError(f"{path} is no program from ids: {_one_line(error)}") from error
+    with _named(f"{path} is no program from ids"), zipfile.ZipFile(path) as file:
+        parts = file.infolist()
     size, inside = path.stat().st_size, sum(part.file_size for part in parts)
     if inside > size or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise InputError(
@@ -189,17 +177,14 @@ def _onnx(path: Path) -> Model:
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{path} needs onnxruntime; pip install 'crt-lm[onnx]'") from error
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
-    try:
+    _check_there(path)
+    with _named(f"{path} is no ONNX model"):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         inputs = {given.name: given for given in session.get_inputs()}
         first = inputs.get("input_ids") or next(iter(inputs.values()))
         shape = [dim if isinstance(dim, int) else None for dim in first.shape]
         outputs = session.get_outputs()
         logits = next((out.name for out in outputs if out.name == "logits"), outputs[0].name)
-    except Exception as error:  # anybody's file: it may fail in any way
-        raise InputError(f"{path} is no ONNX model: {_one_line(error)}") from error
 
     def run(ids: Tensor) -> Tensor:
         given = {
@@ -207,9 +192,8 @@ def _onnx(path: Path) -> Model:
             "attention_mask": torch.ones_like(ids),
             "position_ids": torch.arange(ids.shape[1]).expand_as(ids),
         }
-        kinds = {"tensor(int32)": torch.int32}
         feed = {
-            name: given[name].to(kinds.get(one.type, torch.int64)).contiguous().numpy()
+            name: given[name].numpy().astype("int32" if "int32" in one.type else "int64")
             for name, one in inputs.items()
         }
         return torch.from_numpy(session.run([logits], feed)[0])
@@ -217,5 +201,16 @@ def _onnx(path: Path) -> Model:
     return _Shaped(run, shape, None)
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+@contextlib.contextmanager
+def _named(what: str, told: bool = True) -> Iterator[None]:
+    """Any error of anybody's module or file as an InputError of one line: `what`, and why."""
+    try:
+        yield
+    except Exception as error:
+        why = f": {' '.join(str(error).split())}" if told else ""
+        raise InputError(f"{what}: {type(error).__name__}{why}") from error
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is not there")

@@ -39,18 +39,6 @@ def test_padding_that_is_not_scored_changes_nothing_for_a_causal_model(make):
         assert report.ignored[loop] == pytest.approx(report.absent[loop], **SAME)
 
 
-def test_padding_that_is_learned_lowers_the_loss():
-    def knows_padding(ids):
-        """After padding comes padding; of the rest it knows nothing."""
-        logits = uniform(ids)
-        logits[..., 0] = torch.where(ids == 0, 20.0, 0.0)
-        return logits
-
-    report = padding_report(knows_padding, LINES, 0, seq_len=40)
-    assert report.ignored[0] == pytest.approx(np.log(VOCAB), **SAME)
-    assert report.scored[0] < 0.6 * report.ignored[0]
-
-
 def test_speed_by_count_is_torchs_count():
     model = random_model().train()
     config = model.config
@@ -120,14 +108,14 @@ def test_models_by_name(tmp_path, monkeypatch):
             found, _ = load_target(f"somebodys:{name}", vocab_size=9)
             assert found(ids).shape == (1, 6, 9)
         assert load_target("somebodys:logits")[1] == 9  # as many as it has logits
-        with pytest.raises(InputError, match="give --vocab-size"):
-            load_target("somebodys:breaks")
-        with pytest.raises(InputError, match="neither a model nor a function"):
-            load_target("somebodys:number", 9)
-        with pytest.raises(InputError, match="cannot be imported"):
-            load_target("somebodys:nothing", 9)
-        with pytest.raises(InputError, match="cannot be imported"):
-            load_target("nobodys:logits", 9)
+        for name, message in (
+            ("somebodys:breaks", "give --vocab-size"),
+            ("somebodys:number", "neither a model nor a function"),
+            ("somebodys:nothing", "cannot be imported"),
+            ("nobodys:logits", "cannot be imported"),
+        ):
+            with pytest.raises(InputError, match=message):
+                load_target(name)
     finally:
         sys.modules.pop("somebodys", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -213,11 +201,8 @@ def test_a_program_of_torch_export(tmp_path):
     report = causality_report(fixed, 9)
     assert report.context == report.length == 8 and report.status == 0
     assert "takes 1 rows of 8 tokens" in report.left_out["rows"]
-    (tmp_path / "not.pt2").write_text("text")
-    for name, message in (("not.pt2", "no program"), ("nowhere.pt2", "not there")):
-        with pytest.raises(InputError, match=message) as raised:
-            load_target(str(tmp_path / name))
-        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="not there"):
+        load_target(str(tmp_path / "nowhere.pt2"))
 
 
 def test_an_onnx_file(tmp_path, monkeypatch):
@@ -289,6 +274,6 @@ def test_a_file_of_weights_and_its_class(tmp_path, monkeypatch):
 def test_a_damaged_program_is_one_line(content, tmp_path, capfd):
     path = tmp_path / "x.pt2"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is no program from ids"):
+    with pytest.raises(InputError, match=r"is no program from ids.*\Z"):
         load_target(str(path))
     assert capfd.readouterr() == ("", "")

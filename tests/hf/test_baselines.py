@@ -1,19 +1,15 @@
 """The GPT-2 baseline is transformers' own, with the face of CRT."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from closeness import OF_A_MODEL, roundings, same
-from tiny_hf import gpt2
 from tiny_models import count_parameters
 
 from crt_lib import InputError, evaluate, load_corpus, load_tokenizer, tokenize, train
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.checkpoint import load_model
 from crt_lib.config import GPT2Config, ModelConfig, TrainConfig, config_from_dict, make_model
-from crt_lib.hf.gpt2 import load_pretrained
 
 TINY = GPT2Config(vocab_size=53, d_model=24, n_heads=3, n_layers=2, max_seq_len=32, dropout=0.0)
 
@@ -80,19 +76,3 @@ def test_configurations_come_back_as_their_kind():
     assert config_from_dict(ModelConfig().to_dict()) == ModelConfig()
     with pytest.raises(InputError, match="d_model 24 is not divisible by n_heads 5"):
         TINY.replace(n_heads=5)
-
-
-def test_a_pretrained_model_from_a_folder(tmp_path):
-    theirs = gpt2()
-    theirs.save_pretrained(tmp_path)
-    loaded = load_pretrained(tmp_path)
-    ids = torch.arange(9)[None]
-    same(loaded.double()(ids).logits, theirs.double()(ids).logits)
-    assert math.isfinite(float(loaded(ids, labels=ids).loss)) and not loaded.training
-
-
-def test_a_hub_that_is_not_there_is_one_clear_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="nobody/nothing is not a causal model that can be loaded"):
-        load_pretrained("nobody/nothing")

@@ -158,7 +158,7 @@ def test_a_folder_has_a_card_that_the_hub_reads(run, tmp_path, monkeypatch):
         out = export_run(other, tmp_path / "other")  # whose scores nobody knows
         assert ModelCard.load(out / "README.md").data.eval_results is None
     assert str(run) not in (out / "README.md").read_text()  # nobody's folders are published
-    assert "# named" in card.text and "after loop 1, 2, 3, 4." in card.text
+    assert "# named" in card.text and "after loop 1, 2, 3, 4; " in card.text
 
 
 @pytest.fixture
