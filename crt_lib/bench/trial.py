@@ -86,6 +86,16 @@ class Training:
         clock.switch(OTHER)
         return dict(clock.seconds)
 
+    def ends(self) -> dict[str, Any]:
+        """Precision, parameters and the process's peak memory; then the device's peaks."""
+        return {
+            "precision": self.precision,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "peak_memory_bytes": peak_memory(),
+            "matmul_peak": matmul_peak(self.device, self.precision),
+            "bandwidth": memory_bandwidth(self.device),
+        }
+
 
 Side = tuple[Any, ...]  # a training that takes turns with others: its kind, model and settings
 
@@ -95,7 +105,7 @@ class Trial:
     """Measured updates of one micro-batch, seconds by part, and what was said at their end."""
 
     updates: Sequence[dict[str, float]]
-    ends: dict[str, Any]  # of `_ends`, at least the precision
+    ends: dict[str, Any]  # of `Training.ends`, at least the precision
 
     def part(self, *names: str) -> float:
         """Median seconds of these parts; of none: of all but clipping and optimiser."""
@@ -129,13 +139,13 @@ def take_turns(
 
         def turn(number: int) -> dict[str, dict[str, float]]:
             return {
-                name: ask(process, _update, sides[name], number, batches[name](number))
+                name: ask(process, _of, sides[name], "update", number, batches[name](number))
                 for name, process in processes.items()
             }
 
         turns, found = repeated(turn, seconds, steps), {}
         for name, process in processes.items():
-            ends = ask(process, _ends, sides[name])
+            ends = ask(process, _of, sides[name], "ends")
             process.shutdown()  # or its end would disturb the peaks of the next
             found[name] = Trial([made[name] for made in turns], ends)
     return found
@@ -174,20 +184,8 @@ def in_order(batches: PackedWindows | PaddedLines) -> BatchOf:
 _training = cache(lambda kind, model, train: kind(model, train))  # one a process
 
 
-def _update(side: Side, number: int, batch: Batch) -> dict[str, float]:
-    return _training(*side).update(number, batch)
-
-
-def _ends(side: Side) -> dict[str, Any]:
-    """Precision, parameters and the process's peak memory; then the device's peaks."""
-    training = _training(*side)
-    return {
-        "precision": training.precision,
-        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "peak_memory_bytes": peak_memory(),
-        "matmul_peak": matmul_peak(training.device, training.precision),
-        "bandwidth": memory_bandwidth(training.device),
-    }
+def _of(side: Side, method: str, *given: Any) -> Any:
+    return getattr(_training(*side), method)(*given)
 
 
 def own_process(threads: int | None = None, gigabytes: float | None = None) -> ProcessPoolExecutor:

@@ -130,7 +130,7 @@ def test_the_bound_multiplies_with_every_matrix(changes):
     cycles = config.n_embed_cycles + blocks * config.n_cycles
     taps = cycles * cycle_multiply_adds(config)["depthwise"]
     assert made == sum(counted.values()) - taps, (size, counted)
-    assert len(reading.kept) == config.n_loops
+    assert len(reading.kept) == 2 * config.n_loops  # keys, and values
     assert reading().shape == (4,) and (reading() > 0).all()
 
 
@@ -156,11 +156,14 @@ def test_gpt2_with_a_cache_says_what_it_says_without():
     eager = ways_module._step  # what is compiled is torch's affair
     prompts, each = [[3, 1, 4], [1, 5, 9]], []
     with torch.inference_mode():
-        made = gpt2_generate(model, None, prompts, 8, each.append)
+        made = gpt2_generate(model, None, prompts, 8, each=each.append)
         ids = torch.tensor(prompts)
         for _ in range(8):
             (logits,) = model(ids).values()
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-        assert gpt2_generate(model, eager, prompts, 8, each.append).tolist() == ids[:, 3:].tolist()
+        assert (
+            gpt2_generate(model, eager, prompts, 8, each=each.append).tolist()
+            == ids[:, 3:].tolist()
+        )
     assert made.tolist() == ids[:, 3:].tolist()
     assert len(each) == 16 and [list(row) for row in zip(*each[:8], strict=True)] == made.tolist()
