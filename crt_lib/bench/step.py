@@ -5,7 +5,6 @@ On random ids: what a step takes does not depend on the text, and no corpus is n
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -128,11 +127,10 @@ def bench_step(profile: Profile, steps: int) -> Rows:
     if torch.cuda.is_available():
         raise InputError("crt bench step compares the paths of a CPU; hide the GPU from it")
     model, train = with_vocabulary(profile).model, profile.train
-    batch_of = partial(random_batch, model, train)
     sides: dict[str, Side] = {
         name: (kind, model, train.replace(**own)) for name, (kind, own) in PATHS.items()
     }
-    turns = take_turns(sides, dict.fromkeys(sides, batch_of), steps=steps)
+    turns = take_turns(sides, steps=steps)
     return [
         {
             "path": name,

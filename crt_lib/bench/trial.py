@@ -122,7 +122,7 @@ class Trial:
 
 def take_turns(
     sides: Mapping[str, Side],
-    batches: Mapping[str, BatchOf],
+    batches: Mapping[str, BatchOf] | None = None,
     *,
     steps: int = LONGEST,
     seconds: float = math.inf,
@@ -131,9 +131,11 @@ def take_turns(
 ) -> dict[str, Trial]:
     """Updates of each side in its own process, after WARM_UP unmeasured ones.
 
-    `steps` of them, or fewer, but one, once `seconds` have passed. `gigabytes`: of the GPU that a
-    process may have. Raises InputError as `ask`.
+    `batches`: None for random ids, since what a step costs does not depend on the text. `steps`
+    updates, or fewer, but one, once `seconds` have passed. `gigabytes`: of the GPU that a process
+    may have. Raises InputError as `ask`.
     """
+    batches = batches or {name: partial(random_batch, *side[1:]) for name, side in sides.items()}
     with contextlib.ExitStack() as held:
         processes = {name: held.enter_context(own_process(threads, gigabytes)) for name in sides}
 
@@ -163,9 +165,8 @@ def repeated(update: Callable[[int], T], seconds: float, most: int = LONGEST) ->
 
 
 def try_random(model: AnyModelConfig, train: TrainConfig, seconds: float, **how: Any) -> Trial:
-    """`take_turns` of one side on random ids: what a step costs does not depend on the text."""
-    batches = {"": partial(random_batch, model, train)}
-    return take_turns({"": (Training, model, train)}, batches, seconds=seconds, **how)[""]
+    """`take_turns` of one side, on random ids."""
+    return take_turns({"": (Training, model, train)}, seconds=seconds, **how)[""]
 
 
 def random_batch(model: AnyModelConfig, train: TrainConfig, number: int) -> Batch:
