@@ -65,7 +65,7 @@ class Clock:
             hooks.append(module.register_full_backward_pre_hook(enter))
             hooks.append(module.register_full_backward_hook(leave))
         frozen = kernels.frozen_running_statistics
-        kernels.frozen_running_statistics = self._recomputing(frozen)
+        kernels.frozen_running_statistics = partial(self._recomputing, frozen)
         try:
             yield
         finally:
@@ -78,22 +78,18 @@ class Clock:
         if output.requires_grad:  # as the ids do not
             output.register_hook(partial(self.switch, "embedding"))
 
-    def _recomputing(self, frozen: Any) -> Any:
+    @contextlib.contextmanager
+    def _recomputing(self, frozen: Any, module: nn.Module) -> Iterator[None]:
         """`frozen`, the context of a recomputation, with its time apart."""
-
-        @contextlib.contextmanager
-        def run(module: nn.Module) -> Iterator[None]:
-            part = self.part
-            self.switch(RECOMPUTED)
-            self._held = True
-            try:
-                with frozen(module):
-                    yield
-            finally:  # torch ends a recomputation by an exception where it has all it needs
-                self._held = False
-                self.switch(part)
-
-        return run
+        part = self.part
+        self.switch(RECOMPUTED)
+        self._held = True
+        try:
+            with frozen(module):
+                yield
+        finally:  # torch ends a recomputation by an exception where it has all it needs
+            self._held = False
+            self.switch(part)
 
 
 def part_bounds(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from crt_lib.bench.table import put_rows, rows_of
 from crt_lib.files import InputError
 from crt_lib.gpu.checks import run_checks
 from crt_lib.gpu.parts import Job, Part, run_parts
-from crt_lib.gpu.steps import run_memory, run_steps
+from crt_lib.gpu.steps import LIMIT, PAPER, run_steps
 from crt_lib.gpu.training import run_training
 from crt_lib.runs.manifest import checkout_root
 from crt_lib.study.analysis import analyse
@@ -29,7 +30,7 @@ def run_decode(job: Job) -> None:
 
 PARTS: dict[str, Part] = {
     "checks": (3, run_checks),
-    "memory": (1, run_memory),
+    "memory": (1, partial(run_steps, shapes=PAPER, gigabytes=LIMIT)),
     "steps": (6, run_steps),
     "decode": (4, run_decode),
     "training": (8, run_training),

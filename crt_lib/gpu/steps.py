@@ -31,13 +31,11 @@ SHAPES: Shapes = {  # what matters most first: time may end
 TOY_SHAPES: Shapes = {"2 rows": {"grad_accum": 1}, **PAPER}
 
 
-def run_memory(job: Job) -> None:
-    """The paper's batch on a GPU of `LIMIT` GB: a row of steps.csv; raises if it does not fit."""
-    run_steps(job, PAPER, LIMIT)
-
-
 def run_steps(job: Job, shapes: Shapes | None = None, gigabytes: float | None = None) -> None:
-    """A row of steps.csv for each way of making an update; raises if none of them fits."""
+    """A row of steps.csv for each way of making an update, with so much of the GPU's memory.
+
+    Raises RuntimeError if none of them fits.
+    """
     shapes = shapes or (TOY_SHAPES if job.toy else SHAPES)
     table, limit = job.out / "steps.csv", f"{gigabytes:g} GB" if gigabytes else "none"
     model: Any = ModelConfig()

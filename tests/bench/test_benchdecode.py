@@ -53,14 +53,8 @@ def test_rows_of_every_way(bench):
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
     asked = {"full depth, similarity asked", "full depth, gate asked"}
-    assert set(one) == {
-        *UNCACHED,
-        *policies,
-        *drafts,
-        *asked,
-        gpt2,
-        *READINGS,
-    }  # int8: of float32
+    # int8 is of float32
+    assert set(one) == {*UNCACHED, *policies, *drafts, *asked, gpt2, *READINGS}
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     for row in one.values():
         assert row["tokens_per_second"] > 0 and row["rounds"] == 1
@@ -90,9 +84,8 @@ def test_rows_of_every_way(bench):
 
 def test_only_some_ways(bench):
     threads = torch.get_num_threads()
-    ways = [
-        row["way"] for row in bench(model=copy.deepcopy(bench.model).float(), only=["exit", "int8"])
-    ]
+    single = copy.deepcopy(bench.model).float()
+    ways = [row["way"] for row in bench(model=single, only=["exit", "int8"])]
     exits = [f"exit {loop}" for loop in bench.model.config.exit_loops]
     assert ways == ["full depth", *exits, INT8, *READINGS]
     assert torch.get_num_threads() == threads
