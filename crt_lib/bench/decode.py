@@ -1,9 +1,6 @@
 """`crt bench decode`: what exits, caches, speculation and 8 bits save in time, and lose."""
 
-import itertools
 import math
-import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +10,25 @@ import torch
 from tqdm import tqdm
 
 from crt_lib.bench.bound import Reading
-from crt_lib.bench.ways import COMPILED, FULL, UNCACHED, Prompts, Way, asking, asks_of, ways_of
+from crt_lib.bench.ways import (
+    COMPILED,
+    FULL,
+    UNCACHED,
+    Prompts,
+    Way,
+    asking,
+    asks_of,
+    in_turn,
+    latencies,
+    timed,
+    ways_of,
+)
 from crt_lib.exits.decode import Speculated
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
 from crt_lib.files import InputError
 from crt_lib.model import CRT
-from crt_lib.runs.machine import measured_on, wait
+from crt_lib.runs.machine import measured_on
 
 COLUMNS = (
     *("tau", "mean_loops", "multiply_adds", "token_ppl"),
@@ -92,41 +101,47 @@ def bench_decode(
     `bound_share`: of `ms`, what the way's products with weights take alone (`Reading`, the last two
     rows); `bound_share_all`: with keys and values too.
     """
-    if not prompts or len(prompts) % batch_size:
-        raise InputError(f"{len(prompts)} prompts are not whole batches of {batch_size}")
-    if new_tokens < 3 or rounds < 1:  # a first verification gives two
-        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
-    left_out = (() if uncached else UNCACHED) + (() if compiled else (COMPILED,))
+    batches = _batches(prompts, batch_size)
+    left_out = (*(() if uncached else UNCACHED), *(() if compiled else (COMPILED,)))
     ways = _chosen(ways_of(model, policies, batch_size), left_out, only or [""])
     first = {policies[name]: name for name in reversed(ways) if name in policies}
     timed_as = {name: first[policies[name]] if name in policies else name for name in ways}
-    timed = {name: ways[name] for name in ways if timed_as[name] == name}
-    bench = _Bench(model, timed, prompts, batch_size, new_tokens, rounds)
+    own_ways = {name: ways[name] for name in timed_as.values()}
     with torch.inference_mode():
-        bench.run()
+        made, *measured = _measured(model, own_ways, batches, new_tokens, rounds)
     rows = []
     for name, own in timed_as.items():
-        if own in bench.made:  # it could be compiled
-            cost = _cost(model, name, policies, losses, bench.made[own], test)
+        if own in made:  # it could be compiled
+            cost = _cost(model, name, policies, losses, made[own], test)
             # in a batch that leaves by token, a row runs loops for other rows
             alone = name not in UNCACHED and (batch_size == 1 or not cost.get("decoded_asks"))
-            rows.append({"way": name} | cost | bench.columns(own, cost if alone else {}))
-    rows += bench.bounds()
+            columns = _suffixed([on.columns(own, cost if alone else {}) for on in measured])
+            columns["rounds"] = len(measured[0].waits[own])
+            rows.append({"way": name} | cost | columns)
+    for i, name in enumerate(READINGS):
+        columns = _suffixed([on.bounds(model.config.n_loops)[i] for on in measured])
+        rows.append({"way": name} | columns | {"rounds": rounds})
+    row = {"way": "", "batch": batch_size, "texts": len(prompts)}
+    row |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens} | dict.fromkeys(COLUMNS)
     where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
-    shape = {"way": "", "batch": batch_size, "texts": len(prompts)}
-    shape |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
-    return [shape | dict.fromkeys(COLUMNS) | row | where for row in rows]
+    return [row | own | where for own in rows]
+
+
+def _batches(prompts: Prompts, size: int) -> list[Prompts]:
+    if not prompts or len(prompts) % size:
+        raise InputError(f"{len(prompts)} prompts are not whole batches of {size}")
+    return [prompts[start:][:size] for start in range(0, len(prompts), size)]
 
 
 def _chosen(ways: dict[str, Way], left_out: Sequence[str], only: Sequence[str]) -> dict[str, Way]:
     ways = {name: way for name, way in ways.items() if not name.endswith(tuple(left_out))}
-    chosen = [name for name in ways if any(text in name for text in only)]
+    chosen = {name: way for name, way in ways.items() if any(text in name for text in only)}
     if not chosen:
         raise InputError(
             f"no way of decoding has {' or '.join(map(repr, only))} in its name; they are "
             f"{', '.join(ways)}"
         )
-    return {name: way for name, way in ways.items() if name in (FULL, *chosen)}
+    return {FULL: ways[FULL]} | chosen
 
 
 def _cost(
@@ -159,114 +174,91 @@ def _cost(
     }
 
 
-class _Bench:
-    """Times the ways in turn, with all threads and with one."""
+@dataclass(frozen=True)
+class _Measured:
+    """On some number of threads: seconds of each way and of the readings."""
 
-    def __init__(
-        self,
-        model: CRT,
-        ways: dict[str, Way],
-        prompts: Prompts,
-        batch_size: int,
-        new_tokens: int,
-        rounds: int,
-    ):
-        starts = range(0, len(prompts), batch_size)
-        self.batches = [prompts[start : start + batch_size] for start in starts]
-        self.ways, self.new_tokens, self.rounds = ways, new_tokens, rounds
-        self.batch_size, self.depth = batch_size, model.config.n_loops
-        self.reading = Reading(model, batch_size, len(prompts[0]) + new_tokens // 2)  # the mean
-        threads = dict.fromkeys((torch.get_num_threads(), 1))
-        self.suffixes = dict(zip(threads, ("", "_1"), strict=False))  # of columns, by threads
-        # of each way: rounds of (batches, new tokens), the seconds that each token was waited for
-        self.times: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
-        self.read: dict[int, list[np.ndarray]] = defaultdict(list)
-        self.made: dict[str, list[Any]] = {}
+    rows: int  # of a batch
+    waits: dict[str, list[np.ndarray]]  # a round each: (batches, new tokens)
+    read: list[np.ndarray]
 
-    def run(self) -> None:
-        """Warm up, leave out what cannot be compiled, and measure."""
-        for name, way in list(self.ways.items()):
-            try:
-                for _ in range(2):
-                    way(self.batches[0], min(WARM_UP, self.new_tokens), lambda tokens: None)
-            except RuntimeError as error:
-                if not name.endswith(COMPILED):
-                    raise
-                tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
-                del self.ways[name]
-        before = torch.get_num_threads()
-        try:
-            for threads, name in tqdm(self._turns(), f"{self.batch_size} at a time", disable=None):
-                torch.set_num_threads(threads)
-                batches = self.batches[:1] if name in UNCACHED else self.batches
-                found = [_timed(self.ways[name], batch, self.new_tokens) for batch in batches]
-                self.made[name] = [one for made, _ in found for one in made]
-                self.times[threads, name].append(np.stack([waits for _, waits in found]))
-                self.read[threads] += [self.reading() for _ in range(OFTEN)]
-        finally:
-            torch.set_num_threads(before)
-
-    def _turns(self) -> list[tuple[int, str]]:
-        """Threads and a way: uncached ones in the first round, which all begin with another way."""
-        turns: list[tuple[int, str]] = []
-        for threads, round_ in itertools.product(self.suffixes, range(self.rounds)):
-            names = [name for name in self.ways if not turns or name not in UNCACHED]
-            begin = round_ * len(names) // self.rounds
-            turns += [(threads, name) for name in names[begin:] + names[:begin]]
-        return turns
-
-    def columns(self, name: str, reads: Mapping[str, Any]) -> dict[str, Any]:
+    def columns(self, name: str, reads: Mapping[str, Any]) -> dict[str, float]:
         """Of a way; `reads` has the loops and heads that a token's weights are of, if known."""
-        columns: dict[str, Any] = {}
-        for threads, suffix in self.suffixes.items():
-            if (threads, name) not in self.times:
-                continue
-            waits, speeds = np.stack(self.times[threads, name]), self._speeds(threads, name)
-            low, ms, high = 1e3 * np.nanpercentile(waits[..., 1:], (5, 50, 95))
-            own = {"tokens_per_second": np.median(speeds), "ms": ms, "ms_p5": low, "ms_p95": high}
-            own["first_ms"] = 1e3 * np.median(waits[..., 0])
-            own["speedup"] = np.median(speeds / self._speeds(threads, FULL)[: len(speeds)])
-            if loops := reads.get("decoded_loops"):
-                least = self._bound_ms(threads, loops, reads["decoded_heads"]) / ms
-                own |= dict(zip(("bound_share", "bound_share_all"), least, strict=True))
-            columns |= {column + suffix: float(value) for column, value in own.items()}
-        return columns | {"rounds": len(self.times[next(iter(self.suffixes)), name])}
+        if name not in self.waits:
+            return {}
+        speeds = self._speeds(name)
+        columns = {"tokens_per_second": np.median(speeds)} | latencies(np.stack(self.waits[name]))
+        columns["speedup"] = np.median(speeds / self._speeds(FULL)[: len(speeds)])
+        if loops := reads.get("decoded_loops"):
+            least = self.least_ms(loops, reads["decoded_heads"]) / columns["ms"]
+            columns |= dict(zip(("bound_share", "bound_share_all"), least, strict=True))
+        return {column: float(value) for column, value in columns.items()}
 
-    def bounds(self) -> list[dict[str, Any]]:
-        """Rows of the readings at full depth: milliseconds a step, the tokens/s that it allows."""
-        rows: list[dict[str, Any]] = [{"way": name, "rounds": self.rounds} for name in READINGS]
-        for threads, suffix in self.suffixes.items():
-            least = self._bound_ms(threads, self.depth, 1).tolist()
-            for row, ms in zip(rows, least, strict=True):
-                row |= {f"tokens_per_second{suffix}": 1e3 * self.batch_size / ms, f"ms{suffix}": ms}
-        return rows
-
-    def _speeds(self, threads: int, name: str) -> np.ndarray:
+    def _speeds(self, name: str) -> np.ndarray:
         """Tokens/s of each round, first tokens apart."""
-        waits = np.stack(self.times[threads, name])[..., 1:]
-        return self.batch_size / np.nanmean(waits, (1, 2))
+        return self.rows / np.nanmean(np.stack(self.waits[name])[..., 1:], (1, 2))
 
-    def _bound_ms(self, threads: int, loops: float, heads: float) -> np.ndarray:
-        """Without and with keys and values, (2,)."""
+    def bounds(self, loops: int) -> list[dict[str, float]]:
+        """Of the readings at full depth: the tokens/s that they allow, milliseconds a step."""
+        least = self.least_ms(loops, 1).tolist()
+        return [{"tokens_per_second": 1e3 * self.rows / ms, "ms": ms} for ms in least]
+
+    def least_ms(self, loops: float, heads: float) -> np.ndarray:
+        """Milliseconds of the products, without and with keys and values, (2,)."""
         reads = [(1, loops, 0, heads), (1, loops, loops, heads)]
-        return 1e3 * np.array(reads) @ np.median(self.read[threads], 0)
+        return 1e3 * np.array(reads) @ np.median(self.read, 0)
 
 
-def _timed(way: Way, prompts: Prompts, new_tokens: int) -> tuple[Any, np.ndarray]:
-    """What the way made, and the seconds that each new token of a row was waited for.
+def _measured(
+    model: CRT, ways: dict[str, Way], batches: Sequence[Prompts], new_tokens: int, rounds: int
+) -> tuple[Any, ...]:
+    """What each way made, where it could be compiled; then `_Measured` for all threads and one."""
+    if new_tokens < 3 or rounds < 1:  # a first verification gives two
+        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
+    made: dict[str, list[Any]] = {}
+    for name, way in ways.items():
+        try:
+            for _ in range(2):  # to warm up
+                made[name] = timed(way, batches[0], min(WARM_UP, new_tokens))[0]
+        except RuntimeError as error:
+            if not name.endswith(COMPILED):
+                raise
+            tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
+    rows, length = len(batches[0]), len(batches[0][0]) + new_tokens // 2  # the mean one
+    reading = Reading(model, rows, length)
+    found: list[_Measured] = []
+    names, before = [*made], torch.get_num_threads()
+    try:
+        for threads in dict.fromkeys((before, 1)):
+            torch.set_num_threads(threads)
+            on = _Measured(rows, {}, [])
+            turns = [name for round_ in in_turn(names, rounds) for name in round_]
+            for name in tqdm(turns, f"{on.rows} at a time, {threads} threads", disable=None):
+                if name in UNCACHED and (found or name in on.waits):
+                    continue
+                own = batches[:1] if name in UNCACHED else batches
+                texts = [timed(ways[name], batch, new_tokens) for batch in own]
+                made[name] = [one for text, *_ in texts for one in text]
+                on.waits.setdefault(name, []).append(np.stack([_waits(*of) for _, *of in texts]))
+                on.read.extend(reading() for _ in range(OFTEN))
+            found.append(on)
+    finally:
+        torch.set_num_threads(before)
+    return made, *found
+
+
+def _suffixed(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns of all threads, and those of one."""
+    pairs = zip(("", "_1"), measured, strict=False)
+    return {column + suffix: value for suffix, own in pairs for column, value in own.items()}
+
+
+def _waits(seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The seconds that each new token of a row was waited for.
 
     Tokens that come together share their wait; beside the first one they have none.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    marks, steps = [time.perf_counter()], []
-
-    def each(tokens: list[int]) -> None:
-        wait(device)
-        marks.append(time.perf_counter())
-        steps.append(len(tokens) // len(prompts))
-
-    made = way(prompts, new_tokens, each)
-    waits = np.repeat(np.diff(marks) / steps, steps)
-    waits[: steps[0]] = np.nan
-    waits[0] = marks[1] - marks[0]
-    return made, waits
+    waits = np.repeat(seconds / tokens, tokens)
+    waits[: tokens[0]] = np.nan
+    waits[0] = seconds[0]
+    return waits

@@ -1,13 +1,14 @@
 """`crt bench drafts`: what self-speculation keeps by position, what drafts cost, and the bound."""
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from crt_lib.exits.decode import LONGEST, Generated, Sampling, Speculated, Speculation, generate
+from crt_lib.bench.ways import Way, speculated, timed
+from crt_lib.exits.decode import LONGEST, Sampling, Speculated, Speculation, generate
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
 
@@ -19,7 +20,6 @@ WARM_UP = 16  # tokens
 RESAMPLED = 2_000
 
 Rows = list[dict[str, Any]]
-Timed = tuple[Generated, np.ndarray]  # a text, and the seconds of each of its steps but the first
 
 
 def bench_drafts(
@@ -42,17 +42,21 @@ def bench_drafts(
         raise InputError(f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 and 8 are timed")
     rows: Rows = []
     for temperature in temperatures:
-        sampling = Sampling(temperature)
-        loops = model.config.exit_loops
-        _timed(model, None, prompts[0], WARM_UP, sampling)
-        found: dict[int | None, list[Timed]] = {loop: [] for loop in (None, *loops)}
+        how: dict[str, Any] = {"sampling": Sampling(temperature)}
+        drafts = {loop: Speculation(model, loop) for loop in model.config.exit_loops}
+        ways: dict[int, Way] = {0: partial(generate, model, **how)}
+        ways |= {loop: partial(speculated, draft, **how) for loop, draft in drafts.items()}
+        timed(ways[0], prompts[:1], WARM_UP)
+        # of each text: what was made, and the seconds of each step but the first
+        found: dict[int, list[tuple[Any, np.ndarray]]] = {loop: [] for loop in ways}
         for prompt in tqdm(prompts, f"temperature {temperature:g}", disable=None):
-            for loop, timed in found.items():
-                timed.append(_timed(model, loop, prompt, new_tokens, sampling))
-        full = np.array([seconds.mean() for _, seconds in found.pop(None)])  # of a token
-        for loop, timed in found.items():
+            for loop, way in ways.items():
+                (made,), seconds, _ = timed(way, [prompt], new_tokens)
+                found[loop].append((made, seconds[1:]))
+        full = np.array([seconds.mean() for _, seconds in found.pop(0)])  # of a token
+        for loop, own in found.items():
             shape = {"draft_loop": loop, "temperature": temperature, "texts": len(prompts)}
-            rows.append(shape | {"new_tokens": new_tokens} | _row(timed, full) | measured_on())
+            rows.append(shape | {"new_tokens": new_tokens} | _row(own, full) | measured_on())
     return rows
 
 
@@ -67,23 +71,8 @@ def passages(ids: np.ndarray, count: int, length: int) -> list[list[int]]:
     return [ids[at : at + length].tolist() for at in starts]
 
 
-def _timed(
-    model: "CRT", loop: int | None, prompt: Sequence[int], new_tokens: int, sampling: Sampling
-) -> Timed:
-    marks: list[float] = []
-
-    def each(_: list[int]) -> None:
-        marks.append(time.perf_counter())
-
-    if loop is None:
-        (made,) = generate(model, [prompt], new_tokens, sampling=sampling, each=each)
-    else:
-        made = Speculation(model, loop).generate(prompt, new_tokens, sampling=sampling, each=each)
-    return made, np.diff(marks)
-
-
-def _row(timed: Sequence[Timed], full: np.ndarray) -> dict[str, Any]:
-    verified = [made.verified for made, _ in timed if isinstance(made, Speculated)]
+def _row(timed: Sequence[tuple[Speculated, np.ndarray]], full: np.ndarray) -> dict[str, Any]:
+    verified = [made.verified for made, _ in timed]
     drafted, kept = np.array([one for of in verified for one in of]).T
     by_position = {}
     for at in range(POSITIONS):
@@ -98,6 +87,7 @@ def _row(timed: Sequence[Timed], full: np.ndarray) -> dict[str, Any]:
     own = np.array([of.sum() for _, of in timed])
     picked = np.random.default_rng(0).integers(len(own), size=(RESAMPLED, len(own)))
     spread = full[picked].mean(1) * new[picked].sum(1) / own[picked].sum(1)
+    low, high = np.percentile(spread, (2.5, 97.5)).tolist()
     tokens, full_s = float((later[:, 1] + 1).mean()), full.mean()
     return {
         "accepted": float(kept.sum() / max(drafted.sum(), 1)),
@@ -106,6 +96,5 @@ def _row(timed: Sequence[Timed], full: np.ndarray) -> dict[str, Any]:
         **{"ms_full": 1e3 * full_s, "ms_verify": 1e3 * verify, "ms_draft": 1e3 * draft},
         "predicted": full_s * tokens / (verify + draft * later[:, 0].mean()),
         "bound": full_s * (LONGEST + 1) / (verify + draft * LONGEST),
-        "speedup": float(full.mean() * new.sum() / own.sum()),
-        **dict(zip(("low", "high"), np.percentile(spread, (2.5, 97.5)).tolist(), strict=True)),
+        **{"speedup": float(full_s * new.sum() / own.sum()), "low": low, "high": high},
     }

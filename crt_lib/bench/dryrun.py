@@ -1,16 +1,25 @@
 """`crt train --dry-run`: what a training would take, from a few of its updates and from counts."""
 
+import tempfile
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
-from crt_lib.bench.rehearsal import rehearse
-from crt_lib.bench.trial import WARM_UP, Trial, ask, own_process
-from crt_lib.files import InputError
+from crt_lib.bench.trial import WARM_UP, Training, Trial, ask, in_order, own_process, repeated
+from crt_lib.checkpoint import save_checkpoint
+from crt_lib.data import make_batches, updates_planned
+from crt_lib.evaluate import RELEASED_SEQ_LEN, evaluate
 from crt_lib.optim import exits_of_update
-from crt_lib.runs.machine import machine_memory
-from crt_lib.runs.profiles import Profile
+from crt_lib.runs.machine import machine_memory, peak_memory
+from crt_lib.runs.trained import load_data
+
+if TYPE_CHECKING:
+    from crt_lib.runs.profiles import Profile
+    from crt_lib.text.tokenizer import TokenizedCorpus
 
 MEASURED_SECONDS = 4.0  # of updates, or two if they take longer
 DRAWN = 1000  # updates whose drawn exits stand for all
@@ -20,7 +29,7 @@ DRAWN = 1000  # updates whose drawn exits stand for all
 class Prediction:
     """A training that was not done: its profile, the model with the tokenizer's vocabulary."""
 
-    profile: Profile
+    profile: "Profile"
     trial: Trial
     updates: int  # of the training
     evaluation_seconds: float  # of its validations, and of the tables at the end
@@ -60,17 +69,50 @@ class Prediction:
         )
 
 
-def predict(profile: Profile) -> Prediction:
-    """Rehearse `profile` in a process of its own, and count from that.
+def predict(profile: "Profile") -> Prediction:
+    """`rehearse` in a process of its own.
 
-    A micro-batch is measured, and an update counts `grad_accum` of them. Raises InputError for
-    settings that `train` refuses, and for what does not fit into this machine's memory.
+    Raises InputError for settings that a training refuses, and for what does not fit into this
+    machine's memory.
     """
-    length, longest = profile.train.seq_len, profile.model.max_seq_len
-    if length > longest:
-        raise InputError(
-            f"seq_len {length} is longer than max_seq_len {longest}; "
-            "lower train.seq_len or raise model.max_seq_len"
-        )
     with own_process() as process:
-        return Prediction(*ask(process, rehearse, profile, MEASURED_SECONDS))
+        return ask(process, rehearse, profile, MEASURED_SECONDS)
+
+
+def rehearse(profile: "Profile", seconds: float) -> Prediction:
+    """Updates of `profile` for about `seconds`, a validation and a checkpoint; what follows.
+
+    A micro-batch is measured, and an update counts `grad_accum` of them.
+    """
+    import accelerate  # noqa: F401  its memory is the training's
+
+    data, config = load_data(profile), profile.train
+    profile = profile.replace(model=profile.model.replace(vocab_size=data.tokenizer.vocab_size))
+    batches, training = make_batches(config, data), Training(profile.model, config)
+    batch_of = in_order(batches)
+    updates = repeated(lambda number: training.update(number, batch_of(number)), seconds)
+    trial = Trial(updates, {"precision": training.precision})
+    rows, valid = max(8, config.batch_size), len(data.valid.ids)
+    count = min(rows * config.seq_len, config.eval_tokens or valid, valid)
+    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": rows, "max_tokens": count}
+    started = time.perf_counter()
+    evaluate(training.model, data.valid, data.tokenizer.eot_id, **how)
+    a_position = (time.perf_counter() - started) / count
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "last", training.model, {}, training.optimizers)
+    planned = updates_planned(config, batches.steps_per_epoch)
+    evaluation = a_position * scored_positions(profile, data, planned)
+    return Prediction(profile, trial, planned, evaluation, peak_memory())
+
+
+def scored_positions(profile: "Profile", data: "TokenizedCorpus", updates: int) -> int:
+    """Positions that `crt train` scores: its validations, and what its tables need at the end."""
+    config = profile.train
+    line = min(RELEASED_SEQ_LEN, profile.model.max_seq_len)
+    validations = -(-updates // config.eval_every) if config.eval_every else 1
+    tables = 0
+    for split in (data.valid, data.test):
+        lines = len(split.lines)
+        tables += len(split.ids) + line * min(lines, profile.released_lines or lines)
+    valid = len(data.valid.ids)
+    return validations * min(config.eval_tokens or valid, valid) + tables

@@ -4,7 +4,7 @@ A text is read as it would be written: with caches, a token a step, but the next
 the text's own. So a policy's seconds and its perplexity are of the same tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.audit.compare import by_document
-from crt_lib.bench.ways import FULL, asks_of
+from crt_lib.bench.ways import FULL, asks_of, in_turn, latencies
 from crt_lib.exits.reading import Reader, Reading, Told, first_as_good, mixed
 from crt_lib.exits.scoring import windows_of
 from crt_lib.files import InputError
@@ -61,12 +61,12 @@ def bench_exits(
             known[name] = policy
     found: dict[str, list[Reading]] = {}
     reader, rng = Reader(model, rows, seq_len), np.random.default_rng(seed)
-    texts = list(_groups(model, ids, eot_id, seq_len, rows, groups))
-    inputs, targets = texts[0]
-    reader.read(inputs[:, :WARM_UP], targets[:, :WARM_UP], known[FULL])
-    for number, (inputs, targets) in enumerate(tqdm(texts, f"{rows} at a time", disable=None)):
-        names, begin = list(known), number * len(known) // groups
-        for name in names[begin:] + names[:begin]:
+    texts = _groups(model, ids, eot_id, seq_len, rows, groups)
+    inputs, targets = (of[:, :WARM_UP] for of in texts[0])
+    reader.read(inputs, targets, known[FULL])
+    turns = in_turn([*known], groups)
+    for inputs, targets in tqdm(texts, f"{rows} at a time", disable=None):
+        for name in next(turns):
             found.setdefault(name, []).append(reader.read(inputs, targets, known[name]))
         told = {ORACLE: first_as_good(model, inputs, targets)}
         for name in (name for name, policy in known.items() if policy.asks):
@@ -86,7 +86,7 @@ def bench_exits(
 
 def _groups(
     model: "CRT", ids: np.ndarray, eot_id: int, seq_len: int, rows: int, groups: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor]]:
     """Inputs and targets (rows, seq_len), of whole windows."""
     ids = ids[: rows * groups * seq_len]
     if len(ids) < rows * groups * seq_len:
@@ -94,9 +94,9 @@ def _groups(
             f"{rows * groups} windows of {seq_len} tokens were asked for, the text has {len(ids)}; "
             "ask for fewer"
         )
-    pairs = list(windows_of(model, ids, eot_id, seq_len))
-    inputs, targets = (torch.cat(of) for of in zip(*pairs, strict=True))
-    yield from zip(inputs.split(rows), targets.split(rows), strict=True)
+    pairs = windows_of(model, ids, eot_id, seq_len)
+    inputs, targets = (torch.cat(of).split(rows) for of in zip(*pairs, strict=True))
+    return list(zip(inputs, targets, strict=True))
 
 
 def _columns(found: Sequence[Reading], full: Sequence[Reading]) -> dict[str, Any]:
@@ -105,14 +105,13 @@ def _columns(found: Sequence[Reading], full: Sequence[Reading]) -> dict[str, Any
     owner = np.repeat(np.arange(len(above)), above.shape[1])
     (interval,) = by_document(owner, above.reshape(-1, 1))
     ratio = [a.seconds[1:].sum() / b.seconds[1:].sum() for a, b in zip(full, found, strict=True)]
-    waits = 1e3 * np.stack([one.seconds for one in found])
-    low, ms, high = np.percentile(waits[:, 1:], (5, 50, 95))
+    waits = np.stack([one.seconds for one in found])
     return {
         "loss": float(nats.mean()),
         **{"above": interval.mean, "low": interval.low, "high": interval.high},
         "mean_loops": float(np.mean([one.loops.mean() for one in found])),
-        **{"ms": ms, "ms_p5": low, "ms_p95": high, "first_ms": float(np.median(waits[:, 0]))},
-        "tokens_per_second": len(found[0].nats) * 1e3 / float(waits[:, 1:].mean()),
+        **latencies(waits),
+        "tokens_per_second": len(found[0].nats) / float(waits[:, 1:].mean()),
         "speedup": float(np.median(ratio)),
         **{"slowest": min(ratio), "fastest": max(ratio)},
     }

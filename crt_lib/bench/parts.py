@@ -1,17 +1,16 @@
 """Where a training step's time goes: each part's seconds in the step itself, and its bound.
 
-`Clock.watch` marks where the forward pass goes from one part of a CRT to another. The gradient
-passes the same marks the other way, so the backward pass is timed too, and the seconds of all parts
-sum to the step's.
+`Clock.watch` hears when the forward pass, or the backward pass, goes from one part of a CRT to
+another. The seconds of all parts sum to the step's.
 """
 
 import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from crt_lib import kernels
@@ -34,8 +33,8 @@ class Clock:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._held, self._since = False, time.perf_counter()
 
-    def switch(self, part: str) -> None:
-        """From now on, time is of `part`."""
+    def switch(self, part: str, *_: object) -> None:
+        """From now on, time is of `part`; what else a module's hook is told is not used."""
         if self._held:
             return
         wait(self.device)
@@ -50,14 +49,23 @@ class Clock:
         convolution: a cycle's, with its mixing of channels; MLP: the rest of a cycle; heads: what
         is outside of blocks, most of it products with the vocabulary matrix and the losses.
         """
-        inside: dict[nn.Module, tuple[str, str]] = {model.embed: ("embedding", OTHER)}
+        inside: dict[nn.Module, tuple[str, str]] = {}
         for block in (model.block, *model.prelude):
             inside |= {block: (OTHER, "heads"), block.attention: ("attention", OTHER)}
             inside |= {cycle: ("MLP", OTHER) for cycle in block.trm.cycles}
             inside |= {c.conv: ("convolution", "MLP") for c in block.trm.cycles if c.has_conv}
-        hooks = [hook for module, pair in inside.items() for hook in self._hooks(module, *pair)]
+        hooks: list[Any] = [
+            model.embed.register_forward_pre_hook(partial(self.switch, "embedding")),
+            model.embed.register_forward_hook(self._embedded),
+        ]
+        for module, (part, outside) in inside.items():
+            enter, leave = (partial(self.switch, to) for to in (part, outside))
+            hooks.append(module.register_forward_pre_hook(enter))
+            hooks.append(module.register_forward_hook(leave))
+            hooks.append(module.register_full_backward_pre_hook(enter))
+            hooks.append(module.register_full_backward_hook(leave))
         frozen = kernels.frozen_running_statistics
-        kernels.frozen_running_statistics = self._recomputing(frozen)
+        kernels.frozen_running_statistics = partial(self._recomputing, frozen)
         try:
             yield
         finally:
@@ -65,50 +73,23 @@ class Clock:
             for hook in hooks:
                 hook.remove()
 
-    def _hooks(self, module: nn.Module, part: str, outside: str) -> list[Any]:
-        def enter(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            return self._pass(inputs[0], outside, part), *inputs[1:]
+    def _embedded(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.switch(OTHER)
+        if output.requires_grad:  # as the ids do not
+            output.register_hook(partial(self.switch, "embedding"))
 
-        def leave(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            return self._pass(output, part, outside)
-
-        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-
-    def _pass(self, x: Tensor, before: str, after: str) -> Tensor:
-        if x.requires_grad:
-            return _Mark.apply(x, self, before, after)
-        self.switch(after)
-        return x
-
-    def _recomputing(self, frozen: Any) -> Any:
+    @contextlib.contextmanager
+    def _recomputing(self, frozen: Any, module: nn.Module) -> Iterator[None]:
         """`frozen`, the context of a recomputation, with its time apart."""
-
-        @contextlib.contextmanager
-        def run(module: nn.Module) -> Iterator[None]:
-            part = self.part
-            self.switch(RECOMPUTED)
-            self._held = True
-            try:
-                with frozen(module):
-                    yield
-            finally:  # torch ends a recomputation by an exception where it has all it needs
-                self._held = False
-                self.switch(part)
-
-        return run
-
-
-class _Mark(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, clock: Clock, before: str, after: str) -> Tensor:
-        ctx.clock, ctx.before = clock, before
-        clock.switch(after)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.clock.switch(ctx.before)
-        return gradient, None, None, None
+        part = self.part
+        self.switch(RECOMPUTED)
+        self._held = True
+        try:
+            with frozen(module):
+                yield
+        finally:  # torch ends a recomputation by an exception where it has all it needs
+            self._held = False
+            self.switch(part)
 
 
 def part_bounds(

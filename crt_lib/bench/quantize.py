@@ -1,12 +1,10 @@
 """`crt bench quantize`: what 8-bit weights lose, by exit, and the memory they take."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from crt_lib.audit.compare import by_document, document_of_tokens
 from crt_lib.cached.memory import Memory
@@ -48,28 +46,20 @@ def _losses(
     model: CRT, ids: np.ndarray, eot_id: int, seq_len: int, rows: int, quantize: str | None
 ) -> tuple[np.ndarray, int]:
     """Nats of each token at each exit (exits, tokens), and the bytes of the weights."""
-    found, size = [], 0
+    found, exits = [], model.config.head_loops
     for batch in evaluation_windows(ids, seq_len, rows, eot_id):
         count, length = batch.inputs.shape
-        memory = Memory(model.config, count, length, model.loop_encoding)
-        step = Step(model, memory, quantize)
-        losses = [
-            [F.cross_entropy(z, targets, reduction="none") for z in _every_exit(step, inputs)]
-            for inputs, targets in zip(batch.inputs.T, batch.targets.T, strict=True)
-        ]
-        by_exit = torch.stack([torch.stack(own) for own in losses], -1)  # (exits, B, T)
+        step = Step(model, Memory(model.config, count, length, model.loop_encoding), quantize)
+        losses = []  # (B,) of each position and exit
+        for inputs, targets in zip(batch.inputs.T, batch.targets.T, strict=True):
+            z = step.begin(inputs)
+            for loop in range(1, model.config.n_loops + 1):
+                z = step.loop(loop, z)
+                if loop in exits:
+                    features, vocabulary = step.readout(loop, z)
+                    logits = vocabulary(features)
+                    losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            step.end(loop)
+        by_exit = torch.stack(losses).view(length, len(exits), count).permute(1, 2, 0)
         found.append(by_exit[:, batch.targets != NOT_SCORED].double().numpy())
-        size = sum(step.layout.sizes)
-    return np.concatenate(found, 1), size
-
-
-def _every_exit(step: Step, ids: Tensor) -> Iterator[Tensor]:
-    """Logits (B, V) of each exit for one token a row."""
-    last = step.config.n_loops
-    z = step.begin(ids)
-    for loop in range(1, last + 1):
-        z = step.loop(loop, z)
-        if loop in step.config.head_loops:
-            features, vocabulary = step.readout(loop, z)
-            yield vocabulary(features)
-    step.end(last)
+    return np.concatenate(found, 1), sum(step.layout.sizes)

@@ -5,7 +5,6 @@ On random ids: what a step takes does not depend on the text, and no corpus is n
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,20 +52,16 @@ def bench_cost(seconds: float) -> Rows:
     in a process of its own, after about `seconds` of updates. With all threads and, where there are
     more, with one.
     """
-    sizes = [BASE | {axis: value} for axis, values in AXES.items() for value in values]
-    sizes = [size for i, size in enumerate(sizes) if size not in sizes[:i]]
-    many = sorted({torch.get_num_threads(), 1}, reverse=True)
-    rows = []
+    changed = [BASE | {axis: value} for axis, values in AXES.items() for value in values]
+    sizes = [size for i, size in enumerate(changed) if size not in changed[:i]]
+    many, rows = sorted({torch.get_num_threads(), 1}, reverse=True), []
     for threads, size in tqdm(list(itertools.product(many, sizes)), "sizes", disable=None):
         found = try_random(*settings(**size), seconds, threads=threads)
-        update = found.update()
-        row = {
-            **size,
-            "tokens_per_second": round(size["batch"] * size["length"] / update, 1),
-            "update_ms": round(1000 * update, 2),
-            "peak_memory_bytes": found.ends["peak_memory_bytes"],
-            "precision": found.ends["precision"],
+        row = size | {
+            "tokens_per_second": round(size["batch"] * size["length"] / found.update(), 1),
+            "update_ms": round(1000 * found.update(), 2),
         }
+        row |= {name: found.ends[name] for name in ("peak_memory_bytes", "precision")}
         rows.append(row | measured_on(threads))
     return rows
 
@@ -132,11 +127,10 @@ def bench_step(profile: Profile, steps: int) -> Rows:
     if torch.cuda.is_available():
         raise InputError("crt bench step compares the paths of a CPU; hide the GPU from it")
     model, train = with_vocabulary(profile).model, profile.train
-    batch_of = partial(random_batch, model, train)
     sides: dict[str, Side] = {
         name: (kind, model, train.replace(**own)) for name, (kind, own) in PATHS.items()
     }
-    turns = take_turns(sides, dict.fromkeys(sides, batch_of), steps=steps)
+    turns = take_turns(sides, steps=steps)
     return [
         {
             "path": name,

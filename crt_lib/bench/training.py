@@ -73,17 +73,16 @@ def bench_training(
     }
     batches = {name: make_batches(settings, data) for name, (*_, settings) in sides.items()}
     turns = take_turns(sides, {name: in_order(own) for name, own in batches.items()}, steps=steps)
-    ends = turns["ours"].ends
+    ends, rows = turns["ours"].ends, []
     case = {"rows": batch_size, "seq_len": seq_len, "case": ends["precision"]} | measured_on()
-    rows = []
     for name, (_, model, settings) in sides.items():
-        own = turns[name]
-        speed = batch_size * seq_len / own.update()
+        own, update = turns[name].ends, turns[name].update()
+        speed = batch_size * seq_len / update
         useful = 1 - getattr(batches[name], "padding_share", 0.0)
-        row = case | {"side": name} | own.ends
-        row |= {"seconds_per_step": own.update(), "positions_per_second": speed}
+        row = case | {"side": name} | own
+        row |= {"seconds_per_step": update, "positions_per_second": speed}
         row |= {"useful_share": useful, "useful_tokens_per_second": useful * speed}
-        row["mfu"] = utilisation(model, settings, [own.update()], own.ends["matmul_peak"])
+        row["mfu"] = utilisation(model, settings, [update], own["matmul_peak"])
         rows.append(row)
     bounds = part_bounds(config, batch_size, seq_len, ends["matmul_peak"], ends["bandwidth"])
     return rows, [case | row for row in part_rows(turns["ours"], bounds)]

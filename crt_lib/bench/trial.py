@@ -86,6 +86,16 @@ class Training:
         clock.switch(OTHER)
         return dict(clock.seconds)
 
+    def ends(self) -> dict[str, Any]:
+        """Precision, parameters and the process's peak memory; then the device's peaks."""
+        return {
+            "precision": self.precision,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "peak_memory_bytes": peak_memory(),
+            "matmul_peak": matmul_peak(self.device, self.precision),
+            "bandwidth": memory_bandwidth(self.device),
+        }
+
 
 Side = tuple[Any, ...]  # a training that takes turns with others: its kind, model and settings
 
@@ -95,7 +105,7 @@ class Trial:
     """Measured updates of one micro-batch, seconds by part, and what was said at their end."""
 
     updates: Sequence[dict[str, float]]
-    ends: dict[str, Any]  # of `_ends`, at least the precision
+    ends: dict[str, Any]  # of `Training.ends`, at least the precision
 
     def part(self, *names: str) -> float:
         """Median seconds of these parts; of none: of all but clipping and optimiser."""
@@ -112,7 +122,7 @@ class Trial:
 
 def take_turns(
     sides: Mapping[str, Side],
-    batches: Mapping[str, BatchOf],
+    batches: Mapping[str, BatchOf] | None = None,
     *,
     steps: int = LONGEST,
     seconds: float = math.inf,
@@ -121,21 +131,23 @@ def take_turns(
 ) -> dict[str, Trial]:
     """Updates of each side in its own process, after WARM_UP unmeasured ones.
 
-    `steps` of them, or fewer, but one, once `seconds` have passed. `gigabytes`: of the GPU that a
-    process may have. Raises InputError as `ask`.
+    `batches`: None for random ids, since what a step costs does not depend on the text. `steps`
+    updates, or fewer, but one, once `seconds` have passed. `gigabytes`: of the GPU that a process
+    may have. Raises InputError as `ask`.
     """
+    batches = batches or {name: partial(random_batch, *side[1:]) for name, side in sides.items()}
     with contextlib.ExitStack() as held:
         processes = {name: held.enter_context(own_process(threads, gigabytes)) for name in sides}
 
         def turn(number: int) -> dict[str, dict[str, float]]:
             return {
-                name: ask(process, _update, sides[name], number, batches[name](number))
+                name: ask(process, _of, sides[name], "update", number, batches[name](number))
                 for name, process in processes.items()
             }
 
         turns, found = repeated(turn, seconds, steps), {}
         for name, process in processes.items():
-            ends = ask(process, _ends, sides[name])
+            ends = ask(process, _of, sides[name], "ends")
             process.shutdown()  # or its end would disturb the peaks of the next
             found[name] = Trial([made[name] for made in turns], ends)
     return found
@@ -153,9 +165,8 @@ def repeated(update: Callable[[int], T], seconds: float, most: int = LONGEST) ->
 
 
 def try_random(model: AnyModelConfig, train: TrainConfig, seconds: float, **how: Any) -> Trial:
-    """`take_turns` of one side on random ids: what a step costs does not depend on the text."""
-    batches = {"": partial(random_batch, model, train)}
-    return take_turns({"": (Training, model, train)}, batches, seconds=seconds, **how)[""]
+    """`take_turns` of one side, on random ids."""
+    return take_turns({"": (Training, model, train)}, seconds=seconds, **how)[""]
 
 
 def random_batch(model: AnyModelConfig, train: TrainConfig, number: int) -> Batch:
@@ -174,20 +185,8 @@ def in_order(batches: PackedWindows | PaddedLines) -> BatchOf:
 _training = cache(lambda kind, model, train: kind(model, train))  # one a process
 
 
-def _update(side: Side, number: int, batch: Batch) -> dict[str, float]:
-    return _training(*side).update(number, batch)
-
-
-def _ends(side: Side) -> dict[str, Any]:
-    """Precision, parameters and the process's peak memory; then the device's peaks."""
-    training = _training(*side)
-    return {
-        "precision": training.precision,
-        "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-        "peak_memory_bytes": peak_memory(),
-        "matmul_peak": matmul_peak(training.device, training.precision),
-        "bandwidth": memory_bandwidth(training.device),
-    }
+def _of(side: Side, method: str, *given: Any) -> Any:
+    return getattr(_training(*side), method)(*given)
 
 
 def own_process(threads: int | None = None, gigabytes: float | None = None) -> ProcessPoolExecutor:

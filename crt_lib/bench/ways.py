@@ -1,13 +1,15 @@
-"""The ways of decoding that `crt bench decode` times.
+"""Ways of decoding, and how their time is taken.
 
 A way continues prompts of one length greedily and calls `each` whenever tokens are there.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +19,11 @@ from crt_lib.config import AnyModelConfig, GPT2Config, make_model
 from crt_lib.exits.decode import Each, Speculation, generate
 from crt_lib.exits.policy import CRITERIA, Policy, exits_of
 from crt_lib.files import InputError
-from crt_lib.hf.gpt2 import GPT2
 from crt_lib.model import CRT
+from crt_lib.runs.machine import wait
 
 Prompts = Sequence[Sequence[int]]
-Way = Callable[[Prompts, int, Each], Any]  # prompts, new tokens, each
+Way = Callable[..., Any]  # of prompts, new tokens, and `each` by its name
 Step = Callable[[Any, Tensor, Any, Tensor], Tensor]
 FULL = "full depth"
 UNCACHED = ("no cache, every head", "no cache")
@@ -29,21 +31,45 @@ INT8 = "full depth, int8"
 COMPILED = ", compiled"
 
 
+def in_turn(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """The names of each round, which all begin with another."""
+    for number in range(rounds):
+        begin = number * len(names) // rounds
+        yield [*names[begin:], *names[:begin]]
+
+
+def timed(way: Way, prompts: Prompts, new_tokens: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """What a way made; of each time that tokens came, the seconds waited and a row's tokens."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    marks, tokens = [time.perf_counter()], []
+
+    def each(new: list[int]) -> None:
+        wait(device)
+        marks.append(time.perf_counter())
+        tokens.append(len(new) // len(prompts))
+
+    made = way(prompts, new_tokens, each=each)
+    return made, np.diff(marks), np.array(tokens)
+
+
+def latencies(waits: np.ndarray) -> dict[str, float]:
+    """Milliseconds of waits (..., T) in seconds: quantiles, and the median of the first ones."""
+    low, middle, high = 1e3 * np.nanpercentile(waits[..., 1:], (5, 50, 95))
+    first = 1e3 * np.median(waits[..., 0])
+    return {"ms": middle, "ms_p5": low, "ms_p95": high, "first_ms": float(first)}
+
+
 def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:
     """The ways by name, full depth first."""
-
-    def ours(**options: Any) -> Way:
-        return lambda prompts, n, each: generate(model, prompts, n, each=each, **options)
-
-    ways = {name: ours(policy=p) for name, p in {FULL: policies[FULL], **policies}.items()}
-    ways |= {name: ours(policy=policy) for name, policy in asking(model).items()}
+    chosen = {FULL: policies[FULL], **policies, **asking(model)}
+    ways: dict[str, Way] = {n: partial(generate, model, policy=p) for n, p in chosen.items()}
     with contextlib.suppress(InputError):  # other weights, or another device
         check_quantize("int8", model.loop_encoding)
-        ways[INT8] = ours(quantize="int8")
+        ways[INT8] = partial(generate, model, quantize="int8")
     for loop in model.config.exit_loops if batch_size == 1 else ():
-        ways[f"speculation from {loop}"] = partial(_speculated, Speculation(model, loop))
+        ways[f"speculation from {loop}"] = partial(speculated, Speculation(model, loop))
     ways[UNCACHED[0]] = partial(generate_as_released, model)
-    ways[UNCACHED[1]] = ours(cache=False)
+    ways[UNCACHED[1]] = partial(generate, model, cache=False)
     config = model.config
     shared = ("vocab_size", "d_model", "n_heads", "max_seq_len")
     like_ours = GPT2Config().replace(**{name: getattr(config, name) for name in shared})
@@ -55,8 +81,9 @@ def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict
     return ways
 
 
-def _speculated(draft: Speculation, prompts: Prompts, new_tokens: int, each: Each) -> list[Any]:
-    return [draft.generate(prompts[0], new_tokens, each=each)]
+def speculated(draft: Speculation, prompts: Prompts, new_tokens: int, **how: Any) -> list[Any]:
+    """A way of one prompt: lossless, by self-speculation."""
+    return [draft.generate(prompts[0], new_tokens, **how)]
 
 
 class Never(Policy):
@@ -74,7 +101,7 @@ def asking(model: CRT) -> dict[str, Policy]:
 
 
 def generate_as_released(
-    model: CRT, prompts: Prompts, new_tokens: int, each: Each = lambda tokens: None
+    model: CRT, prompts: Prompts, new_tokens: int, *, each: Each = lambda tokens: None
 ) -> Tensor:
     """Tokens (B, new_tokens) by the model's forward alone, every head of every position."""
     ids = torch.tensor(prompts, device=model.loop_encoding.device)
@@ -98,7 +125,7 @@ def matched(gpt2: Any, config: AnyModelConfig, seq_len: int) -> GPT2Config:
 
 
 def gpt2_generate(
-    model: GPT2, compiled: Step | None, prompts: Prompts, new_tokens: int, each: Each
+    model: Any, compiled: Step | None, prompts: Prompts, new_tokens: int, *, each: Each
 ) -> Tensor:
     """Tokens (B, new_tokens) with transformers' growing cache; with a `compiled` step its static
     one, the prompt read eagerly.

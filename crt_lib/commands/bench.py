@@ -1,13 +1,16 @@
 """The commands of `crt bench`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crt_lib.commands import options
 from crt_lib.config import ModelConfig
 from crt_lib.runs.profiles import load_profile
+
+if TYPE_CHECKING:
+    from crt_lib.study.analysis import Analysis
 
 bench_app = typer.Typer(
     help="Measure speed and memory on this machine.",
@@ -70,15 +73,11 @@ def bench_decode_command(
     """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
     import torch
 
-    from crt_lib.study.analysis import analyse
-
-    judged = analyse(checkpoint)
+    judged, _ = _analysed(checkpoint)
     judged.model.to(torch.bfloat16 if bf16 else torch.float32)
     how = {"new_tokens": new_tokens, "rounds": rounds, "uncached": uncached, "only": only or ()}
-    rows = []
-    for batch_size in batch_sizes or [1, 8]:
-        rows += judged.bench(batch_size, texts, **how)
-    options.show_rows(rows, out)
+    found = [row for size in batch_sizes or [1, 8] for row in judged.bench(size, texts, **how)]
+    options.show_rows(found, out)
 
 
 @bench_app.command("exits")
@@ -91,21 +90,16 @@ def bench_exits_command(
     out: options.Table = None,
 ) -> None:
     """Exit policies timed on the text that they are scored on, against the best fixed exit."""
-    import torch
-
     from crt_lib.bench.exits import bench_exits
     from crt_lib.runs.trained import load_trained
-    from crt_lib.study.analysis import analyse
-    from crt_lib.study.policies import policies_of
 
-    if threads:
-        torch.set_num_threads(threads)
-    judged, (_, data, _), found = analyse(checkpoint), load_trained(checkpoint), []
-    policies, eot = policies_of(judged.policies), data.tokenizer.eot_id
+    judged, policies = _analysed(checkpoint, threads)
+    (_, data, _), found = load_trained(checkpoint), []
     length = min(seq_len, judged.model.config.max_seq_len)
-    how = {"seq_len": length, "groups": groups}
+    text = data.test.ids, data.tokenizer.eot_id
     for rows in batch_sizes or [1, 8]:
-        found += bench_exits(judged.model, data.test.ids, eot, policies, rows=rows, **how)
+        how: dict[str, Any] = {"seq_len": length, "rows": rows, "groups": groups}
+        found += bench_exits(judged.model, *text, policies, **how)
     options.show_rows([{**row, "checkpoint": judged.checkpoint} for row in found], out)
 
 
@@ -117,19 +111,24 @@ def bench_slots_command(
     out: options.Table = None,
 ) -> None:
     """What rows at different loops in one batch could save: measured costs, simulated ticks."""
-    import torch
-
     from crt_lib.bench.slots import bench_slots
-    from crt_lib.study.analysis import analyse
-    from crt_lib.study.policies import policies_of
 
-    if threads:
-        torch.set_num_threads(threads)
-    judged, found = analyse(checkpoint), []
-    policies = policies_of(judged.policies)
+    (judged, policies), found = _analysed(checkpoint, threads), []
     for rows in batch_sizes or [8, 32]:
         found += bench_slots(judged.model, judged.test, policies, rows)
     options.show_rows([{**row, "checkpoint": judged.checkpoint} for row in found], out)
+
+
+def _analysed(checkpoint: Path, threads: int | None = None) -> tuple["Analysis", dict[str, Any]]:
+    """The analysis of a run and its policies, on so many threads from now on."""
+    import torch
+
+    from crt_lib.study.analysis import analyse
+    from crt_lib.study.policies import policies_of
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    judged = analyse(checkpoint)
+    return judged, policies_of(judged.policies)
 
 
 @bench_app.command("drafts")
@@ -147,8 +146,7 @@ def bench_drafts_command(
     from crt_lib.files import sha256
     from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained
 
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     loaded, data, _ = load_trained(checkpoint)
     model = as_crt(loaded, checkpoint)
     length = min(32, model.config.max_seq_len - new_tokens)
@@ -169,11 +167,9 @@ def bench_quantize_command(
     from crt_lib.runs.trained import as_crt, load_trained
 
     loaded, data, trained = load_trained(checkpoint)
-    model = as_crt(loaded, checkpoint)
-    seq_len = trained["train"]["seq_len"]
-    found = []
+    model, length, found = as_crt(loaded, checkpoint), trained["train"]["seq_len"], []
     for rows in batch_sizes or [1, 8]:
-        found += bench_quantize(model, data, seq_len, rows=rows, max_tokens=max_tokens)
+        found += bench_quantize(model, data, length, rows=rows, max_tokens=max_tokens)
     options.show_rows(found, out)
 
 

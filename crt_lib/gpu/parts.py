@@ -8,7 +8,7 @@ import contextlib
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,24 +39,13 @@ class Job:
     toy: bool
     until: float  # as time.time() counts
 
-    def left(self) -> float:
-        """Seconds."""
-        return self.until - time.time()
+
+# Its share of the time that is left, against those of the parts that wait with it; and what keeps
+# each result as it comes, for it is ended when its time is up.
+Part = tuple[float, Callable[[Job], None]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of the whole. `run` keeps each result as it comes: it is ended when its time is up.
-
-    `share`: of the time that is left, against those of the parts that wait with it.
-    """
-
-    name: str
-    share: float
-    run: Callable[[Job], None]
-
-
-def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) -> bool:
+def run_parts(parts: Mapping[str, Part], out: Path, *, minutes: float, toy: bool) -> bool:
     """Run the parts that `out` does not hold yet, for `minutes` in all; whether all are done.
 
     Raises InputError when `out` is of the other size (`toy`), holds something else or is being
@@ -66,25 +55,26 @@ def run_parts(parts: Sequence[Part], out: Path, *, minutes: float, toy: bool) ->
     with locked(out / "gpu", wait=False):
         manifest = read_manifest(out, kind)
         entries, calls = manifest.get("parts", {}), manifest.get("calls", [])
-        asked = {"parts": [part.name for part in parts], "minutes": minutes, "started": now()}
-        update_manifest(out, kind, calls=[*calls, asked | {"environment": environment()}])
-        waiting = [p for p in parts if entries.get(p.name, {}).get("status") != "done"]
-        for i, part in enumerate(waiting):
-            shares = sum(other.share for other in waiting[i:])
-            limit = (until - time.time()) * part.share / shares
+        asked = {"parts": list(parts), "minutes": minutes, "started": now()}
+        update_manifest(out, kind, calls=[*calls, asked | {"environment": _environment()}])
+        waiting = [name for name in parts if entries.get(name, {}).get("status") != "done"]
+        for i, name in enumerate(waiting):
+            share, run = parts[name]
+            limit = (until - time.time()) * share / sum(parts[other][0] for other in waiting[i:])
             if limit < TO_BEGIN:
-                say(f"{part.name}: not begun, no time is left")
+                say(f"{name}: not begun, no time is left")
                 continue
-            say(f"{part.name}: at most {limit:.0f} s")
+            say(f"{name}: at most {limit:.0f} s")
+            begun = time.time()
             entry: Row = {"status": "running", "error": None, "started": now()}
-            begun, entries[part.name] = time.time(), entry
+            entries[name] = entry
             update_manifest(out, kind, parts=entries)
-            entry |= _run(part, Job(out, toy, begun + limit))
+            entry["status"], entry["error"] = _run(run, Job(out, toy, begun + limit), limit)
             entry |= {"finished": now(), "seconds": round(time.time() - begun, 1)}
             update_manifest(out, kind, parts=entries)
             why = f": {entry['error']}" if entry["error"] else ""
-            say(f"{part.name}: {entry['status']} after {entry['seconds']:.0f} s{why}")
-    return all(entries.get(part.name, {}).get("status") == "done" for part in parts)
+            say(f"{name}: {entry['status']} after {entry['seconds']} s{why}")
+    return all(entries.get(name, {}).get("status") == "done" for name in parts)
 
 
 def say(line: str) -> None:
@@ -92,29 +82,28 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _run(part: Part, job: Job) -> Row:
-    """Run `part` in a process until it ends or its time is up; its status and error."""
+def _run(run: Callable[[Job], None], job: Job, seconds: float) -> tuple[str, str | None]:
+    """The status and error of a part, run in a process until it ends or its time is up."""
+    others = multiprocessing.active_children()
     with own_process() as process:
-        others = multiprocessing.active_children()
         try:
-            process.submit(part.run, job).result(job.left())
+            process.submit(run, job).result(seconds)
         except TimeoutError:
             for worker in set(multiprocessing.active_children()).difference(others):
                 worker.terminate()
                 worker.join(TO_STOP)
                 worker.kill()
-            return {"status": "unfinished", "error": "its time was up"}
+            return "unfinished", "its time was up"
         except BrokenProcessPool:
-            return {"status": "failed", "error": "its process crashed"}
+            return "failed", "its process crashed"
         except Exception as error:  # a part may fail in any way; the others go on
             if not isinstance(error, InputError):
                 traceback.print_exception(error)
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            return {"status": "failed", "error": what}
-    return {"status": "done", "error": None}
+            return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+    return "done", None
 
 
-def environment() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
     """`run_environment`, the library's hash, and a GPU's properties and driver."""
     found = run_environment() | {"library_sha256": library_sha256(), "gpu": None, "driver": None}
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ do.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,13 @@ def run_training(job: Job) -> None:
         run = run_profile(profile, folder / name, progress=False)
         if not isinstance(run, Run):
             raise RuntimeError(f"the training of {name} was stopped")
-        put_rows(job.out / "curves.csv", _validated(name, profile, run), ["arm"])
-        rows = _scored(name, profile, run)
-        put_rows(table, rows, ["arm"])
+        scored, validated = _rows(name, profile, run)
+        put_rows(job.out / "curves.csv", validated, ["arm"])
+        put_rows(table, scored, ["arm"])
+        last = scored[-1]
         say(
-            f"  {name}: {rows[-1]['updates']} updates in {rows[-1]['seconds']:.0f} s, test "
-            f"{rows[-1]['word_ppl']:.1f} a word"
+            f"  {name}: {last['updates']} updates in {last['seconds']:.0f} s, test "
+            f"{last['word_ppl']:.1f} a word"
         )
 
 
@@ -86,7 +88,7 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
         found[name] = predict(arm.replace(train=settings))
     slowest = max(arm.update_seconds for arm in found.values())
     halts = max(arm.evaluation_seconds for arm in found.values())
-    seconds = (1 - SPARE) * job.left() / len(found) - halts  # of updates
+    seconds = (1 - SPARE) * (job.until - time.time()) / len(found) - halts  # of updates
     seconds = min(seconds, TOY_UPDATES * slowest) if job.toy else seconds
     if seconds < VALIDATIONS * slowest:
         raise RuntimeError("no time was left to train")
@@ -100,24 +102,20 @@ def _plan(job: Job, chosen: dict[str, Profile], path: Path) -> dict[str, Any]:
     return plan
 
 
-def _scored(name: str, profile: Profile, run: Run) -> list[Row]:
-    """A row for each split and exit of the best checkpoint, honestly scored."""
-    made, train = run.manifest, profile.train
-    common = {"arm": name, "layers": profile.model.n_loops, "max_lr": train.max_lr}
-    common |= {name: made[name] for name in ("parameters", "seconds", "mfu", "peak_memory_bytes")}
-    common["multiply_adds"] = cost_of_a_token(profile.model, train.seq_len)
-    common |= {"updates": len(run.timing), "tokens_seen": run.metrics[-1]["tokens"]}
-    common |= {"precision": made["precision"]["name"], "device": made["environment"]["device"]}
-    return [common | row for row in run.results if row["protocol"] == "honest"]
-
-
-def _validated(name: str, profile: Profile, run: Run) -> list[Row]:
-    """A row a validation."""
+def _rows(name: str, profile: Profile, run: Run) -> tuple[list[Row], list[Row]]:
+    """A row a split and exit of the best checkpoint, honestly scored, and one a validation."""
+    made, train, loops = run.manifest, profile.train, profile.model.n_loops
+    arm: Row = {"arm": name, "layers": loops, "max_lr": train.max_lr}
+    arm |= {name: made[name] for name in ("parameters", "seconds", "mfu", "peak_memory_bytes")}
+    arm["multiply_adds"] = cost_of_a_token(profile.model, train.seq_len)
+    arm |= {"updates": len(run.timing), "tokens_seen": run.metrics[-1]["tokens"]}
+    arm |= {"precision": made["precision"]["name"], "device": made["environment"]["device"]}
+    scored = [arm | row for row in run.results if row["protocol"] == "honest"]
     seconds = {row["update"]: row["seconds"] for row in run.timing}
-    loss = f"valid_loss_{profile.model.n_loops}"
-    return [
-        {"arm": name, "update": row["update"], "tokens_seen": row["tokens"]}
-        | {"seconds": seconds[row["update"]], "valid_loss": row[loss]}
+    columns = ("arm", "update", "tokens_seen", "seconds", "valid_loss")
+    validated = [
+        (name, row["update"], row["tokens"], seconds[row["update"]], row[f"valid_loss_{loops}"])
         for row in run.metrics
-        if loss in row
+        if f"valid_loss_{loops}" in row
     ]
+    return scored, [dict(zip(columns, row, strict=True)) for row in validated]

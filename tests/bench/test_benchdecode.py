@@ -53,14 +53,8 @@ def test_rows_of_every_way(bench):
     drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
     asked = {"full depth, similarity asked", "full depth, gate asked"}
-    assert set(one) == {
-        *UNCACHED,
-        *policies,
-        *drafts,
-        *asked,
-        gpt2,
-        *READINGS,
-    }  # int8: of float32
+    # int8 is of float32
+    assert set(one) == {*UNCACHED, *policies, *drafts, *asked, gpt2, *READINGS}
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     for row in one.values():
         assert row["tokens_per_second"] > 0 and row["rounds"] == 1
@@ -90,9 +84,8 @@ def test_rows_of_every_way(bench):
 
 def test_only_some_ways(bench):
     threads = torch.get_num_threads()
-    ways = [
-        row["way"] for row in bench(model=copy.deepcopy(bench.model).float(), only=["exit", "int8"])
-    ]
+    single = copy.deepcopy(bench.model).float()
+    ways = [row["way"] for row in bench(model=single, only=["exit", "int8"])]
     exits = [f"exit {loop}" for loop in bench.model.config.exit_loops]
     assert ways == ["full depth", *exits, INT8, *READINGS]
     assert torch.get_num_threads() == threads
@@ -130,7 +123,7 @@ def test_the_bound_multiplies_with_every_matrix(changes):
     cycles = config.n_embed_cycles + blocks * config.n_cycles
     taps = cycles * cycle_multiply_adds(config)["depthwise"]
     assert made == sum(counted.values()) - taps, (size, counted)
-    assert len(reading.kept) == config.n_loops
+    assert len(reading.kept) == 2 * config.n_loops  # keys, and values
     assert reading().shape == (4,) and (reading() > 0).all()
 
 
@@ -156,11 +149,14 @@ def test_gpt2_with_a_cache_says_what_it_says_without():
     eager = ways_module._step  # what is compiled is torch's affair
     prompts, each = [[3, 1, 4], [1, 5, 9]], []
     with torch.inference_mode():
-        made = gpt2_generate(model, None, prompts, 8, each.append)
+        made = gpt2_generate(model, None, prompts, 8, each=each.append)
         ids = torch.tensor(prompts)
         for _ in range(8):
             (logits,) = model(ids).values()
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-        assert gpt2_generate(model, eager, prompts, 8, each.append).tolist() == ids[:, 3:].tolist()
+        assert (
+            gpt2_generate(model, eager, prompts, 8, each=each.append).tolist()
+            == ids[:, 3:].tolist()
+        )
     assert made.tolist() == ids[:, 3:].tolist()
     assert len(each) == 16 and [list(row) for row in zip(*each[:8], strict=True)] == made.tolist()

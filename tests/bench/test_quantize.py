@@ -58,19 +58,14 @@ def test_what_8_bits_lose(scored, all_in_8_bits):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("dtype", "how", "said"),
     [
-        ({"quantize": "int4"}, "quantize is 'int4'; it must be one of int8"),
-        ({"quantize": "int8", "cache": False}, "leave cache on"),
+        ("float", {"quantize": "int4"}, "quantize is 'int4'; it must be one of int8"),
+        ("float", {"quantize": "int8", "cache": False}, "leave cache on"),
+        ("bfloat16", {"quantize": "int8"}, "needs float32 weights on a CPU; these are bfloat16"),
     ],
 )
-def test_what_cannot_be_in_8_bits(how, said):
-    model = random_model()
+def test_what_cannot_be_in_8_bits(dtype, how, said):
+    model = getattr(random_model(), dtype)()
     with pytest.raises(InputError, match=said):
         generate(model, [[3, 1, 4]], 2, **how)
-
-
-def test_8_bits_are_of_float32():
-    model = random_model().bfloat16()
-    with pytest.raises(InputError, match="int8 needs float32 weights on a CPU; these are bfloat16"):
-        generate(model, [[3, 1, 4]], 2, quantize="int8")

@@ -9,8 +9,7 @@ from tiny_models import TINY
 from crt_lib import InputError, load_profile
 from crt_lib.audit.accounting import parameters_by_part
 from crt_lib.bench import dryrun
-from crt_lib.bench.dryrun import predict
-from crt_lib.bench.rehearsal import rehearse, scored_positions
+from crt_lib.bench.dryrun import Prediction, predict, rehearse, scored_positions
 from crt_lib.bench.step import with_vocabulary
 from crt_lib.bench.trial import (
     WARM_UP,
@@ -88,7 +87,7 @@ def out_of_memory():
 
 def made_up(updates):
     trial = Trial([UPDATE] * updates, {"precision": "fp32"})
-    return lambda process, function, profile, seconds: (profile, trial, 30, 7.0, 10**9)
+    return lambda process, function, profile, seconds: Prediction(profile, trial, 30, 7.0, 10**9)
 
 
 def test_a_prediction_by_hand(monkeypatch):
@@ -120,11 +119,12 @@ def test_validations_are_counted(every, updates, validations):
 
 
 def test_the_rehearsal_reads_text_validates_and_saves():
-    profile, trial, updates, evaluation_seconds, peak = rehearse(load_profile("smoke"), 0.0)
-    assert profile.model == SMOKE.model and updates == 30 and len(trial.updates) == 1
-    assert evaluation_seconds > 0 and peak > 1e8
+    found = rehearse(load_profile("smoke"), 0.0)
+    assert found.profile.model == SMOKE.model and found.updates == 30
+    assert len(found.trial.updates) == 1 and found.evaluation_seconds > 0
+    assert found.peak_memory > 1e8
 
 
 def test_more_positions_than_the_model_has_are_refused():
-    with pytest.raises(InputError, match="seq_len 4096 is longer than max_seq_len"):
+    with pytest.raises(InputError, match="4096 tokens, max_seq_len is"):
         predict(SMOKE.replace(train=SMOKE.train.replace(seq_len=4096)))

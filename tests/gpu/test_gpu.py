@@ -1,9 +1,9 @@
 """`crt gpu`: a rehearsal killed and called again on a bare machine; parts that fail; bad input."""
 
 import json
-import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -23,12 +23,13 @@ from crt_lib.bench.ways import cost_of_a_token
 from crt_lib.cached.step import Step
 from crt_lib.files import read_rows
 from crt_lib.gpu import checks as gpuchecks, training as gputraining
-from crt_lib.gpu.parts import Job, Part, run_parts
-from crt_lib.gpu.run import PARTS, main, run_gpu
+from crt_lib.gpu.parts import Job, run_parts
+from crt_lib.gpu.run import PARTS, run_gpu
 from crt_lib.gpu.training import arms
 from crt_lib.model import CRT
 
 ROOT = Path(__file__).parents[2]
+CHECKS = runpy.run_path(str(ROOT / gpuchecks.CHECKS))["CHECKS"]
 BARE = """
 import sys
 for name in ("typer", "pandas", "matplotlib", "seaborn", "pytest", "hypothesis", "datasets",
@@ -68,7 +69,7 @@ def rehearsed(tmp_path_factory):
 def test_a_killed_rehearsal_goes_on(rehearsed):
     out, killed, made, said = rehearsed
     manifest = json.loads((out / "manifest.json").read_text())
-    names = [part.name for part in PARTS]
+    names = list(PARTS)
     assert [p["status"] for p in killed["parts"].values()] == ["done"] * 4 + ["running"]
     assert list(manifest["parts"]) == names and manifest["profile"] == "gpu, rehearsed"
     assert all(part["status"] == "done" for part in manifest["parts"].values())
@@ -84,7 +85,7 @@ def test_a_killed_rehearsal_goes_on(rehearsed):
 def test_a_rehearsal_leaves_every_table(rehearsed):
     out, *_ = rehearsed
     checks = read_rows(out / "checks.csv")
-    assert [row["check"] for row in checks] == list(gpuchecks.CHECKS)
+    assert [row["check"] for row in checks] == list(CHECKS)
     assert all(row["passed"] == "yes" and row["apart"] <= row["bound"] for row in checks)
     steps = read_rows(out / "steps.csv")
     assert [row["memory_limit"] for row in steps] == ["6 GB", "none", "none"]
@@ -119,7 +120,8 @@ def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
         (["--rehearse", "--only", "tests"], "checks, memory, steps, decode, training"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            main(["--out", str(out), *words])
+            monkeypatch.setattr("sys.argv", ["gpu", "--out", str(out), *words])
+            runpy.run_module("crt_lib.gpu", run_name="__main__")
         err = capsys.readouterr().err
         assert stopped.value.code == 2 and message in err and len(err.splitlines()) == 1
         monkeypatch.setattr("sys.argv", ["crt", "gpu", "--out", str(out), *words])
@@ -135,8 +137,8 @@ def test_bad_input_gets_one_line(tmp_path, capsys, monkeypatch):
 
 def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr("crt_lib.gpu.parts.TO_BEGIN", 0)
-    parts = [Part(f.__name__, 100, f) for f in (raises, crashes, late, works)]
-    parts = [Part("hangs", 0.2, hangs), *parts]  # for 1 of the 2,000 seconds
+    # for 1 of the 2,000 seconds
+    parts = {"hangs": (0.2, hangs)} | {f.__name__: (100, f) for f in (raises, crashes, late, works)}
     assert run_parts(parts, tmp_path, minutes=33, toy=True) is False
     entries = json.loads((tmp_path / "manifest.json").read_text())["parts"]
     assert {name: (entry["status"], entry["error"]) for name, entry in entries.items()} == {
@@ -146,17 +148,15 @@ def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
         "late": ("failed", "InputError: half is done"),
         "works": ("done", None),
     }
-    assert run_parts(parts[3:], tmp_path, minutes=33, toy=True)
+    again = {name: parts[name] for name in ("late", "works")}
+    assert run_parts(again, tmp_path, minutes=33, toy=True)
     assert len(read_rows(tmp_path / "works.csv")) == 1
 
 
-def test_no_part_is_begun_without_time(tmp_path, capsys):
-    assert run_parts([Part("works", 1, works)], tmp_path, minutes=0.1, toy=True) is False
-    assert "no time is left" in capsys.readouterr().out and not (tmp_path / "works.csv").exists()
-
-
 def test_the_time_is_shared_among_those_that_wait(tmp_path, capsys):
-    parts = [Part("first", 1, works), Part("second", 3, works), Part("third", 1, works)]
+    assert run_parts({"works": (1, works)}, tmp_path, minutes=0.1, toy=True) is False
+    assert "no time is left" in capsys.readouterr().out and not (tmp_path / "works.csv").exists()
+    parts = {"first": (1, works), "second": (3, works), "third": (1, works)}
     assert run_parts(parts, tmp_path, minutes=100, toy=True)
     said = capsys.readouterr().out
     times = [int(time) for time in re.findall("at most ([0-9]+) s", said)]
@@ -171,20 +171,28 @@ def test_a_table_replaces_rows_of_the_same_key(tmp_path):
     assert rows_of(table, n=1)[0]["x"] == 2.5 and not rows_of(table, name="b")
 
 
+CHECKS_THAT_FAIL = """
+import math
+import torch
+
+def ours(device, value):
+    yield torch.tensor([2 + 2 * value]), torch.tensor([2.0])
+
+def broken(device):
+    raise RuntimeError("no kernel")
+
+CHECKS = {
+    "holds": (ours, 0.5, {"value": 0.5}),
+    "apart": (ours, 0.5, {"value": 0.6}),
+    "not a number": (ours, 0.5, {"value": math.nan}),
+    "broken": (broken, 0.5, {}),
+}
+"""
+
+
 def test_checks_that_do_not_hold_fail_the_part(tmp_path, monkeypatch):
-    def broken(bench):
-        raise RuntimeError("no kernel")
-
-    def ours(bench, value):
-        yield torch.tensor([2 + 2 * value]), torch.tensor([2.0])
-
-    checks = {
-        "holds": (ours, 0.5, {"value": 0.5}),
-        "apart": (ours, 0.5, {"value": 0.6}),
-        "not a number": (ours, 0.5, {"value": math.nan}),
-        "broken": (broken, 0.5, {}),
-    }
-    monkeypatch.setattr(gpuchecks, "CHECKS", checks)
+    (tmp_path / "checks.py").write_text(CHECKS_THAT_FAIL)
+    monkeypatch.setattr(gpuchecks, "CHECKS", tmp_path / "checks.py")
     with pytest.raises(RuntimeError, match="3 of 4 checks failed: apart, not a number, broken"):
         gpuchecks.run_checks(Job(tmp_path, True, time.time() + 60))
     rows = read_rows(tmp_path / "checks.csv")
@@ -210,9 +218,8 @@ def test_a_check_sees_a_wrong_model(name, monkeypatch):
     if name in ("decoding with caches", "speculation"):
         step = Step.loop
         monkeypatch.setattr(Step, "loop", lambda self, n, z: step(self, n, z) + z.roll(1, -1))
-    check, bound, options = gpuchecks.CHECKS[name]
-    bench = gpuchecks.Bench(torch.device("cpu"), toy=True)
-    assert gpuchecks.worst_apart(check(bench, **options)) > bound
+    check, bound, options = CHECKS[name]
+    assert gpuchecks.worst_apart(check(torch.device("cpu"), **options)) > bound
 
 
 def test_the_arms_cost_the_same_and_learn_alike():
