@@ -218,6 +218,33 @@ def calibrate(
 
 
 @app.command()
+def foresight(
+    checkpoint: options.Checkpoint,
+    tokens: Annotated[
+        int | None, typer.Option(help="Of valid and of test; all of them if not given.", min=2)
+    ] = None,
+) -> None:
+    """Bound what a rule that sends tokens out early could save, were it asked for nothing.
+
+    Writes foresight.csv into the run's folder. Networks learn on valid what leaving would cost.
+    """
+    from crt_lib.files import sha256, write_rows
+    from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained
+    from crt_lib.study.foresight import foresight as foresee
+
+    path = find_checkpoint(checkpoint)
+    model, data, record = load_trained(checkpoint)
+    rows = foresee(as_crt(model, path), data, record["train"]["seq_len"], tokens=tokens)
+    of = {"checkpoint": "s" + sha256(path.read_bytes())}
+    write_rows(path.parent.parent / "foresight.csv", [row | of for row in rows])
+    for row in rows:
+        typer.echo(
+            f"{row['who']}: as good as exit {row['fixed']} after {row['loops']:.2f} loops, "
+            f"{row['knows']:.4f} nats better than chance at best"
+        )
+
+
+@app.command()
 def audit(
     model: Annotated[
         str,
