@@ -175,6 +175,8 @@ class Policy:
     fixed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.exits is not None:  # a list where it was read from JSON
+            object.__setattr__(self, "exits", tuple(self.exits))
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise InputError(f"criterion {self.criterion!r} is not one of {', '.join(CRITERIA)}")
         for name in ("tau0", "tau_min", "decay"):

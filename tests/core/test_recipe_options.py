@@ -1,4 +1,4 @@
-"""The options of a recipe: causality, rotary positions, initialisation, injection."""
+"""The options of a recipe: rotary positions, initialisation, injection."""
 
 import math
 from collections import Counter
@@ -7,22 +7,11 @@ import pytest
 import torch
 from closeness import EXACT, same
 from hypothesis import given, strategies as st
-from tiny_models import (
-    ALL_OPTIONS,
-    COMBINATIONS,
-    OPTIONS,
-    SHARINGS,
-    TINY,
-    count_parameters,
-    exits_that_see_later_tokens,
-    random_ids,
-    random_model,
-)
+from tiny_models import SHARINGS, TINY, count_parameters, random_ids
 
 from crt_lib.kernels import rotate, turns
 from crt_lib.model import CRT
 
-CASES = OPTIONS | {"all": ALL_OPTIONS}
 WIDE = TINY.replace(
     vocab_size=200,
     d_model=96,
@@ -32,25 +21,6 @@ WIDE = TINY.replace(
     n_embed_cycles=1,
     exit_loops=(1, 2),
 )
-
-
-@pytest.mark.parametrize("length", [2, 13, 29])
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_causal_with_each_option(changes, length):
-    assert exits_that_see_later_tokens(random_model(**changes), length) == set()
-
-
-@pytest.mark.parametrize("changes", COMBINATIONS.values(), ids=COMBINATIONS)
-def test_causal_with_options_combined(changes):
-    model = random_model(**{**changes, "causal": True})
-    assert exits_that_see_later_tokens(model, 13) == set()
-
-
-@pytest.mark.parametrize("length", [2, 13, 29])
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_symmetric_convolutions_leak_with_each_option(changes, length):
-    model = random_model(**{**changes, "causal": False})
-    assert exits_that_see_later_tokens(model, length) == set(model.config.head_loops)
 
 
 @given(half=st.integers(1, 16), length=st.integers(2, 40), seed=st.integers(0, 2**31))
