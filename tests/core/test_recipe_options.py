@@ -12,15 +12,8 @@ from tiny_models import SHARINGS, TINY, count_parameters, random_ids
 from crt_lib.kernels import rotate, turns
 from crt_lib.model import CRT
 
-WIDE = TINY.replace(
-    vocab_size=200,
-    d_model=96,
-    n_heads=4,
-    n_loops=3,
-    n_cycles=2,
-    n_embed_cycles=1,
-    exit_loops=(1, 2),
-)
+WIDE = TINY.replace(vocab_size=200, d_model=96, n_heads=4, n_loops=3, exit_loops=(1, 2))
+WIDE = WIDE.replace(n_cycles=2, n_embed_cycles=1)
 
 
 @given(half=st.integers(1, 16), length=st.integers(2, 40), seed=st.integers(0, 2**31))
@@ -95,11 +88,8 @@ def test_scaled_initialisation(changes, sharing):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 def test_scaled_convolutions_begin_as_the_identity(kernel_size, causal):
-    model = CRT(
-        SCALED.replace(
-            pointwise=False, conv_after_norm=True, kernel_size=kernel_size, causal=causal
-        )
-    )
+    changes = {"pointwise": False, "conv_after_norm": True, "causal": causal}
+    model = CRT(SCALED.replace(**changes, kernel_size=kernel_size))
     x = torch.randn(2, 11, 96)
     for cycle in [*model.embed.cycles, *model.block.trm.cycles, *model.prelude[0].trm.cycles]:
         for dilation in (1, 4):
