@@ -10,8 +10,8 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 \
 NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core/test_device \
 	core/test_evaluate core/test_layers core/test_loss core/test_model core/test_optim \
 	core/test_schedule core/test_train core/test_updates audit/test_accounting audit/test_audit \
-	audit/test_causality audit/test_checks audit/test_compare audit/test_sampled exits/test_decode exits/test_exits exits/test_gate \
-	exits/test_perloop exits/test_step exits/test_trace hf/test_baselines bench/test_benchstep bench/test_quantize \
+	audit/test_causality audit/test_checks audit/test_compare audit/test_sampled cached/test_memory cached/test_step exits/test_decode exits/test_exits exits/test_gate \
+	exits/test_perloop exits/test_trace hf/test_baselines bench/test_benchstep bench/test_quantize \
 	core/test_recipe_options runs/test_runs)
 
 # What is installed is compiled when it is first imported, and then kept.

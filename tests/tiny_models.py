@@ -1,5 +1,6 @@
 """Tiny models, their options and a probe: what the tests of the model share."""
 
+import dataclasses
 import math
 import random
 
@@ -105,6 +106,29 @@ def random_combination(seed: int) -> dict:
 
 
 COMBINATIONS = {f"combination {seed}": random_combination(seed) for seed in range(30)}
+# Of a model that decodes, each option and mixtures of them.
+CAUSAL = {
+    name: {**changes, "causal": True}
+    for name, changes in {
+        "paper": {},
+        **OPTIONS,
+        **COMBINATIONS,
+        "linear": {"trm": "linear"},
+    }.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A policy whose tokens leave where `loops` (B, T) says, in the shape that is asked about."""
+
+    loops: torch.Tensor
+    exits: None = None
+    fixed: None = None
+    asks: bool = True
+
+    def passes(self, loop) -> torch.Tensor:
+        return self.loops.view(loop.z.shape[:-1]) == loop.number
 
 
 def random_model(seed: int = 0, **changes) -> CRT:

@@ -73,9 +73,8 @@ def bench_exits(
             depth = found[name][-1].loops.mean()
             told[MIX + name] = mixed(model.config.head_loops, depth, inputs.shape, rng)
         for name, loops in told.items():
-            policy = Told()
-            policy.tell(loops)
-            found.setdefault(name, []).append(reader.read(inputs, targets, policy))
+            read = reader.read(inputs, targets, Told(loops=loops))
+            found.setdefault(name, []).append(read)
     shape: dict[str, Any] = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
     shape["precision"] = str(model.loop_encoding.dtype).removeprefix("torch.")
     made = [{"policy": name, **shape, **_columns(of, found[FULL])} for name, of in found.items()]

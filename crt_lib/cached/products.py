@@ -1,12 +1,11 @@
 """Matrix products of a few rows, with the weight laid out as the processor multiplies it fastest.
 
-Decoding takes the time of reading the weights. One row reads a transposed copy up to twice as fast
-as the matrix that a layer holds; more rows multiply oneDNN's own order two or three times as fast.
-A copy takes the memory of the weight again; in 8 bits a quarter of it, and large ones are faster.
+Decoding takes the time of reading the weights. A transposed copy is read up to twice as fast as the
+matrix that a layer holds, and takes its memory again; in 8 bits a quarter of it, and large ones are
+faster.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,72 +17,30 @@ from crt_lib.files import InputError
 QUANTIZE = ("int8",)
 # Elements from which a product in 8 bits takes less time than in 32, the rounding of x included.
 LARGE, LARGE_FOR_ROWS = 1 << 19, 1 << 16
-Branch = Callable[[Tensor, Tensor], Tensor]  # (h, x) to h + what is made of x
 
 
 class Product:
-    """x -> x @ weight.T + bias, x (B, in), in the layout that a layer has; nothing is copied."""
+    """x -> x @ weight + bias, x (B, in), or (B, n, in) without a bias; weight (in, out)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """The product in the place of `out` (B, out)."""
-        out.copy_(self(x))
+        if self.bias is None:
+            return x @ self.weight
+        return torch.addmm(self.bias, x, self.weight)
 
     def add(self, h: Tensor, x: Tensor) -> Tensor:
         """h + the product, h (B, out)."""
-        return h + self(x)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """gelu(the product)."""
-        return F.gelu(self(x))
-
-
-class Transposed(Product):
-    """Of one row: the weight is a contiguous (in, out)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(weight.t().contiguous(), bias)
-
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        if self.bias is None:
-            return torch.mm(x, self.weight, out=out)
-        return torch.addmm(self.bias, x, self.weight, out=out)
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        self(x, out)
-
-    def add(self, h: Tensor, x: Tensor) -> Tensor:
         y = torch.addmm(h, x, self.weight)
         return y if self.bias is None else y.add_(self.bias)
-
-
-class Packed(Product):
-    """Of several rows: the weight is in oneDNN's order for them, as torch.compile has it."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
-        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows), bias)
-        self._linear = torch.ops.mkldnn._linear_pointwise.default
-        self._linear_and = torch.ops.mkldnn._linear_pointwise.binary
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._linear(x, self.weight, self.bias, "none", [], "")
-
-    def add(self, h: Tensor, x: Tensor) -> Tensor:
-        return self._linear_and(x, h, self.weight, self.bias, "add")
-
-    def gelu(self, x: Tensor) -> Tensor:
-        return self._linear(x, self.weight, self.bias, "gelu", [], "none")
 
 
 class Quantized(Product):
     """The weight in 8 bits with a scale an output; x is rounded too, with one scale for all rows.
 
     Sums are exact, in 32 bits. x has 7 of the bits: no processor's 16-bit steps then overflow.
+    Weights (out, in) are given as a layer has them.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -92,10 +49,13 @@ class Quantized(Product):
         with warnings.catch_warnings():  # torch means to replace it; this version has nothing else
             warnings.simplefilter("ignore", UserWarning)
             rounded = torch.quantize_per_channel(weight, scales, none, 0, torch.qint8)
-        super().__init__(torch.ops.quantized.linear_prepack(rounded, bias), None)
+        super().__init__(torch.ops.quantized.linear_prepack(rounded, bias))
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.ops.quantized.linear_dynamic(x, self.weight, reduce_range=True)
+
+    def add(self, h: Tensor, x: Tensor) -> Tensor:
+        return h + self(x)
 
 
 class FinelyQuantized(Quantized):
@@ -107,7 +67,7 @@ class FinelyQuantized(Quantized):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
         super().__init__(F.pad(weight, (0, 1)), None)
-        self.added, self.rows = bias, rows
+        self.added = bias
         self.parts = weight.new_zeros(2 * rows, weight.shape[1] + 1)
         self.parts[0, -1], self.parts[-1, -1] = -63, 64
         self.coarse, self.fine = self.parts[:, :-1].chunk(2)
@@ -143,31 +103,12 @@ class Layout:
                     return FinelyQuantized(weight, bias, self.rows)
                 return Quantized(weight, bias)
         self.sizes.append(weight.nbytes)
-        if not wide_on_cpu(weight):
-            return Product(weight, bias)
-        if self.rows == 1:
-            return Transposed(weight, bias)
-        has_packed = torch.backends.mkldnn.is_available() and weight.dtype == torch.float32
-        return Packed(weight, bias, self.rows) if has_packed else Product(weight, bias)
+        return Product(weight.t().contiguous() if wide_on_cpu(weight) else weight.t(), bias)
 
     def layer(self, layer: nn.Linear, vocabulary: bool = False) -> Product:
         """The product of a layer."""
         bias = None if layer.bias is None else layer.bias.detach()
         return self.of(layer.weight.detach(), bias, vocabulary)
-
-    def mlp(self, up: nn.Linear, down: nn.Linear, gated: bool) -> Branch:
-        """(h, x) -> h + down(gelu(up(x))), or with silu(gate) * value in the middle; (B, d)."""
-        first, second = self.layer(up), self.layer(down)
-        if isinstance(first, Transposed) and isinstance(second, Transposed) and not gated:
-            return _row_mlp(first, second)
-
-        def apply(h: Tensor, x: Tensor) -> Tensor:
-            if not gated:
-                return second.add(h, first.gelu(x))
-            gate, value = first(x).chunk(2, -1)
-            return second.add(h, F.silu(gate) * value)
-
-        return apply
 
 
 def wide_on_cpu(x: Tensor) -> bool:
@@ -186,20 +127,3 @@ def check_quantize(quantize: str, weight: Tensor) -> None:
         )
     if torch.backends.quantized.engine == "none":
         raise InputError("int8 needs a torch with a quantized engine; this build has none")
-
-
-def _row_mlp(first: Transposed, second: Transposed) -> Branch:
-    """Three operations: the second bias is one more row of its weight, of a feature that is 1."""
-    weight, bias = first.weight, first.bias
-    assert bias is not None and second.bias is not None  # a cycle's layers have them
-    back = torch.cat([second.weight, second.bias[None]])
-    hidden, middle = back.new_empty(1, len(back) - 1), back.new_ones(1, len(back))
-    # as transposes: torch then leaves gelu to its own kernel; a call of oneDNN's takes longer
-    into, out_of = (x.view(2, -1).t() for x in (middle[:, :-1], hidden))
-
-    def apply(h: Tensor, x: Tensor) -> Tensor:
-        torch.addmm(bias, x, weight, out=hidden)
-        F.gelu(out_of, out=into)  # type: ignore[call-arg]  # torch's annotation forgets `out`
-        return torch.addmm(h, middle, back)
-
-    return apply

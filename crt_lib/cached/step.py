@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crt_lib.cached.memory import Memory
-from crt_lib.cached.products import Layout, Product
-from crt_lib.cached.recall import Active, Convolutions, Heads
+from crt_lib.cached.products import Layout, Product, Quantized
+from crt_lib.cached.recall import Convolutions, Heads
 from crt_lib.kernels import TimeBatchNorm
 from crt_lib.layers import DilatedConv
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
@@ -60,7 +60,7 @@ class Window:
     def readout(self, number: int, z: Tensor) -> tuple[Tensor, Product]:
         """The features of exit `number`, and the vocabulary that makes them logits."""
         features, weight = self.model.readout(number, z)
-        return features, self._vocabularies.setdefault(weight, Product(weight, None))
+        return features, self._vocabularies.setdefault(weight, Product(weight.t()))
 
     def keep(self, active: Tensor) -> None:
         """From now on tokens that are not `active` (B, n) leave behind what the loop before did."""
@@ -87,7 +87,7 @@ class Step:
         self.attention, self.convolutions = Heads(model, memory), Convolutions(model, memory)
         self.table = model.embed.tokens.weight.detach()
         self.project = _linear(model.embed.proj, self.layout)
-        self.embed_trm = _TRM(model.embed, self)
+        self.refine = _trm(model.embed, self)
         self.learned = model.positions.detach() if config.positions == "learned" else None
         self.prelude = [_Block(cast(Block, block), self) for block in model.prelude]
         self.block = _Block(model.block, self)
@@ -99,10 +99,10 @@ class Step:
         """The state (B, d) that enters loop 1, of tokens `ids` (B,)."""
         memory = self.memory
         self.at = memory.length
-        self.active: Active | None = None
+        self.active: Tensor | None = None  # (B, 1), all
         self.attention.begin(self.at)
         self.convolutions.begin(self.at)
-        z = self.embed_trm(self.project(torch.embedding(self.table, ids)), None)
+        z = self.refine(self.project(torch.embedding(self.table, ids)), None)
         if self.learned is not None:
             z = z + self.learned[self.at if memory.starts is None else self.at - memory.starts]
         self.embedded, entering = z, self.encodings
@@ -115,11 +115,8 @@ class Step:
 
     def loop(self, number: int, z: Tensor) -> Tensor:
         """The state (B, d) after loop `number`, from that before it."""
-        layer, active = self.config.n_prelude + number - 1, self.active
-        x = z + self.entering[number - 1]
-        if active is None or active.rows is None:
-            return self.block(x, layer, active)
-        return z.index_copy(0, active.rows, self.block(x[active.rows], layer, active))
+        layer = self.config.n_prelude + number - 1
+        return self.block(z + self.entering[number - 1], layer, self.active)
 
     def readout(self, number: int, z: Tensor) -> tuple[Tensor, Product]:
         """The features (B, width) of exit `number`, and the vocabulary that makes them logits."""
@@ -127,11 +124,8 @@ class Step:
         return narrow(norm(z)), vocabulary
 
     def keep(self, active: Tensor) -> None:
-        """From now on rows that are not `active` (B,) leave behind what the loop before did.
-
-        More than a few are computed no more: their states stay as they are.
-        """
-        self.active = Active(active)
+        """From now on rows that are not `active` (B,) leave behind what the loop before did."""
+        self.active = active[:, None]
 
     def end(self, last: int, settle: bool = True) -> None:
         """All rows have left after loop `last`: deeper ones `settle`, or must yet be run."""
@@ -153,29 +147,28 @@ class _Block:
         d = weight.shape[1]
         weight[:d] *= (d // attention.n_heads) ** -0.5  # the scale of the scores
         self.qkv, self.out = layout.of(weight, None), layout.layer(attention.out)
-        self.norm1, self.trm = _norm(block.norm1), _TRM(block.trm, step)
+        self.norm1, self.trm = _norm(block.norm1), _trm(block.trm, step)
         self.norm2 = _same if self.pre else _norm(block.norm2)
 
-    def __call__(self, x: Tensor, layer: int, active: Active | None) -> Tensor:
-        self.qkv.into(self.attention.given[: len(x)], self.norm1(x) if self.pre else x)
-        x = self.out.add(x, self.attention(layer, active))
+    def __call__(self, x: Tensor, layer: int, active: Tensor | None) -> Tensor:
+        given = self.qkv(self.norm1(x) if self.pre else x)
+        x = self.out.add(x, self.attention(layer, given, active))
         if self.pre:
             return self.trm(x, active)
         x = self.norm1(x)
         return self.norm2(x + self.trm(x, active))
 
 
-class _TRM:
+def _trm(trm: TRM | TRMEmbedding, step: Step) -> Callable[[Tensor, Tensor | None], Tensor]:
     """As `crt_lib.model.TRM`."""
+    own = [_Cycle(cast(Cycle, cycle), step) for cycle in trm.cycles]
 
-    def __init__(self, trm: TRM | TRMEmbedding, step: Step):
-        own = [_Cycle(cast(Cycle, cycle), step) for cycle in trm.cycles]
-        self.cycles = [own[i % len(own)] for i in range(len(trm.dilations))]
-
-    def __call__(self, h: Tensor, active: Active | None) -> Tensor:
-        for cycle in self.cycles:
-            h = cycle(h, active)
+    def apply(h: Tensor, active: Tensor | None) -> Tensor:
+        for i in range(len(trm.dilations)):
+            h = own[i % len(own)](h, active)
         return h
+
+    return apply
 
 
 class _Cycle:
@@ -186,20 +179,54 @@ class _Cycle:
         self.norm, self.norm_first = _norm(cycle.norm), cycle.conv_after_norm
         self.convolve = step.convolutions if cycle.has_conv else None
         self.mix = _mixing(cycle.conv, layout) if cycle.has_conv else _same
-        self.mlp = layout.mlp(cycle.up, cycle.down, cycle.gated) if cycle.has_mlp else torch.add
+        self.mlp = _mlp(cycle, layout) if cycle.has_mlp else torch.add
 
-    def __call__(self, h: Tensor, active: Active | None) -> Tensor:
+    def __call__(self, h: Tensor, active: Tensor | None) -> Tensor:
         x = self.norm(h) if self.norm_first else h
         if self.convolve is not None:
             x = self.mix(self.convolve(x, active))
         return self.mlp(h, x if self.norm_first else self.norm(x))
 
 
+def _mlp(cycle: Cycle, layout: Layout) -> Callable[[Tensor, Tensor], Tensor]:
+    """(h, x) -> h + down(gelu(up(x))), or with silu(gate) * value in the middle.
+
+    With gelu and not in 8 bits in three operations: the bias of `down` is one more row of its
+    weight, of a feature that is 1.
+    """
+    up, down = layout.layer(cycle.up), layout.layer(cycle.down)
+
+    def plainly(h: Tensor, x: Tensor) -> Tensor:
+        x = up(x)
+        if not cycle.gated:
+            return down.add(h, F.gelu(x))
+        gate, value = x.chunk(2, -1)
+        return down.add(h, F.silu(gate) * value)
+
+    if cycle.gated or isinstance(up, Quantized):
+        return plainly
+    weight, bias = up.weight, cycle.up.bias.detach()
+    back = torch.cat([down.weight, cycle.down.bias.detach()[None]])
+    width = len(back) - 1
+    hidden, middle = (back.new_ones(layout.rows, n) for n in (width, width + 1))
+    # as transposes: torch then leaves gelu to its own kernel; a call of oneDNN's takes longer
+    halves = (2 - width % 2, -1)
+    out_of, into = (x.unflatten(1, halves).mT for x in (hidden, middle[:, :-1]))
+
+    def apply(h: Tensor, x: Tensor) -> Tensor:
+        torch.addmm(bias, x, weight, out=hidden)
+        F.gelu(out_of, out=into)  # type: ignore[call-arg]  # torch's annotation forgets `out`
+        return torch.addmm(h, middle, back)
+
+    return apply
+
+
 def _mixing(conv: DilatedConv, layout: Layout) -> Function:
     """What a convolution does after its sum over time."""
     if not conv.is_depthwise:
         weight = conv.full.weight.detach().permute(0, 2, 1).flatten(1)  # (d, k * d)
-        return layout.of(weight, None).gelu
+        full = layout.of(weight, None)
+        return lambda x: F.gelu(full(x))
     if not conv.has_pointwise:
         return _same
     pointwise = layout.layer(conv.pointwise)
@@ -215,12 +242,11 @@ def _norm(norm: nn.Module) -> Function:
     if isinstance(norm, nn.Identity):
         return _same
     assert isinstance(norm, nn.RMSNorm | nn.LayerNorm)  # `make_norm` makes no other
-    shape, weight = norm.normalized_shape, norm.weight.detach()
+    shape, weight, eps = norm.normalized_shape, norm.weight.detach(), norm.eps
     if isinstance(norm, nn.RMSNorm):
-        least = norm.eps
-        return lambda x: torch.rms_norm(x, shape, weight, least)
-    bias, eps = norm.bias.detach(), norm.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
+        return lambda x: torch.rms_norm(x, shape, weight, eps)
+    bias = norm.bias.detach()
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps or 0.0, False)
 
 
 def _heads(model: CRT, layout: Layout) -> dict[int, tuple[Function, Function, Product]]:

@@ -62,10 +62,7 @@ class Choices:
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""
-        about: dict[str, Any] = {"checkpoint": checkpoint, "budget": self.budget}
-        for kind in ("ways", "failed"):
-            of_kind = getattr(self, kind)
-            about[kind] = {name: dataclasses.asdict(way) for name, way in of_kind.items()}
+        about = {"checkpoint": checkpoint, **dataclasses.asdict(self)}
         write_text(Path(path), json.dumps(about, indent=1) + "\n")
 
     @classmethod
@@ -79,7 +76,10 @@ class Choices:
         try:
             about = json.loads(Path(path).read_text(encoding="utf-8"))
             ways, failed = (
-                {name: _choice(way) for name, way in of.items()}
+                {
+                    name: Choice(**way | {"policy": Policy(**way["policy"])})
+                    for name, way in of.items()
+                }
                 for of in (about["ways"], about.get("failed", {}))  # older files have no failed
             )
             budget, of = float(about["budget"]), about["checkpoint"]
@@ -88,12 +88,6 @@ class Choices:
                 f"{path} is not of `crt calibrate`: {error!r}; run it again"
             ) from error
         return cls(budget, ways, failed) if of == checkpoint else None
-
-
-def _choice(way: dict[str, Any]) -> Choice:
-    policy = way["policy"]
-    exits = policy["exits"] if policy["exits"] is None else tuple(policy["exits"])
-    return Choice(**{**way, "policy": Policy(**{**policy, "exits": exits})})
 
 
 def choices_of(checkpoint: Path) -> Choices | None:

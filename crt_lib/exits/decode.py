@@ -120,8 +120,9 @@ def generate(
     empty, too long or of other tokens, a model that sees the future, and 8 bits not to be had.
     """
     policy, sampling = policy or Policy(), sampling or Sampling()
-    _check_how(policy, sampling, seed, quantize is not None and not cache)
-    ids, starts = _beside_each_other(model, prompts, new_tokens)
+    if quantize is not None and not cache:
+        raise InputError("int8 weights are read with a cache; leave cache on")
+    ids, starts = _beside_each_other(model, prompts, new_tokens, policy, sampling, seed)
     rows, room, step = len(ids), ids.shape[1] + new_tokens, None
     generator = torch.Generator(ids.device).manual_seed(seed)
     texts = [Generated([], []) for _ in prompts]
@@ -149,26 +150,22 @@ def generate(
     return texts
 
 
-def _check_how(
-    policy: object, sampling: object, seed: object, quantized_uncached: bool = False
-) -> None:
-    """Raise InputError for what says neither which tokens exit nor how the next is chosen."""
-    if quantized_uncached:
-        raise InputError("int8 weights are read with a cache; leave cache on")
-    if not (isinstance(policy, Policy) and isinstance(sampling, Sampling)):
-        raise InputError(f"give a Policy and a Sampling, not {policy!r:.60} and {sampling!r:.60}")
-    check_counts(-(2**63), 2**63 - 1, seed=seed)
-
-
 def _beside_each_other(
-    model: CRT, prompts: Sequence[Sequence[int]], new_tokens: int
+    model: CRT,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    policy: Policy,
+    sampling: Sampling,
+    seed: int,
 ) -> tuple[Tensor, Tensor | None]:
     """The prompts (B, longest), padded on the left; where each starts (B,), if any is shorter.
 
     Raises InputError as `generate` does.
     """
-    if not isinstance(model, CRT):
-        raise InputError(f"the model is of type {type(model).__name__}; give a CRT")
+    for given, kind in ((model, CRT), (policy, Policy), (sampling, Sampling)):
+        if not isinstance(given, kind):
+            raise InputError(f"give a {kind.__name__}, not a {type(given).__name__}")
+    check_counts(-(2**63), 2**63 - 1, seed=seed)
     check_counts(0, model.config.max_seq_len, new_tokens=new_tokens)
     try:
         rows = [torch.as_tensor(prompt) for prompt in prompts]
@@ -246,12 +243,13 @@ class Speculation:
 
         `each` is called with the new tokens of a verification.
         """
-        ids, _ = _beside_each_other(self.model, [prompt], new_tokens)
+        sampling = sampling or Sampling()
+        ids, _ = _beside_each_other(self.model, [prompt], new_tokens, Policy(), sampling, seed)
         tokens: list[int] = []
         verified: list[tuple[int, int]] = []
         length = 1
         with evaluating(self.model):
-            text = _Text(self, ids, ids.shape[1] + new_tokens, sampling or Sampling(), seed)
+            text = _Text(self, ids, ids.shape[1] + new_tokens, sampling, seed)
             while len(tokens) < new_tokens and stop not in tokens:
                 budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
                 kept, new = text.continued(budget)
@@ -305,8 +303,8 @@ class _Text:
         for loop in range(self.loop + 1, final + 1):
             z = window.loop(loop, z)
         features, vocabulary = window.readout(final, z[0, -1 - budget :])
-        # for a few rows on a CPU about twice as fast as features @ weight.T
-        kept, new = self._verified(drafted, q, (vocabulary.weight @ features.T).T)
+        # for a few rows on a CPU about twice as fast as features @ weight
+        kept, new = self._verified(drafted, q, (vocabulary.weight.T @ features.T).T)
         self._allow(new)
         self.memory.truncate(length + kept)
         self.waiting = torch.tensor(new[-1:], device=self.waiting.device)  # not in the memory

@@ -4,7 +4,6 @@ It is asked without a vocabulary head: d multiply-adds a token. Fitted by ridge 
 sqrt(KL(full depth || exit)) on the normalised state, in closed form; the model stays as it is.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +33,6 @@ class Gate:
         weight = self.weights[loop].to(z := at_least_float32(z))
         # the norm's own scale makes the products: two operations less
         return (torch.layer_norm(z, z.shape[-1:], weight[:-1]).sum(-1) + weight[-1]).clamp(min=0)
-
-    def distances(self, loop: int, z: Tensor) -> list[float]:
-        """The same of states (B, d) on a CPU; of one row in half the time."""
-        if len(z) > 1:
-            return self.distance(loop, z).tolist()
-        weight, x = self.weights[loop].numpy(), z.numpy()[0]
-        x = x - x.sum() / len(x)
-        deviation = math.sqrt(float(x @ x) / len(x) + 1e-5)
-        return [max(float(x @ weight[:-1]) / deviation + float(weight[-1]), 0.0)]
 
     def save(self, path: str | Path, checkpoint: str) -> None:
         """Write it atomically; `checkpoint` is the digest of the file that it belongs to."""

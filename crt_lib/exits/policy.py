@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -130,17 +129,9 @@ def _similarities(loop: Loop) -> list[float]:
 
 def gate(loop: Loop) -> Tensor:
     """exp(-KL), the KL that the model's trained gate expects between full depth and this exit."""
-    return torch.exp(-(_gate_of(loop).distance(loop.number, loop.z) ** 2))
-
-
-def _gates(loop: Loop) -> list[float]:
-    return [math.exp(-(d**2)) for d in _gate_of(loop).distances(loop.number, loop.z)]
-
-
-def _gate_of(loop: Loop) -> Any:
     if loop.run.model.gate is None:
         raise InputError("this model has no trained exit gate; `crt gate` fits one to a run")
-    return loop.run.model.gate
+    return torch.exp(-(loop.run.model.gate.distance(loop.number, loop.z) ** 2))
 
 
 def stability(loop: Loop) -> Tensor:
@@ -162,7 +153,7 @@ CRITERIA = {
     "margin": Criterion(margin),
     "certainty": Criterion(certainty),
     "similarity": Criterion(similarity, heads=0, of_rows=_similarities),
-    "gate": Criterion(gate, heads=0, of_rows=_gates),
+    "gate": Criterion(gate, heads=0),
     "stability": Criterion(stability, compares=True),
     "agreement": Criterion(agreement, compares=True),
 }
@@ -184,6 +175,8 @@ class Policy:
     fixed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.exits is not None:  # a list where it was read from JSON
+            object.__setattr__(self, "exits", tuple(self.exits))
         if self.criterion is not None and self.criterion not in CRITERIA:
             raise InputError(f"criterion {self.criterion!r} is not one of {', '.join(CRITERIA)}")
         for name in ("tau0", "tau_min", "decay"):
@@ -198,11 +191,6 @@ class Policy:
     def asks(self) -> bool:
         """Whether exits before the last are asked whether tokens leave."""
         return self.criterion is not None
-
-    @property
-    def leaves(self) -> bool:
-        """Whether any token may exit before the last loop."""
-        return self.criterion is not None or self.fixed is not None
 
     def threshold(self, loop: int) -> float:
         """Of exit `loop` (eq. 6)."""

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,23 +17,21 @@ from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 
 
+@dataclass(frozen=True)
 class Told(Policy):
-    """Leaves where it is told, and asks nothing: `loops` (B,) of the tokens that come next."""
+    """A policy of a `Step` that asks nothing: each token leaves after its own of `loops` (B, T)."""
 
-    loops: Tensor
+    loops: Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
 
     @property
     def asks(self) -> bool:
         """Whether exits before the last are asked."""
         return True
 
-    def tell(self, loops: Tensor) -> None:
-        """Set `loops`."""
-        object.__setattr__(self, "loops", loops)
-
     def passes(self, loop: Loop) -> Tensor | bool:
         """Which tokens (B,) leave after this exit loop."""
-        leaving = self.loops <= loop.number
+        assert isinstance(loop.run, Step)
+        leaving = self.loops[:, loop.run.at] <= loop.number
         return bool(leaving[0]) if (leaving == leaving[0]).all() else leaving
 
 
@@ -54,18 +52,13 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, inputs: Tensor, targets: Tensor, policy: Policy) -> Reading:
-        """Read inputs (B, T) from their beginning; a `Told` policy has exits (B, T) as `loops`.
+        """Read inputs (B, T) from their beginning.
 
         A step is timed up to the choice of its most probable token; what scores it is not.
         """
         self.step.memory.truncate(0)
-        told: Sequence[Tensor] = ()
-        if isinstance(policy, Told):
-            told, policy = policy.loops.unbind(1), Told()  # the caller's stays as it is
         logits, loops, seconds = [], [], []
-        for at, ids in enumerate(inputs.unbind(1)):
-            if isinstance(policy, Told):
-                policy.tell(told[at])
+        for ids in inputs.unbind(1):
             begun = time.perf_counter()
             left = leave(self.step, ids, policy)
             best(left.logits)

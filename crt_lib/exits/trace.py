@@ -110,14 +110,18 @@ def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
     ids = tokenizer.encode(text)
     if not 0 < len(ids) <= model.config.max_seq_len:
         raise InputError(f"the passage has {len(ids)} tokens; give 1 to {model.config.max_seq_len}")
-    found = by_token(model, ids, tokenizer.eot_id, len(ids), _exit_and_guesses)
-    said = [
-        [
-            [[tokenizer.decode([i]), round(p, 4)] for i, p in zip(tokens, sure, strict=True)]
-            for tokens, sure in zip(*of_exit, strict=True)
-        ]
-        for of_exit in zip(*(_by_exit(found, name) for name in ("likely", "sure")), strict=True)
-    ]
+    said: list[list[list[list[Any]]]] = []
+
+    def measure(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
+        found = _exit(loop, targets)
+        if found:
+            tokens = loop.logits.topk(GUESSES, dim=-1).indices
+            sure = loop.log_probabilities.gather(-1, tokens).exp()
+            places = zip(tokens[0].tolist(), sure[0].tolist(), strict=True)
+            said.append([_words(tokenizer, *place) for place in places])
+        return found
+
+    found = by_token(model, ids, tokenizer.eot_id, len(ids), measure)
     about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": said}
     owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
     return _trace(model, len(ids), found, owner, sizes, about)
@@ -143,20 +147,8 @@ def _exit(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _by_exit(found: dict[str, np.ndarray], name: str) -> list[list[list[Any]]]:
-    """By exit and token, a value a guess."""
-    return np.stack([found[f"{name} {k}"].T for k in range(GUESSES)], -1).tolist()
-
-
-def _exit_and_guesses(loop: Loop, targets: Tensor) -> dict[str, Tensor]:
-    """Also the likeliest tokens of the exit, and their probabilities."""
-    found = _exit(loop, targets)
-    if found:
-        tokens = loop.logits.topk(GUESSES, dim=-1).indices
-        sure = loop.log_probabilities.gather(-1, tokens).exp()
-        for k in range(GUESSES):
-            found |= {f"likely {k}": tokens[..., k], f"sure {k}": sure[..., k]}
-    return found
+def _words(tokenizer: Tokenizer, tokens: list[int], sure: list[float]) -> list[list[Any]]:
+    return [[tokenizer.decode([i]), round(p, 4)] for i, p in zip(tokens, sure, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,11 @@ def test_tokens_leave_where_they_are_told(rows):
     model = random_model().eval()
     inputs, targets = texts(model, rows)
     exits = model.config.head_loops
-    told = Told()
-    told.tell(torch.tensor(exits)[torch.randint(len(exits), inputs.shape)])
+    told = Told(loops=torch.tensor(exits)[torch.randint(len(exits), inputs.shape)])
     reader = Reader(model, rows, SEQ_LEN)
     np.testing.assert_array_equal(reader.read(inputs, targets, told).loops, told.loops)
     full = reader.read(inputs, targets, Policy())
-    told.tell(torch.full(inputs.shape, exits[-1]))
+    told = Told(loops=torch.full(inputs.shape, exits[-1]))
     np.testing.assert_array_equal(reader.read(inputs, targets, told).nats, full.nats)
 
 

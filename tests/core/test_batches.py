@@ -7,13 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from crt_lib.data import (
-    Batch,
-    PackedWindows,
-    PaddedLines,
-    evaluation_lines,
-    evaluation_windows,
-)
+from crt_lib.data import Batch, PackedWindows, PaddedLines, evaluation_lines, evaluation_windows
 from crt_lib.files import InputError
 from crt_lib.text.corpus import released_lines
 

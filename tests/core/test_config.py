@@ -4,53 +4,37 @@ import json
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tiny_models import ALL_OPTIONS, NORMS, SHARINGS, TINY, VARIANTS, random_ids
+from tiny_models import ALL_OPTIONS, TINY, VALUES, random_ids
 
 from crt_lib.config import ModelConfig
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
-
-@st.composite
-def configs(draw) -> ModelConfig:
-    n_heads, n_loops = draw(st.integers(1, 8)), draw(st.integers(1, 9))
-    exits = draw(st.sets(st.integers(1, n_loops)))
-    return ModelConfig(
-        vocab_size=draw(st.integers(1, 100_000)),
-        d_model=2 * n_heads * draw(st.integers(1, 64)),
-        n_heads=n_heads,
-        n_loops=n_loops,
-        n_cycles=draw(st.integers(1, 9)),
-        n_embed_cycles=draw(st.integers(0, 4)),
-        kernel_size=2 * draw(st.integers(0, 4)) + 1,
-        dilations=tuple(draw(st.lists(st.integers(1, 16), min_size=1, max_size=5))),
-        exit_loops=tuple(sorted(exits - {n_loops})),
-        head_sharing=draw(st.sampled_from(SHARINGS)),
-        trm=draw(st.sampled_from(VARIANTS)),
-        norm=draw(st.sampled_from(NORMS)),
-        share_cycle_weights=draw(st.booleans()),
-        causal=draw(st.booleans()),
-        dropout=draw(st.floats(0, 0.99)),
-        residual=draw(st.sampled_from(["post", "pre"])),
-        init=draw(st.sampled_from(["torch", "scaled"])),
-        conv_after_norm=draw(st.booleans()),
-        pointwise=draw(st.booleans()),
-        activation=draw(st.sampled_from(["gelu", "swiglu"])),
-        positions=draw(st.sampled_from(["learned", "rotary"])),
-        injection=draw(st.booleans()),
-        n_prelude=draw(st.integers(0, 4)),
-        embed_dim=draw(st.none() | st.integers(1, 1024)),
-        exit_norm=draw(st.booleans()),
-        attention_dropout=draw(st.none() | st.floats(0, 0.99)),
-        embed_dropout=draw(st.floats(0, 0.99)),
-    )
+NUMBERS = {
+    "vocab_size": st.integers(1, 100_000),
+    "n_cycles": st.integers(1, 9),
+    "n_embed_cycles": st.integers(0, 4),
+    "dilations": st.lists(st.integers(1, 16), min_size=1, max_size=5).map(tuple),
+    "dropout": st.floats(0, 0.99),
+    "attention_dropout": st.none() | st.floats(0, 0.99),
+    "embed_dropout": st.floats(0, 0.99),
+    "init": st.sampled_from(["torch", "scaled"]),
+}
 
 
 @settings(max_examples=60)
-@given(config=configs())
-def test_a_config_survives_json(config):
+@given(
+    options=st.fixed_dictionaries({k: st.sampled_from(of) for k, of in VALUES.items()} | NUMBERS),
+    heads=st.integers(1, 8),
+    loops=st.integers(1, 9),
+    data=st.data(),
+)
+def test_a_config_survives_json(options, heads, loops, data):
+    exits = sorted(data.draw(st.sets(st.integers(1, loops))) - {loops})
+    shape = {"d_model": 4 * heads, "n_heads": heads, "n_loops": loops, "exit_loops": tuple(exits)}
+    config = ModelConfig(**options, **shape)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config.head_loops == (*config.exit_loops, config.n_loops)
+    assert config.head_loops == (*exits, loops)
 
 
 BAD_CONFIGS = [
@@ -68,7 +52,6 @@ BAD_CONFIGS = [
     ({"exit_loops": (2, 8)}, r"\(2, 8\)"),
     ({"head_sharing": "all"}, "'all'.*'tied'"),
     ({"norm": "group"}, "'group'.*'layer'"),
-    ({"dropout": 1.0}, "dropout is 1.0"),
     ({"dropout": float("nan")}, "dropout is nan"),
     ({"depth": 8}, "'depth'.*n_loops"),
     ({"d_model": "512"}, "d_model"),
@@ -77,25 +60,12 @@ BAD_CONFIGS = [
     ({"causal": "no"}, "causal"),
     ({"dilations": [1.5]}, "dilations"),
     ({"exit_loops": 2}, "exit_loops"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), BAD_CONFIGS, ids=lambda value: str(value))
-def test_a_bad_config_is_one_clear_error(changes, message):
-    with pytest.raises(InputError, match=message):
-        ModelConfig.from_dict(ModelConfig().to_dict() | changes)
-
-
-BAD_OPTIONS = [
     ({"d_model": 6, "n_heads": 2, "positions": "rotary"}, "rotary.*d_model / n_heads is 3.*even"),
     ({"embed_dim": 0}, "embed_dim is 0; it must be at least 1"),
-    ({"embed_dim": -3}, "embed_dim is -3; it must be at least 1"),
     ({"embed_dim": 1.5}, "embed_dim is 1.5"),
     ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
     ({"dropout": -0.1}, r"dropout is -0.1; it must be in \[0, 1\)"),
     ({"attention_dropout": 1.0}, r"attention_dropout is 1.0; it must be in \[0, 1\)"),
-    ({"attention_dropout": -0.1}, r"attention_dropout is -0.1; it must be in \[0, 1\)"),
-    ({"attention_dropout": float("nan")}, "attention_dropout is nan"),
     ({"attention_dropout": True}, "attention_dropout is True"),
     ({"embed_dropout": 1.5}, r"embed_dropout is 1.5; it must be in \[0, 1\)"),
     ({"embed_dropout": None}, "embed_dropout is None"),
@@ -109,10 +79,10 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), BAD_OPTIONS, ids=str)
-def test_a_bad_option_is_one_clear_error(changes, message):
+@pytest.mark.parametrize(("changes", "message"), BAD_CONFIGS, ids=str)
+def test_a_bad_config_is_one_clear_error(changes, message):
     with pytest.raises(InputError, match=message) as caught:
-        TINY.replace(**changes)
+        ModelConfig.from_dict(ModelConfig().to_dict() | changes)
     assert "\n" not in str(caught.value)
 
 

@@ -76,19 +76,15 @@ def check_gradients(model: CRT, checkpoint: bool) -> None:
         as_accurate((losses, gradients), plain, exact)
 
 
-@pytest.mark.parametrize("trm", VARIANTS)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("causal", [True, False])
-def test_logits_agree_with_the_reference(causal, sharing, norm, trm):
-    check_logits(random_model(causal=causal, head_sharing=sharing, norm=norm, trm=trm))
-
-
-@pytest.mark.parametrize(
-    ("shape", "trm", "causal"), list(itertools.product(SHAPES, VARIANTS, [True, False]))
-)
-def test_logits_agree_for_other_shapes(shape, trm, causal):
-    check_logits(random_model(trm=trm, causal=causal, **SHAPES[shape]))
+@pytest.mark.parametrize("trm", VARIANTS)
+@pytest.mark.parametrize("shape", ["", *SHAPES])
+def test_logits_agree_with_the_reference(shape, trm, causal):
+    for sharing, norm in (
+        itertools.product(SHARINGS, NORMS) if not shape else [("shared_aux", "layer")]
+    ):
+        options = {"head_sharing": sharing, "norm": norm, "trm": trm, "causal": causal}
+        check_logits(random_model(**options, **SHAPES.get(shape, {})))
 
 
 @pytest.mark.parametrize("changes", (OPTIONS | COMBINATIONS).values(), ids=OPTIONS | COMBINATIONS)
@@ -149,21 +145,27 @@ def test_losses_and_gradients_agree_with_options(changes, checkpoint):
     check_gradients(exact_model(**changes), checkpoint)
 
 
-@pytest.mark.parametrize("changes", [*({"norm": norm} for norm in NORMS), ALL_OPTIONS], ids=str)
-def test_the_reference_recomputes_the_same_gradients(changes):
-    model = exact_model(**changes, dropout=0.2)
-    ids, targets = random_ids(2, 13), random_ids(2, 13, seed=2)
+def check_recomputation(model: CRT, loss) -> None:
+    """`loss(checkpoint)` has one gradient whether activations are kept or computed again."""
     gradients = []
     for checkpoint in (False, True):
         torch.manual_seed(3)
         model.zero_grad()
-        state = dict(model.named_parameters()) | dict(model.named_buffers())
-        total, _ = reference_loss(
-            state, model.config, ids, targets, 0.3, training=True, checkpoint=checkpoint
-        )
-        total.backward()
+        loss(checkpoint).backward()
         gradients.append([value.grad.clone() for value in model.parameters()])
     same(*gradients)
+
+
+@pytest.mark.parametrize("changes", [*({"norm": norm} for norm in NORMS), ALL_OPTIONS], ids=str)
+def test_the_reference_recomputes_the_same_gradients(changes):
+    model = exact_model(**changes, dropout=0.2)
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    given_ = state, model.config, random_ids(2, 13), random_ids(2, 13, seed=2), 0.3
+
+    def loss(checkpoint):
+        return reference_loss(*given_, training=True, checkpoint=checkpoint)[0]
+
+    check_recomputation(model, loss)
 
 
 def test_every_parameter_is_used():
@@ -206,15 +208,12 @@ def test_dropout_acts_where_the_reference_has_it(changes):
 )
 def test_checkpointing_repeats_the_same_dropout(changes):
     model = exact_model(**changes).train()
-    ids, targets = random_ids(2, 13), random_ids(2, 13, seed=2)
-    gradients = []
-    for checkpoint in (False, True):
-        torch.manual_seed(3)
-        model.zero_grad()
+
+    def loss(checkpoint):
         model.gradient_checkpointing = checkpoint
-        sum(model(ids, targets=targets).values()).backward()
-        gradients.append([value.grad.clone() for value in model.parameters()])
-    same(*gradients)
+        return sum(model(random_ids(2, 13), targets=random_ids(2, 13, seed=2)).values())
+
+    check_recomputation(model, loss)
 
 
 def test_asking_for_some_exits_gives_those_of_all():
@@ -241,26 +240,33 @@ def test_parameter_counts_of_table_1(sharing, count):
     assert sum(value.numel() for value in model.parameters()) == count
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 13, 29, 61])
-@pytest.mark.parametrize("sharing", SHARINGS)
-@pytest.mark.parametrize("trm", VARIANTS)
-def test_a_causal_model_does_not_see_later_tokens(trm, sharing, length):
-    model = random_model(trm=trm, head_sharing=sharing)
-    assert exits_that_see_later_tokens(model, length) == set()
+PROBED = {
+    **{
+        f"{trm}, {head}": {"trm": trm, "head_sharing": head}
+        for trm in VARIANTS
+        for head in SHARINGS
+    },
+    **OPTIONS,
+    **COMBINATIONS,
+    "all options": ALL_OPTIONS,
+}
+
+
+@pytest.mark.parametrize("changes", PROBED.values(), ids=PROBED)
+def test_a_causal_model_does_not_see_later_tokens_and_a_symmetric_one_does(changes):
+    for length in (1, 2, 13, 29, 61):
+        causal, symmetric = (random_model(**{**changes, "causal": yes}) for yes in (True, False))
+        assert exits_that_see_later_tokens(causal, length) == set()
+        config = symmetric.config
+        leaks = config.trm != "linear" and config.kernel_size > 1 and length > 1
+        leaking = set(config.head_loops) if leaks else set()
+        assert exits_that_see_later_tokens(symmetric, length) == leaking
 
 
 @pytest.mark.parametrize(("causal", "leaking"), [(True, set()), (False, {1, 3, 4})])
 def test_causality_across_the_tiles_of_a_fused_attention(causal, leaking):
     model = random_model(causal=causal, max_seq_len=1031)
     assert exits_that_see_later_tokens(model, 1031, [1, 127, 128, 512, 515, 1030]) == leaking
-
-
-@pytest.mark.parametrize("length", [2, 7, 13, 29, 61])
-@pytest.mark.parametrize("trm", VARIANTS)
-def test_the_same_probe_finds_the_leak_of_symmetric_convolutions(trm, length):
-    model = random_model(trm=trm, causal=False)
-    leaking = set() if trm == "linear" else set(model.config.head_loops)
-    assert exits_that_see_later_tokens(model, length) == leaking
 
 
 @settings(max_examples=60)

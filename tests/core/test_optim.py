@@ -35,20 +35,15 @@ def test_iteration_is_the_plain_one(m, n, rank, seed):
     same(orthogonalise(x[None])[0], plain(x))
 
 
-def test_float32_of_a_nearly_low_rank_gradient():
-    """The worst case of a product with itself: float32 keeps 1e-7 of the largest square."""
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-3), (torch.bfloat16, 0.03)])
+def test_in_less_precision_it_stays_near(dtype, bound):
+    """The worst case of a product with itself, nearly of low rank: float32 keeps 1e-7 of the
+    largest square. bfloat16 is as near as torch's, for a matrix of full rank.
+    """
     left, right, noise = matrices([(64, 4), (4, 256), (64, 256)])
-    x = left @ right + 1e-4 * noise
+    x = left @ right + 1e-4 * noise if dtype == torch.float32 else noise
     exact = plain(x.double())
-    relative = (orthogonalise(x[None])[0] - exact).norm() / exact.norm()
-    assert relative < 1e-3
-
-
-def test_bf16_is_as_near_as_torchs():
-    (x,) = matrices([(64, 256)])
-    exact = plain(x.double())
-    relative = (orthogonalise(x[None].bfloat16())[0] - exact).norm() / exact.norm()
-    assert relative < 0.03
+    assert (orthogonalise(x.to(dtype)[None])[0] - exact).norm() < bound * exact.norm()
 
 
 @pytest.mark.parametrize("stacked", [1, 1 << 20])

@@ -216,11 +216,6 @@ def test_a_prompt_that_fills_the_positions():
     assert generate(model, [[1] * 64], 0)[0].tokens == []
 
 
-def test_a_symmetric_model_does_not_generate():
-    with pytest.raises(InputError, match="sees the future"):
-        generate(exact_model(causal=False), [[1]], 3)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -235,6 +230,12 @@ def test_samplings_that_cannot_be(changes, message):
         Sampling(**changes)
 
 
-def test_loops_that_cannot_draft():
-    with pytest.raises(InputError, match=r"loop 4 cannot draft.*\(1, 3\)"):
-        Speculation(exact_model(), 4)
+def test_what_cannot_run():
+    for run, message in (
+        (lambda: Speculation(exact_model(), 4), r"loop 4 cannot draft.*\(1, 3\)"),
+        (lambda: generate(exact_model(causal=False), [[1]], 3), "sees the future"),
+        (lambda: generate(exact_model(), [[1]], 3, policy="gate"), "give a Policy, not a str"),
+        (lambda: generate(object(), [[1]], 3), "give a CRT, not a object"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run()

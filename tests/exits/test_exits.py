@@ -8,9 +8,7 @@ import pytest
 import torch
 from closeness import same
 from hypothesis import given, strategies as st
-from tiny_models import ALL_OPTIONS, COMBINATIONS, OPTIONS, TINY, exact_model, random_ids
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from tiny_models import CAUSAL, Pattern, exact_model, random_ids
 
 from crt_lib import InputError
 from crt_lib.cached.memory import Memory
@@ -18,7 +16,6 @@ from crt_lib.cached.step import Window
 from crt_lib.exits.policy import CRITERIA, Loop, Policy, run_with_exits
 from crt_lib.layers import Attention, DilatedConv
 
-CASES = {"paper": {}, **OPTIONS, **COMBINATIONS, "linear": {"trm": "linear"}}
 POLICIES = (
     Policy(),
     Policy(fixed=3),
@@ -26,19 +23,6 @@ POLICIES = (
     Policy("similarity", tau0=0.87, tau_min=0.87),
     Policy("stability", tau0=0.97, tau_min=0.97),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pattern:
-    """Tokens leave where `loops` (B, T) says."""
-
-    loops: torch.Tensor
-    exits: None = None
-    fixed: None = None
-    asks: bool = True
-
-    def passes(self, loop: Loop) -> torch.Tensor:
-        return self.loops == loop.number
 
 
 def plainly(model, ids, loops):
@@ -73,13 +57,9 @@ def plainly(model, ids, loops):
     return logits
 
 
-def causal(changes):
-    return {**changes, "causal": True}
-
-
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("changes", CAUSAL.values(), ids=CAUSAL)
 def test_a_token_that_left_keeps_what_it_had(changes):
-    model, ids = exact_model(**causal(changes)), random_ids(2, 14)
+    model, ids = exact_model(**changes), random_ids(2, 14)
     choices = torch.tensor(model.config.head_loops)
     pick = torch.randint(len(choices), ids.shape, generator=torch.Generator().manual_seed(3))
     loops = choices[pick]
@@ -88,9 +68,9 @@ def test_a_token_that_left_keeps_what_it_had(changes):
     assert torch.equal(exited.loops, loops)
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("changes", CAUSAL.values(), ids=CAUSAL)
 def test_without_exits_it_is_the_model(changes):
-    model, ids = exact_model(**causal(changes)), random_ids(2, 14)
+    model, ids = exact_model(**changes), random_ids(2, 14)
     full = model(ids)
     for loop in model.config.head_loops:
         exited = run_with_exits(model, ids, Policy(fixed=loop))
@@ -98,12 +78,12 @@ def test_without_exits_it_is_the_model(changes):
 
 
 @given(
-    case=st.sampled_from(list(CASES)),
+    case=st.sampled_from(list(CAUSAL)),
     policy=st.sampled_from(POLICIES),
     cuts=st.lists(st.integers(1, 15), max_size=6),
 )
 def test_any_split_gives_the_same_logits(case, policy, cuts):
-    model, ids = exact_model(**causal(CASES[case])), random_ids(2, 16)
+    model, ids = exact_model(**CAUSAL[case]), random_ids(2, 16)
     whole = run_with_exits(model, ids, policy)
     memory = Memory(model.config, 2, 16, model.loop_encoding)
     edges = sorted({0, 16, *cuts})
@@ -115,9 +95,9 @@ def test_any_split_gives_the_same_logits(case, policy, cuts):
     assert torch.equal(torch.cat([part.loops for part in parts], 1), whole.loops)
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("changes", CAUSAL.values(), ids=CAUSAL)
 def test_padding_on_the_left_changes_nothing(changes):
-    model, ids = exact_model(**causal(changes)), random_ids(3, 12)
+    model, ids = exact_model(**changes), random_ids(3, 12)
     lengths = [12, 5, 9]
     padded = torch.zeros_like(ids)
     for row, own, length in zip(padded, ids, lengths, strict=True):
@@ -129,36 +109,6 @@ def test_padding_on_the_left_changes_nothing(changes):
         alone = run_with_exits(model, ids[i : i + 1, :length], policy)
         same(together.logits[i, -1], alone.logits[0, -1])
         assert together.loops[i, -1] == alone.loops[0, -1]
-
-
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_memory_grows_and_its_rows_are_chosen_anew(changes):
-    model, ids = exact_model(**causal(changes)), random_ids(3, 12)
-    rows = torch.tensor([2, 0, 0, 1])
-    whole = run_with_exits(model, ids[rows], Policy())
-    memory = Memory(model.config, 3, 5, model.loop_encoding)
-    run_with_exits(model, ids[:, :5], Policy(), memory)
-    memory.reserve(12)
-    memory.select(rows)
-    rest = run_with_exits(model, ids[rows, 5:], Policy(), memory)
-    same(rest.logits, whole.logits[:, 5:])
-    with pytest.raises(InputError, match="max_seq_len"):
-        memory.reserve(model.config.max_seq_len + 1)
-
-
-@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all options"])
-def test_a_step_costs_the_same_however_long_the_text_is(changes):
-    """Beyond attention, which reads a key and a value of every token in every block."""
-    model, ids = exact_model(**causal(changes)), random_ids(1, 50)
-    config, counts = model.config, {}
-    for length in (10, 40):
-        memory = Memory(config, 1, 50, model.loop_encoding)
-        run_with_exits(model, ids[:, :length], Policy(), memory)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run_with_exits(model, ids[:, length : length + 1], Policy(), memory)
-        counts[length] = counter.get_total_flops()
-    blocks = config.n_prelude + config.n_loops
-    assert counts[40] - counts[10] == 30 * blocks * 2 * 2 * config.d_model  # keys and values
 
 
 def test_some_tokens_leave_and_some_stay():
@@ -235,10 +185,3 @@ def test_policies_that_cannot_be(changes, message):
 def test_what_cannot_run(changes, policy, message):
     with pytest.raises(InputError, match=message):
         run_with_exits(exact_model(**changes), random_ids(1, 4), policy)
-
-
-def test_more_positions_than_the_model_has():
-    model = exact_model()
-    with pytest.raises(InputError, match="max_seq_len is 64"):
-        Memory(model.config, 1, 65, model.loop_encoding)
-    assert TINY.max_seq_len == 64

@@ -86,12 +86,9 @@ def zip_bombs() -> Iterator[Case]:
             hub_config(path.parent)
         one_line(_small(folder, word, target_of(path)), 2)
 
+    read = {"x.pt2": "audit", "hub/pytorch_model.bin": "audit", "x.safetensors": "evaluate"}
     for way, write in ways.items():
-        for name, word in (
-            ("x.pt2", "audit"),
-            ("hub/pytorch_model.bin", "audit"),
-            ("x.safetensors", "evaluate"),
-        ):
+        for name, word in read.items():
             yield Case(f"{name}, {way}", partial(case, name, write, word))
 
 

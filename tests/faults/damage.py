@@ -134,6 +134,7 @@ def read_only(base: Base) -> Iterator[Case]:
 
     if os.geteuid():
         return
+    search = ("search", "crt2", "--lr", "1", "--updates", "1", "--out")
     calls: dict[str, Callable[[Path], list[str]]] = {
         "train": lambda d: base.train(d / "new"),
         "export": lambda d: ["export", str(base.run), str(d / "hf")],
@@ -144,16 +145,7 @@ def read_only(base: Base) -> Iterator[Case]:
         "average": lambda d: ["average", str(d / "run"), "--last", "2"],
         "evaluate": lambda d: ["evaluate", str(base.run), "--out", str(d / "x.csv")],
         "lm-task": lambda d: ["lm-task", str(d / "task"), "--corpus", "grammar"],
-        "search": lambda d: [
-            "search",
-            "crt2",
-            "--lr",
-            "1",
-            "--updates",
-            "1",
-            "--out",
-            str(d / "s.csv"),
-        ],
+        "search": lambda d: [*search, str(d / "s.csv")],
         "audit": lambda d: ["audit", str(base.run), "--html", str(d / "x.html")],
         "sweep": lambda d: [
             *("sweep", "01", "--grid", "seed=0", "--profile", "smoke"),

@@ -48,18 +48,16 @@ def kinds(base: Base) -> Iterator[Kind]:
 def program(data: bytes) -> Callable[[Path], None]:
     """A zip as torch.save and torch.export write it, whose pickle is `data`."""
 
+    pickles = ("data.pkl", "serialized_exported_program.json", "models/model.json")
+    parts = ("data/weights/model.pt", "data/constants/model.pt")
+    texts = {"version": "3", "byteorder": "little", "archive_format": "pt2"}
+
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as file:
-            for name in ("data.pkl", "serialized_exported_program.json", "models/model.json"):
-                file.writestr(f"archive/{name}", data)
-            for name, text in (
-                ("version", "3"),
-                ("byteorder", "little"),
-                ("archive_format", "pt2"),
-            ):
-                file.writestr(f"archive/{name}", text)
-            for name in ("data/weights/model.pt", "data/constants/model.pt"):
-                file.writestr(f"archive/{name}", data)
+            for name, held in (
+                dict.fromkeys(pickles, data) | texts | dict.fromkeys(parts, data)
+            ).items():
+                file.writestr(f"archive/{name}", held)
 
     return write
 
@@ -80,47 +78,34 @@ def code(base: Base) -> Iterator[Case]:
     """A pickle, bare and as torch.save has it, under every name that a command reads weights by."""
 
     def case(name: str, zipped: bool, folder: Path) -> None:
-        mark = folder / "it_ran"
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = pickle.dumps(Runs(mark))
+        data = pickle.dumps(Runs(folder / "it_ran"))
         program(data)(path) if zipped else path.write_bytes(data)
-        target = str(path)
         if name.startswith("hub/"):
             hub_config(path.parent)
-            target = f"hf:{path.parent}"
-        done = crt(folder, "audit", target)
-        if mark.exists():
-            raise Lost("code in the file was run")
-        one_line(done, 2)
+        refused(folder, "audit", target_of(path))
 
     def beside(name: str, folder: Path) -> None:
-        mark = folder / "it_ran"
         shutil.copytree(base.rich, folder / "run")
-        (folder / "run" / name).write_bytes(pickle.dumps(Runs(mark)))
-        words = (
-            kills.explore(folder) if "traces" in name else ["generate", str(folder / "run"), "a"]
-        )
-        done = crt(folder, *words, *(["--exit", "gate"] if "gate" in name else []))
-        if mark.exists():
+        (folder / "run" / name).write_bytes(pickle.dumps(Runs(folder / "it_ran")))
+        generate = ["generate", str(folder / "run"), "a"]
+        words = kills.explore(folder) if "traces" in name else generate
+        refused(folder, *words, *(["--exit", "gate"] if "gate" in name else []))
+
+    def refused(folder: Path, *words: str) -> None:
+        done = crt(folder, *words)
+        if (folder / "it_ran").exists():
             raise Lost("code in the file was run")
         one_line(done, 2)
 
-    for name in (
-        "best.safetensors",
-        "x.pt2",
-        "x.onnx",
-        "hub/pytorch_model.bin",
-        "hub/model.safetensors",
-    ):
+    bare = ("best.safetensors", "x.pt2", "x.onnx")
+    for name in (*bare, "hub/pytorch_model.bin", "hub/model.safetensors"):
         for zipped in (False, True):
             yield Case(f"{name}, {'zipped' if zipped else 'bare'}", partial(case, name, zipped))
-    for name in (
-        "checkpoints/gate.safetensors",
-        "traces/valid.safetensors",
-        "checkpoints/tokenizer.json",
-    ):
-        yield Case(name, partial(beside, name))
+    for name in ("checkpoints/gate", "traces/valid"):
+        yield Case(f"{name}.safetensors", partial(beside, f"{name}.safetensors"))
+    yield Case("checkpoints/tokenizer.json", partial(beside, "checkpoints/tokenizer.json"))
 
 
 def headers(base: Base) -> Iterator[Case]:
@@ -131,7 +116,10 @@ def headers(base: Base) -> Iterator[Case]:
         about = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
         return json.dumps(metadata | {"model.x": about}).encode()
 
-    texts = {
+    def about(model: str, state: str) -> tuple[None, bytes]:
+        return None, json.dumps({"__metadata__": {"model": model, "state": state}}).encode()
+
+    texts: dict[str, tuple[int | None, bytes]] = {
         "beyond the file": (2**40, b"{}"),
         "of 2^63": (2**63, b"{}"),
         "of 2^64 - 1": (2**64 - 1, b"{}"),
@@ -144,40 +132,21 @@ def headers(base: Base) -> Iterator[Case]:
         "negative shape": (None, tensor([-1], 0, 4)),
         "end before begin": (None, tensor([1], 8, 4)),
         "unknown kind": (None, tensor([1], 0, 4, "F3")),
-        "model of 2^40 words": (
-            None,
-            json.dumps(
-                {
-                    "__metadata__": {
-                        "model": json.dumps({"vocab_size": 1 << 40}),
-                        "state": '{"run": {}}',
-                    }
-                }
-            ).encode(),
-        ),
-        "state that is a list": (
-            None,
-            json.dumps({"__metadata__": {"model": "{}", "state": "[]"}}).encode(),
-        ),
-        "state with a list for its run": (
-            None,
-            json.dumps({"__metadata__": {"model": "{}", "state": '{"run": []}'}}).encode(),
-        ),
-        "model that is a list": (
-            None,
-            json.dumps({"__metadata__": {"model": "[]", "state": "{}"}}).encode(),
-        ),
+        "model of 2^40 words": about(json.dumps({"vocab_size": 1 << 40}), '{"run": {}}'),
+        "state that is a list": about("{}", "[]"),
+        "state with a list for its run": about("{}", '{"run": []}'),
+        "model that is a list": about("[]", "{}"),
     }
 
-    def case(size: int | None, text: bytes, words: tuple[str, ...], folder: Path) -> None:
+    def case(size: int | None, text: bytes, word: str, folder: Path) -> None:
         path = folder / "x.safetensors"
         size = len(text) if size is None else size
         path.write_bytes(struct.pack("<Q", size) + text + b"\0" * 8)
-        one_line(crt(folder, *words, str(path), seconds=60), 2)
+        one_line(crt(folder, word, str(path), seconds=60), 2)
 
     for name, (size, text) in texts.items():
         for word in ("evaluate", "gate"):
-            yield Case(f"{name}, crt {word}", partial(case, size, text, (word,)))
+            yield Case(f"{name}, crt {word}", partial(case, size, text, word))
 
 
 def climbs(base: Base) -> Iterator[Case]:
@@ -199,17 +168,14 @@ def climbs(base: Base) -> Iterator[Case]:
         else:
             assert 0 in statuses, "it was taken"
 
-    def sweep(grid: str) -> Callable[[Path], list[str]]:
-        return lambda f: [
-            *("sweep", "01", "--grid", grid, "--profile", "smoke"),
-            *("--notebooks", str(f / "books"), "--out", str(f / "out")),
-        ]
+    def in_books(*words: str) -> Callable[[Path], list[str]]:
+        where = ("--profile", "smoke", "--notebooks")
+        return lambda f: [*words, *where, str(f / "books"), "--out", str(f / "out")]
 
-    def reproduce(*words: str) -> Callable[[Path], list[str]]:
-        return lambda f: [
-            *("reproduce", "--profile", "smoke", *words),
-            *("--notebooks", str(f / "books"), "--out", str(f / "out")),
-        ]
+    sweep, reproduce = partial(in_books, "sweep", "01", "--grid"), partial(in_books, "reproduce")
+
+    def train(*words: str) -> Callable[[Path], list[str]]:
+        return lambda f: ["train", *words, "--out", str(f / "t")]
 
     calls: dict[str, Callable[[Path], list[str]]] = {
         "sweep, a value ../../x": sweep("seed=../../x"),
@@ -224,15 +190,10 @@ def climbs(base: Base) -> Iterator[Case]:
         "arena ../x": lambda f: ["arena", "../x", "--out", str(f)],
         "a corpus ../x": lambda f: ["lm-task", str(f / "t"), "--corpus", "../x"],
         "a split ../x": lambda f: ["evaluate", run, "--split", "../x"],
-        "a profile ../x": lambda f: ["train", "--profile", "../x", "--out", str(f / "t")],
-        "a recipe ../x": lambda f: ["train", "--recipe", "../x", "--out", str(f / "t")],
-        "a tokenizer ../x": lambda f: ["train", "--tokenizer", "../x", "--out", str(f / "t")],
-        "a setting that is code": lambda f: [
-            "train",
-            f"--set=train.seed={ran}",
-            "--out",
-            str(f / "t"),
-        ],
+        "a profile ../x": train("--profile", "../x"),
+        "a recipe ../x": train("--recipe", "../x"),
+        "a tokenizer ../x": train("--tokenizer", "../x"),
+        "a setting that is code": train(f"--set=train.seed={ran}"),
         "an audited module ../x": lambda f: ["audit", "../x:y"],
         "an audited model hf:../x": lambda f: ["audit", "hf:../x"],
     }
