@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from crt_lib.cli import app
 from crt_lib.files import write_rows
 from crt_lib.study.ablations import RATES
-from crt_lib.study.claims import COLUMNS, JUDGES, judge_claims, render_claims
+from crt_lib.study.claims import CLAIMS, COLUMNS, judge_claims, render_claims, summary
+from crt_lib.study.judges import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED
 from crt_lib.study.ladder import EQUAL_TOKENS
-from crt_lib.study.ledger import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED, summary
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -31,7 +31,7 @@ def test_the_ledger_is_what_the_files_say():
 
 def test_every_claim_has_a_row():
     rows = judge_claims(RESULTS)
-    assert [row["id"] for row in rows] == list(JUDGES) == [f"C{i:02d}" for i in range(1, 25)]
+    assert [row["id"] for row in rows] == list(CLAIMS) == [f"C{i:02d}" for i in range(1, 25)]
     for row in rows:
         if row["verdict"] == UNTESTED:
             assert row["why"], row["id"]
