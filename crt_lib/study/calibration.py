@@ -45,28 +45,26 @@ def calibrate_exits(
     """
     learned = first_half(valid)
     middle = len(learned.loss)
-    policies = {FULL: Policy()} | {str(k): Policy(fixed=k) for k in model.config.exit_loops}
+    policies = {str(k): Policy(fixed=k) for k in model.config.exit_loops}
     for name in valid.scores:
         policy = calibrate_taken(model, data, learned, name, budget)
         if policy.criterion is not None:
             policies[name] = policy
-    limit, kept = math.log1p(budget), {FULL: Choice()}
+    kept: dict[str, Choice] = {}
     failed: dict[str, Choice] = {}
     for name, policy in policies.items():
-        if name == FULL:
-            continue
         lost = _lost(model, data, valid, policy, middle if policy.asks else 0)
         paid = _lost(model, data, test, policy)
-        way = Choice(policy, above=lost.mean, high=lost.high)
-        way = dataclasses.replace(way, paid=paid.mean, paid_low=paid.low, paid_high=paid.high)
-        (kept if lost.high <= limit else failed)[name] = way
+        of_test: dict[str, Any] = {"paid": paid.mean, "paid_low": paid.low, "paid_high": paid.high}
+        way = Choice(policy, above=lost.mean, high=lost.high, **of_test)
+        (kept if lost.high <= math.log1p(budget) else failed)[name] = way
     length = min(TIMED_TOKENS, valid.seq_len, model.config.max_seq_len)
     ids, eot = data.valid.ids, data.tokenizer.eot_id
-    timed = {"full depth": Policy()} | {name: kept[name].policy for name in kept if name != FULL}
+    timed = {"full depth": Policy()} | {name: way.policy for name, way in kept.items()}
     rows = bench_exits(model, ids, eot, timed, seq_len=length, groups=groups)
     speed = {row["policy"]: row["speedup"] for row in rows}
-    ways = {FULL: kept.pop(FULL)}
-    ways |= {k: dataclasses.replace(way, speedup=speed[k]) for k, way in kept.items()}
+    ways = {FULL: Choice()}
+    ways |= {name: dataclasses.replace(way, speedup=speed[name]) for name, way in kept.items()}
     for loop, speedup in _speculation(model, ids, length).items():
         ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=speedup)
     return Choices(budget, ways, failed)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.compare import difference_in_bits
@@ -52,16 +53,14 @@ def standings(name: str, folder: Path) -> list["Row"]:
     ]
     if not arena.documents or not table:
         return table
-    documents = read_rows(documents_file(own / "runs.csv"))
-    keys = {arm: [trial.key.items() for trial, _ in of] for arm, of in runs.items()}
-    scored = {
-        arm: [[row for row in documents if key <= row.items()] for key in of]
-        for arm, of in keys.items()
-    }
+    documents = pd.DataFrame(read_rows(documents_file(own / "runs.csv")))
+    scored = dict(iter(documents.groupby(["arm", "settings", "seed"])))
     nats = {
-        arm: [np.array([r["nll"] for r in of]) for of in every] for arm, every in scored.items()
+        arm: [scored[arm, t.key["settings"], t.seed]["nll"].to_numpy() for t, _ in of]
+        for arm, of in runs.items()
     }
-    sizes = np.array([row["bytes"] for row in scored[table[0]["arm"]][0]])
+    first = runs[table[0]["arm"]][0][0]
+    sizes = scored[first.arm, first.key["settings"], first.seed]["bytes"].to_numpy()
 
     def minus(ours: str, arm: str) -> "Row | None":
         both = (nats.get(ours, []), nats[arm])

@@ -75,7 +75,7 @@ def test_what_belongs_to_another_checkpoint_is_an_error_that_names_the_command(t
     name = {"gate": "checkpoints/gate.safetensors"}.get(name, name)
     name = f"checkpoints/{name}" if name == "exits.json" else name
     (made,) = [made for made in read_list(COMMITTED) if made.path == f"small/crt2/{name}"]
-    folder = results(tmp_path, (made.path, made.of, " ".join(made.needs), made.command))
+    folder = results(tmp_path, (made.path, made.of, made.needs, made.command))
     for file in (made.path, "small/crt2/checkpoints/best.safetensors.sha256"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(COMMITTED / file, folder / file)
