@@ -3,6 +3,7 @@
 What is kept holds numbers only, and a passage of this project's own.
 """
 
+import tomllib
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,20 +28,7 @@ PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has th
     6: (0.0778, 1.081, 1.33),
     8: (0.0996, 1.105, 1.0),
 }
-PASSAGES = {  # written for this project, in the manner of the corpus
-    "wikitext-2": (
-        " The lighthouse was built in 1862 on the north coast of the island , and it was the first "
-        "in the country to use an electric lamp . In the winter of 1881 a storm destroyed the "
-        "upper part of the tower . Two of the three men who lived there died , and the third was "
-        "found a week later by the crew of a fishing boat . The tower was rebuilt in the following "
-        "year , and it is now a museum that is open to the public in the summer ."
-    ),
-    "docstrings": (
-        "Return the number of rows in the array. If axis is None, the values are computed over the "
-        "whole array and the result is a float. Otherwise the result is an array with the same "
-        "shape as the input, except that the given axis is removed. The default is None."
-    ),
-}
+PASSAGES = Path(__file__).with_name("passages.toml")  # by corpus, of this project's own
 Rows = list[dict[str, Any]]
 
 
@@ -170,7 +158,8 @@ class Analysis:
     @cached_property
     def passage_ids(self) -> list[int]:
         """Its tokens, no more than the model has positions for."""
-        text = PASSAGES.get(self.trained["data"]["corpus"])
+        texts = tomllib.loads(PASSAGES.read_text(encoding="utf-8"))
+        text = texts.get(self.trained["data"]["corpus"])
         length = min(self.model.config.max_seq_len, 128)
         if text is not None:
             return self.tokenizer.encode(text)[:length].tolist()

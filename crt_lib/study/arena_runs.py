@@ -46,11 +46,10 @@ def run_arena(
         write_rows(own / PACE, measure_pace(arena))
     how: dict[str, Any] = {"jobs": jobs, "threads": 1, "echo": echo, "keep": own / "checkpoints"}
     arms = [arm for arm in arena.arms if not only or arm in only]
-    if len(arena.tries) > 1:
-        tries = [t for arm in arms for t in arena.tuning()[arm]]
-        if arena.again:
-            _adopt(folder / arena.again / "runs.csv", own / "tuning.csv", tries)
-        search(tries, own / "tuning.csv", **how)
+    tries = [t for arm in arms for t in arena.tuning()[arm]]
+    if arena.again:
+        _adopt(folder / arena.again / "runs.csv", own / "tuning.csv", tries)
+    search(tries, own / "tuning.csv", **how)
     runs = all_runs(own, arena, arms)
     # seed by seed, so that what is there first can be compared
     ordered = [trials[i] for i in range(len(SEEDS)) for trials in runs.values()]
@@ -132,9 +131,7 @@ def best_try(own: Path, arena: Arena, arm: str) -> str:
 
 
 def _tried(own: Path, arena: Arena, arm: str) -> dict[str, float]:
-    """The loss on valid of each try of an arm that has run; of one alone, which needs no run."""
-    if len(arena.tries) == 1:
-        return dict.fromkeys(arena.tries, 0.0)
+    """The loss on valid of each try of an arm that has run."""
     rows = rows_of(own / "tuning.csv")
     return {
         name: row["valid_loss"]

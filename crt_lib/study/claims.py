@@ -9,6 +9,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from crt_lib.files import write_rows, write_text
 from crt_lib.study import judges
 
@@ -17,20 +19,6 @@ COLUMNS = (
     *("profile", "seeds", "command"),
 )
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
-HEAD = """# The paper's claims, held against measurements
-
-{summary}
-
-Made by `crt claims` from the files beside it. `released`: as the paper scored, with a model that \
-sees later tokens. `honest`: causal, every token of the text scored once. In brackets 95 % \
-intervals, over documents and, of several seeds, over seeds; a value without them was measured \
-once, or is a count. The two runs at `small` have four loops, so the paper's loops 2, 4, 6 and 8 \
-are their exits 1 to 4; the released one also has separate heads and lines of 384 tokens, the \
-causal one tied heads and windows of 256.
-
-| id | claim | paper | released | honest | verdict | profile, seeds |
-|---|---|---|---|---|---|---|
-"""
 
 
 def judge_claims(results: str | Path) -> list[dict[str, Any]]:
@@ -59,18 +47,9 @@ def write_claims(results: str | Path) -> list[dict[str, Any]]:
 
 def render_claims(rows: list[dict[str, Any]]) -> str:
     """The ledger as a page."""
-    lines = []
-    for row in rows:
-        cells = [row[name] for name in ("id", "claim", "paper", "released", "honest", "verdict")]
-        cells.append(f"{row['profile']}, {row['seeds']}" if row["seeds"] else row["profile"])
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "## Rules, reasons, commands", ""]
-    for row in rows:
-        said = f"- **{row['id']}** ({row['place']}): {row['why']}."
-        said += f" Rule: {row['rule']}." if row["rule"] else ""
-        said += f" `{row['command']}`" if row["command"] else ""
-        lines.append(said)
-    return HEAD.format(summary=summary(rows)) + "\n".join(lines) + "\n"
+    text = Path(__file__).with_name("claims.md.j2").read_text(encoding="utf-8")
+    page = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return page.render(rows=rows, summary=summary(rows))
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

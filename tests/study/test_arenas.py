@@ -272,14 +272,6 @@ def test_an_arena_that_asks_again_makes_nothing_that_was_made(tiny, monkeypatch)
             assert mine == [row for row in first if row["arm"] == arm]
 
 
-def test_one_try_needs_no_tuning(tiny, monkeypatch):
-    arena, folder = tiny
-    one = replace(arena, tries={"rate": {"max_lr": 1e-3}})
-    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": one})
-    rows = run_arena("tiny", folder, echo=lambda _: None)
-    assert len(rows) == 6 and not (folder / "tiny/tuning.csv").exists()
-
-
 def test_a_run_needs_all_tries_and_known_names(tiny):
     arena, folder = tiny
     with pytest.raises(InputError, match="unknown arena 'nowhere'"):
