@@ -6,26 +6,24 @@ Learn, then test (Angelopoulos et al. 2021, arXiv:2110.01052), as CALM does it (
 
 import dataclasses
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crt_lib.audit.compare import by_document
+from crt_lib.audit.compare import Interval, by_document
+from crt_lib.bench.drafts import bench_drafts
 from crt_lib.bench.exits import bench_exits
 from crt_lib.exits.choice import FULL, Choice, Choices
-from crt_lib.exits.decode import Speculation, generate
 from crt_lib.exits.policy import Policy
 from crt_lib.study.policies import calibrate_taken, taken_losses
 
 if TYPE_CHECKING:
-    from crt_lib.audit.compare import Interval
     from crt_lib.exits.trace import Trace
     from crt_lib.model import CRT
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 TIMED_TOKENS = 256  # of a window; and at most, that a speculation writes
-PROMPT_TOKENS = 32
+TEXTS, PROMPT_TOKENS = 4, 32  # that a speculation continues
 
 
 def calibrate_exits(
@@ -65,14 +63,17 @@ def calibrate_exits(
     speed = {row["policy"]: row["speedup"] for row in rows}
     ways = {FULL: Choice()}
     ways |= {name: dataclasses.replace(way, speedup=speed[name]) for name, way in kept.items()}
-    for loop, speedup in _speculation(model, ids, length).items():
-        ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=speedup)
+    begin = min(PROMPT_TOKENS, length // 2)
+    prompts = [ids[i * length :][:begin].tolist() for i in range(TEXTS)]
+    for row in bench_drafts(model, prompts, length - begin, temperatures=(0.0,)):
+        loop = row["draft_loop"]
+        ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=row["speedup"])
     return Choices(budget, ways, failed)
 
 
 def _lost(
     model: "CRT", data: "TokenizedCorpus", trace: "Trace", policy: Policy, begin: int = 0
-) -> "Interval":
+) -> Interval:
     """Nats a token above full depth of `trace` from token `begin` on, the start of a document."""
     above = (taken_losses(model, data, trace, policy) - trace.loss[:, -1])[begin:, None]
     (lost,) = by_document(trace.document[begin:] - trace.document[begin], above)
@@ -88,21 +89,3 @@ def first_half(trace: "Trace") -> "Trace":
     cut["scores"] = {name: of[:tokens] for name, of in trace.scores.items()}
     cut["document_bytes"] = trace.document_bytes[: int(cut["document"][-1]) + 1]
     return dataclasses.replace(trace, **cut)
-
-
-def _speculation(model: "CRT", ids: np.ndarray, length: int, texts: int = 4) -> dict[int, float]:
-    """How many times as fast as full depth greedy speculation from each exit is, the median."""
-    begin = min(PROMPT_TOKENS, length // 2)
-    prompts = [ids[i * length :][:begin].tolist() for i in range(texts)]
-    ratios: dict[int, list[float]] = {loop: [] for loop in model.config.exit_loops}
-
-    def seconds(run: Any, *given: Any) -> float:
-        begun = time.perf_counter()
-        run(*given)
-        return time.perf_counter() - begun
-
-    for prompt in prompts[:1] + prompts:  # the first one twice: it warms up
-        full = seconds(generate, model, [prompt], length - begin)
-        for loop, found in ratios.items():
-            found.append(full / seconds(Speculation(model, loop).generate, prompt, length - begin))
-    return {loop: float(np.median(found[1:])) for loop, found in ratios.items()}
