@@ -21,16 +21,19 @@ from crt_lib.study.ladder import EQUAL_TOKENS
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def test_the_ledger_is_what_the_files_say():
-    rows = judge_claims(RESULTS)
+@pytest.fixture(scope="module")
+def rows():
+    return judge_claims(RESULTS)
+
+
+def test_the_ledger_is_what_the_files_say(rows):
     with (RESULTS / "claims.csv").open(newline="", encoding="utf-8") as file:
         stored = list(csv.DictReader(file))
     assert stored == [{name: str(row[name]) for name in COLUMNS} for row in rows], "`crt claims`"
     assert (RESULTS / "claims.md").read_text(encoding="utf-8") == render_claims(rows)
 
 
-def test_every_claim_has_a_row():
-    rows = judge_claims(RESULTS)
+def test_every_claim_has_a_row(rows):
     assert [row["id"] for row in rows] == list(CLAIMS) == [f"C{i:02d}" for i in range(1, 25)]
     for row in rows:
         if row["verdict"] == UNTESTED:
@@ -176,10 +179,10 @@ def test_the_ratio_to_gpt2_has_an_interval_over_documents_and_seeds(tmp_path, ti
     assert row["honest"].startswith(f"{times:.2f}x [")
 
 
-def test_every_command_of_the_ledger_is_one(tmp_path):
+def test_every_command_of_the_ledger_is_one(rows):
     """Its words are options and arguments that the command line knows."""
     runner = CliRunner()
-    for row in judge_claims(RESULTS):
+    for row in rows:
         for command in filter(None, re.split("; (?=crt |python )", row["command"])):
             program, *words = shlex.split(command)
             assert program in ("crt", "python"), command
