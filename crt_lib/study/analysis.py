@@ -32,25 +32,19 @@ PASSAGES = Path(__file__).with_name("passages.toml")  # by corpus, of this proje
 Rows = list[dict[str, Any]]
 
 
-def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = None) -> "Analysis":
+class Analysis:
     """The analysis of the run in `folder`: what is kept and of this checkpoint, the rest made.
 
-    Makes an exit gate, `traces/*.safetensors` and the tables there, from the first `tokens` of
-    train, valid and test (None: as many as kept traces hold, else 50,000). Raises InputError for a
-    folder without a checkpoint of a CRT, and, only where something must be made, for a corpus that
-    cannot be had.
-    """
-    return Analysis(Path(folder), fresh, tokens)
-
-
-class Analysis:
-    """A trained model and what was measured of its loops; other tables are made when asked for.
-
-    `valid`, `test`: traces. `policies`: rows of `judge_policies`, in policies.csv.
+    Makes an exit gate, `traces/*.safetensors` (`valid`, `test`) and policies.csv (`policies`, rows
+    of `judge_policies`) there, from the first `tokens` of train, valid and test (None: as many as
+    kept traces hold, else 50,000); other tables when asked for. Raises InputError for a folder
+    without a checkpoint of a CRT, and, only where something must be made, for a corpus that cannot
+    be had.
     """
 
-    def __init__(self, folder: Path, fresh: bool, tokens: int | None):
-        self.folder, self.fresh = folder, fresh
+    def __init__(self, folder: str | Path, *, fresh: bool = False, tokens: int | None = None):
+        folder = self.folder = Path(folder)
+        self.fresh = fresh
         # after a letter, so that no table takes it for a number
         self.checkpoint = "s" + sha256(find_checkpoint(folder).read_bytes())
         loaded, self.tokenizer, self.trained = load_trained_model(folder)
@@ -166,3 +160,6 @@ class Analysis:
         drawn = Sampling(temperature=0.8)
         (made,) = generate(self.model, [[self.tokenizer.eot_id]], length - 1, sampling=drawn)
         return made.tokens
+
+
+analyse = Analysis  # as it is asked for

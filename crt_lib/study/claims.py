@@ -32,7 +32,8 @@ def judge_claims(results: str | Path) -> list[dict[str, Any]]:
             row |= getattr(judges, claim["judge"])(Path(results), **claim.get("given", {}))
             row |= {name: row[name].format(**row) for name in ("why", "command")}
         except judges.Untested as reason:
-            row |= {"verdict": judges.UNTESTED, "why": str(reason), "command": ""}
+            row |= {"verdict": judges.UNTESTED, "why": str(reason)}
+            row |= {"profile": "", "seeds": 0, "command": ""}
         rows.append({name: row[name] for name in COLUMNS})
     return rows
 

@@ -154,7 +154,6 @@ def ratio_to_linear(results: Path, variant: str, claimed: float) -> Judged:
         "released": said["symmetric"],
         "honest": said["causal"],
         "crt2": said["crt2"],
-        "profile": "small",
         "seeds": min(linear["seeds"], own["seeds"]),
     }
 
@@ -185,7 +184,6 @@ def best_as_it_is(results: Path, base: str, changes: Sequence[str]) -> Judged:
         "verdict": verdict("better" not in found and worse),
         "honest": said,
         "crt2": of_crt2,
-        "profile": "small",
         "seeds": min(row["seeds"] for row in paper),
     }
 
@@ -210,7 +208,6 @@ def against_gpt2(results: Path) -> Judged:
         "verdict": verdict(reaches(ratios[0], 18)),
         "honest": said[0],
         "others": said[1:],
-        "profile": "small",
         "seeds": len({row["seed"] for row in rows if row["arm"] == "paper, d = 160"}),
     }
 
@@ -249,8 +246,6 @@ def speedups(results: Path) -> Judged:
     return {
         "verdict": verdict(all(reaches(found[way], ratio) for way, ratio in claimed.items())),
         "honest": ", ".join(f"{way} {speedup:.2f}x" for way, speedup in found.items()),
-        "profile": "quick",
-        "seeds": 1,
     }
 
 
@@ -271,8 +266,6 @@ def thresholds(results: Path) -> Judged:
     return {
         "verdict": verdict(all(held)),
         "honest": f"the paper's block {said[0]}; crt2, on the tokens that are timed, {said[1]}",
-        "profile": "quick; small",
-        "seeds": 1,
     }
 
 
@@ -307,4 +300,4 @@ def memory(results: Path) -> Judged:
         for side in ("released", "ours")
     )
     said = {"released": f"{released:.2f} GB, on a CPU", "honest": f"{ours:.2f} GB, on a CPU"}
-    return said | {"verdict": verdict(max(released, ours) <= 6), "profile": "paper"}
+    return said | {"verdict": verdict(max(released, ours) <= 6)}

@@ -125,10 +125,10 @@ def provenance(folder: Path) -> tuple[str, str]:
     return update, f"`{code['commit'][:7]}`{', modified' * code['dirty']}"
 
 
-def check(results: Path, of: Sequence[str] = ()) -> None:
-    """Raises InputError, naming the command, for the first stale file (`of`: only of these)."""
+def check(results: Path) -> None:
+    """Raises InputError, naming the command, for the first stale file."""
     for made in read_list(results):
-        fault = made.fault(results) if not of or made.path in of else None
+        fault = made.fault(results)
         if fault and fault.startswith("stale"):
             raise InputError(f"{results / made.path} is {fault}; make it anew: {made.command}")
 

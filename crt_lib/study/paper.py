@@ -45,7 +45,7 @@ def table_1(small: Path) -> pd.DataFrame:
     for name, config in configs.items():
         assert isinstance(config, ModelConfig)
         own = {component: getattr(config, of) for component, (_, of) in PAPER_TABLE_1.items()}
-        columns[name] = {component: _said(value) for component, value in own.items()}
+        columns[name] = {component: str(value).strip("()") for component, value in own.items()}
         total = parameter_report(config).total
         columns[name]["total parameters"] = f"{total / 1e6:.1f}M"
     return pd.DataFrame(columns)
@@ -122,7 +122,3 @@ def table_4(small: Path) -> pd.DataFrame:
             row["published"] = ", ".join(known)
         rows[model] = row
     return pd.DataFrame(rows).T.fillna("")
-
-
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

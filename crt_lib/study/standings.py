@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,12 +12,10 @@ from crt_lib.files import read_rows
 from crt_lib.study.arena_runs import best_try, ran
 from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
 from crt_lib.study.search import documents_file
-
-if TYPE_CHECKING:
-    from crt_lib.study.trial import Row
+from crt_lib.study.trial import Row
 
 
-def costs(arena: Arena, own: Path, arm: str, runs: list["Row"]) -> "Row":
+def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
     """What an arm has of parameters and does of multiply-adds, its tokens, tries and seconds.
 
     `multiply_adds`: a token's at use, with the last head alone. `seconds`: the mean of its `runs`.
@@ -39,7 +36,7 @@ def costs(arena: Arena, own: Path, arm: str, runs: list["Row"]) -> "Row":
     }
 
 
-def standings(name: str, folder: Path) -> list["Row"]:
+def standings(name: str, folder: Path) -> list[Row]:
     """A row for each arm that has run, with its costs.
 
     Where test was scored by document: `bits`, bits per byte of test at the last exit, the mean of
@@ -62,7 +59,7 @@ def standings(name: str, folder: Path) -> list["Row"]:
     first = runs[table[0]["arm"]][0][0]
     sizes = scored[first.arm, first.key["settings"], first.seed]["bytes"].to_numpy()
 
-    def minus(ours: str, arm: str) -> "Row | None":
+    def minus(ours: str, arm: str) -> Row | None:
         both = (nats.get(ours, []), nats[arm])
         if arm == OURS or min(map(len, both)) < 2:
             return None

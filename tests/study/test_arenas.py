@@ -1,11 +1,9 @@
 """Arenas: every arm is treated alike, rules come before runs, and what was stopped goes on."""
 
-import concurrent.futures
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.files import InputError, read_rows, write_rows
@@ -110,20 +108,9 @@ def test_an_arena_runs_by_the_rules_that_it_began_with(tmp_path):
         keep_rules(tmp_path, "here")
 
 
-class SameProcess(concurrent.futures.Executor):
-    """Does at once, and here, what is submitted."""
-
-    def submit(self, function, /, *given):
-        done = concurrent.futures.Future()
-        done.set_result(function(*given))
-        return done
-
-
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(tmp_path, monkeypatch, here):
     """An arena of two arms on a folder's text, its rules, and the folder; it trains here."""
-    pool = "ProcessPoolExecutor"
-    monkeypatch.setattr(search_module.concurrent.futures, pool, lambda *_: SameProcess())
     text = tmp_path / "text"
     text.mkdir()
     rng = np.random.default_rng(0)
@@ -137,9 +124,7 @@ def tiny(tmp_path, monkeypatch):
     made = Arena("Which?", arms, tuning_updates=2, tries=tries)
     monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": made})
     (tmp_path / "rules.md").write_text("# Rules\n\n## tiny\n\nnone\n")
-    threads = torch.get_num_threads()
-    yield made, tmp_path
-    torch.set_num_threads(threads)
+    return made, tmp_path
 
 
 def test_an_arena_tunes_runs_and_ranks_and_does_nothing_twice(tiny, monkeypatch):
