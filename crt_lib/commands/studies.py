@@ -119,8 +119,7 @@ def doctor() -> None:
 @app.command()
 def claims(results: options.Results = Path("results")) -> None:
     """Hold the paper's claims against the files under results/: claims.csv and claims.md there."""
-    from crt_lib.study.claims import write_claims
-    from crt_lib.study.ledger import summary
+    from crt_lib.study.claims import summary, write_claims
 
     rows = write_claims(results)
     for row in rows:

@@ -11,7 +11,6 @@ from crt_lib.show.markdown import cells, table
 from crt_lib.study.answers import answers
 from crt_lib.study.arena_runs import ran
 from crt_lib.study.arenas import OURS, TWIN, arenas, find_arena
-from crt_lib.study.lengths import by_length
 from crt_lib.study.standings import standings
 
 BAR = 0.03  # bits per byte that the loops have to be worth over one, by results/arenas/rules.md
@@ -93,7 +92,7 @@ def arena_tables(results: Path) -> str:
     for name, arena in arenas().items():
         if not (folder / name / "runs.csv").exists():
             continue
-        made = {"lookup": answer_table, "lengths": length_table}.get(name, document_table)
+        made = answer_table if name == "lookup" else document_table
         if text := made(name, folder):
             parts.append(f"### {name}\n\n{arena.question}\n\n{text}")
         if name == "fresh-2":
@@ -140,7 +139,8 @@ def document_table(name: str, folder: Path) -> str:
         columns["test word PPL"] = cells(word_perplexity(frame["bits"], folder.parent), "{:.1f}")
     if "device" in (first := runs[rows[0]["arm"]][0][1]) and first["device"] != "cpu":
         columns.pop("minutes")  # of a device that others shared
-    return f"{table(pd.DataFrame(columns))}\n\n{_legend(columns)} {_by_exit(name, folder)}"
+    exits = _by_exit(name, folder) if OURS in runs else ""
+    return f"{table(pd.DataFrame(columns))}\n\n{_legend(columns)} {exits}".rstrip()
 
 
 def word_perplexity(bits: pd.Series, results: Path) -> pd.Series:
@@ -187,21 +187,6 @@ def rate_table(folder: Path, short: str = "fresh", whole: str = "fresh-2") -> st
     ).loc[list(find_arena(whole).arms)]
     shown = {column: cells(frame[column], "{:.3f}") for column in frame}
     return table(pd.DataFrame({"arm": frame.index, **shown}))
-
-
-def length_table(name: str, folder: Path) -> str:
-    """Bits per byte of test by depth and length of training, and the seconds that it takes."""
-    frame = pd.DataFrame(by_length(folder, name))
-    if frame.empty:
-        return ""
-    frame["cell"] = cells(frame["bits"], "{:.4f}") + cells(frame["seconds"], " ({:.0f} s)")
-    wide = frame.pivot(index="updates", columns="depth", values="cell").fillna("")
-    wide.insert(0, "tokens", cells(frame.groupby("updates")["tokens"].first() / 1e6, "{:.1f}M"))
-    wide.insert(0, "updates", [f"{updates:,}" for updates in wide.index])
-    return (
-        f"{table(wide)}\n\nBits per byte of test at the last loop, the mean of "
-        f"{frame['seeds'].min()} seeds, and seconds of one thread for the training's updates."
-    )
 
 
 def answer_table(name: str, folder: Path) -> str:

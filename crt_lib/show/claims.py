@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from crt_lib.show.markdown import table
-from crt_lib.study.claims import judge_claims
-from crt_lib.study.ledger import summary
+from crt_lib.study.claims import judge_claims, summary
 
 HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the title and the abstract rest on
 

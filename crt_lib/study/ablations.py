@@ -11,7 +11,7 @@ import pandas as pd
 
 from crt_lib.files import InputError
 from crt_lib.runs.profiles import Profile
-from crt_lib.study.ladder import LADDER, family
+from crt_lib.study.ladder import FAMILIES, LADDER
 from crt_lib.study.search import summarise
 from crt_lib.text.tokenizer import TokenizedCorpus
 from crt_lib.train import TrainResult, train
@@ -43,13 +43,13 @@ def train_both(
     return made
 
 
-def searched_table_3(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def searched_table_3(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row a variant of Table 3: the paper's loss, and ours of `search.search`, means over seeds.
 
     Each arm is at the rate tuned for it (`summarise`), of those that were tried (`rates`: how many,
     by recipe). Variants without rows of all three recipes are left out.
     """
-    table, rows = [], list(rows)
+    table = []
     for variant, paper in {**PAPER_TABLE_3, "depthwise_mlp": None}.items():
         names = [f"{recipe}, TRM {variant}" for recipe in RATES]
         found = dict(zip(RATES, summarise(rows, names, BUDGET), strict=False))
@@ -72,7 +72,7 @@ def searched_table_3(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def worth(
-    rows: Iterable[Mapping[str, Any]], base: str, changes: Sequence[str]
+    rows: Sequence[Mapping[str, Any]], base: str, changes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What each change adds to the loss of `base`, with its 95 % interval.
 
@@ -85,62 +85,51 @@ def worth(
     interval: `low` and `high` are None. Changes without rows are left out; raises InputError when
     `base` has none.
     """
-    made = [dict(row) for row in rows if row["budget"] == BUDGET]
-    tuned = {row["arm"]: row for row in summarise(made, (base, *changes), BUDGET)}
+    tuned = {row["arm"]: row for row in summarise(rows, (base, *changes), BUDGET)}
     if base not in tuned:
         raise InputError(f"no rows of {base}; `crt search`")
-    stored = {
-        (row["arm"], row["seed"]): row["valid_loss"]
-        for row in made
-        if row["arm"] in tuned and row["max_lr"] == tuned[row["arm"]]["max_lr"]
-    }
-    seeds = sorted(seed for arm, seed in stored if arm == base)
-    table: list[dict[str, Any]] = []
+    start, table = tuned[base], []
     for arm, best in tuned.items():
-        shared = [seed for seed in seeds if (arm, seed) in stored]
-        if not shared:
+        seeds = sorted(start["losses"].keys() & best["losses"])
+        if not seeds:
             continue
-        losses, start = (np.array([stored[name, seed] for seed in shared]) for name in (arm, base))
+        losses, before = (np.array([of["losses"][seed] for seed in seeds]) for of in (best, start))
         row = {name: best[name] for name in ("arm", "parameters", "rates", "max_lr")}
-        row |= {"seeds": len(shared), "loss": float(losses.mean())}
+        row |= {"seeds": len(seeds), "loss": float(losses.mean())}
         if arm != base:
-            row |= dict(zip(("adds", "low", "high"), _interval(losses - start), strict=True))
-            tuned_less = bool(best["edge"]), bool(tuned[base]["edge"])
+            row |= _interval(losses - before)
             sure = row["low"] is not None
             ahead = sure and row["high"] < 0, sure and row["low"] > 0
-            row["alike"] = not any(tuned_less) or (sum(tuned_less) == 1 and tuned_less == ahead)
+            row["alike"] = (best["edge"], start["edge"]) in ((False, False), ahead)
         table.append(row)
     return table
 
 
-def taken_back(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def taken_back(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What `crt2` loses in nats per token without each change of the ladder (`adds`), most first.
 
     Each at the best rate tried for it with the first seed, over the `seeds` that both have.
     """
-    searched = pd.DataFrame(rows).query(f"budget == '{BUDGET}'")
-    losses = searched.set_index(["arm", "seed", "max_lr"])["valid_loss"].unstack("max_lr")
-    best = {arm: own.dropna(axis=1, how="all") for arm, own in losses.groupby("arm")}
-    tuned = {arm: own[own.iloc[0].idxmin()].droplevel("arm") for arm, own in best.items()}
-    pairs = {name: tuned[f"without {name}"] - tuned["crt2"] for name in LADDER}
-    lost = pd.DataFrame(pairs)  # seeds, changes
-    made = pd.DataFrame({"adds": lost.mean(), "seeds": lost.count()})
+    _, *lost = worth(rows, "crt2", [f"without {name}" for name in LADDER])
+    made = pd.DataFrame(lost).set_index("arm")[["adds", "seeds"]]
+    made.index = made.index.str.removeprefix("without ")
     return made.sort_values("adds", ascending=False)
 
 
 def tried(rows: Iterable[Mapping[str, Any]]) -> str:
     """How many trainings of a search were of `crt2` and how many of each it is held against."""
-    counts = pd.Series([family(row["arm"]) for row in rows]).value_counts()
+    begins = pd.Series([row["arm"] for row in rows]).str.extract(f"^({'|'.join(FAMILIES)})")[0]
+    counts = begins.map(FAMILIES).fillna("`crt2`, its rungs and variants").value_counts()
     return ", ".join(f"{count} of {whose}" for whose, count in counts.items())
 
 
-def _interval(added: np.ndarray) -> tuple[float, float | None, float | None]:
+def _interval(added: np.ndarray) -> dict[str, float | None]:
     """Their mean and, of two or more, its 95 % interval."""
     mean = float(added.mean())
     if len(added) < 2 or not math.isfinite(mean):
-        return mean, None, None
+        return {"adds": mean, "low": None, "high": None}
     half = float(added.std(ddof=1)) / math.sqrt(len(added)) * _quantile(len(added) - 1)
-    return mean, mean - half, mean + half
+    return {"adds": mean, "low": mean - half, "high": mean + half}
 
 
 @cache

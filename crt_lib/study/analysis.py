@@ -3,6 +3,7 @@
 What is kept holds numbers only, and a passage of this project's own.
 """
 
+import tomllib
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,42 +28,23 @@ PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has th
     6: (0.0778, 1.081, 1.33),
     8: (0.0996, 1.105, 1.0),
 }
-PASSAGES = {  # written for this project, in the manner of the corpus
-    "wikitext-2": (
-        " The lighthouse was built in 1862 on the north coast of the island , and it was the first "
-        "in the country to use an electric lamp . In the winter of 1881 a storm destroyed the "
-        "upper part of the tower . Two of the three men who lived there died , and the third was "
-        "found a week later by the crew of a fishing boat . The tower was rebuilt in the following "
-        "year , and it is now a museum that is open to the public in the summer ."
-    ),
-    "docstrings": (
-        "Return the number of rows in the array. If axis is None, the values are computed over the "
-        "whole array and the result is a float. Otherwise the result is an array with the same "
-        "shape as the input, except that the given axis is removed. The default is None."
-    ),
-}
+PASSAGES = Path(__file__).with_name("passages.toml")  # by corpus, of this project's own
 Rows = list[dict[str, Any]]
 
 
-def analyse(folder: str | Path, *, fresh: bool = False, tokens: int | None = None) -> "Analysis":
+class Analysis:
     """The analysis of the run in `folder`: what is kept and of this checkpoint, the rest made.
 
-    Makes an exit gate, `traces/*.safetensors` and the tables there, from the first `tokens` of
-    train, valid and test (None: as many as kept traces hold, else 50,000). Raises InputError for a
-    folder without a checkpoint of a CRT, and, only where something must be made, for a corpus that
-    cannot be had.
-    """
-    return Analysis(Path(folder), fresh, tokens)
-
-
-class Analysis:
-    """A trained model and what was measured of its loops; other tables are made when asked for.
-
-    `valid`, `test`: traces. `policies`: rows of `judge_policies`, in policies.csv.
+    Makes an exit gate, `traces/*.safetensors` (`valid`, `test`) and policies.csv (`policies`, rows
+    of `judge_policies`) there, from the first `tokens` of train, valid and test (None: as many as
+    kept traces hold, else 50,000); other tables when asked for. Raises InputError for a folder
+    without a checkpoint of a CRT, and, only where something must be made, for a corpus that cannot
+    be had.
     """
 
-    def __init__(self, folder: Path, fresh: bool, tokens: int | None):
-        self.folder, self.fresh = folder, fresh
+    def __init__(self, folder: str | Path, *, fresh: bool = False, tokens: int | None = None):
+        folder = self.folder = Path(folder)
+        self.fresh = fresh
         # after a letter, so that no table takes it for a number
         self.checkpoint = "s" + sha256(find_checkpoint(folder).read_bytes())
         loaded, self.tokenizer, self.trained = load_trained_model(folder)
@@ -170,10 +152,14 @@ class Analysis:
     @cached_property
     def passage_ids(self) -> list[int]:
         """Its tokens, no more than the model has positions for."""
-        text = PASSAGES.get(self.trained["data"]["corpus"])
+        texts = tomllib.loads(PASSAGES.read_text(encoding="utf-8"))
+        text = texts.get(self.trained["data"]["corpus"])
         length = min(self.model.config.max_seq_len, 128)
         if text is not None:
             return self.tokenizer.encode(text)[:length].tolist()
         drawn = Sampling(temperature=0.8)
         (made,) = generate(self.model, [[self.tokenizer.eot_id]], length - 1, sampling=drawn)
         return made.tokens
+
+
+analyse = Analysis  # as it is asked for

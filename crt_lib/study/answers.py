@@ -1,26 +1,23 @@
 """What the trained models of an arena of look-ups answer, scored once and kept."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from crt_lib.bench.table import rows_of
 from crt_lib.checkpoint import RunFolder, load_model
-from crt_lib.files import InputError, locked, read_rows, write_rows
+from crt_lib.files import InputError, locked, write_rows
 from crt_lib.runs.trained import load_data
 from crt_lib.study.arena_runs import ran
 from crt_lib.study.lookups import FARTHER, right_answers
-
-if TYPE_CHECKING:
-    from crt_lib.study.trial import Row
+from crt_lib.study.trial import Row
 
 
-def answers(folder: Path, name: str = "lookup") -> list["Row"]:
+def answers(folder: Path, name: str = "lookup") -> list[Row]:
     """The rows of `folder`/`name`/answers.csv of the arena's runs; `score_answers` makes them."""
     path = folder / name / "answers.csv"
-    rows = read_rows(path) if path.exists() else []
     keys = {
         (arm, t.seed, t.key["settings"]) for arm, of in ran(name, folder).items() for t, _ in of
     }
-    return [row for row in rows if (row["arm"], row["seed"], row["settings"]) in keys]
+    return [row for row in rows_of(path) if (row["arm"], row["seed"], row["settings"]) in keys]
 
 
 def score_answers(folder: Path, name: str = "lookup") -> None:

@@ -46,11 +46,10 @@ def run_arena(
         write_rows(own / PACE, measure_pace(arena))
     how: dict[str, Any] = {"jobs": jobs, "threads": 1, "echo": echo, "keep": own / "checkpoints"}
     arms = [arm for arm in arena.arms if not only or arm in only]
-    if len(arena.tries) > 1:
-        tries = [t for arm in arms for t in arena.tuning()[arm]]
-        if arena.again:
-            _adopt(folder / arena.again / "runs.csv", own / "tuning.csv", tries)
-        search(tries, own / "tuning.csv", **how)
+    tries = [t for arm in arms for t in arena.tuning()[arm]]
+    if arena.again:
+        _adopt(folder / arena.again / "runs.csv", own / "tuning.csv", tries)
+    search(tries, own / "tuning.csv", **how)
     runs = all_runs(own, arena, arms)
     # seed by seed, so that what is there first can be compared
     ordered = [trials[i] for i in range(len(SEEDS)) for trials in runs.values()]
@@ -124,12 +123,7 @@ def keep_rules(folder: Path, name: str, new_rules: bool = False) -> None:
 
 
 def best_try(own: Path, arena: Arena, arm: str) -> str:
-    """The try of an arm with the lowest loss on all of valid; raises InputError before all ran.
-
-    Where there is one try, that is the one, and it needs no run.
-    """
-    if len(arena.tries) == 1:
-        return next(iter(arena.tries))
+    """The try of an arm with the lowest loss on all of valid; raises InputError before all ran."""
     found = _tried(own, arena, arm)
     if len(found) < len(arena.tries):
         raise InputError(f"{arm} has {len(found)} of its {len(arena.tries)} tries; run the arena")
@@ -154,9 +148,11 @@ def ran(name: str, folder: Path) -> dict[str, list[tuple[Trial, Row]]]:
     arena, own = find_arena(name), folder / name
     rows = rows_of(own / "runs.csv")
     begun = [arm for arm in arena.arms if any(row["arm"] == arm for row in rows)]
-    if len(arena.tries) > 1:
-        begun = [arm for arm in begun if len(_tried(own, arena, arm)) == len(arena.tries)]
-    runs = all_runs(own, arena, begun)
-    found = {arm: [(t, row) for t in of if (row := t.row(rows))] for arm, of in runs.items()}
-    whole = {arm: [r for r in of if r[1]["valid_loss"] < math.inf] for arm, of in found.items()}
-    return {arm: of for arm, of in whole.items() if of}
+    tuned = [arm for arm in begun if len(_tried(own, arena, arm)) == len(arena.tries)]
+    found: dict[str, list[tuple[Trial, Row]]] = {}
+    for arm, trials in all_runs(own, arena, tuned).items():
+        for trial in trials:
+            row = trial.row(rows)
+            if row and row["valid_loss"] < math.inf:
+                found.setdefault(arm, []).append((trial, row))
+    return found

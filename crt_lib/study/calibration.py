@@ -6,26 +6,24 @@ Learn, then test (Angelopoulos et al. 2021, arXiv:2110.01052), as CALM does it (
 
 import dataclasses
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crt_lib.audit.compare import by_document
+from crt_lib.audit.compare import Interval, by_document
+from crt_lib.bench.drafts import bench_drafts
 from crt_lib.bench.exits import bench_exits
 from crt_lib.exits.choice import FULL, Choice, Choices
-from crt_lib.exits.decode import Speculation, generate
 from crt_lib.exits.policy import Policy
 from crt_lib.study.policies import calibrate_taken, taken_losses
 
 if TYPE_CHECKING:
-    from crt_lib.audit.compare import Interval
     from crt_lib.exits.trace import Trace
     from crt_lib.model import CRT
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 TIMED_TOKENS = 256  # of a window; and at most, that a speculation writes
-PROMPT_TOKENS = 32
+TEXTS, PROMPT_TOKENS = 4, 32  # that a speculation continues
 
 
 def calibrate_exits(
@@ -45,36 +43,37 @@ def calibrate_exits(
     """
     learned = first_half(valid)
     middle = len(learned.loss)
-    policies = {FULL: Policy()} | {str(k): Policy(fixed=k) for k in model.config.exit_loops}
+    policies = {str(k): Policy(fixed=k) for k in model.config.exit_loops}
     for name in valid.scores:
         policy = calibrate_taken(model, data, learned, name, budget)
         if policy.criterion is not None:
             policies[name] = policy
-    limit, kept = math.log1p(budget), {FULL: Choice()}
+    kept: dict[str, Choice] = {}
     failed: dict[str, Choice] = {}
     for name, policy in policies.items():
-        if name == FULL:
-            continue
         lost = _lost(model, data, valid, policy, middle if policy.asks else 0)
         paid = _lost(model, data, test, policy)
-        way = Choice(policy, above=lost.mean, high=lost.high)
-        way = dataclasses.replace(way, paid=paid.mean, paid_low=paid.low, paid_high=paid.high)
-        (kept if lost.high <= limit else failed)[name] = way
+        of_test: dict[str, Any] = {"paid": paid.mean, "paid_low": paid.low, "paid_high": paid.high}
+        way = Choice(policy, above=lost.mean, high=lost.high, **of_test)
+        (kept if lost.high <= math.log1p(budget) else failed)[name] = way
     length = min(TIMED_TOKENS, valid.seq_len, model.config.max_seq_len)
     ids, eot = data.valid.ids, data.tokenizer.eot_id
-    timed = {"full depth": Policy()} | {name: kept[name].policy for name in kept if name != FULL}
+    timed = {"full depth": Policy()} | {name: way.policy for name, way in kept.items()}
     rows = bench_exits(model, ids, eot, timed, seq_len=length, groups=groups)
     speed = {row["policy"]: row["speedup"] for row in rows}
-    ways = {FULL: kept.pop(FULL)}
-    ways |= {k: dataclasses.replace(way, speedup=speed[k]) for k, way in kept.items()}
-    for loop, speedup in _speculation(model, ids, length).items():
-        ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=speedup)
+    ways = {FULL: Choice()}
+    ways |= {name: dataclasses.replace(way, speedup=speed[name]) for name, way in kept.items()}
+    begin = min(PROMPT_TOKENS, length // 2)
+    prompts = [ids[i * length :][:begin].tolist() for i in range(TEXTS)]
+    for row in bench_drafts(model, prompts, length - begin, temperatures=(0.0,)):
+        loop = row["draft_loop"]
+        ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=row["speedup"])
     return Choices(budget, ways, failed)
 
 
 def _lost(
     model: "CRT", data: "TokenizedCorpus", trace: "Trace", policy: Policy, begin: int = 0
-) -> "Interval":
+) -> Interval:
     """Nats a token above full depth of `trace` from token `begin` on, the start of a document."""
     above = (taken_losses(model, data, trace, policy) - trace.loss[:, -1])[begin:, None]
     (lost,) = by_document(trace.document[begin:] - trace.document[begin], above)
@@ -90,21 +89,3 @@ def first_half(trace: "Trace") -> "Trace":
     cut["scores"] = {name: of[:tokens] for name, of in trace.scores.items()}
     cut["document_bytes"] = trace.document_bytes[: int(cut["document"][-1]) + 1]
     return dataclasses.replace(trace, **cut)
-
-
-def _speculation(model: "CRT", ids: np.ndarray, length: int, texts: int = 4) -> dict[int, float]:
-    """How many times as fast as full depth greedy speculation from each exit is, the median."""
-    begin = min(PROMPT_TOKENS, length // 2)
-    prompts = [ids[i * length :][:begin].tolist() for i in range(texts)]
-    ratios: dict[int, list[float]] = {loop: [] for loop in model.config.exit_loops}
-
-    def seconds(run: Any, *given: Any) -> float:
-        begun = time.perf_counter()
-        run(*given)
-        return time.perf_counter() - begun
-
-    for prompt in prompts[:1] + prompts:  # the first one twice: it warms up
-        full = seconds(generate, model, [prompt], length - begin)
-        for loop, found in ratios.items():
-            found.append(full / seconds(Speculation(model, loop).generate, prompt, length - begin))
-    return {loop: float(np.median(found[1:])) for loop, found in ratios.items()}

@@ -6,9 +6,9 @@ import shutil
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,8 +34,7 @@ MEASURED = 3.0  # seconds of updates
 TIMED_IN = "fresh"  # the arena whose pace.csv is of the machine that results/notebooks.csv is of
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A line of the report; `broken`: the two commands will not work."""
 
     what: str
@@ -48,14 +47,29 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Every finding, as it is made; the last is measured, for some seconds."""
-    yield from (_python(), _packages(), _processor(), _precision(), _memory(), _gpu())
-    yield from (_disk(), _text(), *_commands())
-
-
-def _python() -> Finding:
     low = sys.version_info[:3] < NEEDS_PYTHON
     needed = f", {'.'.join(map(str, NEEDS_PYTHON))} or newer is needed" if low else ""
-    return Finding("python", f"{platform.python_version()}, {platform.platform()}{needed}", low)
+    yield Finding("python", f"{platform.python_version()}, {platform.platform()}{needed}", low)
+    yield _packages()
+    here, isa = run_environment(), torch.backends.cpu.get_cpu_capability()
+    threads = f"{here['cpu_count']} cores, {here['torch_threads']} threads for torch"
+    yield Finding("processor", f"{platform.machine()}, {isa}, {threads}")
+    gpu = torch.cuda.is_available()
+    chosen = choose_precision("auto", torch.device("cuda" if gpu else "cpu"), 256, "muon")
+    yield Finding("precision", f"{chosen.name} for width 256 ({chosen.why})")
+    size = machine_memory()
+    memory = f"{size / 1e9:.1f} GB, {NEEDS_MEMORY / 1e9:.0f} needed"
+    yield Finding("memory", memory, size < NEEDS_MEMORY)
+    if gpu:
+        size = torch.cuda.get_device_properties(0).total_memory
+        yield Finding("GPU", f"{torch.cuda.get_device_name()}, {size / 1e9:.0f} GB")
+    else:
+        yield Finding("GPU", "none that torch sees; nothing here needs one")
+    root = checkout_root()
+    free = shutil.disk_usage(root).free
+    yield Finding("disk", f"{free / 1e9:.0f} GB free at {root}", free < NEEDS_DISK)
+    yield Finding("WikiText-2", _text())
+    yield _commands(root)
 
 
 def _packages() -> Finding:
@@ -66,59 +80,25 @@ def _packages() -> Finding:
     return Finding("packages", "; ".join(filter(None, (there, how))), broken)
 
 
-def _processor() -> Finding:
-    here, isa = run_environment(), torch.backends.cpu.get_cpu_capability()
-    threads = f"{here['cpu_count']} cores, {here['torch_threads']} threads for torch"
-    return Finding("processor", f"{platform.machine()}, {isa}, {threads}")
-
-
-def _precision() -> Finding:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = choose_precision("auto", device, d_model=256, optimizer="muon")
-    return Finding("precision", f"{chosen.name} for width 256 ({chosen.why})")
-
-
-def _memory() -> Finding:
-    size = machine_memory()
-    found = f"{size / 1e9:.1f} GB, {NEEDS_MEMORY / 1e9:.0f} needed"
-    return Finding("memory", found, size < NEEDS_MEMORY)
-
-
-def _gpu() -> Finding:
-    if not torch.cuda.is_available():
-        return Finding("GPU", "none that torch sees; nothing here needs one")
-    size = torch.cuda.get_device_properties(0).total_memory
-    return Finding("GPU", f"{torch.cuda.get_device_name()}, {size / 1e9:.0f} GB")
-
-
-def _disk() -> Finding:
-    root = checkout_root()
-    free = shutil.disk_usage(root).free
-    return Finding("disk", f"{free / 1e9:.0f} GB free at {root}", free < NEEDS_DISK)
-
-
-def _text() -> Finding:
-    root, kept = os.environ.get("CRT_DATA_ROOT"), cache_root() / "wikitext"
-    if root:
+def _text() -> str:
+    if root := os.environ.get("CRT_DATA_ROOT"):
         there = (Path(root) / "wikitext-2").is_dir()
         state = "there" if there else "not there: unset CRT_DATA_ROOT, or put wikitext-2/ into it"
-        return Finding("WikiText-2", f"{root}: {state}")
-    state = "kept from an earlier download" if kept.is_dir() else "will be fetched from the hub"
-    return Finding("WikiText-2", f"{state}; the two commands need none")
+        return f"{root}: {state}"
+    kept = (cache_root() / "wikitext").is_dir()
+    state = "kept from an earlier download" if kept else "will be fetched from the hub"
+    return f"{state}; the two commands need none"
 
 
-def _commands() -> Iterator[Finding]:
-    root, make = checkout_root(), shutil.which("make")
+def _commands(root: Path) -> Finding:
     if not (root / "Makefile").is_file():
-        yield Finding("commands", "no checkout here: crt works, make reproduce does not", True)
-        return
-    if not make:
-        yield Finding("commands", "no make: install it, or run the lines of the Makefile", True)
-        return
+        return Finding("commands", "no checkout here: crt works, make reproduce does not", True)
+    if not shutil.which("make"):
+        return Finding("commands", "no make: install it, or run the lines of the Makefile", True)
     seconds, then = _pace(root)
     times, stored = seconds / then, read_rows(root / "results" / "notebooks.csv")
     minutes = times * sum(row["seconds"] for row in stored if row["profile"] == "quick") / 60
-    yield Finding(
+    return Finding(
         "commands",
         f"make reproduce: about {minutes:.0f} minutes after its installation, as an update takes "
         f"{1000 * seconds:.0f} ms, {times:.1f} times what it took where that was measured",

@@ -1,10 +1,12 @@
 """The arms of the search: the ladder from `paper` to `crt2`, and what was tried around `crt2`.
 
 All at one small size, d = 128, in updates of 2,048 tokens of WikiText-2, unless an arm is about
-size. `crt search` runs them.
+size. `crt search` runs them. ladder.toml, beside this file, has what each changes.
 """
 
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from crt_lib.config import GPT2Config
@@ -15,86 +17,9 @@ EQUAL_TOKENS, EQUAL_TIME = "300 updates", "2 min"  # the budgets at which baseli
 RUNG_TOKENS, RUNG_TIME = "150 updates", "1 min"  # those of the ladder
 
 Changes = dict[str, dict[str, Any]]  # name -> fields of the model's and the training's settings
-LOOPS = {  # name -> how many, and the exits before the last
-    f"{loops} loops": {"n_loops": loops, "exit_loops": exits}
-    for loops, exits in ((2, (1,)), (3, (1, 2)), (6, (2, 4)), (8, (2, 4, 6)), (12, (4, 8)))
-}
-
-LADDER: Changes = {
-    "pre-norm": {"residual": "pre", "exit_norm": True},
-    "scaled init": {"init": "scaled"},
-    "one exit an update": {"exits_trained": "one"},
-    "conv after norm": {"conv_after_norm": True},
-    "no pointwise": {"pointwise": False},
-    "full-width embedding": {"embed_dim": 128},
-    "muon": {"optimizer": "muon"},
-    "rotary": {"positions": "rotary"},
-    "injection": {"injection": True},
-}
-VARIANTS: Changes = {
-    "no norm at the exits": {"exit_norm": False},
-    "half-width embedding, d = 168": {"embed_dim": 84, "d_model": 168},
-    "swiglu": {"activation": "swiglu"},
-    "mlp ratio 2": {"mlp_ratio": 2},
-    "mlp ratio 8": {"mlp_ratio": 8},
-    "shared cycles": {"share_cycle_weights": True},
-    "1 cycle": {"n_cycles": 1},
-    "3 cycles": {"n_cycles": 3},
-    "no embedding cycle": {"n_embed_cycles": 0},
-    "2 embedding cycles": {"n_embed_cycles": 2},
-    "prelude for the embedding cycle": {"n_prelude": 1, "n_embed_cycles": 0},
-    "lambda 0.1": {"aux_weight": 0.1},
-    "lambda 0.5": {"aux_weight": 0.5},
-    "uniform loops": {"loop_sampling": "uniform"},
-    "poisson loops": {"loop_sampling": "poisson"},
-    "dropout 0.1": {"dropout": 0.1, "attention_dropout": 0.0},
-    "attention dropout 0.1": {"attention_dropout": 0.1},
-    "embedding dropout 0.1": {"embed_dropout": 0.1},
-}
-DEPTHS: Changes = {
-    "1 loop": {"n_loops": 1, "exit_loops": ()},
-    "3 blocks, not shared": {"n_loops": 1, "exit_loops": (), "n_prelude": 2},
-    "2 loops": LOOPS["2 loops"],
-    "2 loops of 4 cycles": {**LOOPS["2 loops"], "n_cycles": 4},
-    "3 loops": LOOPS["3 loops"],
-    "no exits": {"exit_loops": ()},
-    "8 loops": LOOPS["8 loops"],
-}
-ABLATIONS: dict[str, Changes] = {  # question -> what is changed, in the paper's block and in crt2
-    "TRM": {  # Table 3, 3 loops
-        f"TRM {name}": {"trm": name, **LOOPS["3 loops"]}
-        for name in ("linear", "conv", "conv_linear", "depthwise", "depthwise_mlp")
-    },
-    "norm": {
-        "batch norm": {"norm": "batch"},
-        "no norm": {"norm": "none"},
-        "rms norm": {"norm": "rms"},
-    },
-    "convolution": {
-        "4 cycles": {"n_cycles": 4},  # the others have two, which never reach 4 and 8
-        "4 cycles, dilations 1": {"n_cycles": 4, "dilations": (1,)},
-        "kernel 5": {"kernel_size": 5},
-    },
-    "embedding": {"plain embedding": {"n_embed_cycles": 0, "embed_dim": 128}},
-    "heads": {
-        "separate heads": {"head_sharing": "separate"},
-        "shared early heads": {"head_sharing": "shared_aux"},
-    },
-    "supervision": {f"lambda {weight:g}": {"aux_weight": weight} for weight in (0.0, 0.1, 0.5)},
-    "cycles": {"shared cycles": {"share_cycle_weights": True}},
-    "loops": LOOPS,
-}
-BASELINES = {  # name -> width, layers, optimizer; of a shared layer, how often it is applied
-    "GPT-2 112 x 4": (112, 4, "adamw"),
-    "GPT-2 128 x 3": (128, 3, "adamw"),
-    "GPT-2 112 x 4, muon": (112, 4, "muon"),
-    "GPT-2 128 x 7": (128, 7, "adamw"),
-    "GPT-2 128 x 7, muon": (128, 7, "muon"),
-    "shared layer, 144 x 8": (144, 8, "adamw"),
-    "shared layer, 144 x 8, muon": (144, 8, "muon"),
-}
-
-
+GROUPS = tomllib.loads(Path(__file__).with_name("ladder.toml").read_text(encoding="utf-8"))
+LADDER: Changes = GROUPS["ladder"]
+ABLATIONS: dict[str, Changes] = GROUPS["ablations"]  # by the question that they answer
 FAMILIES = {  # how an arm's name begins -> whose it is; of no other, it is of `crt2`
     "GPT-2": "GPT-2",
     "shared layer": "the shared layer",
@@ -103,18 +28,13 @@ FAMILIES = {  # how an arm's name begins -> whose it is; of no other, it is of `
 }
 
 
-def family(arm: str) -> str:
-    """Whose an arm is, of FAMILIES, or that of `crt2` and what was tried on the way and around."""
-    ours = "`crt2`, its rungs and variants"
-    return next((name for begin, name in FAMILIES.items() if arm.startswith(begin)), ours)
-
-
 def changed(profile: Profile, settings: dict[str, Any]) -> Profile:
-    """`profile` with these fields of its training and of its model."""
+    """`profile` with these of its corpus and tokenizer, and fields of its training and model."""
+    own = {name: settings[name] for name in ("corpus", "tokenizer") if name in settings}
     train = {name: value for name, value in settings.items() if hasattr(profile.train, name)}
-    model = {name: value for name, value in settings.items() if name not in train}
+    model = {name: of for name, of in settings.items() if name not in train and name not in own}
     return profile.replace(
-        model=profile.model.replace(**model), train=profile.train.replace(**train)
+        **own, model=profile.model.replace(**model), train=profile.train.replace(**train)
     )
 
 
@@ -131,22 +51,21 @@ def arms() -> dict[str, dict[str, Profile]]:
     base = load_profile("small", "paper").replace(model=load_profile("quick", "paper").model)
     size = {"n_loops": 4, "exit_loops": (1, 2, 3), "updates": 300, "eval_tokens": 65_536}
     base = changed(base, size | {"eval_every": 0})
+    gpt2 = base.replace(model=GPT2Config(max_seq_len=256, dropout=0.0))
     profile, ladder = base, {"released": changed(base, {"causal": False}), "paper": base}
     for name, settings in LADDER.items():
         profile = ladder[f"+ {name}"] = changed(profile, settings)
     ladder["crt2"] = ladder.pop(f"+ {name}")
     before = vars(base.model) | vars(base.train)
-    without = {
-        f"without {name}": changed(profile, {field: before[field] for field in settings})
-        for name, settings in LADDER.items()
-    }
+    back = {name: {field: before[field] for field in of} for name, of in LADDER.items()}
     every = {name: settings for part in ABLATIONS.values() for name, settings in part.items()}
     return {
         "ladder": ladder,
-        "without": without,
-        "variants": _each(VARIANTS, profile),
-        "depth": _each(DEPTHS, profile),
-        "baselines": {"paper, d = 160": changed(base, {"d_model": 160})} | _baselines(base),
+        "without": _each(back, profile, "without "),
+        "variants": _each(GROUPS["variants"], profile),
+        "depth": _each(GROUPS["depth"], profile),
+        "baselines": _each({"paper, d = 160": {"d_model": 160}}, base)
+        | _each(GROUPS["baselines"], gpt2),
         "paper-ablations": _each(every, base, "paper, "),
         "crt2-ablations": _each(every, profile, "crt2, "),
         "leaking": _each(ABLATIONS["TRM"], ladder["released"], "released, "),
@@ -155,21 +74,6 @@ def arms() -> dict[str, dict[str, Profile]]:
 
 def _each(changes: Changes, profile: Profile, before: str = "") -> dict[str, Profile]:
     return {before + name: changed(profile, settings) for name, settings in changes.items()}
-
-
-def _baselines(base: Profile) -> dict[str, Profile]:
-    made = {}
-    for name, (width, layers, optimizer) in BASELINES.items():
-        model = GPT2Config(
-            d_model=width,
-            n_heads=width // 16,
-            n_layers=layers,
-            max_seq_len=256,
-            dropout=0.0,
-            kind="shared" if name.startswith("shared") else "gpt2",
-        )
-        made[name] = base.replace(model=model, train=base.train.replace(optimizer=optimizer))
-    return made
 
 
 def choose_arms(names: Sequence[str]) -> dict[str, Profile]:

@@ -39,7 +39,11 @@ def right_answers(
     with torch.inference_mode(), evaluating(model):
         for first in range(0, len(ids), AT_ONCE):
             batch = torch.from_numpy(ids[first : first + AT_ONCE]).to(device_of(model))
-            for loop, logits in _logits(model, batch, n_loops).items():
+            if n_loops and isinstance(model, CRT):
+                by_loop = {loop.number: loop.logits for loop in full_pass(model, batch, n_loops)}
+            else:
+                by_loop = logits_of(model, batch)
+            for loop, logits in by_loop.items():
                 guess = logits[:, columns - 1].argmax(-1) == batch[:, columns]
                 right.setdefault(loop, []).append(guess.cpu().numpy())
     rows = []
@@ -50,14 +54,6 @@ def right_answers(
             row = {"loop": loop, "steps": needed, "asked": first.size, "right": first.mean()}
             rows.append(row | {"right_all": answered[steps == needed].mean()})
     return rows
-
-
-def _logits(
-    model: "LanguageModel", ids: torch.Tensor, n_loops: int | None
-) -> dict[int, torch.Tensor]:
-    if isinstance(model, CRT) and n_loops:
-        return {loop.number: loop.logits for loop in full_pass(model, ids, n_loops)}
-    return logits_of(model, ids)
 
 
 def lines_of(split: "TokenSplit") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

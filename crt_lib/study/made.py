@@ -5,9 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 from safetensors import SafetensorError, safe_open
@@ -24,36 +23,35 @@ from crt_lib.study.trial import Trial
 LIST = "made.csv"  # columns: path, minutes, of, needs, command
 
 
-@dataclass(frozen=True)
-class Made:
-    """A file or a run's folder under results/, and how it is made."""
+class Made(NamedTuple):
+    """A file or a run's folder under results/, and how it is made: a row of LIST."""
 
     path: str  # below results/
     minutes: float  # about, on two processor cores
     of: str  # the run whose best checkpoint it measured, or belongs to, or ""
-    needs: tuple[str, ...]  # the columns of a table, the files of a run, that are read
+    needs: str  # the columns of a table, the files of a run, that are read; words
     command: str
 
     def fault(self, results: Path) -> str | None:
         """Why it has to be made: missing, or stale and in what; None where it is as expected."""
-        path = results / self.path
+        path, needs = results / self.path, self.needs.split()
         if not path.exists():
             return "missing"
         if path.is_dir():
-            return _run_fault(path, self.needs)
+            return _run_fault(path, needs)
         if path.name == "search.csv":
             return _search_fault(path)
         try:
-            lacks = _table_fault(read_rows(path), self.needs) if self.needs else None
-            return lacks or (self._other_checkpoint(results) if self.of else None)
+            columns = next(iter(read_rows(path)), {}) if needs else {}
+            if lacking := [name for name in needs if name not in columns]:
+                return f"stale: it lacks {', '.join(lacking)}"
+            if self.of:
+                best = results / self.of / "checkpoints/best.safetensors.sha256"
+                said = {name.removeprefix("s") for name in _checkpoints(path)}
+                if said != {best.read_text().split()[0]}:
+                    return f"stale: it measured another checkpoint than that of {self.of}"
         except (OSError, AttributeError, TypeError, ValueError, KeyError, SafetensorError) as error:
             return f"stale: it cannot be read ({type(error).__name__})"
-
-    def _other_checkpoint(self, results: Path) -> str | None:
-        sum_file = results / self.of / "checkpoints/best.safetensors.sha256"
-        said = {name.removeprefix("s") for name in _checkpoints(results / self.path)}
-        if said != {sum_file.read_text().split()[0]}:
-            return f"stale: it measured another checkpoint than that of {self.of}"
         return None
 
 
@@ -66,11 +64,6 @@ def _checkpoints(path: Path) -> set[str]:
     with safe_open(path, framework="numpy") as file:
         said = [json.loads(text) for text in file.metadata().values()]
     return {about.get("about", about)["checkpoint"] for about in said}  # a trace has it inside
-
-
-def _table_fault(rows: list[dict[str, Any]], needs: Sequence[str]) -> str | None:
-    lacking = [name for name in needs if not rows or name not in rows[0]]
-    return f"stale: it lacks {', '.join(lacking)}" if lacking else None
 
 
 def _run_fault(folder: Path, needs: Sequence[str]) -> str | None:
@@ -115,10 +108,7 @@ def read_list(results: Path) -> list[Made]:
     if not path.is_file():
         raise InputError(f"no {path}; give the folder results/ of a checkout")
     table = pd.read_csv(path, keep_default_na=False)
-    return [
-        Made(row.path, row.minutes, row.of, tuple(row.needs.split()), row.command)
-        for row in table.itertuples()
-    ]
+    return [Made(*row) for row in table[list(Made._fields)].itertuples(index=False)]
 
 
 def provenance(folder: Path) -> tuple[str, str]:
@@ -135,10 +125,10 @@ def provenance(folder: Path) -> tuple[str, str]:
     return update, f"`{code['commit'][:7]}`{', modified' * code['dirty']}"
 
 
-def check(results: Path, of: Sequence[str] = ()) -> None:
-    """Raises InputError, naming the command, for the first stale file (`of`: only of these)."""
+def check(results: Path) -> None:
+    """Raises InputError, naming the command, for the first stale file."""
     for made in read_list(results):
-        fault = made.fault(results) if not of or made.path in of else None
+        fault = made.fault(results)
         if fault and fault.startswith("stale"):
             raise InputError(f"{results / made.path} is {fault}; make it anew: {made.command}")
 

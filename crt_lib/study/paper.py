@@ -12,7 +12,7 @@ from crt_lib.files import read_rows
 from crt_lib.runs.profiles import load_profile
 from crt_lib.study.ablations import searched_table_3
 from crt_lib.study.analysis import PAPER_TABLE_2
-from crt_lib.study.sota import PAPER_TABLE_4, exits_of, finished_run
+from crt_lib.study.sota import PAPER_TABLE_4, exits_of, finished_run, published_rows
 
 PAPER_TABLE_1 = {  # component -> value as printed, field of the configuration
     "recursive loops": ("8", "n_loops"),
@@ -40,15 +40,15 @@ def table_1(small: Path) -> pd.DataFrame:
         "causal": load_profile("paper", "paper").model,
         "crt2, small": config_from_dict(finished_run(small / "crt2").manifest["model"]),
     }
-    rows: dict[str, dict[str, Any]] = {}
-    for component, (printed, field) in PAPER_TABLE_1.items():
-        rows[component] = {"paper": printed}
-        rows[component] |= {name: _said(getattr(c, field)) for name, c in configs.items()}
-    rows["total parameters"] = {"paper": "~92M"}
+    printed = {component: value for component, (value, _) in PAPER_TABLE_1.items()}
+    columns = {"paper": printed | {"total parameters": "~92M"}}
     for name, config in configs.items():
         assert isinstance(config, ModelConfig)
-        rows["total parameters"][name] = f"{parameter_report(config).total / 1e6:.1f}M"
-    return pd.DataFrame(rows).T
+        own = {component: getattr(config, of) for component, (_, of) in PAPER_TABLE_1.items()}
+        columns[name] = {component: str(value).strip("()") for component, value in own.items()}
+        total = parameter_report(config).total
+        columns[name]["total parameters"] = f"{total / 1e6:.1f}M"
+    return pd.DataFrame(columns)
 
 
 def losses(small: Path, split: str = "valid") -> pd.DataFrame:
@@ -73,20 +73,15 @@ def speeds(small: Path) -> pd.DataFrame:
         "causal, 8 loops": (small.parent / "bench/decode_paper.csv", (2, 4, 6)),
         "crt2": (small / "crt2/decode.csv", (1, 2, 3)),
     }
-    last = PAPER_TABLE_2[8][1]
-    frames = {
-        "paper": pd.DataFrame(
-            {"speed": speed, "PPL": ppl / last} for _, ppl, speed in PAPER_TABLE_2.values()
-        )
-    }
+    _, ppl, speed = zip(*PAPER_TABLE_2.values(), strict=True)
+    columns: dict[tuple[str, str], Any] = {("paper", "speed"): speed}
+    columns["paper", "PPL"] = [value / ppl[-1] for value in ppl]
     for name, (path, loops) in files.items():
-        rows = pd.DataFrame(row for row in read_rows(path) if row["batch"] == 1).set_index("way")
-        rows = rows.loc[[*(f"exit {loop}" for loop in loops), "full depth"]]
-        full = rows.loc["full depth", "token_ppl"]
-        ppl = rows["token_ppl"] / full
-        frames[name] = pd.DataFrame({"speed": rows["speedup"], "PPL": ppl}).reset_index(drop=True)
-    table = pd.concat(frames, axis=1).astype(float)
-    return table.set_index(pd.Index(PAPER_TABLE_2, name="exit"))
+        rows = {row["way"]: row for row in read_rows(path) if row["batch"] == 1}
+        own = [rows[way] for way in (*(f"exit {loop}" for loop in loops), "full depth")]
+        columns[name, "speed"] = [row["speedup"] for row in own]
+        columns[name, "PPL"] = [row["token_ppl"] / own[-1]["token_ppl"] for row in own]
+    return pd.DataFrame(columns, index=pd.Index(PAPER_TABLE_2, name="exit"), dtype=float)
 
 
 def table_2(small: Path) -> pd.DataFrame:
@@ -114,9 +109,7 @@ def table_4(small: Path) -> pd.DataFrame:
 
     CRT is that of `small` on WikiText-2, the others are on WikiText-103, a word's where it says so.
     """
-    published = [
-        row for row in read_rows(small.parent / "published.csv") if row["corpus"] == "wikitext-103"
-    ]
+    published = published_rows(small.parent / "published.csv", "wikitext-103")
     ours = losses(small, "test").map(math.exp)
     rows = {}
     for model, parameters, printed in PAPER_TABLE_4:
@@ -129,7 +122,3 @@ def table_4(small: Path) -> pd.DataFrame:
             row["published"] = ", ".join(known)
         rows[model] = row
     return pd.DataFrame(rows).T.fillna("")
-
-
-def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -10,7 +10,7 @@ import numpy as np
 from crt_lib.exits.perloop import above_full
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.scoring import evaluate_with_exits
-from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, chance, oracle
+from crt_lib.exits.trace import Trace, apply_policy, calibrate, chance, oracle
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
 
@@ -33,35 +33,27 @@ def judge_policies(
     policies["the paper's thresholds"] = Policy("confidence")
     for name in valid.scores:
         policies[name] = calibrate_taken(model, data, valid, name, ALLOWED)
+    outcomes = {name: apply_policy(test, policy) for name, policy in policies.items()}
+    outcomes |= {"chance": chance(valid, test, ALLOWED), "oracle": oracle(test)}
     rows = []
-    for name, policy in policies.items():
-        row = _row(name, test, apply_policy(test, policy))
-        taken = taken_losses(model, data, test, policy)
-        above = above_full(test, taken)
-        row |= {"taken": float(taken.mean())}
-        row |= {"taken_above": above.mean, "taken_low": above.low, "taken_high": above.high}
-        row |= {"criterion": policy.criterion, "last": policy.fixed}
-        if policy.criterion:
-            row |= {name: getattr(policy, name) for name in THRESHOLDS}
+    for name, outcome in outcomes.items():
+        policy, above = policies.get(name), above_full(test, outcome.losses(test))
+        asked = policy if policy and policy.criterion else None
+        shares = zip(test.loops, outcome.shares, strict=True)
+        row: dict[str, Any] = {"policy": name}
+        row |= {of: asked and getattr(asked, of) for of in ("criterion", *THRESHOLDS)}
+        row |= {"last": policy and policy.fixed, "loss": outcome.loss}
+        row |= {"above": above.mean, "low": above.low, "high": above.high}
+        row |= {cost: getattr(outcome, cost) for cost in ("mean_loops", "heads", "multiply_adds")}
+        row |= {"shares": " ".join(f"{loop}:{share:.4f}" for loop, share in shares)}
+        row |= dict.fromkeys(("taken", "taken_above", "taken_low", "taken_high"))
+        if policy:
+            taken = taken_losses(model, data, test, policy)
+            above = above_full(test, taken)
+            row |= {"taken": float(taken.mean()), "taken_above": above.mean}
+            row |= {"taken_low": above.low, "taken_high": above.high}
         rows.append(row)
-    rows.append(_row("chance", test, chance(valid, test, ALLOWED)))
-    return [*rows, _row("oracle", test, oracle(test))]
-
-
-def _row(name: str, trace: Trace, outcome: Outcome) -> dict[str, Any]:
-    above = above_full(trace, outcome.losses(trace))
-    shares = " ".join(f"{k}:{s:.4f}" for k, s in zip(trace.loops, outcome.shares, strict=True))
-    return {
-        "policy": name,
-        **dict.fromkeys(("criterion", *THRESHOLDS, "last")),
-        "loss": outcome.loss,
-        "above": above.mean,
-        "low": above.low,
-        "high": above.high,
-        **{cost: getattr(outcome, cost) for cost in ("mean_loops", "heads", "multiply_adds")},
-        "shares": shares,
-        **dict.fromkeys(("taken", "taken_above", "taken_low", "taken_high")),
-    }
+    return rows
 
 
 def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:

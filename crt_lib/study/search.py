@@ -80,7 +80,13 @@ def search(
         raise InputError(f"{str(out)!r} is a folder; give the name of a CSV file")
     with locked(out):  # or an error, before the first training
         done, scored = rows_of(out), rows_of(documents_file(out))
-    waiting = [t for t in trials if _waits(t, done, scored if documents else None)]
+
+    def waits(trial: Trial) -> bool:
+        row = trial.row(done)
+        lacks = documents and not trial.row(scored)
+        return row is None or (lacks and row["valid_loss"] < math.inf)  # what broke is not scored
+
+    waiting = [trial for trial in trials if waits(trial)]
     share = max(1, (os.cpu_count() or 1) // jobs)
     calls = [(t, threads or (1 if t.minutes else share), documents, keep) for t in waiting]
     for row, by_document in _in_workers(calls, jobs):
@@ -171,13 +177,6 @@ def documents_file(out: str | Path) -> Path:
     return Path(out).with_name(f"{Path(out).stem}_documents.csv")
 
 
-def _waits(trial: Trial, done: list[Row], scored: list[Row] | None) -> bool:
-    """Whether a trial has no row, or lacks those of its documents though it did not break."""
-    row = trial.row(done)
-    unscored = scored is not None and not trial.row(scored)
-    return row is None or (unscored and row["valid_loss"] < math.inf)
-
-
 def add_rows(path: Path, rows: list[Row]) -> None:
     """Add `rows` to the table, in place of those of the same trials of an arm as it was before."""
     if rows:
@@ -186,30 +185,30 @@ def add_rows(path: Path, rows: list[Row]) -> None:
             put_rows(path, rows, key)
 
 
-def summarise(rows: Iterable[Row], arms: Iterable[str], budget: str) -> list[Row]:
+def summarise(rows: Sequence[Mapping[str, Any]], arms: Iterable[str], budget: str) -> list[Row]:
     """A row an arm of `arms` that `rows` have for `budget`, at the learning rate tuned for it.
 
     The rate is that of the lowest loss with the lowest seed. `loss` and `exit_losses` are means
-    over the seeds at that rate, `low` and `high` the range; `edge` says that no lower or no higher
-    rate was tried, so that the arm may reach less.
+    over the seeds at that rate, `losses` are those of each, `low` and `high` the range; `edge` says
+    that no lower or no higher rate was tried, so that the arm may reach less.
     """
-    summary, rows = [], list(rows)
+    summary = []
     for arm in arms:
         mine = [row for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
         if not mine:
             continue
         seed = min(row["seed"] for row in mine)
         tuned = {row["max_lr"]: row for row in mine if row["seed"] == seed}
-        first = min(tuned.values(), key=lambda row: row["valid_loss"])
-        rate = first["max_lr"]
-        seeds = [row for row in mine if row["max_lr"] == rate]
-        losses = [row["valid_loss"] for row in seeds]
-        exits = [found for found in map(exit_losses, seeds) if found] or [{}]
+        rate = min(tuned, key=lambda rate: tuned[rate]["valid_loss"])
+        best = [row for row in mine if row["max_lr"] == rate]
+        losses = {row["seed"]: row["valid_loss"] for row in best}
+        exits = [found for found in map(exit_losses, best) if found] or [{}]
         names = ("arm", "parameters", "updates", "max_lr", "cpu_seconds")
         summary.append(
-            {name: first[name] for name in names}
+            {name: tuned[rate][name] for name in names}
             | {"rates": len(tuned), "edge": rate in (min(tuned), max(tuned)), "seeds": len(losses)}
-            | {"loss": statistics.fmean(losses), "low": min(losses), "high": max(losses)}
+            | {"loss": statistics.fmean(losses.values()), "losses": losses}
+            | {"low": min(losses.values()), "high": max(losses.values())}
             | {"exit_losses": {loop: statistics.fmean(e[loop] for e in exits) for loop in exits[0]}}
         )
     return summary

@@ -95,22 +95,14 @@ def measured_rows(folders: Mapping[str, Path]) -> Rows:
     rows = []
     for name, folder in folders.items():
         run = finished_run(folder)
-        config = config_from_dict(run.manifest["model"])
+        made, seen = run.manifest, chosen(run.metrics)["tokens"]
+        config = config_from_dict(made["model"])
         for row in exits_of(run.results, split="test"):
-            counts = multiply_adds(config, run.manifest["train"]["seq_len"], (row["exit"],))
-            single = len(config.head_loops) == 1
-            rows.append(
-                {
-                    "model": name if single else f"{name}, loop {row['exit']}",
-                    "corpus": run.manifest["corpus"],
-                    "parameters": run.manifest["parameters"],
-                    "multiply_adds": sum(counts.values()),
-                    "tokens_seen": chosen(run.metrics)["tokens"],
-                    "word_ppl": row["word_ppl"],
-                    "bits_per_byte": row["bits_per_byte"],
-                    "source": "measured",
-                }
-            )
+            counts = multiply_adds(config, made["train"]["seq_len"], (row["exit"],))
+            said = name if len(config.head_loops) == 1 else f"{name}, loop {row['exit']}"
+            costs = {"parameters": made["parameters"], "multiply_adds": sum(counts.values())}
+            own = {kind: row[kind] for kind in ("word_ppl", "bits_per_byte")}
+            rows.append({"model": said, **costs, "tokens_seen": seen, **own})
     return rows
 
 
@@ -175,19 +167,12 @@ def attempt_curves(folder: str | Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def published_rows(path: str | Path, corpus: str) -> Rows:
-    """The rows of published.csv on `corpus`, best last, with the columns of `measured_rows`."""
+    """The rows of published.csv on `corpus`, best last; `word_ppl` or `token_ppl` is None."""
     rows = [row for row in read_rows(Path(path)) if row["corpus"] == corpus]
-    return [
-        {
-            "model": row["model"],
-            "corpus": corpus,
-            "parameters": row["parameters"] and round(float(row["parameters"].rstrip("M")) * 1e6),
-            "word_ppl": row["ppl"] if row["unit"] == "word" else None,
-            "token_ppl": row["ppl"] if row["unit"] == "token" else None,
-            "source": row["source"],
-        }
-        for row in sorted(rows, key=lambda row: -row["ppl"])
-    ]
+    for row in rows:
+        row["parameters"] = row["parameters"] and round(float(row["parameters"].rstrip("M")) * 1e6)
+        row |= {"word_ppl": None, "token_ppl": None} | {f"{row['unit']}_ppl": row["ppl"]}
+    return sorted(rows, key=lambda row: -row["ppl"])
 
 
 def best_at_cost(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Mapping[str, Any]]:

@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.compare import difference_in_bits
@@ -12,12 +12,10 @@ from crt_lib.files import read_rows
 from crt_lib.study.arena_runs import best_try, ran
 from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
 from crt_lib.study.search import documents_file
-
-if TYPE_CHECKING:
-    from crt_lib.study.trial import Row
+from crt_lib.study.trial import Row
 
 
-def costs(arena: Arena, own: Path, arm: str, runs: list["Row"]) -> "Row":
+def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
     """What an arm has of parameters and does of multiply-adds, its tokens, tries and seconds.
 
     `multiply_adds`: a token's at use, with the last head alone. `seconds`: the mean of its `runs`.
@@ -38,7 +36,7 @@ def costs(arena: Arena, own: Path, arm: str, runs: list["Row"]) -> "Row":
     }
 
 
-def standings(name: str, folder: Path) -> list["Row"]:
+def standings(name: str, folder: Path) -> list[Row]:
     """A row for each arm that has run, with its costs.
 
     Where test was scored by document: `bits`, bits per byte of test at the last exit, the mean of
@@ -52,18 +50,16 @@ def standings(name: str, folder: Path) -> list["Row"]:
     ]
     if not arena.documents or not table:
         return table
-    documents = read_rows(documents_file(own / "runs.csv"))
-    keys = {arm: [trial.key.items() for trial, _ in of] for arm, of in runs.items()}
-    scored = {
-        arm: [[row for row in documents if key <= row.items()] for key in of]
-        for arm, of in keys.items()
-    }
+    documents = pd.DataFrame(read_rows(documents_file(own / "runs.csv")))
+    scored = dict(iter(documents.groupby(["arm", "settings", "seed"])))
     nats = {
-        arm: [np.array([r["nll"] for r in of]) for of in every] for arm, every in scored.items()
+        arm: [scored[arm, t.key["settings"], t.seed]["nll"].to_numpy() for t, _ in of]
+        for arm, of in runs.items()
     }
-    sizes = np.array([row["bytes"] for row in scored[table[0]["arm"]][0]])
+    first = runs[table[0]["arm"]][0][0]
+    sizes = scored[first.arm, first.key["settings"], first.seed]["bytes"].to_numpy()
 
-    def minus(ours: str, arm: str) -> "Row | None":
+    def minus(ours: str, arm: str) -> Row | None:
         both = (nats.get(ours, []), nats[arm])
         if arm == OURS or min(map(len, both)) < 2:
             return None

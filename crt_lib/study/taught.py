@@ -22,13 +22,8 @@ def distilled_ppl(results: Path) -> pd.DataFrame:
     """
     scores = {BEFORE: read_rows(results / "distilled" / "before_test.csv")}
     scores |= {said: finished_run(results / folder).results for folder, said in ARMS.items()}
-    return (
-        pd.DataFrame(
-            {
-                said: {row["exit"]: row["word_ppl"] for row in exits_of(rows, split="test")}
-                for said, rows in scores.items()
-            }
-        )
-        .T.rename_axis("learns from")
-        .rename_axis("exit", axis=1)
-    )
+    exits = {
+        said: {row["exit"]: row["word_ppl"] for row in exits_of(rows, split="test")}
+        for said, rows in scores.items()
+    }
+    return pd.DataFrame(exits).T.rename_axis(index="learns from", columns="exit")

@@ -72,26 +72,23 @@ def run_trial(
     """One trial, in this process; its row and, if asked for, those of test's documents."""
     torch.set_num_threads(threads)
     data, config = load_data(trial.profile), trial.profile.train
+    eot = data.tokenizer.eot_id
     if documents:
         document_of_tokens(data, "test")  # or an error, before the training
     row = trial.key | {"parameters": 0, "updates": config.updates, "tokens": 0, "threads": threads}
     row |= {"seconds": 0.0, "cpu_seconds": 0.0, "valid_loss": math.inf, "exit_losses": ""}
     row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     by_document: list[Row] = []
-    with _folder(trial, keep) as folder, contextlib.suppress(TrainingError):
+    own: Any = contextlib.nullcontext(trial.folder(keep)) if keep else tempfile.TemporaryDirectory()
+    with own as folder, contextlib.suppress(TrainingError):
         model, cost = _trained(trial, data, folder, resume=bool(keep))
         row |= cost
         if config.batching == "padded":  # scored on lines, as it was trained
-            losses = evaluate(
-                model,
-                data.valid,
-                data.tokenizer.eot_id,
-                protocol="released",
-                seq_len=config.seq_len,
-            ).loss
+            how: dict[str, Any] = {"protocol": "released", "seq_len": config.seq_len}
+            losses = evaluate(model, data.valid, eot, **how).loss
             row |= {"valid_loss": losses[max(losses)], "exit_losses": _by_exit(losses)}
         elif not getattr(model.config, "causal", True):
-            alone = evaluate_deployable(model, data.valid.ids, data.tokenizer.eot_id, seq_len=64)
+            alone = evaluate_deployable(model, data.valid.ids, eot, seq_len=64)
             row["valid_loss"] = alone.loss[max(alone.loss)]
         if documents:
             scored = score_documents(model, data, "test", config.seq_len)
@@ -145,10 +142,3 @@ def _trained(
 
 def _by_exit(losses: Mapping[int, float]) -> str:
     return " ".join(f"{loop}:{loss:.4f}" for loop, loss in losses.items())
-
-
-def _folder(trial: Trial, keep: Path | None) -> contextlib.AbstractContextManager[str | Path]:
-    """Where it is trained: below `keep`, or a folder that goes when it is done."""
-    if keep is None:
-        return tempfile.TemporaryDirectory()
-    return contextlib.nullcontext(trial.folder(keep))

@@ -90,7 +90,7 @@ def tiny_arena(corpus: Path, _: Path) -> None:
 
     base = load_profile("smoke").replace(corpus=str(corpus), tokenizer="bpe:300")
     base = changed(base, {"updates": 12, "seq_len": 16, "batch_size": 2, "vocab_size": 300})
-    arms = {arenas.OURS: base, "one loop": changed(base, arenas.ONE_LOOP)}
+    arms = {arenas.OURS: base, "one loop": changed(base, {"n_loops": 1, "exit_loops": ()})}
     tries = {f"rate {rate:g}": {"max_lr": rate} for rate in (1e-4, 1e-2)}
     made = arenas.Arena("Which?", arms, tuning_updates=2, tries=tries)
     arenas.arenas = lambda: {"tiny": made}

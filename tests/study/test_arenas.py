@@ -1,6 +1,5 @@
 """Arenas: every arm is treated alike, rules come before runs, and what was stopped goes on."""
 
-import concurrent.futures
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +11,16 @@ from crt_lib.runs.manifest import checkout_root
 from crt_lib.runs.profiles import load_profile
 from crt_lib.study import arena_runs, arenas, search as search_module
 from crt_lib.study.arena_runs import best_try, keep_rules, run_arena
-from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of, length_arm
+from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
 from crt_lib.study.ladder import changed
-from crt_lib.study.lengths import by_length
 from crt_lib.study.search import documents_file
 from crt_lib.study.standings import standings
 from crt_lib.study.trial import run_trial
+from crt_lib.text import lookup
 
 NAMES = [name for name, arena in arenas.arenas().items() if OURS in arena.arms]
 FRESH = checkout_root() / "results/arenas/fresh"
-RULES = "# Rules\n\nof all\n\n## here\n\none\n\n## there\n\ntwo\n"
+RULES = "# Rules\n\nof all\n\n## \n\n## here\n\none\n\n## there\n\ntwo\n"
 
 
 def at_use(profile) -> int:
@@ -109,14 +108,9 @@ def test_an_arena_runs_by_the_rules_that_it_began_with(tmp_path):
         keep_rules(tmp_path, "here")
 
 
-def test_rules_with_an_empty_heading_are_read(tmp_path):
-    (tmp_path / "rules.md").write_text("# Rules\n\n## \n\n## here\n\none\n")
-    keep_rules(tmp_path, "here")
-
-
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """An arena of two arms on a folder's text, its rules, and the folder for both."""
+def tiny(tmp_path, monkeypatch, here):
+    """An arena of two arms on a folder's text, its rules, and the folder; it trains here."""
     text = tmp_path / "text"
     text.mkdir()
     rng = np.random.default_rng(0)
@@ -125,7 +119,7 @@ def tiny(tmp_path, monkeypatch):
         (text / f"{split}.txt").write_text("\n\n".join(" ".join(line) for line in words) + "\n\n")
     base = load_profile("smoke").replace(corpus=str(text), tokenizer="bpe:300")
     base = changed(base, {"updates": 4, "seq_len": 16, "batch_size": 2, "vocab_size": 300})
-    arms = {OURS: base, "one loop": changed(base, arenas.ONE_LOOP)}
+    arms = {OURS: base, "one loop": changed(base, {"n_loops": 1, "exit_loops": ()})}
     tries = {f"rate {rate:g}": {"max_lr": rate} for rate in (1e-4, 1e-2)}
     made = Arena("Which?", arms, tuning_updates=2, tries=tries)
     monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": made})
@@ -137,9 +131,8 @@ def test_an_arena_tunes_runs_and_ranks_and_does_nothing_twice(tiny, monkeypatch)
     arena, folder = tiny
     rows = run_arena("tiny", folder, echo=lambda _: None)
     assert len(read_rows(folder / "tiny/tuning.csv")) == 4
-    assert [(row["arm"], row["seed"]) for row in rows] == [
-        (arm, seed) for seed in arenas.SEEDS for arm in arena.arms
-    ]
+    made = sorted((row["arm"], row["seed"]) for row in rows)
+    assert made == sorted((arm, seed) for seed in arenas.SEEDS for arm in arena.arms)
     table = {row["arm"]: row for row in standings("tiny", folder)}
     assert list(table) == list(arena.arms)
     documents = read_rows(documents_file(folder / "tiny/runs.csv"))
@@ -154,14 +147,11 @@ def test_an_arena_tunes_runs_and_ranks_and_does_nothing_twice(tiny, monkeypatch)
     assert behind["low"] < behind["mean"] < behind["high"]
     assert table[OURS]["mean"] is None
 
-    def never(*_, **__):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr("crt_lib.study.search.run_trial", never)
+    monkeypatch.setattr("crt_lib.study.search.run_trial", None)  # nothing can be trained
     assert run_arena("tiny", folder, echo=lambda _: None) == rows
 
 
-def test_a_kept_training_that_is_done_is_only_scored_again(tiny, monkeypatch):
+def test_a_kept_training_that_is_done_is_only_scored_again(tiny):
     _, folder = tiny
     rows = run_arena("tiny", folder, echo=lambda _: None)
     path = folder / "tiny/runs.csv"
@@ -177,6 +167,7 @@ def test_a_run_that_broke_is_left_out_and_not_tried_again(tiny, monkeypatch):
     _, folder = tiny
     path = folder / "tiny/runs.csv"
     rows = run_arena("tiny", folder, echo=lambda _: None)
+    rows.sort(key=lambda row: row["arm"] != OURS)
     broken = rows[0] | {"valid_loss": float("inf"), "test_bits": None}
     write_rows(path, [broken, *rows[1:]])
     of_broken = {name: broken[name] for name in ("arm", "seed")}
@@ -204,7 +195,8 @@ def test_ours_is_trained_again_in_the_time_of_a_faster_arm(tiny, monkeypatch):
     rows = run_arena("tiny", folder, echo=lambda _: None)
     assert read_rows(folder / "tiny/pace.csv") == pace
     short = [row for row in rows if row["arm"] == in_time_of("one loop")]
-    assert [(row["seed"], row["updates"]) for row in short] == [(s, 2) for s in arenas.SEEDS]
+    made = sorted((row["seed"], row["updates"]) for row in short)
+    assert made == [(seed, 2) for seed in arenas.SEEDS]
     ours, behind = standings("tiny", folder)
     assert ours["in_time"] is None
     both = behind["in_time"]
@@ -213,50 +205,31 @@ def test_ours_is_trained_again_in_the_time_of_a_faster_arm(tiny, monkeypatch):
     assert timed.in_time(next(iter(arena.tries)), slower) == {}
 
 
+def test_the_arena_of_look_ups_reads_lines_of_that_language():
+    ours = find_arena("lookup").arms[OURS]
+    assert ours.train.seq_len == lookup.LENGTH
+    assert ours.model.vocab_size == lookup.WORDS + lookup.STEPS
+
+
 def test_lengths_differ_in_depth_and_updates_alone():
     arena = find_arena("lengths")
     of = {name: p.train.replace(updates=None, loop_starts=()) for name, p in arena.arms.items()}
     assert len(set(map(repr, of.values()))) == 1
-    seen = {}
     for name, profile in arena.arms.items():
-        depth, _, _ = name.rpartition(", ")
-        seen.setdefault(depth, []).append(profile.train.updates)
+        depth, updates = name.removesuffix(" updates").rsplit(", ", 1)
+        assert profile.train.updates == int(updates.replace(",", ""))
         assert profile.model.n_loops == int(name[0])
-        assert bool(profile.train.loop_starts) == (depth == arenas.LATE)
+        assert bool(profile.train.loop_starts) == ("from" in depth)
         assert profile.model.head_loops == tuple(range(1, profile.model.n_loops + 1))
-    assert seen == {depth: list(arenas.LENGTHS) for depth in arenas.DEPTHS}
-
-
-def test_lengths_have_the_time_of_their_updates(tmp_path):
-    arena, own = find_arena("lengths"), tmp_path / "lengths"
-    pace = {"1 loop": 1.0, "2 loops": 2.0, "4 loops": 4.0}
-    rows = [{"arm": length_arm(d, arenas.LENGTHS[0]), "median": s} for d, s in pace.items()]
-    write_rows(own / "pace.csv", rows)
-    assert by_length(tmp_path) == []
-    trials = arena.runs(dict.fromkeys(arena.arms, next(iter(arena.tries))))
-    late = trials[length_arm(arenas.LATE, 920)]
-    tries = arena.tuning()[length_arm(arenas.LATE, 920)]
-    made = [
-        {**t.key, "tokens": 7, "valid_loss": 1.0, "test_bits": f"1:3.0 4:{bits}"}
-        for t, bits in zip(late, (1.0, 2.0, 2.4), strict=True)
-    ]
-    write_rows(own / "runs.csv", made)
-    assert by_length(tmp_path) == []  # it is not tuned yet
-    tuned = [t.key | {"valid_loss": loss} for t, loss in zip(tries, (1.0, 2.0), strict=True)]
-    write_rows(own / "tuning.csv", tuned)
-    (row,) = by_length(tmp_path)
-    assert (row["depth"], row["updates"], row["seeds"]) == (arenas.LATE, 920, 3)
-    assert (row["bits"], row["least"], row["most"]) == (pytest.approx(1.8), 1.0, 2.4)
-    assert row["seconds"] == pytest.approx(920 * (0.35 * 1 + 0.65 * 4))
+    assert set(arena.timed) < set(arena.arms)
 
 
 def test_an_arena_that_asks_again_makes_nothing_that_was_made(tiny, monkeypatch):
     arena, folder = tiny
     ran = []
     monkeypatch.setattr(search_module, "run_trial", lambda t, *a: ran.append(t) or run_trial(t, *a))
-    pool = "ProcessPoolExecutor"
-    monkeypatch.setattr(search_module.concurrent.futures, pool, lambda *a: SameProcess())
     run_arena("tiny", folder, echo=lambda _: None)
+    assert [t.seed for t in ran[4:]] == [seed for seed in arenas.SEEDS for _ in arena.arms]
     best = {arm: arena_runs.best_try(folder / "tiny", arena, arm) for arm in arena.arms}
     second = replace(arena, again="tiny", tuning_updates=0)
     monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": arena, "second": second})
@@ -274,23 +247,6 @@ def test_an_arena_that_asks_again_makes_nothing_that_was_made(tiny, monkeypatch)
         if again[arm] == best[arm]:  # all of its runs are those that were there
             mine = [row for row in rows if row["arm"] == arm]
             assert mine == [row for row in first if row["arm"] == arm]
-
-
-class SameProcess(concurrent.futures.Executor):
-    """Does at once, and here, what is submitted."""
-
-    def submit(self, function, /, *given):
-        done = concurrent.futures.Future()
-        done.set_result(function(*given))
-        return done
-
-
-def test_one_try_needs_no_tuning(tiny, monkeypatch):
-    arena, folder = tiny
-    one = replace(arena, tries={"rate": {"max_lr": 1e-3}})
-    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": one})
-    rows = run_arena("tiny", folder, echo=lambda _: None)
-    assert len(rows) == 6 and not (folder / "tiny/tuning.csv").exists()
 
 
 def test_a_run_needs_all_tries_and_known_names(tiny):

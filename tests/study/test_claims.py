@@ -14,24 +14,27 @@ from typer.testing import CliRunner
 from crt_lib.cli import app
 from crt_lib.files import write_rows
 from crt_lib.study.ablations import RATES
-from crt_lib.study.claims import COLUMNS, JUDGES, judge_claims, render_claims
+from crt_lib.study.claims import CLAIMS, COLUMNS, judge_claims, render_claims, summary
+from crt_lib.study.judges import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED
 from crt_lib.study.ladder import EQUAL_TOKENS
-from crt_lib.study.ledger import FAILS, HOLDS, LEAK, UNDERIVED, UNTESTED, summary
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def test_the_ledger_is_what_the_files_say():
-    rows = judge_claims(RESULTS)
+@pytest.fixture(scope="module")
+def rows():
+    return judge_claims(RESULTS)
+
+
+def test_the_ledger_is_what_the_files_say(rows):
     with (RESULTS / "claims.csv").open(newline="", encoding="utf-8") as file:
         stored = list(csv.DictReader(file))
     assert stored == [{name: str(row[name]) for name in COLUMNS} for row in rows], "`crt claims`"
     assert (RESULTS / "claims.md").read_text(encoding="utf-8") == render_claims(rows)
 
 
-def test_every_claim_has_a_row():
-    rows = judge_claims(RESULTS)
-    assert [row["id"] for row in rows] == list(JUDGES) == [f"C{i:02d}" for i in range(1, 25)]
+def test_every_claim_has_a_row(rows):
+    assert [row["id"] for row in rows] == list(CLAIMS) == [f"C{i:02d}" for i in range(1, 25)]
     for row in rows:
         if row["verdict"] == UNTESTED:
             assert row["why"], row["id"]
@@ -176,10 +179,10 @@ def test_the_ratio_to_gpt2_has_an_interval_over_documents_and_seeds(tmp_path, ti
     assert row["honest"].startswith(f"{times:.2f}x [")
 
 
-def test_every_command_of_the_ledger_is_one(tmp_path):
+def test_every_command_of_the_ledger_is_one(rows):
     """Its words are options and arguments that the command line knows."""
     runner = CliRunner()
-    for row in judge_claims(RESULTS):
+    for row in rows:
         for command in filter(None, re.split("; (?=crt |python )", row["command"])):
             program, *words = shlex.split(command)
             assert program in ("crt", "python"), command

@@ -1,6 +1,5 @@
 """`crt search`: equal tokens or equal time, several at once, and none is trained twice."""
 
-import concurrent.futures
 import math
 import sys
 
@@ -15,20 +14,6 @@ from crt_lib.study.search import documents_file, exit_losses, grid, search, summ
 from crt_lib.study.trial import TIMED, WARM_UP, run_trial
 
 SMOKE = load_profile("smoke")
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Trials run one after another in this process, which need not be started anew."""
-
-    class Here(concurrent.futures.ThreadPoolExecutor):
-        def __init__(self, jobs, context, initializer):
-            super().__init__(1)
-
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Here)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
