@@ -1,14 +1,50 @@
-"""Tables in Markdown: columns of numbers as cells, frames of cells as text."""
+"""The blocks of the pages in Markdown: templates of the folder `blocks`, filled with numbers."""
 
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
 import pandas as pd
 
 
-def cells(numbers: pd.Series, form: str) -> pd.Series:
-    """Each number as `form` says it, nothing where there is none."""
-    return numbers.map(form.format, na_action="ignore").fillna("")
+def cells(numbers: pd.Series, form: str, unit: float = 1) -> pd.Series:
+    """Each number, in `unit`, as `form` says it; nothing where there is none."""
+    return numbers.map(lambda number: said(number, form, unit))
+
+
+def said(number: Any, form: str, unit: float = 1) -> str:
+    """A number, in `unit`, as `form` says it; nothing where there is none."""
+    return "" if pd.isna(number) else form.format(number if unit == 1 else number / unit)
+
+
+def interval(mean: float | None, low: float | None, high: float | None) -> str:
+    """A difference with its interval; nothing where there is none."""
+    return "" if pd.isna(mean) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def table(frame: pd.DataFrame) -> str:
     """A frame as Markdown, empty where it has no value; its index is left out."""
     rows = [list(frame), ["---"] * frame.shape[1], *frame.fillna("").astype(str).to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def render(block: str, **values: Any) -> str:
+    """The template of a block with these values.
+
+    Its lines are joined to paragraphs and rows of tables: a line begins anew after an empty one,
+    and where it starts with `|`.
+    """
+    text = _TEMPLATES.get_template(f"{block}.md.j2").render(values).strip()
+    return re.sub(r"(?<!\n)\n(?![\n|])", " ", text)
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("blocks")),
+    autoescape=jinja2.select_autoescape(),  # of HTML alone
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"f": said, "table": table}
+_TEMPLATES.globals["interval"] = interval
