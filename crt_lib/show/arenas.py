@@ -7,7 +7,7 @@ import pandas as pd
 
 from crt_lib.bench.table import rows_of
 from crt_lib.files import InputError
-from crt_lib.show.markdown import cells, interval, render, table
+from crt_lib.show.markdown import render
 from crt_lib.study.answers import answers
 from crt_lib.study.arena_runs import ran
 from crt_lib.study.arenas import OURS, TWIN, arenas, find_arena
@@ -82,20 +82,6 @@ def arena_tables(results: Path) -> str:
     return render("arenas", shown=shown)
 
 
-def _costs(frame: pd.DataFrame) -> pd.DataFrame:
-    edge = frame["edge"].map({True: ", at the edge", False: ""})
-    return pd.DataFrame(
-        {
-            "arm": frame["arm"],
-            "parameters": cells(frame["parameters"], "{:.2f}M", 1e6),
-            "multiply-adds": cells(frame["multiply_adds"], "{:.2f}M", 1e6),
-            "tokens": cells(frame["tokens"], "{:.1f}M", 1e6),
-            "minutes": cells(frame["seconds"], "{:.0f}", 60),
-            "best of tries": frame["best"] + " of " + frame["tries"].astype(str) + edge,
-        }
-    )
-
-
 def document_table(name: str, folder: Path) -> str:
     """Bits per byte of test of every arm, and `crt2` minus it; then every exit of `crt2`.
 
@@ -104,21 +90,16 @@ def document_table(name: str, folder: Path) -> str:
     rows, runs = standings(name, folder), ran(name, folder)
     if not rows:
         return ""
-    frame = pd.DataFrame(rows)
-    arms = _costs(frame)
-    arms["seeds"] = frame["seeds"]
-    arms["test bits/byte"] = cells(frame["bits"], "{:.4f}")
-    ends = ("mean", "low", "high")
-    arms[f"`{OURS}` minus it"] = [interval(*map(row.get, ends)) for row in rows]
-    if any(row["in_time"] for row in rows):
-        timed = [row["in_time"] or {} for row in rows]
-        arms["in its time"] = [interval(*map(row.get, ends)) for row in timed]
-    if find_arena(name).arms[OURS].corpus == "wikitext-2":
-        arms["test word PPL"] = cells(word_perplexity(frame["bits"], folder.parent), "{:.1f}")
-    if runs[rows[0]["arm"]][0][1].get("device", "cpu") != "cpu":
-        arms = arms.drop(columns="minutes")  # of a device that others shared
     ours = [dict(p.split(":") for p in row["test_bits"].split()) for _, row in runs[OURS]]
-    return render("arena", arms=arms, exits=pd.DataFrame(ours).astype(float).mean())
+    read = find_arena(name).arms[OURS].corpus == "wikitext-2"
+    return render(
+        "arena",
+        rows=rows,
+        # else of a device that others shared
+        minutes=runs[rows[0]["arm"]][0][1].get("device", "cpu") == "cpu",
+        ppl=word_perplexity(pd.DataFrame(rows)["bits"], folder.parent) if read else None,
+        exits=pd.DataFrame(ours).astype(float).mean(),
+    )
 
 
 def word_perplexity(bits: pd.Series, results: Path) -> pd.Series:
@@ -139,30 +120,16 @@ def rate_table(folder: Path, short: str = "fresh", whole: str = "fresh-2") -> st
             for row in filter(None, (trial.row(rows) for trial in trials)):
                 if row["max_lr"] in rates:
                     found.setdefault((row["updates"], row["max_lr"]), {})[arm] = row["valid_loss"]
-    frame = pd.DataFrame({"arm": list(find_arena(whole).arms)})
-    for updates, rate in sorted(found):
-        losses = frame["arm"].map(found[updates, rate])
-        frame[f"{updates:,} updates, rate {rate:g}"] = cells(losses, "{:.3f}")
-    return table(frame)
+    return render("rates", found=dict(sorted(found.items())), arms=find_arena(whole).arms)
 
 
 def length_table(name: str, folder: Path) -> str:
     """Bits per byte of test by depth and length of training, and the seconds that it takes."""
-    frame = pd.DataFrame(by_length(folder, name))
-    if frame.empty:
-        return ""
-    frame["cell"] = cells(frame["bits"], "{:.4f}") + cells(frame["seconds"], " ({:.0f} s)")
-    wide = frame.pivot(index="updates", columns="depth", values="cell").fillna("")
-    wide.insert(0, "tokens", cells(frame.groupby("updates")["tokens"].first(), "{:.1f}M", 1e6))
-    wide.insert(0, "updates", [f"{updates:,}" for updates in wide.index])
-    return render("lengths", lengths=wide, seeds=frame["seeds"].min())
+    rows = pd.DataFrame(by_length(folder, name))
+    return "" if rows.empty else render("lengths", rows=rows)
 
 
 def answer_table(name: str, folder: Path) -> str:
     """Right answers of every arm at its last exit, seed by seed, by the look-ups needed."""
     right = _right(answers(folder, name), name)
-    arms = _costs(pd.DataFrame(standings(name, folder)))
-    for needed in right.index.unique("steps"):
-        shares = [100 * right.loc[arm, needed] for arm in arms["arm"]]
-        arms[f"{needed} look-ups"] = [" / ".join(map("{:.0f}".format, of)) for of in shares]
-    return render("answers", arms=arms, seeds=sorted(right.index.unique("seed")))
+    return render("answers", rows=standings(name, folder), right=right)

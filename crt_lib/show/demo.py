@@ -10,7 +10,7 @@ from crt_lib.exits.choice import choices_of
 from crt_lib.exits.decode import LONGEST
 from crt_lib.files import InputError
 from crt_lib.runs.trained import find_checkpoint
-from crt_lib.show.markdown import cells, render
+from crt_lib.show.markdown import render
 from crt_lib.show.timed import taken
 from crt_lib.study.sota import chosen, finished_run, measured_rows
 from crt_lib.study.taught import ARMS, BEFORE, distilled_ppl
@@ -36,18 +36,12 @@ def distilled(results: Path) -> str:
     Then what was promised of its ways to decode and what it came to on test, and on another text;
     what rows at different loops at once could save; and what self-speculation keeps and costs.
     """
-    ppl = distilled_ppl(results)
-    *_, last = ppl.columns
     runs = {said: finished_run(results / name).manifest for name, said in ARMS.items()}
-    made = pd.DataFrame({ppl.index.name: ppl.index}, index=ppl.index)
-    made["updates"] = [runs[said]["train"]["updates"] if said in runs else 0 for said in ppl.index]
-    for loop in ppl.columns:
-        made[f"exit {loop}"] = cells(ppl[loop], "{:.1f}")
-    made["exit 2 against its full depth"] = cells(ppl[2] / ppl[last] - 1, "{:+.2%}")
-    made["full depth against before"] = cells(ppl[last] / ppl.loc[BEFORE, last] - 1, "{:+.2%}")
     return render(
         "distilled",
-        distilled=made,
+        learned=distilled_ppl(results),
+        before=BEFORE,
+        updates={said: run["train"]["updates"] for said, run in runs.items()},
         train=runs[ARMS["demo"]]["train"],
         taken=taken(_taken(results)),
         elsewhere=_other_text(results),
@@ -70,7 +64,6 @@ def _promises(results: Path) -> dict[str, Any]:
         "broken": [
             way for way, own in choices.ways.items() if (own.paid or 0) > np.log1p(choices.budget)
         ],
-        "expm1": np.expm1,
     }
 
 
@@ -88,20 +81,19 @@ def _slots(results: Path) -> dict[str, Any]:
     fixed = rows["policy"].str.match("full depth|exit ")
     found = rows[fixed | rows["way"].notna()].fillna({"way": ""})  # others take a fixed exit
     wide = found.pivot_table("speedup", ["policy", "way"], "rows", sort=False)
-    first = found.groupby(["policy", "way"], sort=False).first()
-    made = wide.index.to_frame().rename(columns={"way": "rows"})
-    made["mean loops"] = cells(first["mean_loops"], "{:.2f}")
-    made["PPL"] = cells(np.expm1(first["above"]), "{:+.2%}")
     timed = pd.read_csv(_taken(results)[0]).pivot_table("speedup", "policy", "rows")
-    measured = timed.reindex(made["policy"]).set_axis(made.index)[list(wide.columns)]
-    measured[made["rows"] == "slots"] = np.nan  # which nothing was built for
-    for count in wide.columns:
-        made[f"speed, {count} at a time"] = cells(wide[count], "{:.2f}x")
-        made[f"measured, {count}"] = cells(measured[count], "{:.2f}x")
+    policies, ways = wide.index.get_level_values("policy"), wide.index.get_level_values("way")
+    measured = timed.reindex(policies).set_axis(wide.index)[list(wide.columns)]
+    measured[ways == "slots"] = np.nan  # which nothing was built for
     lost = (measured / wide).xs("waiting", level="way")
     slots = (wide.xs("slots", level="way") * lost).dropna()
     best = {"policy": slots.idxmax(), "slots": slots.max(), "fixed": measured.loc["exit 2", ""]}
-    return {"slots": made, "machine": rows.iloc[0], "best": pd.DataFrame(best)}
+    return {
+        "simulated": wide,
+        "first": found.groupby(["policy", "way"], sort=False).first(),
+        "measured": measured,
+        "best": pd.DataFrame(best),
+    }
 
 
 def exits_headline(results: Path) -> str:

@@ -5,28 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
-
-
-def cells(numbers: pd.Series, form: str, unit: float = 1) -> pd.Series:
-    """Each number, in `unit`, as `form` says it; nothing where there is none."""
-    return numbers.map(lambda number: said(number, form, unit))
 
 
 def said(number: Any, form: str, unit: float = 1) -> str:
     """A number, in `unit`, as `form` says it; nothing where there is none."""
     return "" if pd.isna(number) else form.format(number if unit == 1 else number / unit)
-
-
-def interval(mean: float | None, low: float | None, high: float | None) -> str:
-    """A difference with its interval; nothing where there is none."""
-    return "" if pd.isna(mean) else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def table(frame: pd.DataFrame) -> str:
-    """A frame as Markdown, empty where it has no value; its index is left out."""
-    rows = [list(frame), ["---"] * frame.shape[1], *frame.fillna("").astype(str).to_numpy()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def render(block: str, **values: Any) -> str:
@@ -46,5 +31,5 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"f": said, "table": table}
-_TEMPLATES.globals["interval"] = interval
+_TEMPLATES.filters["f"] = said
+_TEMPLATES.globals["expm1"] = np.expm1
