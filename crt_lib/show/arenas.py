@@ -7,7 +7,7 @@ import pandas as pd
 
 from crt_lib.bench.table import rows_of
 from crt_lib.files import InputError
-from crt_lib.show.markdown import render
+from crt_lib.show.templates import render
 from crt_lib.study.answers import answers
 from crt_lib.study.arena_runs import ran
 from crt_lib.study.arenas import OURS, TWIN, arenas, find_arena

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crt_lib.show.markdown import render
+from crt_lib.show.templates import render
 from crt_lib.study.claims import judge_claims
 from crt_lib.study.ledger import summary
 

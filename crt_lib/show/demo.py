@@ -10,7 +10,7 @@ from crt_lib.exits.choice import choices_of
 from crt_lib.exits.decode import LONGEST
 from crt_lib.files import InputError
 from crt_lib.runs.trained import find_checkpoint
-from crt_lib.show.markdown import render
+from crt_lib.show.templates import render
 from crt_lib.show.timed import taken
 from crt_lib.study.sota import chosen, finished_run, measured_rows
 from crt_lib.study.taught import ARMS, BEFORE, distilled_ppl

@@ -4,7 +4,6 @@
 perplexity, loops, multiply-adds and speed, the frontier, where tokens exit, and a passage.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
 from crt_lib.files import InputError
 from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
+from crt_lib.show.templates import html
 from crt_lib.study.policies import judged_row, policies_of
 
 if TYPE_CHECKING:
@@ -107,39 +107,19 @@ def passage_html(passage: Trace, policy: Policy | None) -> str:
     Its best guess and its loss, exit by exit, show when the pointer rests on it.
     """
     outcome = oracle(passage) if policy is None else apply_policy(passage, policy)
-    styles = [
-        f"background:{loop_color(loop)}40;border-bottom:3px solid {loop_color(loop)}"
-        for loop in passage.loops
-    ]
-    parts = []
-    for token, at, guesses, losses in zip(
-        passage.about["tokens"],
-        outcome.exit,
-        zip(*passage.about["guesses"], strict=True),
-        passage.loss,
-        strict=True,
-    ):
-        said = "&#10;".join(
-            f"loop {loop}: {html.escape(repr(guess))} {share:.0%}, loss {loss:.2f}"
-            for loop, ((guess, share), *_), loss in zip(passage.loops, guesses, losses, strict=True)
-        )
-        text = html.escape(token).replace("\n", "&para;<br>")
-        parts.append(f'<span class="crt-token" style="{styles[at]}" title="{said}">{text}</span>')
-    legend = " ".join(
-        f'<span style="{style}">&nbsp;loop {loop}&nbsp;</span>'
-        for loop, style in zip(passage.loops, styles, strict=True)
+    colors, about = map(loop_color, passage.loops), passage.about
+    guesses = zip(*about["guesses"], strict=True)
+    return html(
+        "passage",
+        loops=passage.loops,
+        styles=[f"background:{color}40;border-bottom:3px solid {color}" for color in colors],
+        tokens=zip(about["tokens"], outcome.exit, guesses, passage.loss, strict=True),
     )
-    box = "line-height:1.9;white-space:pre-wrap;max-width:48em"
-    return f'<div style="margin:6px 0">{legend}</div><div style="{box}">{"".join(parts)}</div>'
 
 
 def numbers_html(view: View) -> str:
     """The numbers of `view` as a table."""
-    cells = "".join(
-        f'<tr><td style="padding-right:1em">{name}</td><td><b>{value}</b></td></tr>'
-        for name, value in view.lines()
-    )
-    return f'<table class="crt-numbers">{cells}</table>'
+    return html("numbers", lines=view.lines())
 
 
 def curves_of(trace: Trace) -> dict[str, list[dict[str, float]]]:

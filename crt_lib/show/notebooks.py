@@ -10,7 +10,7 @@ import pandas as pd
 from crt_lib.files import InputError, write_rows
 from crt_lib.runs.manifest import read_manifest
 from crt_lib.show.address import Address
-from crt_lib.show.markdown import render
+from crt_lib.show.templates import render
 from crt_lib.study.made import provenance, read_list
 
 LESSONS = {  # of a course: lesson -> its notebooks

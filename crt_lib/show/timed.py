@@ -7,7 +7,7 @@ import pandas as pd
 
 from crt_lib.bench.exits import MIX
 from crt_lib.exits.policy import CRITERIA
-from crt_lib.show.markdown import render
+from crt_lib.show.templates import render
 
 
 def training_benchmark(results: Path) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from crt_lib.audit.compare import compare_arms
 from crt_lib.files import InputError, read_rows
 from crt_lib.runs.run import Run
-from crt_lib.show.markdown import render
+from crt_lib.show.templates import render
 from crt_lib.study.ablations import taken_back, tried
 from crt_lib.study.ladder import EQUAL_TIME, EQUAL_TOKENS, LADDER, RUNG_TIME, RUNG_TOKENS, arms
 from crt_lib.study.search import documents_file, steps, summarise

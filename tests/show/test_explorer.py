@@ -1,13 +1,13 @@
 """The explorer: pure functions of a trace, and controls driven as a hand would."""
 
 import datetime
-import html
 import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from markupsafe import escape
 from tiny_rows import judged
 
 from crt_lib import InputError
@@ -103,7 +103,7 @@ def test_a_passage_gives_its_text_back_and_its_guesses(scored, passage, tmp_path
             words, sure = zip(*place, strict=True)
             assert len(words) == GUESSES and list(sure) == sorted(sure, reverse=True)
             assert words[0] == token or not best
-            assert html.escape(f"{words[0]!r} {sure[0]:.0%}") in shown
+            assert escape(f"{words[0]!r} {sure[0]:.0%}") in shown
     assert "<b>" not in shown and "loop 4: " in shown
     with pytest.raises(InputError, match="passage has 0 tokens"):
         make_passage(scored[0], scored[1].tokenizer, "")

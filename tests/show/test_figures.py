@@ -90,7 +90,7 @@ def test_the_explorers_picture_marks_the_policy(scored):
     (point,) = figure.axes[0].collections[-1].get_offsets().tolist()
     assert point == pytest.approx([outcome.multiply_adds / 1e6, outcome.token_ppl])
     assert "100%" in texts(figure)
-    (ax,) = figures.frontiers(curves, {"exit 1": outcome}).axes
+    (ax,) = figures.frontiers(curves, {"exit 1": outcome, "full depth": outcome}).axes
     assert len(ax.lines) == len(CRITERIA) + 1 and "exit 1" in texts(ax.figure)
     drawn = {line.get_label(): line for line in ax.lines}
     for name in CRITERIA:  # a look of its own, the same in every figure

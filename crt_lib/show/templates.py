@@ -1,4 +1,4 @@
-"""The blocks of the pages in Markdown: templates of the folder `blocks`, filled with numbers."""
+"""Templates filled with what was measured: the blocks of pages, and the parts of the explorer."""
 
 import re
 from pathlib import Path
@@ -14,6 +14,11 @@ def said(number: Any, form: str, unit: float = 1) -> str:
     return "" if pd.isna(number) else form.format(number if unit == 1 else number / unit)
 
 
+def html(part: str, **values: Any) -> str:
+    """The template of a part of the explorer with these values, escaped unless it says `safe`."""
+    return _TEMPLATES.get_template(f"{part}.html").render(values)
+
+
 def render(block: str, **values: Any) -> str:
     """The template of a block with these values.
 
@@ -25,7 +30,7 @@ def render(block: str, **values: Any) -> str:
 
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("blocks")),
+    loader=jinja2.FileSystemLoader([Path(__file__).with_name(of) for of in ("blocks", "page")]),
     autoescape=jinja2.select_autoescape(),  # of HTML alone
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
