@@ -7,7 +7,7 @@ perplexity, loops, multiply-adds and speed, the frontier, where tokens exit, and
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from crt_lib.exits.perloop import frontier
@@ -151,7 +151,7 @@ class Explorer:
         self.curves = curves_of(trace)
         self.judged, self.calibrated, self.reader = judged, policies_of(judged), reader
         self._quiet = False
-        self._picture = cache(self._draw)  # by criterion
+        self._picture = cache(partial(ExitPicture, trace, self.curves))  # by criterion
 
         def slider(value: float, name: str) -> Any:
             look = {"step": 0.0005, "readout_format": ".4f", "continuous_update": True}
@@ -178,7 +178,7 @@ class Explorer:
         controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last])
         own = self._own() if reader else []
         self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text, *own])
-        self.show(self.policy())
+        self.show()
 
     def _own(self) -> list[Any]:
         """Widgets for one's own text and run; a notebook may ask for them, the page does not."""
@@ -191,7 +191,7 @@ class Explorer:
 
     def _read(self, passage: Trace) -> None:
         self.passage = passage
-        self.text.value = passage_html(passage, self.policy())
+        self.show()
 
     def _opened(self, found: "Explored", reader: "tuple[CRT, Tokenizer]") -> None:
         """Another run, in the place of this one; its controls are its own."""
@@ -212,31 +212,22 @@ class Explorer:
         thresholds = self.tau0.value, self.tau_min.value, self.decay.value
         return Policy(self.criterion.value, *thresholds, allowed, fixed)
 
-    def show(self, policy: Policy | None) -> View:
-        """Compute and draw everything for `policy`."""
+    def show(self) -> None:
+        """Compute and draw everything for the policy."""
+        policy = self.policy()
         view = look(self.trace, policy, self.pace, self.judged)
         self.numbers.value = numbers_html(view)
         self.image.value = self._picture(policy.criterion if policy else None).png(view.outcome)
         if self.passage is not None:
             self.text.value = passage_html(self.passage, policy)
-        return view
-
-    def _draw(self, criterion: str | None) -> ExitPicture:
-        """The picture with this criterion in front."""
-        ends = [Policy(fixed=loop) for loop in self.trace.loops]
-        outcomes = [oracle(self.trace), *(apply_policy(self.trace, end) for end in ends)]
-        return ExitPicture(self.trace.loops, self.curves, criterion, outcomes)
 
     def _moved(self, change: Mapping[str, Any]) -> None:
         """A preset sets the other controls; one of them that moves makes the policy one's own."""
         if self._quiet:  # this method moves it
             return
         self._quiet = True
-        moved = change["owner"]
-        of_preset = moved is self.preset or (
-            moved is self.criterion and self.preset.value == "calibrated"
-        )
-        if not of_preset:
+        moved, kind = change["owner"], self.preset.value
+        if not (moved is self.preset or (moved is self.criterion and kind == "calibrated")):
             self.preset.value = "own"
         if self.preset.value != "own":
             self._set_controls()
@@ -245,7 +236,7 @@ class Explorer:
         else:
             self.tau_min.value = min(self.tau0.value, self.tau_min.value)
         self._quiet = False
-        self.show(self.policy())
+        self.show()
 
     def _set_controls(self) -> None:
         """To the policy of the preset; the oracle leaves them as they are."""

@@ -29,12 +29,12 @@ def record_times(run: Path, results: Path) -> None:
     entries = read_manifest(run, run.name).get("notebooks", {})
     if not entries or any(entry["status"] != "done" for entry in entries.values()):
         raise InputError(f"{run} has no finished run of the notebooks; `crt reproduce` first")
-    rows = []
-    for name, entry in entries.items():
-        environment = entry["environment"]
-        row = {"notebook": name, "profile": run.name, "seconds": entry["seconds"]}
-        row |= {"peak_memory_bytes": entry["peak_memory_bytes"], "device": environment["device"]}
-        rows.append(row | {"cpu_count": environment["cpu_count"]})
+    rows = [
+        {"notebook": name, "profile": run.name}
+        | {column: entry[column] for column in ("seconds", "peak_memory_bytes")}
+        | {column: entry["environment"][column] for column in ("device", "cpu_count")}
+        for name, entry in entries.items()
+    ]
     write_rows(results / "notebooks.csv", rows)
 
 

@@ -62,14 +62,10 @@ class OwnText:
         self.progress = w.IntProgress(0, 0, PARTS)
         self.part = w.Dropdown(options=[1], description="part", disabled=True)
         self.read.on_click(lambda _: self._guarded(lambda: [self.text.value]))
-        self.file.observe(self._uploaded, "value")
+        self.file.observe(lambda change: change["new"] and self._guarded(self._parts), "value")
         self.part.observe(self._chosen, "value")
         beside = [self.read, self.file, self.progress, self.part, self.said]
         self.box = w.HBox([self.text, w.VBox(beside)])
-
-    def _uploaded(self, change: dict[str, Any]) -> None:
-        if change["new"]:
-            self._guarded(self._parts)
 
     def _parts(self) -> list[str]:
         """Of the file, those that are read."""
@@ -88,8 +84,8 @@ class OwnText:
             self.said.value = html.escape(str(error))
             return
         self.passages = found
-        left = f"the first {PARTS} of {len(texts)} parts" if len(texts) > PARTS else ""
-        self.said.value = left
+        left = len(texts) > len(kept)
+        self.said.value = f"the first {PARTS} of {len(texts)} parts" if left else ""
         self.part.options, self.part.disabled = [*range(1, len(found) + 1)], len(found) == 1
         self.show(found[0])
 

@@ -15,7 +15,7 @@ from crt_lib import CRT, ModelConfig, causality_report
 from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits import perloop
 from crt_lib.exits.policy import CRITERIA, Policy
-from crt_lib.exits.trace import apply_policy
+from crt_lib.exits.trace import apply_policy, oracle
 from crt_lib.show import diagrams, figures, picture, plots
 
 TINY = ModelConfig(
@@ -136,8 +136,8 @@ def test_depth_says_where_the_loss_is_least():
 def test_the_quick_picture_is_the_slow_one(scored):
     trace = scored[2]
     curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
-    outcomes = [apply_policy(trace, Policy(fixed=loop)) for loop in trace.loops]
-    quick = picture.ExitPicture(trace.loops, curves, "margin", outcomes)
+    outcomes = [oracle(trace), *(apply_policy(trace, Policy(fixed=n)) for n in trace.loops)]
+    quick = picture.ExitPicture(trace, curves, "margin")
 
     def pixels(png):
         return imread(io.BytesIO(png))
