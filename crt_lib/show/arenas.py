@@ -24,7 +24,7 @@ def looping_headline(results: Path) -> str:
     """
     folder = results / "arenas"
     ours, one, own = _arms("fresh-2", folder, OURS, "one loop", "unshared blocks")
-    _, plain = _arms("fresh", folder, OURS, "GPT-2, equal parameters")
+    fresh, plain = _arms("fresh", folder, OURS, "GPT-2, equal parameters")
     little, twin = _arms("few-4m", folder, OURS, TWIN)
     pays = "nothing" if not one["mean"] or one["high"] >= 0 else "little"
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
@@ -35,6 +35,7 @@ def looping_headline(results: Path) -> str:
         ours=ours,
         one=one,
         own=own,
+        fresh=fresh,
         plain=plain,
         little=little,
         twin=twin,
@@ -47,17 +48,10 @@ def looping_headline(results: Path) -> str:
 
 
 def _arms(name: str, folder: Path, *arms: str) -> list[dict[str, Any]]:
-    """The rows of `standings` of these arms, OURS among them, beside it: `apart` and `both`.
-
-    `apart`: the bits of OURS minus those of the arm. `both`: the seeds that both have.
-    """
+    """The rows of `standings` of these arms; raises InputError where one has not run."""
     rows = {row["arm"]: row for row in standings(name, folder)}
     if lacking := [arm for arm in arms if arm not in rows]:
         raise InputError(f"{folder / name} has no run of {', '.join(lacking)}: crt arena {name}")
-    ours = rows[OURS]
-    for row in rows.values():
-        row["apart"] = ours["bits"] - row["bits"]
-        row["both"] = min(ours["seeds"], row["seeds"])
     return [rows[arm] for arm in arms]
 
 

@@ -65,12 +65,9 @@ class Explored:
     @cached_property
     def calibrated(self) -> dict[str, Policy]:
         """The policy of the preset "calibrated", by criterion."""
-        found = {}
-        for name in self.trace.scores:
-            policy = preset("calibrated", self.valid or self.trace, name, self.policies)
-            assert policy is not None
-            found[name] = policy
-        return found
+        on = self.valid or self.trace
+        found = {n: preset("calibrated", on, n, self.policies) for n in self.trace.scores}
+        return {name: policy for name, policy in found.items() if policy}
 
     @cached_property
     def pace(self) -> Pace | None:

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
@@ -150,6 +151,7 @@ def exit_shares(outcomes: Mapping[str, Outcome], loops: Sequence[int]) -> Figure
     figure = plots.stacked(shares, colors, "share of the tokens")
     (ax,) = figure.axes
     for bars in ax.containers:
+        assert isinstance(bars, BarContainer)
         loop = int(str(bars.get_label()).removeprefix("loop "))
         said = [str(loop) if bar.get_width() > 0.03 else "" for bar in bars]  # room for it
         ax.bar_label(bars, said, label_type="center", color="white" if loop > 2 else plots.BLACK)

@@ -62,10 +62,14 @@ class OwnText:
         self.progress = w.IntProgress(0, 0, PARTS)
         self.part = w.Dropdown(options=[1], description="part", disabled=True)
         self.read.on_click(lambda _: self._guarded(lambda: [self.text.value]))
-        self.file.observe(lambda change: change["new"] and self._guarded(self._parts), "value")
+        self.file.observe(self._uploaded, "value")
         self.part.observe(self._chosen, "value")
         beside = [self.read, self.file, self.progress, self.part, self.said]
         self.box = w.HBox([self.text, w.VBox(beside)])
+
+    def _uploaded(self, change: dict[str, Any]) -> None:
+        if change["new"]:
+            self._guarded(self._parts)
 
     def _parts(self) -> list[str]:
         """Of the file, those that are read."""
