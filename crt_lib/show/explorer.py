@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
-from crt_lib.files import InputError
 from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
 from crt_lib.show.templates import html
@@ -43,9 +42,13 @@ class View:
         ppl, full = self.outcome.token_ppl, self.full.token_ppl
         loops, most = self.outcome.mean_loops, self.full.mean_loops
         cost, whole = self.outcome.multiply_adds, self.full.multiply_adds
+        decoded = "not measured"  # the context has exited too then, which the trace does not show
+        if self.judged is not None:
+            above = math.expm1(self.judged["taken_above"])
+            decoded = f"{math.exp(self.judged['taken']):.2f} ({above:+.2%})"
         lines = [
             ("token PPL", f"{ppl:.2f} ({ppl / full - 1:+.2%} of {full:.2f})"),
-            ("token PPL as decoded", self._decoded()),
+            ("token PPL as decoded", decoded),
             ("mean loops", f"{loops:.2f} of {most:.0f}"),
             ("multiply-adds per token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
         ]
@@ -54,13 +57,6 @@ class View:
             said = f"{speed:.0f} ({speed / slow:.2f}x full depth)"
             lines.append(("tokens/s, from measured", said))
         return lines
-
-    def _decoded(self) -> str:
-        """The context of a token has exited too then, which the trace does not show."""
-        if self.judged is None:
-            return "not measured"
-        ppl, above = math.exp(self.judged["taken"]), math.expm1(self.judged["taken_above"])
-        return f"{ppl:.2f} ({above:+.2%})"
 
 
 def look(
@@ -82,7 +78,7 @@ def look(
 def preset(
     name: str, trace: Trace, criterion: str, calibrated: Mapping[str, Policy] | None = None
 ) -> Policy | None:
-    """The policy of a preset; None is the oracle. Raises InputError for an unknown name.
+    """The policy of one of PRESETS but "own"; None is the oracle.
 
     "calibrated" is that of `criterion` in `calibrated`, else calibrated on `trace` alone, which
     does not know what decoding loses besides.
@@ -96,9 +92,7 @@ def preset(
             return calibrate(trace, criterion, ALLOWED)
         case "full depth":
             return Policy()
-        case "oracle":
-            return None
-    raise InputError(f"preset {name!r} is not one of {', '.join(PRESETS[1:])}")
+    return None
 
 
 def passage_html(passage: Trace, policy: Policy | None) -> str:

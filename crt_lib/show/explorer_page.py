@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from crt_lib.bench.decode import Pace, measured_pace
 from crt_lib.exits.policy import Policy
-from crt_lib.exits.trace import Trace
 from crt_lib.files import InputError, read_rows
 from crt_lib.show import templates
 from crt_lib.show.explorer import curves_of, preset
@@ -25,6 +24,7 @@ from crt_lib.show.plots import loop_color
 from crt_lib.study.policies import policies_of
 
 if TYPE_CHECKING:
+    from crt_lib.exits.trace import Trace
     from crt_lib.study.analysis import Analysis
 
 PARTS = Path(__file__).with_name("page")
@@ -42,9 +42,9 @@ class Explored:
     """What a page is made from: a trace, a passage, and what was measured of the same model."""
 
     name: str  # of the model
-    trace: Trace
-    passage: Trace
-    valid: Trace | None = None  # where thresholds are calibrated of criteria that `judged` has not
+    trace: "Trace"
+    passage: "Trace"
+    valid: "Trace | None" = None  # for thresholds of criteria that `judged` has not
     judged: Sequence[Mapping[str, Any]] = ()  # rows of `judge_policies`
     decoded: Sequence[Mapping[str, Any]] = ()  # rows of `bench_decode`
 
