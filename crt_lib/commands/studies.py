@@ -145,8 +145,8 @@ def report(
     if times is not None:
         record_times(times, results)
     check(results)
-    for name, blocks in PAGES.items():
-        changed = update_page(folder / name, results, blocks)
+    for name in PAGES:
+        changed = update_page(folder / name, results)
         typer.echo(f"{folder / name}: {'updated' if changed else 'up to date'}")
 
 

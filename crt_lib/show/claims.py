@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pandas as pd
-
-from crt_lib.show.markdown import table
+from crt_lib.show.templates import render
 from crt_lib.study.claims import judge_claims, summary
 
 HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the title and the abstract rest on
@@ -13,10 +11,6 @@ HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the title and the abstra
 def claims_summary(results: Path) -> str:
     """The ledger's counts, and the rows that the paper's title and abstract rest on."""
     rows = judge_claims(results)
-    shown = pd.DataFrame(rows).set_index("id").loc[HEADLINES]
-    heads = {"paper": "claimed", "released": "as scored", "honest": "honestly"}
-    return (
-        f"{table(shown[['claim', *heads]].rename(columns=heads))}\n\n"
-        f"{summary(rows)} All: [results/claims.md](results/claims.md).\n\n"
-        f"The row of losses is of {shown['why']['C06']}."
-    )
+    by_id = {row["id"]: row for row in rows}
+    shown = [by_id[name] for name in HEADLINES]
+    return render("claims", shown=shown, summary=summary(rows), losses=by_id["C06"])

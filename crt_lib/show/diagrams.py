@@ -82,13 +82,10 @@ def _heads(ax: Axes, config: ModelConfig) -> None:
 
 
 def _head(config: ModelConfig, loop: int) -> str:
-    d, size = config.d_model, f"{config.vocab_size:,}"
-    match config.head_sharing:
-        case "tied":
-            return f"{d} → {d // 2}, embedding$^T$"
-        case "shared_aux":
-            return f"{d} → {size}, " + ("own" if loop == config.n_loops else "shared")
-    return f"{d} → {size}"
+    d, own = config.d_model, f"{config.d_model} → {config.vocab_size:,}"
+    shared = f"{own}, {'own' if loop == config.n_loops else 'shared'}"
+    kinds = {"tied": f"{d} → {d // 2}, embedding$^T$", "shared_aux": shared}
+    return kinds.get(config.head_sharing, own)
 
 
 def _cycle(ax: Axes, config: ModelConfig) -> None:

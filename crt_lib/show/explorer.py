@@ -4,19 +4,18 @@
 perplexity, loops, multiply-adds and speed, the frontier, where tokens exit, and a passage.
 """
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
-from crt_lib.files import InputError
 from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
+from crt_lib.show.templates import html
 from crt_lib.study.policies import judged_row, policies_of
 
 if TYPE_CHECKING:
@@ -43,9 +42,13 @@ class View:
         ppl, full = self.outcome.token_ppl, self.full.token_ppl
         loops, most = self.outcome.mean_loops, self.full.mean_loops
         cost, whole = self.outcome.multiply_adds, self.full.multiply_adds
+        decoded = "not measured"  # the context has exited too then, which the trace does not show
+        if self.judged is not None:
+            above = math.expm1(self.judged["taken_above"])
+            decoded = f"{math.exp(self.judged['taken']):.2f} ({above:+.2%})"
         lines = [
             ("token PPL", f"{ppl:.2f} ({ppl / full - 1:+.2%} of {full:.2f})"),
-            ("token PPL as decoded", self._decoded()),
+            ("token PPL as decoded", decoded),
             ("mean loops", f"{loops:.2f} of {most:.0f}"),
             ("multiply-adds per token", f"{cost / 1e6:.2f}M ({cost / whole:.2f}x full depth)"),
         ]
@@ -54,13 +57,6 @@ class View:
             said = f"{speed:.0f} ({speed / slow:.2f}x full depth)"
             lines.append(("tokens/s, from measured", said))
         return lines
-
-    def _decoded(self) -> str:
-        """The context of a token has exited too then, which the trace does not show."""
-        if self.judged is None:
-            return "not measured"
-        ppl, above = math.exp(self.judged["taken"]), math.expm1(self.judged["taken_above"])
-        return f"{ppl:.2f} ({above:+.2%})"
 
 
 def look(
@@ -82,7 +78,7 @@ def look(
 def preset(
     name: str, trace: Trace, criterion: str, calibrated: Mapping[str, Policy] | None = None
 ) -> Policy | None:
-    """The policy of a preset; None is the oracle. Raises InputError for an unknown name.
+    """The policy of one of PRESETS but "own"; None is the oracle.
 
     "calibrated" is that of `criterion` in `calibrated`, else calibrated on `trace` alone, which
     does not know what decoding loses besides.
@@ -96,9 +92,7 @@ def preset(
             return calibrate(trace, criterion, ALLOWED)
         case "full depth":
             return Policy()
-        case "oracle":
-            return None
-    raise InputError(f"preset {name!r} is not one of {', '.join(PRESETS[1:])}")
+    return None
 
 
 def passage_html(passage: Trace, policy: Policy | None) -> str:
@@ -107,39 +101,19 @@ def passage_html(passage: Trace, policy: Policy | None) -> str:
     Its best guess and its loss, exit by exit, show when the pointer rests on it.
     """
     outcome = oracle(passage) if policy is None else apply_policy(passage, policy)
-    styles = [
-        f"background:{loop_color(loop)}40;border-bottom:3px solid {loop_color(loop)}"
-        for loop in passage.loops
-    ]
-    parts = []
-    for token, at, guesses, losses in zip(
-        passage.about["tokens"],
-        outcome.exit,
-        zip(*passage.about["guesses"], strict=True),
-        passage.loss,
-        strict=True,
-    ):
-        said = "&#10;".join(
-            f"loop {loop}: {html.escape(repr(guess))} {share:.0%}, loss {loss:.2f}"
-            for loop, ((guess, share), *_), loss in zip(passage.loops, guesses, losses, strict=True)
-        )
-        text = html.escape(token).replace("\n", "&para;<br>")
-        parts.append(f'<span class="crt-token" style="{styles[at]}" title="{said}">{text}</span>')
-    legend = " ".join(
-        f'<span style="{style}">&nbsp;loop {loop}&nbsp;</span>'
-        for loop, style in zip(passage.loops, styles, strict=True)
+    colors, about = map(loop_color, passage.loops), passage.about
+    guesses = zip(*about["guesses"], strict=True)
+    return html(
+        "passage",
+        loops=passage.loops,
+        styles=[f"background:{color}40;border-bottom:3px solid {color}" for color in colors],
+        tokens=zip(about["tokens"], outcome.exit, guesses, passage.loss, strict=True),
     )
-    box = "line-height:1.9;white-space:pre-wrap;max-width:48em"
-    return f'<div style="margin:6px 0">{legend}</div><div style="{box}">{"".join(parts)}</div>'
 
 
 def numbers_html(view: View) -> str:
     """The numbers of `view` as a table."""
-    cells = "".join(
-        f'<tr><td style="padding-right:1em">{name}</td><td><b>{value}</b></td></tr>'
-        for name, value in view.lines()
-    )
-    return f'<table class="crt-numbers">{cells}</table>'
+    return html("numbers", lines=view.lines())
 
 
 def curves_of(trace: Trace) -> dict[str, list[dict[str, float]]]:
@@ -171,7 +145,7 @@ class Explorer:
         self.curves = curves_of(trace)
         self.judged, self.calibrated, self.reader = judged, policies_of(judged), reader
         self._quiet = False
-        self._picture = cache(self._draw)  # by criterion
+        self._picture = cache(partial(ExitPicture, trace, self.curves))  # by criterion
 
         def slider(value: float, name: str) -> Any:
             look = {"step": 0.0005, "readout_format": ".4f", "continuous_update": True}
@@ -198,7 +172,7 @@ class Explorer:
         controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last])
         own = self._own() if reader else []
         self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text, *own])
-        self.show(self.policy())
+        self.show()
 
     def _own(self) -> list[Any]:
         """Widgets for one's own text and run; a notebook may ask for them, the page does not."""
@@ -211,7 +185,7 @@ class Explorer:
 
     def _read(self, passage: Trace) -> None:
         self.passage = passage
-        self.text.value = passage_html(passage, self.policy())
+        self.show()
 
     def _opened(self, found: "Explored", reader: "tuple[CRT, Tokenizer]") -> None:
         """Another run, in the place of this one; its controls are its own."""
@@ -232,31 +206,22 @@ class Explorer:
         thresholds = self.tau0.value, self.tau_min.value, self.decay.value
         return Policy(self.criterion.value, *thresholds, allowed, fixed)
 
-    def show(self, policy: Policy | None) -> View:
-        """Compute and draw everything for `policy`."""
+    def show(self) -> None:
+        """Compute and draw everything for the policy."""
+        policy = self.policy()
         view = look(self.trace, policy, self.pace, self.judged)
         self.numbers.value = numbers_html(view)
         self.image.value = self._picture(policy.criterion if policy else None).png(view.outcome)
         if self.passage is not None:
             self.text.value = passage_html(self.passage, policy)
-        return view
-
-    def _draw(self, criterion: str | None) -> ExitPicture:
-        """The picture with this criterion in front."""
-        ends = [Policy(fixed=loop) for loop in self.trace.loops]
-        outcomes = [oracle(self.trace), *(apply_policy(self.trace, end) for end in ends)]
-        return ExitPicture(self.trace.loops, self.curves, criterion, outcomes)
 
     def _moved(self, change: Mapping[str, Any]) -> None:
         """A preset sets the other controls; one of them that moves makes the policy one's own."""
         if self._quiet:  # this method moves it
             return
         self._quiet = True
-        moved = change["owner"]
-        of_preset = moved is self.preset or (
-            moved is self.criterion and self.preset.value == "calibrated"
-        )
-        if not of_preset:
+        moved, kind = change["owner"], self.preset.value
+        if not (moved is self.preset or (moved is self.criterion and kind == "calibrated")):
             self.preset.value = "own"
         if self.preset.value != "own":
             self._set_controls()
@@ -265,7 +230,7 @@ class Explorer:
         else:
             self.tau_min.value = min(self.tau0.value, self.tau_min.value)
         self._quiet = False
-        self.show(self.policy())
+        self.show()
 
     def _set_controls(self) -> None:
         """To the policy of the preset; the oracle leaves them as they are."""

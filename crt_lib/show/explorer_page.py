@@ -8,7 +8,6 @@ import base64
 import hashlib
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from crt_lib.bench.decode import Pace, measured_pace
 from crt_lib.exits.policy import Policy
-from crt_lib.exits.trace import Trace
 from crt_lib.files import InputError, read_rows
+from crt_lib.show import templates
 from crt_lib.show.explorer import curves_of, preset
 from crt_lib.show.packed import coarse, largest_errors, pack, some_tokens
 from crt_lib.show.plots import loop_color
 from crt_lib.study.policies import policies_of
 
 if TYPE_CHECKING:
+    from crt_lib.exits.trace import Trace
     from crt_lib.study.analysis import Analysis
 
 PARTS = Path(__file__).with_name("page")
@@ -33,6 +33,7 @@ LIMIT = 2_000_000  # bytes of a page
 PAPER = Policy("confidence")
 MEASURED = ("taken", "taken_above", "taken_low", "taken_high")  # of `judge_policies`
 TIMED = ("tokens_per_second", "speedup")  # of `bench_decode`
+FRONTIER = ("multiply_adds", "mean_loops", "loss")  # of `frontier`
 MACHINE = ("device", "isa", "threads", "precision")
 
 
@@ -41,9 +42,9 @@ class Explored:
     """What a page is made from: a trace, a passage, and what was measured of the same model."""
 
     name: str  # of the model
-    trace: Trace
-    passage: Trace
-    valid: Trace | None = None  # where thresholds are calibrated of criteria that `judged` has not
+    trace: "Trace"
+    passage: "Trace"
+    valid: "Trace | None" = None  # for thresholds of criteria that `judged` has not
     judged: Sequence[Mapping[str, Any]] = ()  # rows of `judge_policies`
     decoded: Sequence[Mapping[str, Any]] = ()  # rows of `bench_decode`
 
@@ -64,12 +65,9 @@ class Explored:
     @cached_property
     def calibrated(self) -> dict[str, Policy]:
         """The policy of the preset "calibrated", by criterion."""
-        found = {}
-        for name in self.trace.scores:
-            policy = preset("calibrated", self.valid or self.trace, name, self.policies)
-            assert policy is not None
-            found[name] = policy
-        return found
+        on = self.valid or self.trace
+        found = {n: preset("calibrated", on, n, self.policies) for n in self.trace.scores}
+        return {name: policy for name, policy in found.items() if policy}
 
     @cached_property
     def pace(self) -> Pace | None:
@@ -89,13 +87,14 @@ class Explored:
             "error": largest_errors(self.trace, kept),
             "trace": pack(kept),
             "colors": [loop_color(loop) for loop in self.trace.loops],
-            "frontiers": _frontiers(kept),
+            "frontiers": {
+                criterion: [[float(f"{row[name]:.6g}") for name in FRONTIER] for row in rows]
+                for criterion, rows in curves_of(kept).items()
+            },
             "paper": asdict(PAPER),
             "calibrated": {name: asdict(own) for name, own in self.calibrated.items()},
             "judged": self._judged(),
-            "machine": {name: self.decoded[0].get(name) for name in MACHINE}
-            if self.decoded
-            else None,
+            "machine": next(({k: row.get(k) for k in MACHINE} for row in self.decoded), None),
             "pace": asdict(self.pace) if self.pace else None,
             "passage": pack(coarse(self.passage, exact)),
             "words": {name: self.passage.about[name] for name in ("tokens", "guesses")},
@@ -113,19 +112,6 @@ class Explored:
         ]
 
 
-def _frontiers(trace: Trace) -> dict[str, list[list[float]]]:
-    """By criterion: multiply-adds, mean loops and loss of each threshold."""
-    names = ("multiply_adds", "mean_loops", "loss")
-    curves = curves_of(trace).items()
-    return {
-        criterion: [[_short(row[n]) for n in names] for row in rows] for criterion, rows in curves
-    }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
 def page_of(explored: Explored, limit: int = LIMIT) -> str:
     """The page, of at most `limit` bytes: with as many tokens of the trace as that allows, evenly
     spaced. Raises InputError where not even a few fit.
@@ -140,9 +126,9 @@ def page_of(explored: Explored, limit: int = LIMIT) -> str:
     raise InputError(f"a page of {limit:,} bytes holds no token of the trace; allow more")
 
 
-def framed(page: str, height: int = 1500) -> str:
+def framed(page: str) -> str:
     """The page in a frame of a notebook's output: also where nothing runs but a browser."""
-    style = f"width:100%;height:{height}px;border:0"
+    style = "width:100%;height:1500px;border:0"
     frame = f'<iframe title="Exit explorer" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
     return f"<div>{frame}</div>"  # of a bare frame IPython would say to use its own
 
@@ -154,15 +140,14 @@ def _filled(data: Mapping[str, Any]) -> str:
     said = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":  # so that no tag begins in the data, whatever a token is
         said = said.replace(sign, f"\\u{ord(sign):04x}")
-    parts = {
-        "RULES": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(code)}",
-        "TITLE": html.escape(f"Exit explorer: {data['about']['name']}"),
-        "STYLE": style,
-        "SCRIPT": code,
-        "DATA": said,
-    }
-    page = (PARTS / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found[1]], page)
+    return templates.html(
+        "page",
+        rules=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(code)}",
+        title=f"Exit explorer: {data['about']['name']}",
+        style=style,
+        script=code,
+        data=said,
+    )
 
 
 def _hash(part: str) -> str:

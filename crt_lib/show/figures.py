@@ -3,24 +3,27 @@
 Rows are the dictionaries that the functions named return, or the files that they were kept in.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from crt_lib.audit.compare import Interval
 from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.exits.trace import Outcome
+from crt_lib.files import InputError
 from crt_lib.show import plots
-from crt_lib.show.labels import name_points
 from crt_lib.study.ablations import BROKE, NO_VERDICT, NOISE, ONE_SEED, finding
 
 Rows = Sequence[Mapping[str, Any]]
@@ -147,15 +150,11 @@ def exit_shares(outcomes: Mapping[str, Outcome], loops: Sequence[int]) -> Figure
     colors = {f"loop {loop}": plots.loop_color(loop) for loop in loops}
     figure = plots.stacked(shares, colors, "share of the tokens")
     (ax,) = figure.axes
-    for place, parts in enumerate(shares.values()):
-        starts = np.cumsum([0, *parts.values()])
-        for loop, start, share in zip(loops, starts, parts.values(), strict=False):
-            if share > 0.03:  # room for it
-                look: dict[str, Any] = {
-                    "color": "white" if loop > 2 else plots.BLACK,
-                    "ha": "center",
-                }
-                ax.text(start + share / 2, place, str(loop), va="center", **look)
+    for bars in ax.containers:
+        assert isinstance(bars, BarContainer)
+        loop = int(str(bars.get_label()).removeprefix("loop "))
+        said = [str(loop) if bar.get_width() > 0.03 else "" for bar in bars]  # room for it
+        ax.bar_label(bars, said, label_type="center", color="white" if loop > 2 else plots.BLACK)
     judged = [o for name, o in outcomes.items() if name in CRITERIA]
     fixed = sum(max(o.shares) == 1 for o in judged)
     if judged:
@@ -185,20 +184,14 @@ def frontiers(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> Figu
 
 def _costs_nothing(curves: Mapping[str, Rows], points: Mapping[str, Outcome]) -> str:
     """The fixed exits and criteria that reach full depth's loss at less cost, in words."""
-    full = points.get("full depth")
-    if full is None:
-        return "not known"
-    found = [
+    full = points["full depth"]
+    places = {name: [vars(outcome)] for name, outcome in points.items()} | dict(curves)
+    free = (
         name
-        for name, o in points.items()
-        if o.multiply_adds < full.multiply_adds and o.loss <= full.loss
-    ]
-    found += [
-        name
-        for name, rows in curves.items()
+        for name, rows in places.items()
         if any(r["multiply_adds"] < full.multiply_adds and r["loss"] <= full.loss for r in rows)
-    ]
-    return ", ".join(found) or "none"
+    )
+    return ", ".join(free) or "none"
 
 
 def draw_curves(ax: Axes, curves: Mapping[str, Rows], strong: str | None = None) -> None:
@@ -386,3 +379,45 @@ def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
         places = models[[cost, "bits_per_byte"]].div([1e6, 1])
         name_points(figure, ax, models["model"], places.itertuples(index=False, name=None))
     return figure
+
+
+def name_points(
+    figure: Figure, ax: Axes, names: Iterable[str], points: Iterable[tuple[float, float]]
+) -> None:
+    """Write each name where nothing else is, as near to its point as that goes, and join them.
+
+    Call it when all else is drawn: the figure's layout is kept from then on. Raises InputError for
+    a name that does not fit.
+    """
+    points = list(points)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    inside, dot = ax.get_window_extent(), figure.dpi / 72  # dots a point of the printer
+    taken = [Bbox([at - 5 * dot, at + 5 * dot]) for at in ax.transData.transform(points)]
+    ways = itertools.product((9, 16, 24, 34, 46, 60, 76, 94), range(0, 360, 20))
+    turns = [(r * math.cos(math.radians(a)), r * math.sin(math.radians(a))) for r, a in ways]
+    for name, point in sorted(zip(names, points, strict=True), key=lambda pair: -pair[1][1]):
+        measured = figure.text(0, 0, name, fontsize=8)
+        width, height = measured.get_window_extent().size
+        measured.remove()
+        for x, y in turns:
+            side = "center" if abs(x) < abs(y) else "left" if x > 0 else "right"
+            left, bottom = ax.transData.transform(point) + dot * np.array([x, y])
+            left -= {"center": 0.5, "left": 0, "right": 1}[side] * width
+            box = Bbox.from_bounds(left - 2, bottom - height / 2 - 2, width + 4, height + 4)
+            if all(inside.contains(*end) for end in (box.min, box.max)) and not any(
+                map(box.overlaps, taken)
+            ):
+                break
+        else:
+            raise InputError(f"no place in the figure for {name!r}; draw it larger")
+        taken.append(box)
+        line = {
+            "arrowstyle": "-",
+            "color": plots.GREY,
+            "linewidth": 0.7,
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
+        look: dict[str, Any] = {"ha": side, "va": "center", "fontsize": 8, "arrowprops": line}
+        ax.annotate(name, point, (x, y), textcoords="offset points", **look)

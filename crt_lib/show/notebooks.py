@@ -1,16 +1,24 @@
-"""Tables about the notebooks, their questions, times and ways in, and about the stored files."""
+"""Blocks about the notebooks, their questions, times and ways in, and about the stored files."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from crt_lib.files import InputError, write_rows
 from crt_lib.runs.manifest import read_manifest
 from crt_lib.show.address import Address
-from crt_lib.show.markdown import cells, table
+from crt_lib.show.templates import render
 from crt_lib.study.made import provenance, read_list
+
+LESSONS = {  # of a course: lesson -> its notebooks
+    "text and model": ("01", "02"),
+    "training and the leak": ("03", "08"),
+    "loops and exits": ("04", "07"),
+    "what earns its place": ("05", "06", "09", "10"),
+}
 
 
 def record_times(run: Path, results: Path) -> None:
@@ -21,12 +29,12 @@ def record_times(run: Path, results: Path) -> None:
     entries = read_manifest(run, run.name).get("notebooks", {})
     if not entries or any(entry["status"] != "done" for entry in entries.values()):
         raise InputError(f"{run} has no finished run of the notebooks; `crt reproduce` first")
-    rows = []
-    for name, entry in entries.items():
-        environment = entry["environment"]
-        row = {"notebook": name, "profile": run.name, "seconds": entry["seconds"]}
-        row |= {"peak_memory_bytes": entry["peak_memory_bytes"], "device": environment["device"]}
-        rows.append(row | {"cpu_count": environment["cpu_count"]})
+    rows = [
+        {"notebook": name, "profile": run.name}
+        | {column: entry[column] for column in ("seconds", "peak_memory_bytes")}
+        | {column: entry["environment"][column] for column in ("device", "cpu_count")}
+        for name, entry in entries.items()
+    ]
     write_rows(results / "notebooks.csv", rows)
 
 
@@ -35,22 +43,15 @@ def notebook_table(results: Path) -> str:
     took = pd.read_csv(results / "notebooks.csv").set_index("notebook")
     asked = {}
     for path in sorted((results.parent / "notebooks").glob("[0-9]*.ipynb")):
-        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        question = re.search(r"\*\*Question\.\*\* (.*?)\n\n", text + "\n\n", re.DOTALL)
+        question = re.search(r"\*\*Question\.\*\* (.*?)\n\n", _text(path), re.DOTALL)
         asked[path.stem] = " ".join(question[1].split()) if question else ""
-    first = took.iloc[0]
-    where = f"{first['profile']}, {first['device']}, {first['cpu_count']} cores"
-    made = pd.DataFrame({"question": asked, where: cells(took["seconds"], "{:.0f} s")})
-    made.insert(0, "notebook", [f"[{name}](notebooks/{name}.ipynb)" for name in made.index])
-    return table(made)
+    return render("notebooks", asked=asked, seconds=took["seconds"], first=took.iloc[0])
 
 
-LESSONS = {  # of a course: lesson -> its notebooks
-    "text and model": ("01", "02"),
-    "training and the leak": ("03", "08"),
-    "loops and exits": ("04", "07"),
-    "what earns its place": ("05", "06", "09", "10"),
-}
+def _text(notebook: Path) -> str:
+    """The source of all cells."""
+    sources = [cell["source"] for cell in json.loads(notebook.read_text("utf-8"))["cells"]]
+    return "\n\n".join("".join(source) for source in sources)
 
 
 def lessons(results: Path) -> str:
@@ -59,38 +60,28 @@ def lessons(results: Path) -> str:
     Raises InputError where a notebook has no exercise.
     """
     took = pd.read_csv(results / "notebooks.csv").set_index("notebook")["seconds"]
-    rows = []
-    for number, (lesson, heads) in enumerate(LESSONS.items(), start=1):
-        links, exercises, seconds = [], [], 0.0
-        for head in heads:
-            (path,) = (results.parent / "notebooks").glob(f"{head}_*.ipynb")
-            cells_of = json.loads(path.read_text(encoding="utf-8"))["cells"]
-            text = "\n".join("".join(cell["source"]) for cell in cells_of)
-            found = re.findall(r"\*\*Exercise (\d+)\.\*\*", text)
-            if not found:
-                raise InputError(f"{path} has no **Exercise N.**, and is part of a lesson")
-            links.append(f"[{head}](notebooks/{path.name})")
-            exercises.append(f"{head}: {found[0]}{f' to {found[-1]}' if len(found) > 1 else ''}")
-            seconds += took[path.stem]
-        row = {"lesson": f"{number}. {lesson}", "read and run": ", ".join(links)}
-        rows.append(row | {"exercises": "; ".join(exercises), "runs": f"{seconds:.0f} s"})
-    return table(pd.DataFrame(rows))
+
+    def notebook(head: str) -> dict[str, Any]:
+        (path,) = (results.parent / "notebooks").glob(f"{head}_*.ipynb")
+        found = re.findall(r"\*\*Exercise (\d+)\.\*\*", _text(path))
+        if not found:
+            raise InputError(f"{path} has no **Exercise N.**, and is part of a lesson")
+        about = {"name": path.stem, "seconds": took[path.stem]}
+        return about | {"first": found[0], "last": found[-1]}
+
+    return render(
+        "lessons", lessons={name: list(map(notebook, heads)) for name, heads in LESSONS.items()}
+    )
 
 
 def ways_in(results: Path) -> str:
     """Three ways to begin, with the time and memory of the two that were measured."""
-    took = pd.read_csv(results / "notebooks.csv")
-    ours = pd.read_csv(results / "bench" / "train.csv").iloc[1]
-    colab = f"[01_data]({Address.read(results.parent).colab('01_data')})"
-    minutes, cores = took["seconds"].sum() / 60, took["cpu_count"][0]
-    step = f"{ours['rows']} x {ours['seq_len']} tokens, on a CPU"
-    gpu = "`crt train --profile paper --corpus wikitext-2 --vram-limit 6`"
-    return f"""| way | do | time | memory |
-| --- | --- | --- | --- |
-| Colab | open {colab}, run all; the next is linked at its end | as below | as below |
-| laptop | `make reproduce` | {minutes:.0f} minutes on {cores} cores, and a few of installation | \
-{took["peak_memory_bytes"].max() / 1e9:.1f} GB |
-| GPU | {gpu} | not measured yet | {ours["peak_memory_bytes"] / 1e9:.1f} GB: {step} |"""
+    return render(
+        "ways",
+        took=pd.read_csv(results / "notebooks.csv"),
+        step=pd.read_csv(results / "bench" / "train.csv").iloc[1],
+        address=Address.read(results.parent),
+    )
 
 
 def files(results: Path) -> str:
@@ -99,14 +90,4 @@ def files(results: Path) -> str:
     Of a run also the update whose weights are scored, and the code that trained it.
     """
     made = pd.DataFrame(read_list(results))
-    paths = made.groupby("command", sort=False)["path"].agg(
-        lambda mine: ", ".join(f"`{path}`" for path in dict.fromkeys(mine))
-    )
-    minutes = made.groupby("command", sort=False)["minutes"].max()
-    commands = [f"`{command}`" for command in paths.index]
-    shown = {"file or run": paths, "command": commands, "minutes, about": cells(minutes, "{:g}")}
-    first = made.groupby("command", sort=False)["path"].first()
-    found = first.map(lambda path: provenance(results / path))
-    shown |= {"weights scored, update": found.str[0], "trained by": found.str[1]}
-    said = "`modified`: of a checkout with changes that were in no commit."
-    return f"{table(pd.DataFrame(shown))}\n\n{said}"
+    return render("files", made=made, results=results, provenance=provenance)

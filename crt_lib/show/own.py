@@ -88,8 +88,8 @@ class OwnText:
             self.said.value = html.escape(str(error))
             return
         self.passages = found
-        left = f"the first {PARTS} of {len(texts)} parts" if len(texts) > PARTS else ""
-        self.said.value = left
+        left = len(texts) > len(kept)
+        self.said.value = f"the first {PARTS} of {len(texts)} parts" if left else ""
         self.part.options, self.part.disabled = [*range(1, len(found) + 1)], len(found) == 1
         self.show(found[0])
 

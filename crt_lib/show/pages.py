@@ -1,7 +1,7 @@
 """The pages: blocks of them are made from the files under results/, no number is typed by hand."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from crt_lib.files import InputError, write_text
@@ -9,19 +9,22 @@ from crt_lib.show import claims, demo, notebooks, timed, trained
 from crt_lib.show.arenas import arena_tables, looping_headline
 
 
-def update_page(page: Path, results: Path, blocks: Sequence[str]) -> bool:
-    """Rewrite these generated blocks of a page from `results`; returns whether it changed.
+def update_page(page: Path, results: Path) -> bool:
+    """Rewrite the blocks of a page from `results`; returns whether it changed.
 
-    A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Raises InputError when one
-    is missing.
+    A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, NAME one of BLOCKS. Raises
+    InputError where the end is missing.
     """
-    old = text = page.read_text(encoding="utf-8")
-    for name in blocks:
-        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-        parts = re.split(f"{begin}|{end}", text)
-        if len(parts) != 3:
-            raise InputError(f"{page} needs one block {begin.strip()} ... {end}")
-        text = f"{parts[0]}{begin}{BLOCKS[name](results)}\n{end}{parts[2]}"
+    old = page.read_text(encoding="utf-8")
+
+    def made(found: re.Match[str]) -> str:
+        if not found["end"]:
+            raise InputError(f"{page} has {found['begin'].strip()} without its end")
+        return f"{found['begin']}{BLOCKS[found['name']](results)}\n{found['end']}"
+
+    begin = rf"(?P<begin><!-- begin (?P<name>{'|'.join(BLOCKS)}) -->\n)"
+    block = rf"{begin}(?:.*?(?P<end><!-- end (?P=name) -->))?"
+    text = re.sub(block, made, old, flags=re.DOTALL)
     if text != old:
         write_text(page, text)
     return text != old
@@ -47,19 +50,4 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "ways": notebooks.ways_in,
     "fixed": trained.fixed_and_cost,
 }
-PAGES = {  # page -> the names of its blocks
-    "README.md": ("fixed", "claims", "exits", "looping", "ways", "lessons", "notebooks"),
-    "results/README.md": (
-        "small",
-        "recipe",
-        "words",
-        "arenas",
-        "bench",
-        "step",
-        "cost",
-        "decode",
-        "distilled",
-        "files",
-    ),
-    "MODEL_CARD.md": ("card",),
-}
+PAGES = ("README.md", "results/README.md", "MODEL_CARD.md")

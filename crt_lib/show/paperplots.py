@@ -61,28 +61,18 @@ def figure_2(
     training.legend()
     _by_exit(exits, ppl / ppl.loc[ppl.index[-1]])
     exits.set(ylabel="PPL, last exit = 1", title="(b) Exits against the last")
-    _leaving(leaving, shares)
-    _trade(trade, speeds)
-    return figure
-
-
-def _leaving(ax: Axes, shares: pd.DataFrame) -> None:
-    colors = {exit: loop_color(place) for place, exit in enumerate(shares, 1)}
-    stack(ax, shares.T.to_dict(), colors)
-    ax.set(xlabel="share of the tokens", xlim=(0, 1), title="(c) Where tokens exit, crt2")
-    ax.legend(title="exit", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-
-
-def _trade(ax: Axes, speeds: pd.DataFrame) -> None:
+    stack(leaving, shares.T.to_dict(), {exit: loop_color(i) for i, exit in enumerate(shares, 1)})
+    leaving.set(xlabel="share of the tokens", xlim=(0, 1), title="(c) Where tokens exit, crt2")
+    leaving.legend(title="exit", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for name in speeds.columns.unique(0):
         color, marker = LOOKS[name]
-        ax.scatter(
-            speeds[name, "speed"], speeds[name, "PPL"], color=color, marker=marker, label=name
-        )
-    ax.axhline(1, color=BLACK, linewidth=0.8)
-    ax.set(xlabel="speed, full depth = 1", ylabel="PPL, full depth = 1")
-    ax.set_title("(d) Speed against quality")
-    ax.legend()
+        of = speeds[name]
+        trade.scatter(of["speed"], of["PPL"], color=color, marker=marker, label=name)
+    trade.axhline(1, color=BLACK, linewidth=0.8)
+    trade.set(xlabel="speed, full depth = 1", ylabel="PPL, full depth = 1")
+    trade.set_title("(d) Speed against quality")
+    trade.legend()
+    return figure
 
 
 def _by_exit(ax: Axes, values: pd.DataFrame) -> None:

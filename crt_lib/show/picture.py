@@ -3,14 +3,14 @@
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from crt_lib.exits.trace import Outcome
+from crt_lib.exits.policy import Policy
+from crt_lib.exits.trace import Outcome, Trace, apply_policy, oracle
 from crt_lib.show import plots
 from crt_lib.show.figures import Rows, draw_curves
 
@@ -26,40 +26,34 @@ def exit_view(
 
 
 class ExitPicture:
-    """`exit_view` as PNG of one outcome after another: what they share is drawn once.
+    """`exit_view` as PNG of one outcome of a trace after another: what they share is drawn once.
 
-    `outcomes`: those that the axes have room for, as they have for all between them.
+    The axes have room for the oracle and the fixed exits, so for all between them.
     """
 
-    def __init__(
-        self,
-        loops: Sequence[int],
-        curves: Mapping[str, Rows],
-        criterion: str | None,
-        outcomes: Sequence[Outcome],
-    ):
-        self.loops = loops
-        with matplotlib.rc_context(plots.STYLE):
-            figure, self.axes = _exit_panels(loops, curves, criterion)
-            left, _ = self.axes
-            left.update_datalim([_place(outcome) for outcome in outcomes])
-            left.autoscale_view()
-            left.autoscale(False)
-            figure.set_dpi(80)
-            self.canvas = FigureCanvasAgg(figure)
-            self.canvas.draw()
+    @plots.styled
+    def __init__(self, trace: Trace, curves: Mapping[str, Rows], criterion: str | None):
+        self.loops = trace.loops
+        figure, self.axes = _exit_panels(self.loops, curves, criterion)
+        left, _ = self.axes
+        fixed = (apply_policy(trace, Policy(fixed=loop)) for loop in self.loops)
+        left.update_datalim([_place(outcome) for outcome in (oracle(trace), *fixed)])
+        left.autoscale_view()
+        left.autoscale(False)
+        figure.set_dpi(80)
+        self.canvas = FigureCanvasAgg(figure)
+        self.canvas.draw()
         self.shared = self.canvas.copy_from_bbox(figure.bbox)
 
+    @plots.styled
     def png(self, outcome: Outcome) -> bytes:
         """The picture with this outcome."""
         self.canvas.restore_region(self.shared)
-        with matplotlib.rc_context(plots.STYLE):
-            for artist in _mark(self.axes, self.loops, outcome):
-                self.canvas.figure.draw_artist(artist)
-                artist.remove()
+        for artist in _mark(self.axes, self.loops, outcome):
+            self.canvas.figure.draw_artist(artist)
+            artist.remove()
         file = io.BytesIO()
-        quickly = {"compress_level": 1}
-        imsave(file, self.canvas.buffer_rgba(), format="png", pil_kwargs=quickly)
+        imsave(file, self.canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
         return file.getvalue()
 
 

@@ -3,27 +3,22 @@
 Charts map the title of a panel to its data. Nothing here uses pyplot: no figure stays open.
 """
 
-import functools
 import io
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
 from PIL import Image
 
 from crt_lib.audit.compare import Interval
 from crt_lib.files import atomic_path
 from crt_lib.runs.manifest import checkout_root
-
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
 
 COLORS = 256  # of a saved picture: by eye as the full ones
 # Okabe and Ito's palette, told apart under every common colour blindness
@@ -42,36 +37,10 @@ POLICIES = {  # colour, line and marker of a criterion, in every figure
     "stability": (SKY, "-.", "p"),
     "agreement": (BLACK, ":", "h"),
 }
-STYLE: dict["RcKeyType", Any] = {
-    "figure.dpi": 110,
-    "figure.facecolor": "white",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(  # lines differ in dashes too: without colour they stay apart
-        color=(VERMILION, BLUE, GREEN, ORANGE, BLACK, SKY, PURPLE, GREY),
-        linestyle=("-", "--", "-.", ":") * 2,
-    ),
-    "grid.color": "#e6e6e6",
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4,
-}
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorate a drawing function so that what it makes has the project's style."""
-
-    @functools.wraps(draw)
-    def in_style(*args: Any, **kwargs: Any) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return in_style
+STYLE = matplotlib.rc_params_from_file(
+    Path(__file__).with_name("style.mplstyle"), use_default_template=False
+)
+styled = matplotlib.rc_context(STYLE)  # decorates a function, so that its figure has the style
 
 
 def loop_color(loop: int) -> str:

@@ -1,18 +1,19 @@
 """The explorer: pure functions of a trace, and controls driven as a hand would."""
 
 import datetime
-import html
 import math
+import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from markupsafe import escape
 from tiny_rows import judged
 
 from crt_lib import InputError
 from crt_lib.bench.decode import Pace, measured_pace
-from crt_lib.exits.policy import CRITERIA, Policy
+from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import GUESSES, Trace, apply_policy, make_passage
 from crt_lib.show import own as own_widgets
 from crt_lib.show.explorer import (
@@ -86,8 +87,6 @@ def test_presets(scored):
     assert preset("full depth", trace, "margin") == Policy()
     found = look(trace, preset("calibrated", trace, "similarity"))
     assert found.outcome.token_ppl <= found.full.token_ppl * (1 + ALLOWED) * (1 + 1e-9)
-    with pytest.raises(InputError, match="preset 'best' is not one of"):
-        preset("best", trace, "margin")
 
 
 def test_a_passage_gives_its_text_back_and_its_guesses(scored, passage, tmp_path):
@@ -103,7 +102,7 @@ def test_a_passage_gives_its_text_back_and_its_guesses(scored, passage, tmp_path
             words, sure = zip(*place, strict=True)
             assert len(words) == GUESSES and list(sure) == sorted(sure, reverse=True)
             assert words[0] == token or not best
-            assert html.escape(f"{words[0]!r} {sure[0]:.0%}") in shown
+            assert escape(f"{words[0]!r} {sure[0]:.0%}") in shown
     assert "<b>" not in shown and "loop 4: " in shown
     with pytest.raises(InputError, match="passage has 0 tokens"):
         make_passage(scored[0], scored[1].tokenizer, "")
@@ -124,32 +123,38 @@ def explorer(scored, passage):
     return Explorer(scored[2], passage, PACE)
 
 
-def test_a_moved_slider_changes_numbers_picture_and_passage(explorer):
-    before = explorer.numbers.value, explorer.image.value, explorer.text.value
-    explorer.tau_min.value = 0.02
-    explorer.tau0.value = 0.03
-    assert explorer.preset.value == "own"
-    after = explorer.numbers.value, explorer.image.value, explorer.text.value
-    assert all(a != b for a, b in zip(before, after, strict=True))
-    expected = look(explorer.trace, Policy("confidence", 0.03, 0.02, 0.98, (1, 2, 3)), PACE)
-    assert explorer.numbers.value == numbers_html(expected)
-    assert explorer.image.value[:4] == b"\x89PNG"
-
-
-def test_thresholds_stay_in_order_whichever_is_moved(explorer):
-    explorer.tau0.value = 0.3
-    assert (explorer.tau0.value, explorer.tau_min.value) == (0.3, 0.3)
-    explorer.tau_min.value = 0.7
-    assert (explorer.tau0.value, explorer.tau_min.value) == (0.7, 0.7)
-
-
-def test_every_criterion_can_be_chosen(explorer):
-    explorer.tau_min.value = 0.5
-    for criterion in reversed(CRITERIA):
-        explorer.criterion.value = criterion
-        assert explorer.policy().criterion == criterion
-        view = look(explorer.trace, explorer.policy(), PACE)
-        assert explorer.numbers.value == numbers_html(view)
+def test_all_that_shows_is_of_the_policy_that_the_controls_say(explorer):
+    """Whatever is moved: 40 moves of controls drawn by chance."""
+    trace, rng = explorer.trace, random.Random(0)
+    thresholds = [explorer.tau0, explorer.tau_min, explorer.decay]
+    choices = [explorer.preset, explorer.criterion, explorer.last]
+    assert all(slider.continuous_update for slider in thresholds)  # they answer while they move
+    pictures, shown = set(), set()
+    for _ in range(40):
+        control = rng.choice([*thresholds, *choices, *explorer.exits.values()])
+        options = [0.0, 0.02, 0.5, 1.0] if control in thresholds else [True, False]
+        new = rng.choice(getattr(control, "options", options))
+        moved, before = new != control.value, explorer.preset.value
+        control.value = new
+        policy, kind = explorer.policy(), explorer.preset.value
+        keeps = control is explorer.criterion and before == "calibrated"
+        if moved and control is not explorer.preset and not keeps:
+            assert kind == "own"
+        assert explorer.tau_min.value <= explorer.tau0.value
+        assert (policy is None) == (kind == "oracle")
+        assert explorer.numbers.value == numbers_html(look(trace, policy, PACE))
+        assert explorer.text.value == passage_html(explorer.passage, policy)
+        assert ("tokens/s" in explorer.numbers.value) == (kind != "oracle")
+        pictures.add(explorer.image.value)
+        shown.add(explorer.numbers.value)
+        if policy and kind == "own":
+            allowed = [loop for loop, box in explorer.exits.items() if box.value]
+            taken = {trace.loops[at] for at in apply_policy(trace, policy).exit}
+            assert taken <= {*allowed, explorer.last.value}
+            assert max(taken) <= explorer.last.value
+            assert policy.criterion == (explorer.criterion.value if allowed else None)
+    assert len(pictures) > 5 and len(shown) > 5
+    assert all(picture[:4] == b"\x89PNG" for picture in pictures)
 
 
 def test_presets_move_the_controls(explorer):
@@ -197,37 +202,8 @@ def test_calibrated_policies_that_are_given(scored, passage):
     assert "mean loops</td><td><b>2.00" in explorer.numbers.value
 
 
-def test_own_is_what_the_controls_say(explorer):
-    explorer.preset.value = "oracle"
-    explorer.preset.value = "own"
-    assert explorer.numbers.value == numbers_html(look(explorer.trace, explorer.policy(), PACE))
-
-
-def test_the_last_exit_ends_every_criterion(explorer):
-    explorer.tau0.value = explorer.tau_min.value = 1.0
-    explorer.last.value = 2
-    assert explorer.preset.value == "own" and explorer.policy().fixed == 2
-    assert "mean loops</td><td><b>2.00" in explorer.numbers.value
-    explorer.preset.value = "full depth"
-    assert explorer.policy() == Policy() and "mean loops</td><td><b>4.00" in explorer.numbers.value
-
-
-def test_an_exit_that_is_not_allowed_is_not_taken(explorer):
-    explorer.tau_min.value = explorer.tau0.value = 0.0
-    assert "mean loops</td><td><b>1.00" in explorer.numbers.value
-    explorer.exits[1].value = False
-    assert "mean loops</td><td><b>2.00" in explorer.numbers.value
-    for box in explorer.exits.values():
-        box.value = False
-    assert "mean loops</td><td><b>4.00" in explorer.numbers.value
-
-
 def test_without_passage_and_measurements(scored):
     assert len(Explorer(scored[2]).box.children) == 3
-
-
-def test_sliders_answer_while_they_move(explorer):
-    assert explorer.tau0.continuous_update and explorer.tau_min.continuous_update
 
 
 def test_ones_own_text_is_read(scored, passage):

@@ -15,7 +15,7 @@ from crt_lib import CRT, ModelConfig, causality_report
 from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits import perloop
 from crt_lib.exits.policy import CRITERIA, Policy
-from crt_lib.exits.trace import apply_policy
+from crt_lib.exits.trace import apply_policy, oracle
 from crt_lib.show import diagrams, figures, picture, plots
 
 TINY = ModelConfig(
@@ -90,7 +90,7 @@ def test_the_explorers_picture_marks_the_policy(scored):
     (point,) = figure.axes[0].collections[-1].get_offsets().tolist()
     assert point == pytest.approx([outcome.multiply_adds / 1e6, outcome.token_ppl])
     assert "100%" in texts(figure)
-    (ax,) = figures.frontiers(curves, {"exit 1": outcome}).axes
+    (ax,) = figures.frontiers(curves, {"exit 1": outcome, "full depth": outcome}).axes
     assert len(ax.lines) == len(CRITERIA) + 1 and "exit 1" in texts(ax.figure)
     drawn = {line.get_label(): line for line in ax.lines}
     for name in CRITERIA:  # a look of its own, the same in every figure
@@ -136,8 +136,8 @@ def test_depth_says_where_the_loss_is_least():
 def test_the_quick_picture_is_the_slow_one(scored):
     trace = scored[2]
     curves = {name: perloop.frontier(trace, name) for name in CRITERIA}
-    outcomes = [apply_policy(trace, Policy(fixed=loop)) for loop in trace.loops]
-    quick = picture.ExitPicture(trace.loops, curves, "margin", outcomes)
+    outcomes = [oracle(trace), *(apply_policy(trace, Policy(fixed=n)) for n in trace.loops)]
+    quick = picture.ExitPicture(trace, curves, "margin")
 
     def pixels(png):
         return imread(io.BytesIO(png))
