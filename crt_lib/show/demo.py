@@ -45,6 +45,7 @@ def distilled(results: Path) -> str:
         train=runs[ARMS["demo"]]["train"],
         taken=taken(_taken(results)),
         elsewhere=_other_text(results),
+        foreseen=_foresight(results),
         drafts=pd.read_csv(results / "demo" / "drafts.csv"),
         longest=LONGEST,
         **_promises(results),
@@ -94,6 +95,20 @@ def _slots(results: Path) -> dict[str, Any]:
         "measured": measured,
         "best": pd.DataFrame(best),
     }
+
+
+def _foresight(results: Path) -> pd.DataFrame:
+    """`crt foresight`, and by the rows decoded at a time how many times as fast as the fixed exit
+    one would be who runs `loops` and asks for nothing.
+    """
+    rows = pd.read_csv(results / "demo" / "foresight.csv")
+    timed = pd.read_csv(_taken(results)[0]).pivot_table("ms", "rows", "policy")
+    fixed, best = rows["fixed"][0], rows["best"][0]
+    for count, ms in timed.iterrows():
+        a_loop = (ms[f"exit {best}"] - ms["exit 1"]) / (best - 1)
+        saved = (fixed - rows["loops"]) * a_loop
+        rows[count] = ms[f"exit {fixed}"] / (ms[f"exit {fixed}"] - saved)
+    return rows
 
 
 def exits_headline(results: Path) -> str:
