@@ -139,6 +139,7 @@ def exits_headline(results: Path) -> str:
         after=two[last],
         claimed=CLAIMED,
         elsewhere=other[2] / other[last] - 1,
+        foreseen=_foresight(results).loc[1, [1, 8, 32]],  # by what the best exit says
     )
 
 

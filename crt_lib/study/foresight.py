@@ -179,8 +179,9 @@ def foresight(
 
     `knows` (nats), `low`, `high`, `at`, `loops`: `judge`, against `fixed`: the earliest exit that
     on valid is no worse than full depth. Exits past the best of valid are left out. Networks learn
-    on valid. Looking is free here, and the states are those of a full pass, so it is a bound: a
-    rule must also be asked, and the context of a token has exited too.
+    on valid. Looking is free here, and the states are those of a full pass. So for the first two,
+    whose knowledge does not grow by waiting, it is a bound: a rule must also be asked, and the
+    context of a token has exited too.
     """
     ids, eot, loops = data.valid.ids[:tokens], data.tokenizer.eot_id, model.config.head_loops
     losses = by_token(model, ids, eot, seq_len, lambda loop, to: {"loss": loop.losses(to)})["loss"]
