@@ -240,7 +240,7 @@ class CRT(nn.Module):
     def apply_loop(
         self, loop: int, z: Tensor, embedded: Tensor, memory: "LayerMemory | None" = None
     ) -> Tensor:
-        """The state after `loop` (B, T, d), from that before it; `embedded` as `begin` gave it."""
+        """The state after `loop` (B, T, d) from that before it and `begin`'s embedding; eq. 3."""
         z = z + self.loop_encoding[loop - 1]
         if self.config.injection:
             z = z + self.injection * embedded

@@ -224,7 +224,7 @@ def foresight(
         int | None, typer.Option(help="Of valid and of test; all of them if not given.", min=2)
     ] = None,
 ) -> None:
-    """Bound what a rule that sends tokens out early could save, were it asked for nothing.
+    """How far rules that know more than a criterion would get, were they asked for nothing.
 
     Writes foresight.csv into the run's folder. Networks learn on valid what leaving would cost.
     """
@@ -272,7 +272,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="A page for the report.")] = None,
 ) -> None:
-    """Does a model see the tokens it is asked to predict? Exit code 1 if it does, 2: cannot tell.
+    """Does a model see the tokens it is asked to predict? Exit code 1: it leaks, 2: cannot tell.
 
     Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters, and the speed of
     its exits.

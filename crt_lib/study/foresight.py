@@ -1,4 +1,4 @@
-"""What can be known of an exit before the next token is: how far a rule could beat a fixed exit.
+"""How far rules that know more would get: what can be known of an exit before the next token is.
 
 Someone who knows what leaving at an exit costs, and may look at it for nothing, runs the fewest
 loops. Here are those who know less and less: the next token itself; what the best exit says of
@@ -82,7 +82,7 @@ def gains(values: np.ndarray) -> list[np.ndarray]:
     return [values[:, [e]] - values[:, e + 1 :] for e in range(values.shape[1] - 1)]
 
 
-def leave(expected: list[np.ndarray], loops: tuple[int, ...], price: float) -> np.ndarray:
+def exits_at(expected: list[np.ndarray], loops: tuple[int, ...], price: float) -> np.ndarray:
     """Where each token exits (N,), index into `loops`: where none of the later exits is expected
     to be worth its loops at `price` nats each.
     """
@@ -94,8 +94,8 @@ def leave(expected: list[np.ndarray], loops: tuple[int, ...], price: float) -> n
 
 
 def judge(seen: Seen, expected: list[np.ndarray], fixed: int) -> dict[str, Any]:
-    """The rule `leave` at its best price, chosen on this very text, so that no rule that expects
-    the same does better.
+    """The rule `exits_at` at its best price, chosen on this very text, so it is the most
+    that this rule gets of these expectations.
 
     `loops`: the fewest a token at which it loses no more than exit `fixed`.
     `knows`: the most nats that it saves over a random mix of two fixed exits of as many loops, with
@@ -103,19 +103,19 @@ def judge(seen: Seen, expected: list[np.ndarray], fixed: int) -> dict[str, Any]:
     """
     loops, losses = np.array(seen.loops), seen.losses
     limit = losses[:, seen.loops.index(fixed)].mean()
-    fewest, best = None, (-np.inf, 0.0, np.zeros(len(losses)))
+    fewest, best = float(fixed), (-np.inf, 0.0, np.zeros(len(losses)))
     for price in PRICES:
-        exit_of = leave(expected, seen.loops, price)
+        exit_of = exits_at(expected, seen.loops, price)
         own, mean = losses[np.arange(len(losses)), exit_of], float(loops[exit_of].mean())
         if own.mean() <= limit:
-            fewest = min(mean, fewest or mean)
-        saved = mixed(losses, loops, mean) - own
+            fewest = min(mean, fewest)
+        saved = of_mix(losses, loops, mean) - own
         best = max(best, (saved.mean(), mean, saved), key=lambda found: found[0])
     (over,) = by_document(seen.document, best[2][:, None])
     return {"loops": fewest, "knows": over.mean, "low": over.low, "high": over.high, "at": best[1]}
 
 
-def mixed(losses: np.ndarray, loops: np.ndarray, mean: float) -> np.ndarray:
+def of_mix(losses: np.ndarray, loops: np.ndarray, mean: float) -> np.ndarray:
     """The losses (N,) to be expected of the best random mix of two fixed exits of `mean` loops."""
     found = []
     for i in range(len(loops)):
@@ -132,6 +132,8 @@ def guesses_of(fit: Seen, seen: Seen, widths: tuple[int, ...], heads: bool) -> l
     It learns them from `fit`, but for the last documents, which say when it guesses best.
     """
     kept_back = torch.from_numpy(fit.document >= (1 - KEPT_BACK) * (fit.document[-1] + 1))
+    if not kept_back.any():
+        raise InputError("too few documents to learn from: give more tokens of valid")
     found = []
     for e, gained in enumerate(gains(fit.apart)):
         x, y = (_read(own, e, heads) for own in (fit, seen)), torch.from_numpy(gained).float()
@@ -179,9 +181,10 @@ def foresight(
 
     `knows` (nats), `low`, `high`, `at`, `loops`: `judge`, against `fixed`: the earliest exit that
     on valid is no worse than full depth. Exits past the best of valid are left out. Networks learn
-    on valid. Looking is free here, and the states are those of a full pass. So for the first two,
-    whose knowledge does not grow by waiting, it is a bound: a rule must also be asked, and the
-    context of a token has exited too.
+    on valid. Looking is free here, and the context of a token has run all those loops; a rule in
+    use must be asked, and its context has exited too. What the best exit says is taken for the
+    truth, as a confidence is: who has also learned where it errs may do better. Raises InputError
+    where there is nothing to foresee, or too little to learn it from.
     """
     ids, eot, loops = data.valid.ids[:tokens], data.tokenizer.eot_id, model.config.head_loops
     losses = by_token(model, ids, eot, seq_len, lambda loop, to: {"loss": loop.losses(to)})["loss"]

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from crt_lib.exits.trace import make_trace
 from crt_lib.files import InputError
 from crt_lib.study import foresight
-from crt_lib.study.foresight import Seen, gains, judge, leave, mixed
+from crt_lib.study.foresight import Seen, exits_at, gains, judge, of_mix
 
 
 def seen_of(losses, apart=None):
@@ -24,7 +24,7 @@ def seen_of(losses, apart=None):
 def test_knowing_the_losses_the_price_is_paid_best(seed, price):
     losses = np.random.default_rng(seed).gamma(1.0, 1.0, (50, 3))
     loops = (1, 2, 4)
-    exit_of = leave(gains(losses), loops, price)
+    exit_of = exits_at(gains(losses), loops, price)
     paid = losses + price * np.array(loops)
     assert paid[np.arange(50), exit_of] == pytest.approx(paid.min(1))
 
@@ -33,7 +33,7 @@ def test_knowing_the_losses_the_price_is_paid_best(seed, price):
 def test_the_mix_is_the_lowest_line_between_two_exits(seed, mean):
     loops = np.array([1, 2, 4])
     losses = np.random.default_rng(seed).gamma(1.0, 1.0, (20, 3))
-    drawn = mixed(losses, loops, mean).mean()
+    drawn = of_mix(losses, loops, mean).mean()
     means = losses.mean(0)
     lines = [np.interp(mean, loops[[i, j]], means[[i, j]]) for i, j in ((0, 1), (1, 2), (0, 2))]
     inside = [line for line, ends in zip(lines, ((1, 2), (2, 4), (1, 4)), strict=True)
@@ -72,5 +72,7 @@ def test_losses_are_those_of_a_trace(scored):
     equal = copy.deepcopy(model).requires_grad_(False)
     for weight in equal.parameters():
         weight.zero_()
+    with pytest.raises(InputError, match="too few documents"):
+        foresight.foresight(model, data, 32, tokens=10)
     with pytest.raises(InputError, match="nothing to foresee"):
         foresight.foresight(equal, data, 32, tokens=64)
