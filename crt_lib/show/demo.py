@@ -12,6 +12,7 @@ from crt_lib.files import InputError
 from crt_lib.runs.trained import find_checkpoint
 from crt_lib.show.templates import render
 from crt_lib.show.timed import taken
+from crt_lib.study.foresight import BEST
 from crt_lib.study.sota import chosen, finished_run, measured_rows
 from crt_lib.study.taught import ARMS, BEFORE, distilled_ppl
 
@@ -124,12 +125,9 @@ def exits_headline(results: Path) -> str:
     slow, most = rows["speedup"].min(), rows.iloc[-1]
     if slow < CLAIMED or most["low"] > 0 or two[last] >= before[last]:
         raise InputError("exit 2 of results/demo is not what README says of it: rewrite it")
-    foreseen = [
-        faster
-        for path in _taken(results)
-        for faster in _foresight(results, path).loc["what the best exit says", [1, 8, 32]]
-    ]
-    if max(foreseen) > 1.1:
+    foreseen = pd.concat(_foresight(results, path) for path in _taken(results)).loc[BEST]
+    speeds = foreseen[[1, 8, 32]].to_numpy()
+    if speeds.max() > 1.1:
         raise InputError("a rule that knows more is much faster than exit 2: rewrite README")
     other = _other_text(results)
     # nats per word by nats per token, as the exits of the same text have them
@@ -146,8 +144,8 @@ def exits_headline(results: Path) -> str:
         after=two[last],
         claimed=CLAIMED,
         elsewhere=other[2] / other[last] - 1,
-        foreseen=pd.Series(foreseen),
-        best=pd.read_csv(results / "demo" / "foresight.csv")["best"][0],
+        foreseen=speeds,
+        best=foreseen["best"].iloc[0],
     )
 
 

@@ -16,7 +16,7 @@ from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.exits import perloop
 from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy, oracle
-from crt_lib.show import diagrams, figures, picture, plots
+from crt_lib.show import comparisons, diagrams, figures, picture, plots
 
 TINY = ModelConfig(
     vocab_size=50, d_model=16, n_heads=2, n_loops=2, n_cycles=1, n_embed_cycles=1, exit_loops=(1,)
@@ -162,7 +162,7 @@ def test_what_changes_are_worth():
         {"arm": "crt2, batch norm", "loss": 5.2, "adds": 0.2, "low": 0.1, "high": 0.3},
     ]
     rows = [row | {"alike": row["arm"] != "crt2, batch norm"} for row in rows]
-    figure = figures.worth({"crt2": rows})
+    figure = comparisons.worth({"crt2": rows})
     shown = texts(figure)
     assert {"rms norm", "-0.100", "kernel 5", "+0.010", "batch norm"} <= shown
     assert "crt2: 1 better, 1 broke, 1 of one seed, 1 not tuned" in shown
@@ -173,7 +173,7 @@ def test_what_changes_are_worth():
 
 def test_with_and_without_the_leak():
     row = {"paper": 1.9, "symmetric": 4.7, "deployable": 7.3, "causal": 6.9, "crt2": 5.5}
-    figure = figures.with_and_without({"conv": row, "depthwise_mlp": row | {"paper": None}})
+    figure = comparisons.with_and_without({"conv": row, "depthwise_mlp": row | {"paper": None}})
     first, second = figure.axes[0].lines
     assert first.get_ydata().tolist() == [1.9, 4.7, 7.3, 6.9, 5.5]
     assert math.isnan(second.get_ydata()[0]) and first.get_linestyle() == "None"
@@ -185,7 +185,7 @@ def test_quality_against_cost():
         {"model": "GPT-2", "parameters": 2.4e6, "multiply_adds": 2.7e6, "bits_per_byte": 1.6},
         {"model": "same", "parameters": 2.4e6, "multiply_adds": 2.7e6, "bits_per_byte": 1.6},
     ]
-    figure = figures.quality(rows, {"crt2": {1: 1.6, 2: 1.5}})
+    figure = comparisons.quality(rows, {"crt2": {1: 1.6, 2: 1.5}})
     assert {"crt2", "GPT-2", "same", "Lowest after equal tokens: crt2, 1.500"} <= texts(figure)
     left, _, right = figure.axes
     assert left.collections[0].get_offsets().tolist() == [[1.5, 1.5], [2.4, 1.6], [2.4, 1.6]]
@@ -197,7 +197,7 @@ def test_scorings_tell_who_sees_the_token():
         {"name": "leaks", "ppl": 1.025, "sees": True},
         {"name": "alone", "ppl": 16226.4, "sees": False},
     ]
-    figure = figures.scorings(rows)
+    figure = comparisons.scorings(rows)
     assert {"leaks", "alone", "1.025", "16,226"} <= texts(figure)
     first, second = figure.axes[0].collections[0].get_facecolors().tolist()
     assert first != second

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from crt_lib.audit.compare import Interval
 from crt_lib.files import InputError
 from crt_lib.show import plots
-from crt_lib.show.figures import name_points
+from crt_lib.show.comparisons import name_points
 
 
 def test_a_saved_figure_is_small_and_the_same_twice(tmp_path):
