@@ -11,8 +11,7 @@ from crt_lib.exits.decode import LONGEST
 from crt_lib.files import InputError
 from crt_lib.runs.trained import find_checkpoint
 from crt_lib.show.templates import render
-from crt_lib.show.timed import taken
-from crt_lib.study.foresight import BEST
+from crt_lib.show.timed import foreseen, taken
 from crt_lib.study.sota import chosen, finished_run, measured_rows
 from crt_lib.study.taught import ARMS, BEFORE, distilled_ppl
 
@@ -46,7 +45,7 @@ def distilled(results: Path) -> str:
         train=runs[ARMS["demo"]]["train"],
         taken=taken(_taken(results)),
         elsewhere=_other_text(results),
-        foreseen=_foresight(results, _taken(results)[0]),
+        foreseen=foreseen(results / "demo" / "foresight.csv", _taken(results)[:1]),
         drafts=pd.read_csv(results / "demo" / "drafts.csv"),
         longest=LONGEST,
         **_promises(results),
@@ -98,20 +97,6 @@ def _slots(results: Path) -> dict[str, Any]:
     }
 
 
-def _foresight(results: Path, taken: Path) -> pd.DataFrame:
-    """`crt foresight` by who knows, and a column a number of rows decoded at a time: how many times
-    as fast as the fixed exit one would be who runs `loops` and asks for nothing.
-    """
-    rows = pd.read_csv(results / "demo" / "foresight.csv").set_index("who", drop=False)
-    timed = pd.read_csv(taken).pivot_table("ms", "rows", "policy")
-    fixed, best = rows["fixed"].iloc[0], rows["best"].iloc[0]
-    for count, ms in timed.iterrows():
-        a_loop = (ms[f"exit {best}"] - ms["exit 1"]) / (best - 1)
-        saved = (fixed - rows["loops"]) * a_loop
-        rows[count] = ms[f"exit {fixed}"] / (ms[f"exit {fixed}"] - saved)
-    return rows
-
-
 def exits_headline(results: Path) -> str:
     """What exits are good for, by `demo`; raises InputError where that is no longer true."""
     ppl = distilled_ppl(results)
@@ -125,9 +110,9 @@ def exits_headline(results: Path) -> str:
     slow, most = rows["speedup"].min(), rows.iloc[-1]
     if slow < CLAIMED or most["low"] > 0 or two[last] >= before[last]:
         raise InputError("exit 2 of results/demo is not what README says of it: rewrite it")
-    foreseen = pd.concat(_foresight(results, path) for path in _taken(results)).loc[BEST]
-    speeds = foreseen[[1, 8, 32]].to_numpy()
-    if speeds.max() > 1.1:
+    known = foreseen(results / "demo" / "foresight.csv", _taken(results))
+    known = known.loc["what the best exit says"]
+    if (speeds := known[[1, 8, 32]].to_numpy()).max() > 1.1:
         raise InputError("a rule that knows more is much faster than exit 2: rewrite README")
     other = _other_text(results)
     # nats per word by nats per token, as the exits of the same text have them
@@ -145,7 +130,7 @@ def exits_headline(results: Path) -> str:
         claimed=CLAIMED,
         elsewhere=other[2] / other[last] - 1,
         foreseen=speeds,
-        best=foreseen["best"].iloc[0],
+        best=known["best"].iloc[0],
     )
 
 

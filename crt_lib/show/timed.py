@@ -69,3 +69,20 @@ def taken(files: Sequence[Path]) -> str:
     """`crt bench exits`: loss and speed of policies on the same tokens, a table for each file."""
     tables = map(pd.read_csv, files)
     return render("taken", files=[t[~t["policy"].str.startswith(MIX)] for t in tables])
+
+
+def foreseen(foresight: Path, files: Sequence[Path]) -> pd.DataFrame:
+    """`crt foresight` by who knows, once for each of `files` of `crt bench exits`; and a column a
+    number of rows decoded at a time: how many times as fast as the fixed exit one would be there
+    who runs `loops` and asks for nothing.
+    """
+    found = []
+    for path in files:
+        rows = pd.read_csv(foresight).set_index("who", drop=False)
+        fixed, best = rows["fixed"].iloc[0], rows["best"].iloc[0]
+        for count, ms in pd.read_csv(path).pivot_table("ms", "rows", "policy").iterrows():
+            a_loop = (ms[f"exit {best}"] - ms["exit 1"]) / (best - 1)
+            saved = (fixed - rows["loops"]) * a_loop
+            rows[count] = ms[f"exit {fixed}"] / (ms[f"exit {fixed}"] - saved)
+        found.append(rows)
+    return pd.concat(found)

@@ -22,7 +22,6 @@ from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
 
-BEST = "what the best exit says"
 NETWORKS = {  # hidden widths, and whether it also reads what a head at each exit so far would say
     "a linear map of its states": ((), False),
     "a network of its states, 256": ((256,), False),
@@ -196,7 +195,7 @@ def foresight(
         raise InputError("the first exit is the best of this model: there is nothing to foresee")
     fit, test = (see(model, data, name, seq_len, best, tokens) for name in ("valid", "test"))
     torch.manual_seed(seed)
-    known = {"the next token": gains(test.losses), BEST: gains(test.apart)}
+    known = {"the next token": gains(test.losses), "what the best exit says": gains(test.apart)}
     rows = [{"who": who, **judge(test, expected, fixed)} for who, expected in known.items()]
     for who, (widths, heads) in NETWORKS.items():
         rows.append({"who": who, **judge(test, guesses_of(fit, test, widths, heads), fixed)})

@@ -2,6 +2,7 @@
 
 import math
 
+import flawed
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
 from crt_lib import InputError
-from crt_lib.audit import checks, flawed
+from crt_lib.audit import checks
 from crt_lib.audit.protocols import PaddingReport
 from crt_lib.data import NOT_SCORED, evaluation_windows
 from crt_lib.text import grammar, lookup
