@@ -2,7 +2,7 @@
 
 Where all layers write and what they read is found once a token (`begin`), not once a loop; B rows,
 H heads of D features. Rows that have left are computed along: those not `active` (B, 1) leave what
-the layer before did.
+the layer before did. `Run` reads and leaves the same for several tokens of one row.
 """
 
 import torch
@@ -36,6 +36,7 @@ class Convolutions:
         self.back = (torch.arange(config.kernel_size - 1, 0, -1) * dilations[:, None]).to(device)
 
     def begin(self, at: int) -> None:
+        self.active: Tensor | None = None  # all
         self.at = self.memory.reach + at
         self.inputs: list[Tensor] = []  # (B, d) of each convolution that was asked
         taps = self.memory.inputs.transpose(1, 2)[self.sites, self.at - self.back]
@@ -43,11 +44,11 @@ class Convolutions:
         past = (taps * self.before).sum(1) if self.depthwise else taps.transpose(1, 2).flatten(2)
         self.past = past.unbind(0)
 
-    def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """What is made of the next input x (B, d): (B, d), or its k taps (B, k * d)."""
         site = len(self.inputs)
-        if active is not None:
-            x = torch.where(active, x, self.inputs[-self.cycles])
+        if self.active is not None:
+            x = torch.where(self.active, x, self.inputs[-self.cycles])
         self.inputs.append(x)
         if self.depthwise:
             return torch.addcmul(self.past[site], x, self.now[site])
@@ -78,6 +79,7 @@ class Heads:
             self.cos, self.sin = cos.to(like), torch.cat([-sin, sin], 3).to(like)
 
     def begin(self, at: int) -> None:
+        self.active: Tensor | None = None  # all
         memory, starts = self.memory, self.memory.starts
         self.slot = memory.kv.select(4, at)  # (layers, 2, B, H, D)
         self.slots = self.slot.unbind(0)
@@ -92,19 +94,82 @@ class Heads:
             position = at if starts is None else at - starts
             self.turn = self.cos[position], self.sin[position]
 
-    def __call__(self, layer: int, given: Tensor, active: Tensor | None) -> Tensor:
+    def __call__(self, layer: int, given: Tensor) -> Tensor:
         """What the heads of `layer` read (B, d), of scaled queries, keys and values (B, 3 * d)."""
         if self.rotary:
-            cos, sin = self.turn
-            halves = given.view(self.halves)
-            given = torch.addcmul(halves * cos, halves.flip(3), sin)
+            given = turned(given.view(self.halves), *self.turn)
         heads = given.view(self.shape)
         new = heads[:, 1:].transpose(0, 1)  # (2, B, H, D)
-        if active is not None:
-            new = torch.where(active[..., None], new, self.slots[layer - 1])
+        if self.active is not None:
+            new = torch.where(self.active[..., None], new, self.slots[layer - 1])
         self.slots[layer].copy_(new)
         query = heads[:, 0].reshape(len(self.keys[layer]), 1, -1)
         scores = torch.bmm(query, self.keys[layer])  # (B * H, 1, at + 1)
         if self.mask is not None:
             scores.masked_fill_(self.mask, -torch.inf)
         return torch.bmm(scores.softmax(-1), self.values[layer]).view(len(heads), -1)
+
+
+def turned(halves: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries, keys and values (..., 3, H, 2, D / 2), each pair of features turned."""
+    return torch.addcmul(halves * cos, halves.flip(3), sin)
+
+
+class Token:
+    """One new token of each row, for all layers in turn."""
+
+    def __init__(self, model: CRT, memory: Memory):
+        self.attend, self.convolve = Heads(model, memory), Convolutions(model, memory)
+
+    def begin(self, at: int) -> None:
+        self.attend.begin(at)
+        self.convolve.begin(at)
+
+    def keep(self, active: Tensor) -> None:
+        """From now on rows that are not `active` (B, 1) leave what the layer before did."""
+        self.attend.active = self.convolve.active = active
+
+
+class Run:
+    """The last n tokens of one row, for all layers from `first` of `Memory.kv` on in turn.
+
+    Layers before have run for them, a `Token` at a time. None has left.
+    """
+
+    def __init__(self, token: Token, first: int, n: int):
+        self.heads, self.convolutions = token.attend, token.convolve
+        self.memory, self.n = token.attend.memory, n
+        self.end = self.memory.length
+        self.site = self.convolutions.count - self.convolutions.cycles * (
+            len(self.memory.kv) - first
+        )
+        to = torch.arange(self.end, device=self.memory.kv.device)
+        self.mask = to > to[self.end - n :, None]  # (n, end)
+        if self.heads.rotary:
+            here = slice(self.end - n, self.end)
+            self.turn = self.heads.cos[here], self.heads.sin[here]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """As `Convolutions`, of x (n, d)."""
+        own, site = self.convolutions, self.site
+        held, end = self.memory.inputs[site, 0], self.memory.reach + self.end
+        held[end - self.n : end] = x
+        self.site += 1
+        taps = [held[end - self.n - back : end - back] for back in own.back[site].tolist()]
+        if not own.depthwise:
+            return torch.cat([*taps, x], -1)
+        y = x * own.now[site]
+        for tap, kernel in zip(taps, own.before[site], strict=True):
+            y = torch.addcmul(y, tap, kernel)
+        return y
+
+    def attend(self, layer: int, given: Tensor) -> Tensor:
+        """As `Heads`, of (n, 3 * d)."""
+        n, (_, *halves) = self.n, self.heads.halves
+        if self.heads.rotary:
+            given = turned(given.view(n, *halves), *self.turn)
+        heads = given.view(n, *self.heads.shape[1:]).permute(1, 2, 0, 3)  # (3, H, n, D)
+        held = self.memory.kv[layer, :, 0, :, : self.end]  # (2, H, end, D)
+        held[..., self.end - n :, :] = heads[1:]
+        scores = torch.bmm(heads[0], held[0].mT).masked_fill_(self.mask, -torch.inf)
+        return torch.bmm(scores.softmax(-1), held[1]).transpose(0, 1).reshape(n, -1)

@@ -3,11 +3,13 @@
 `Window` is `crt_lib.model.CRT` itself. `Step` computes the same for one new token of each row, over
 plain (B, d) tensors and without modules, and leaves the same in the same memory. It is fast because
 weights are laid out for B rows (`products`) and operations are few; an operation costs as much as a
-small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`.
+small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`. What a
+`Step` has begun for some tokens of one row it goes on with for all at once (`catch_up`).
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import EllipsisType
 from typing import Any, cast
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from crt_lib.cached.memory import Memory
 from crt_lib.cached.products import Layout, Product, Quantized
-from crt_lib.cached.recall import Convolutions, Heads
+from crt_lib.cached.recall import Run, Token
 from crt_lib.kernels import TimeBatchNorm
 from crt_lib.layers import DilatedConv
 from crt_lib.model import CRT, TRM, Block, Cycle, TRMEmbedding
@@ -84,10 +86,10 @@ class Step:
     def __init__(self, model: CRT, memory: Memory, quantize: str | None = None):
         config, self.layout = model.config, Layout(memory.rows, quantize)
         self.model, self.memory, self.config, self.rows = model, memory, config, memory.rows
-        self.attention, self.convolutions = Heads(model, memory), Convolutions(model, memory)
+        self.token = Token(model, memory)
         self.table = model.embed.tokens.weight.detach()
         self.project = _linear(model.embed.proj, self.layout)
-        self.refine = _trm(model.embed, self)
+        self.refine = _trm(model.embed, self.layout)
         self.learned = model.positions.detach() if config.positions == "learned" else None
         self.prelude = [_Block(cast(Block, block), self) for block in model.prelude]
         self.block = _Block(model.block, self)
@@ -99,10 +101,8 @@ class Step:
         """The state (B, d) that enters loop 1, of tokens `ids` (B,)."""
         memory = self.memory
         self.at = memory.length
-        self.active: Tensor | None = None  # (B, 1), all
-        self.attention.begin(self.at)
-        self.convolutions.begin(self.at)
-        z = self.refine(self.project(torch.embedding(self.table, ids)), None)
+        self.token.begin(self.at)
+        z = self.refine(self.project(torch.embedding(self.table, ids)), self.token)
         if self.learned is not None:
             z = z + self.learned[self.at if memory.starts is None else self.at - memory.starts]
         self.embedded, entering = z, self.encodings
@@ -110,13 +110,13 @@ class Step:
             entering = torch.addcmul(entering, self.injection, z)
         self.entering = entering.unbind(0)  # what each loop adds to the state
         for index, block in enumerate(self.prelude):
-            z = block(z, index, None)
+            z = block(z, index, self.token)
         return z
 
     def loop(self, number: int, z: Tensor) -> Tensor:
         """The state (B, d) after loop `number`, from that before it."""
         layer = self.config.n_prelude + number - 1
-        return self.block(z + self.entering[number - 1], layer, self.active)
+        return self.block(z + self.entering[number - 1], layer, self.token)
 
     def readout(self, number: int, z: Tensor) -> tuple[Tensor, Product]:
         """The features (B, width) of exit `number`, and the vocabulary that makes them logits."""
@@ -125,16 +125,33 @@ class Step:
 
     def keep(self, active: Tensor) -> None:
         """From now on rows that are not `active` (B,) leave behind what the loop before did."""
-        self.active = active[:, None]
+        self.token.keep(active[:, None])
 
     def end(self, last: int, settle: bool = True) -> None:
         """All rows have left after loop `last`: deeper ones `settle`, or must yet be run."""
         memory, run = self.memory, self.config.n_prelude + last
-        self.convolutions.end()
-        if settle and run < len(self.attention.slots):
-            self.attention.slot[run:] = self.attention.slot[run - 1]
+        self.token.convolve.end()
+        slot = self.token.attend.slot
+        if settle and run < len(slot):
+            slot[run:] = slot[run - 1]
         for layer in memory.layers if settle else memory.layers[: run + 1]:
             layer.length = self.at + 1
+
+    def catch_up(self, passed: int, z: Tensor, embedded: Tensor) -> Tensor:
+        """The states (n, d) after the last loop, of the last n tokens of one row.
+
+        `z` and `embedded` (n, d) are what loop `passed` and `begin` gave for each of them, where
+        `end` has left deeper loops yet to be run.
+        """
+        memory, config = self.memory, self.config
+        run = Run(self.token, config.n_prelude + passed, len(z))
+        for number in range(passed + 1, config.n_loops + 1):
+            entering = self.encodings[number - 1]
+            if self.injection is not None:
+                entering = torch.addcmul(entering, self.injection, embedded)
+            z = self.block(z + entering, config.n_prelude + number - 1, run)
+            memory.loops[number - 1].length = memory.length
+        return z
 
 
 class _Block:
@@ -142,30 +159,30 @@ class _Block:
 
     def __init__(self, block: Block, step: Step):
         attention, layout = block.attention, step.layout
-        self.pre, self.attention = block.pre, step.attention
+        self.pre = block.pre
         weight = attention.qkv.weight.detach().clone()
         d = weight.shape[1]
         weight[:d] *= (d // attention.n_heads) ** -0.5  # the scale of the scores
         self.qkv, self.out = layout.of(weight, None), layout.layer(attention.out)
-        self.norm1, self.trm = _norm(block.norm1), _trm(block.trm, step)
+        self.norm1, self.trm = _norm(block.norm1), _trm(block.trm, layout)
         self.norm2 = _same if self.pre else _norm(block.norm2)
 
-    def __call__(self, x: Tensor, layer: int, active: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, layer: int, tokens: Token | Run) -> Tensor:
         given = self.qkv(self.norm1(x) if self.pre else x)
-        x = self.out.add(x, self.attention(layer, given, active))
+        x = self.out.add(x, tokens.attend(layer, given))
         if self.pre:
-            return self.trm(x, active)
+            return self.trm(x, tokens)
         x = self.norm1(x)
-        return self.norm2(x + self.trm(x, active))
+        return self.norm2(x + self.trm(x, tokens))
 
 
-def _trm(trm: TRM | TRMEmbedding, step: Step) -> Callable[[Tensor, Tensor | None], Tensor]:
+def _trm(trm: TRM | TRMEmbedding, layout: Layout) -> Callable[[Tensor, Token | Run], Tensor]:
     """As `crt_lib.model.TRM`."""
-    own = [_Cycle(cast(Cycle, cycle), step) for cycle in trm.cycles]
+    own = [_Cycle(cast(Cycle, cycle), layout) for cycle in trm.cycles]
 
-    def apply(h: Tensor, active: Tensor | None) -> Tensor:
+    def apply(h: Tensor, tokens: Token | Run) -> Tensor:
         for i in range(len(trm.dilations)):
-            h = own[i % len(own)](h, active)
+            h = own[i % len(own)](h, tokens)
         return h
 
     return apply
@@ -174,17 +191,16 @@ def _trm(trm: TRM | TRMEmbedding, step: Step) -> Callable[[Tensor, Tensor | None
 class _Cycle:
     """As `crt_lib.model.Cycle`."""
 
-    def __init__(self, cycle: Cycle, step: Step):
-        layout = step.layout
+    def __init__(self, cycle: Cycle, layout: Layout):
         self.norm, self.norm_first = _norm(cycle.norm), cycle.conv_after_norm
-        self.convolve = step.convolutions if cycle.has_conv else None
+        self.convolves = cycle.has_conv
         self.mix = _mixing(cycle.conv, layout) if cycle.has_conv else _same
         self.mlp = _mlp(cycle, layout) if cycle.has_mlp else torch.add
 
-    def __call__(self, h: Tensor, active: Tensor | None) -> Tensor:
+    def __call__(self, h: Tensor, tokens: Token | Run) -> Tensor:
         x = self.norm(h) if self.norm_first else h
-        if self.convolve is not None:
-            x = self.mix(self.convolve(x, active))
+        if self.convolves:
+            x = self.mix(tokens.convolve(x))
         return self.mlp(h, x if self.norm_first else self.norm(x))
 
 
@@ -208,12 +224,16 @@ def _mlp(cycle: Cycle, layout: Layout) -> Callable[[Tensor, Tensor], Tensor]:
     weight, bias = up.weight, cycle.up.bias.detach()
     back = torch.cat([down.weight, cycle.down.bias.detach()[None]])
     width = len(back) - 1
-    hidden, middle = (back.new_ones(layout.rows, n) for n in (width, width + 1))
-    # as transposes: torch then leaves gelu to its own kernel; a call of oneDNN's takes longer
-    halves = (2 - width % 2, -1)
-    out_of, into = (x.unflatten(1, halves).mT for x in (hidden, middle[:, :-1]))
+
+    @cache
+    def buffers(rows: int) -> tuple[Tensor, ...]:
+        hidden, middle = (back.new_ones(rows, n) for n in (width, width + 1))
+        # as transposes: torch then leaves gelu to its own kernel; a call of oneDNN's takes longer
+        halves = (2 - width % 2, -1)
+        return hidden, middle, *(x.unflatten(1, halves).mT for x in (hidden, middle[:, :-1]))
 
     def apply(h: Tensor, x: Tensor) -> Tensor:
+        hidden, middle, out_of, into = buffers(len(x))
         torch.addmm(bias, x, weight, out=hidden)
         F.gelu(out_of, out=into)  # type: ignore[call-arg]  # torch's annotation forgets `out`
         return torch.addmm(h, middle, back)

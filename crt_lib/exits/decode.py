@@ -22,7 +22,9 @@ from crt_lib.exits.scoring import evaluating
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 
-LONGEST, SHORTLIST = 16, 2048  # tokens: of a draft, and that may always be drafted
+# tokens of a draft at most, greedy and sampled; nats that a greedy one is sure by; tokens that may
+# always be drafted. The first three chosen on valid, by `crt bench drafts` of results/demo
+LONGEST, DRAWN, SURE, SHORTLIST = 16, 2, 0.7, 2048
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,10 @@ class Speculated(Generated):
 class Speculation:
     """Lossless decoding of one prompt: loops 1..`draft_loop` draft, the others verify.
 
-    A draft is one token longer than what was kept of the one before, at most LONGEST. It is of the
-    first SHORTLIST tokens of the vocabulary, in a trained BPE the most frequent, and of those that
-    the text has had, so that it costs a part of a head. Raises InputError for no such exit.
+    A greedy draft, of at most LONGEST tokens, ends where the best logit is not SURE ahead of the
+    second; a sampled one has DRAWN. It is of the first SHORTLIST tokens of the vocabulary, in a
+    trained BPE the most frequent, and of those that the text has had, so that it costs a part of a
+    head. Raises InputError for no such exit.
     """
 
     model: CRT
@@ -247,14 +250,13 @@ class Speculation:
         ids, _ = _beside_each_other(self.model, [prompt], new_tokens, Policy(), sampling, seed)
         tokens: list[int] = []
         verified: list[tuple[int, int]] = []
-        length = 1
+        longest = DRAWN if sampling.temperature else LONGEST
         with evaluating(self.model):
             text = _Text(self, ids, ids.shape[1] + new_tokens, sampling, seed)
             while len(tokens) < new_tokens and stop not in tokens:
-                budget = min(length, new_tokens - len(tokens) - 1)  # one comes from verifying
-                kept, new = text.continued(budget)
-                verified.append((budget, kept))
-                length = min(LONGEST, kept + 1)
+                room = new_tokens - len(tokens) - 1  # one comes from verifying
+                drafted, new = text.continued(min(longest, room))
+                verified.append((drafted, len(new) - 1))
                 tokens += new
                 if each is not None:
                     each(new)
@@ -273,7 +275,7 @@ class _Text:
         self.memory = Memory(model.config, 1, capacity, model.loop_encoding)
         if ids.shape[1] > 1:
             run_with_exits(model, ids[:, :-1], Policy(), self.memory, last=True)
-        self.window, self.step = Window(model, self.memory), Step(model, self.memory)
+        self.step = Step(model, self.memory)
         self.vocabulary = model.readout(self.loop, model.loop_encoding[None, :1])[1]
         allowed = sampling.allowed(torch.zeros(len(self.vocabulary), device=ids.device))
         (self.candidates,) = torch.where(allowed[:SHORTLIST] == 0)  # (C,)
@@ -281,34 +283,33 @@ class _Text:
         self.rare: set[int] = set()
         self._allow(ids[0].tolist())
 
-    def continued(self, budget: int) -> tuple[int, list[int]]:
-        """How many of `budget` drafted tokens stay; the new ones: those, and what comes next."""
-        length, window = self.memory.length + 1, self.window
+    def continued(self, most: int) -> tuple[int, list[int]]:
+        """How many tokens were drafted; the new ones: those that stay, and what comes next."""
+        length, step, final = self.memory.length + 1, self.step, self.model.config.n_loops
         drafted: list[int] = []
         q: list[Tensor] = []  # what each was drawn by (C,), unless greedily
         passed = [self._first_loops(self.waiting)]
-        for _ in range(budget):
-            features, _ = self.step.readout(self.loop, passed[-1][0])
+        for _ in range(most):
+            features, _ = step.readout(self.loop, passed[-1][0])
             logits = F.linear(features, self.weight)
             if self.sampling.temperature == 0:
                 chosen = best(logits)
+                rest = logits.index_fill(1, chosen, -torch.inf)
+                if float(logits.amax() - rest.amax()) < SURE:
+                    break
             else:
                 q.append(self.sampling.probabilities(logits)[0])
                 chosen = draw(q[-1][None], self.generator)
             token = self.candidates[chosen]
             drafted.append(int(token))
             passed.append(self._first_loops(token))
-        z, window.embedded = (torch.stack(each, 1) for each in zip(*passed, strict=True))
-        final = self.model.config.n_loops
-        for loop in range(self.loop + 1, final + 1):
-            z = window.loop(loop, z)
-        features, vocabulary = window.readout(final, z[0, -1 - budget :])
-        # for a few rows on a CPU about twice as fast as features @ weight
-        kept, new = self._verified(drafted, q, (vocabulary.weight.T @ features.T).T)
+        z = step.catch_up(self.loop, *(torch.cat(each) for each in zip(*passed, strict=True)))
+        features, vocabulary = step.readout(final, z)
+        new = self._verified(drafted, q, vocabulary(features))
         self._allow(new)
-        self.memory.truncate(length + kept)
+        self.memory.truncate(length + len(new) - 1)
         self.waiting = torch.tensor(new[-1:], device=self.waiting.device)  # not in the memory
-        return kept, new
+        return len(drafted), new
 
     def _first_loops(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """The state (1, d) after the draft loop of a token (1,), and the embedding it came from."""
@@ -318,17 +319,15 @@ class _Text:
         self.step.end(self.loop, settle=False)
         return z, self.step.embedded
 
-    def _verified(
-        self, drafted: list[int], q: list[Tensor], logits: Tensor
-    ) -> tuple[int, list[int]]:
-        """As `continued`, by the logits (drafted + 1, V) of the last loop."""
+    def _verified(self, drafted: list[int], q: list[Tensor], logits: Tensor) -> list[int]:
+        """The drafted tokens that stay, and the next; logits (drafted + 1, V) of the last loop."""
         sampling, kept = self.sampling, 0
         logits = sampling.allowed(logits)
         if sampling.temperature == 0:
             wanted = best(logits).tolist()
             while kept < len(drafted) and drafted[kept] == wanted[kept]:
                 kept += 1
-            return kept, wanted[: kept + 1]
+            return wanted[: kept + 1]
         p = sampling.probabilities(logits)
         for own, token, drawn in zip(p, drafted, q, strict=False):
             spread = torch.zeros_like(own).index_add(0, self.candidates, drawn)
@@ -343,7 +342,7 @@ class _Text:
             kept += 1
         else:
             last = draw(p[-1:], self.generator)
-        return kept, [*drafted[:kept], int(last)]
+        return [*drafted[:kept], int(last)]
 
     def _allow(self, tokens: Sequence[int]) -> None:
         """Also those of `tokens` may be drafted."""

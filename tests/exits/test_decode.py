@@ -101,10 +101,13 @@ def test_stop_ends_a_row():
     longest=st.integers(1, 6),
     loop=st.sampled_from([1, 2, 3]),
     shortlist=st.sampled_from([2048, 1, 9]),
+    sure=st.sampled_from([0.0, 0.7]),
 )
-def test_speculated_greedy_text_is_the_plain_one(trained, prompt, new, longest, loop, shortlist):
+def test_speculated_greedy_text_is_the_plain_one(
+    trained, prompt, new, longest, loop, shortlist, sure
+):
     (plain,) = generate(trained, [prompt], new)
-    with patch.multiple(decode, LONGEST=longest, SHORTLIST=shortlist):
+    with patch.multiple(decode, LONGEST=longest, SHORTLIST=shortlist, SURE=sure):
         speculated = Speculation(trained, loop).generate(prompt, new)
     assert (speculated.tokens, speculated.loops) == (plain.tokens, plain.loops)
     assert 0 <= speculated.accepted <= speculated.drafted
@@ -118,7 +121,19 @@ def test_a_rare_token_of_the_text_can_be_drafted(trained, monkeypatch):
     assert draft.generate([5, 6], 40).tokens == plain.tokens
 
 
-def test_drafts_are_kept_and_thrown_away(trained):
+def test_a_draft_ends_where_it_is_not_sure(trained):
+    def counts(sure):
+        with patch.object(decode, "SURE", sure):
+            made = [Speculation(trained, 1).generate([token], 40) for token in range(8)]
+        assert all(drafted <= decode.LONGEST for one in made for drafted, _ in one.verified)
+        return sum(one.drafted for one in made)
+
+    assert 0 == counts(100.0) < counts(0.7) < counts(0.0)
+
+
+def test_drafts_are_kept_and_thrown_away(trained, monkeypatch):
+    monkeypatch.setattr(decode, "SURE", 0.0)
+
     def counts(model):
         made = [Speculation(model, 1).generate([token], 40) for token in range(8)]
         return sum(one.accepted for one in made), sum(one.drafted for one in made)
@@ -135,7 +150,6 @@ def test_speculation_keeps_the_distribution(trained, shortlist, monkeypatch):
     runs, sampling = 600, Sampling(temperature=1.5, top_k=3)
     plain = generate(trained, [[3, 4]] * runs, 3, sampling=sampling, seed=0)
     counts = Counter(tuple(generated.tokens) for generated in plain)
-    monkeypatch.setattr(decode, "LONGEST", 3)
     monkeypatch.setattr(decode, "SHORTLIST", shortlist)
     draft = Speculation(trained, 1)
     other = Counter(
