@@ -23,8 +23,8 @@ from crt_lib.bench.ways import (
     timed,
     ways_of,
 )
-from crt_lib.exits.decode import Speculated
 from crt_lib.exits.policy import Policy
+from crt_lib.exits.speculate import Speculated
 from crt_lib.exits.trace import Outcome, Trace, apply_policy
 from crt_lib.files import InputError
 from crt_lib.model import CRT

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from crt_lib.bench.ways import Way, speculated, timed
-from crt_lib.exits.decode import LONGEST, Sampling, Speculated, Speculation, generate
+from crt_lib.exits.decode import Sampling, generate
+from crt_lib.exits.speculate import LONGEST, Speculated, Speculation
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
 
@@ -29,7 +30,8 @@ def bench_drafts(
     *,
     temperatures: Sequence[float] = (0.0, 1.0),
 ) -> Rows:
-    """A row a temperature and draft loop: `new_tokens` more of each prompt, full depth in turn.
+    """A row a temperature and draft loop, 0 for the text so far: `new_tokens` more of each prompt,
+    full depth in turn.
 
     `kept_1`, `kept_2`, ...: the share of the drafted tokens there that are kept, of those whose
     predecessors were. `tokens`: new ones a verification. Its seconds are fitted by least squares:
@@ -43,17 +45,18 @@ def bench_drafts(
     rows: Rows = []
     for temperature in temperatures:
         how: dict[str, Any] = {"sampling": Sampling(temperature)}
-        drafts = {loop: Speculation(model, loop) for loop in model.config.exit_loops}
-        ways: dict[int, Way] = {0: partial(generate, model, **how)}
+        drafts = {loop: Speculation(model, loop) for loop in (0, *model.config.exit_loops)}
+        ways: dict[int | None, Way] = {None: partial(generate, model, **how)}
         ways |= {loop: partial(speculated, draft, **how) for loop, draft in drafts.items()}
-        timed(ways[0], prompts[:1], WARM_UP)
+        for way in ways.values():
+            timed(way, prompts[:1], WARM_UP)
         # of each text: what was made, and the seconds of each step but the first
-        found: dict[int, list[tuple[Any, np.ndarray]]] = {loop: [] for loop in ways}
+        found: dict[int | None, list[tuple[Any, np.ndarray]]] = {loop: [] for loop in ways}
         for prompt in tqdm(prompts, f"temperature {temperature:g}", disable=None):
             for loop, way in ways.items():
                 (made,), seconds, _ = timed(way, [prompt], new_tokens)
                 found[loop].append((made, seconds[1:]))
-        full = np.array([seconds.mean() for _, seconds in found.pop(0)])  # of a token
+        full = np.array([seconds.mean() for _, seconds in found.pop(None)])  # of a token
         for loop, own in found.items():
             shape = {"draft_loop": loop, "temperature": temperature, "texts": len(prompts)}
             rows.append(shape | {"new_tokens": new_tokens} | _row(own, full) | measured_on())

@@ -16,8 +16,9 @@ from torch import Tensor
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.cached.products import check_quantize
 from crt_lib.config import AnyModelConfig, GPT2Config, make_model
-from crt_lib.exits.decode import Each, Speculation, generate
+from crt_lib.exits.decode import Each, generate
 from crt_lib.exits.policy import CRITERIA, Policy, exits_of
+from crt_lib.exits.speculate import Speculation
 from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.runs.machine import wait
@@ -66,8 +67,10 @@ def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict
     with contextlib.suppress(InputError):  # other weights, or another device
         check_quantize("int8", model.loop_encoding)
         ways[INT8] = partial(generate, model, quantize="int8")
-    for loop in model.config.exit_loops if batch_size == 1 else ():
-        ways[f"speculation from {loop}"] = partial(speculated, Speculation(model, loop))
+    for loop in (0, *model.config.exit_loops) if batch_size == 1 else ():
+        ways[f"speculation from {loop or 'the text'}"] = partial(
+            speculated, Speculation(model, loop)
+        )
     ways[UNCACHED[0]] = partial(generate_as_released, model)
     ways[UNCACHED[1]] = partial(generate, model, cache=False)
     config = model.config

@@ -33,7 +33,9 @@ class Convolutions:
         device = model.loop_encoding.device
         dilations = torch.tensor([dilation for _, dilation in own], dtype=torch.int64)
         self.sites = torch.arange(self.count, device=device)[:, None]
-        self.back = (torch.arange(config.kernel_size - 1, 0, -1) * dilations[:, None]).to(device)
+        back = torch.arange(config.kernel_size - 1, 0, -1) * dilations[:, None]
+        self.steps: list[list[int]] = back.tolist()  # back in time, of each tap of each site
+        self.back = back.to(device)
 
     def begin(self, at: int) -> None:
         self.active: Tensor | None = None  # all
@@ -131,31 +133,29 @@ class Token:
 
 
 class Run:
-    """The last n tokens of one row, for all layers from `first` of `Memory.kv` on in turn.
+    """n tokens of one row from position `at` on, for all layers in turn from number `first` on.
 
-    Layers before have run for them, a `Token` at a time. None has left.
+    `first` counts as `Memory.kv`, -1: the embedding. None of the tokens has left.
     """
 
-    def __init__(self, token: Token, first: int, n: int):
+    def __init__(self, token: Token, first: int, at: int, n: int):
         self.heads, self.convolutions = token.attend, token.convolve
-        self.memory, self.n = token.attend.memory, n
-        self.end = self.memory.length
-        self.site = self.convolutions.count - self.convolutions.cycles * (
-            len(self.memory.kv) - first
-        )
+        self.memory, self.begin, self.end = token.attend.memory, at, at + n
+        left = self.convolutions.cycles * (len(self.memory.kv) - first)
+        self.site = 0 if first < 0 else self.convolutions.count - left
         to = torch.arange(self.end, device=self.memory.kv.device)
-        self.mask = to > to[self.end - n :, None]  # (n, end)
+        self.mask = to > to[at:, None]  # (n, end)
         if self.heads.rotary:
-            here = slice(self.end - n, self.end)
-            self.turn = self.heads.cos[here], self.heads.sin[here]
+            self.turn = self.heads.cos[at : self.end], self.heads.sin[at : self.end]
 
     def convolve(self, x: Tensor) -> Tensor:
         """As `Convolutions`, of x (n, d)."""
-        own, site = self.convolutions, self.site
-        held, end = self.memory.inputs[site, 0], self.memory.reach + self.end
-        held[end - self.n : end] = x
+        own, site, memory = self.convolutions, self.site, self.memory
+        begin, end = memory.reach + self.begin, memory.reach + self.end
+        held = memory.inputs[site, 0]
+        held[begin:end] = x
         self.site += 1
-        taps = [held[end - self.n - back : end - back] for back in own.back[site].tolist()]
+        taps = [held[begin - back : end - back] for back in own.steps[site]]
         if not own.depthwise:
             return torch.cat([*taps, x], -1)
         y = x * own.now[site]
@@ -165,11 +165,11 @@ class Run:
 
     def attend(self, layer: int, given: Tensor) -> Tensor:
         """As `Heads`, of (n, 3 * d)."""
-        n, (_, *halves) = self.n, self.heads.halves
+        n, (_, *halves) = len(given), self.heads.halves
         if self.heads.rotary:
             given = turned(given.view(n, *halves), *self.turn)
         heads = given.view(n, *self.heads.shape[1:]).permute(1, 2, 0, 3)  # (3, H, n, D)
         held = self.memory.kv[layer, :, 0, :, : self.end]  # (2, H, end, D)
-        held[..., self.end - n :, :] = heads[1:]
+        held[..., self.begin :, :] = heads[1:]
         scores = torch.bmm(heads[0], held[0].mT).masked_fill_(self.mask, -torch.inf)
         return torch.bmm(scores.softmax(-1), held[1]).transpose(0, 1).reshape(n, -1)

@@ -3,8 +3,8 @@
 `Window` is `crt_lib.model.CRT` itself. `Step` computes the same for one new token of each row, over
 plain (B, d) tensors and without modules, and leaves the same in the same memory. It is fast because
 weights are laid out for B rows (`products`) and operations are few; an operation costs as much as a
-small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`. What a
-`Step` has begun for some tokens of one row it goes on with for all at once (`catch_up`).
+small product. Both: `begin`, then `loop` and `readout`, `keep` where rows leave, then `end`. Of one
+row a `Step` also reads several tokens at once, or goes on with those begun (`read`, `catch_up`).
 """
 
 import contextlib
@@ -137,20 +137,40 @@ class Step:
         for layer in memory.layers if settle else memory.layers[: run + 1]:
             layer.length = self.at + 1
 
+    def read(self, ids: Tensor) -> Tensor:
+        """The states (n, d) after the last loop of `ids` (n,), the next tokens of the one row."""
+        memory, n = self.memory, len(ids)
+        run = Run(self.token, -1, memory.length, n)
+        z = self.refine(self.project(torch.embedding(self.table, ids)), run)
+        if self.learned is not None:
+            z = z + self.learned[run.begin : run.end]
+        embedded = z
+        for index, block in enumerate(self.prelude):
+            z = block(z, index, run)
+        z = self._loops(0, z, embedded, run)
+        for layer in memory.layers:
+            layer.length = run.end
+        return z
+
     def catch_up(self, passed: int, z: Tensor, embedded: Tensor) -> Tensor:
-        """The states (n, d) after the last loop, of the last n tokens of one row.
+        """The states (n, d) after the last loop, of the last n tokens of the one row.
 
         `z` and `embedded` (n, d) are what loop `passed` and `begin` gave for each of them, where
         `end` has left deeper loops yet to be run.
         """
-        memory, config = self.memory, self.config
-        run = Run(self.token, config.n_prelude + passed, len(z))
-        for number in range(passed + 1, config.n_loops + 1):
+        memory, first = self.memory, self.config.n_prelude + passed
+        run = Run(self.token, first, memory.length - len(z), len(z))
+        z = self._loops(passed, z, embedded, run)
+        for layer in memory.loops[passed:]:
+            layer.length = run.end
+        return z
+
+    def _loops(self, passed: int, z: Tensor, embedded: Tensor, run: Run) -> Tensor:
+        for number in range(passed + 1, self.config.n_loops + 1):
             entering = self.encodings[number - 1]
             if self.injection is not None:
                 entering = torch.addcmul(entering, self.injection, embedded)
-            z = self.block(z + entering, config.n_prelude + number - 1, run)
-            memory.loops[number - 1].length = memory.length
+            z = self.block(z + entering, self.config.n_prelude + number - 1, run)
         return z
 
 

@@ -45,7 +45,8 @@ def generate(
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
     from crt_lib.exits.choice import Choice, choices_of, drafts
-    from crt_lib.exits.decode import Sampling, Speculation, generate as run
+    from crt_lib.exits.decode import Sampling, generate as run
+    from crt_lib.exits.speculate import Speculation
     from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
 
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
@@ -59,10 +60,13 @@ def generate(
     model, never_begins = as_crt(loaded, checkpoint), _beginning(tokenizer, never)
     how: Any = {"sampling": Sampling(temperature, top_k, top_p, never_begins), "seed": seed}
     if speculate is None:
-        choice = _way_to_decode(checkpoint, exit_name, budget, own, quantize is None)
+        # speculation was timed on one greedy text
+        lossless = quantize is None and temperature == 0 and len(prompts) == 1
+        choice = _way_to_decode(checkpoint, exit_name, budget, own, lossless)
+    elif speculate == options.AUTO:
+        choice = Choice(draft_loop=drafts(choices_of(find_checkpoint(checkpoint))))
     else:
-        loop = speculate or drafts(choices_of(find_checkpoint(checkpoint)))
-        choice = Choice(draft_loop=loop)
+        choice = Choice(draft_loop=speculate)
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     made: Sequence[Generated]
     if choice.draft_loop is not None:

@@ -60,11 +60,15 @@ def percent(text: str) -> float:
     raise typer.BadParameter(f"{text!r} is not a percentage from 0 on")
 
 
+AUTO = -1  # of `draft_loop`
+
+
 def draft_loop(text: str) -> int:
-    """The loop that is named; 0 for auto."""
-    if text != "auto" and not (text.isdecimal() and 0 < int(text) < 2**31):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a loop")
-    return 0 if text == "auto" else int(text)
+    """The loop that is named; 0 for text, AUTO for auto."""
+    named = {"auto": AUTO, "text": 0}
+    if text not in named and not (text.isdecimal() and 0 < int(text) < 2**31):
+        raise typer.BadParameter(f"{text!r} is neither text, auto nor a loop")
+    return named[text] if text in named else int(text)
 
 
 PERCENT = typer.Option(help="Percent of the perplexity exits may lose.", parser=percent)
@@ -72,9 +76,9 @@ Speculate = Annotated[
     int | None,
     typer.Option(
         "--speculate",
-        help="Lossless: this loop's exit drafts; auto: the fastest calibrated.",
+        help="Lossless: this loop's exit drafts, or the text so far; auto: the fastest calibrated.",
         parser=draft_loop,
-        metavar="LOOP",
+        metavar="LOOP|text|auto",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.", min=0, max=2**63 - 1)]

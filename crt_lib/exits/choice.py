@@ -17,7 +17,7 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy, or lossless speculation from a loop, and what it was measured to lose and save."""
+    """A policy, or lossless speculation from a loop, 0 for the text; what it loses and saves."""
 
     policy: Policy = dataclasses.field(default_factory=Policy)
     draft_loop: int | None = None

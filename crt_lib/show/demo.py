@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from crt_lib.exits.choice import choices_of
-from crt_lib.exits.decode import LONGEST
+from crt_lib.exits.speculate import LONGEST
 from crt_lib.files import InputError
 from crt_lib.runs.trained import find_checkpoint
 from crt_lib.show.templates import render

@@ -67,7 +67,9 @@ def calibrate_exits(
     prompts = [ids[i * length :][:begin].tolist() for i in range(TEXTS)]
     for row in bench_drafts(model, prompts, length - begin, temperatures=(0.0,)):
         loop = row["draft_loop"]
-        ways[f"speculation from {loop}"] = Choice(draft_loop=loop, speedup=row["speedup"])
+        ways[f"speculation from {loop or 'the text'}"] = Choice(
+            draft_loop=loop, speedup=row["speedup"]
+        )
     return Choices(budget, ways, failed)
 
 

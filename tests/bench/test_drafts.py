@@ -5,7 +5,7 @@ import pytest
 
 from crt_lib import InputError
 from crt_lib.bench.drafts import _row, bench_drafts, passages
-from crt_lib.exits.decode import Speculated
+from crt_lib.exits.speculate import Speculated
 
 
 def test_shares_and_costs_are_those_of_the_verifications():
@@ -30,7 +30,7 @@ def test_every_loop_drafts_and_the_full_model_disposes(scored):
     assert [len(prompt) for prompt in prompts] == [4] * 3
     rows = bench_drafts(model, prompts, 12)
     asked = {(row["temperature"], row["draft_loop"]) for row in rows}
-    assert asked == {(t, loop) for t in (0.0, 1.0) for loop in model.config.exit_loops}
+    assert asked == {(t, loop) for t in (0.0, 1.0) for loop in (0, *model.config.exit_loops)}
     for row in rows:
         assert 0 <= row["accepted"] <= 1 <= row["tokens"]
         assert 0 < row["low"] <= row["speedup"] <= row["high"]

@@ -119,6 +119,46 @@ def test_in_the_precision_of_decoding(changes, dtype, rows):
     as_accurate(fast[0], slow[0], exact[0])
 
 
+@settings(max_examples=60)
+@given(
+    case=st.sampled_from(list(CAUSAL)),
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    passed=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    known=st.integers(0, KNOWN),
+)
+def test_several_tokens_of_a_row_at_once(case, lengths, passed, known):
+    """Read in one go (`passed` 0), or begun token by token up to a loop and then caught up with."""
+    model = exact_model(**CAUSAL[case])
+    final, ids = model.config.n_loops, random_ids(1, known + sum(lengths) + 1)
+    memory = Memory(model.config, 1, ids.shape[1], model.loop_encoding)
+    if known:
+        run_with_exits(model, ids[:, :known], Policy(), memory)
+    step, at, states = Step(model, memory), known, []
+    for n, loop in zip(lengths, passed, strict=False):
+        own = ids[0, at : at + n]
+        if loop == 0:
+            states.append(step.read(own))
+        else:
+            pairs = [begun(step, token[None], loop) for token in own]
+            states.append(step.catch_up(loop, *map(torch.cat, zip(*pairs, strict=True))))
+        at += n
+    features, vocabulary = step.readout(final, torch.cat(states))
+    last = leave(step, ids[:, at], Policy()).logits
+    other = Memory(model.config, 1, ids.shape[1], model.loop_encoding)
+    whole = run_with_exits(model, ids, Policy(), other)
+    same(torch.cat([vocabulary(features), last]), whole.logits[0, known:])
+    same((memory.kv, memory.inputs), (other.kv, other.inputs))
+
+
+def begun(step, token, loop):
+    """The state after `loop` and the embedding, deeper loops yet to be run."""
+    z = step.begin(token)
+    for number in range(1, loop + 1):
+        z = step.loop(number, z)
+    step.end(loop, settle=False)
+    return z, step.embedded
+
+
 def test_a_memory_that_grows_and_changes_its_rows():
     model, ids = exact_model(**ALL_OPTIONS), random_ids(3, 12)
     rows = torch.tensor([2, 0, 0])

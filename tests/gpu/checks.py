@@ -13,8 +13,9 @@ from crt_lib import CRT, causality_report, load_profile
 from crt_lib.audit.reference import reference_logits, reference_loss
 from crt_lib.cached.memory import Memory
 from crt_lib.device import Precision
-from crt_lib.exits.decode import Speculation, generate
+from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import Policy, run_with_exits
+from crt_lib.exits.speculate import Speculation
 from crt_lib.loss import total_loss
 from crt_lib.runs.graphs import GraphedLosses
 from crt_lib.runs.run import load_data, run_profile

@@ -1,0 +1,97 @@
+"""Speculated text is that of full depth, greedy or sampled, whoever drafts."""
+
+from collections import Counter
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, strategies as st
+from tiny_models import exact_model
+
+from crt_lib.exits import speculate
+from crt_lib.exits.decode import Sampling, generate
+from crt_lib.exits.speculate import Speculation
+
+
+@given(
+    prompt=st.lists(st.integers(0, 20), min_size=1, max_size=12),
+    new=st.integers(0, 24),
+    longest=st.integers(1, 6),
+    loop=st.sampled_from([0, 1, 2, 3]),
+    shortlist=st.sampled_from([2048, 1, 9]),
+    sure=st.sampled_from([0.0, 0.7]),
+)
+def test_speculated_greedy_text_is_the_plain_one(
+    trained, prompt, new, longest, loop, shortlist, sure
+):
+    (plain,) = generate(trained, [prompt], new)
+    with patch.multiple(speculate, LONGEST=longest, SHORTLIST=shortlist, SURE=sure):
+        speculated = Speculation(trained, loop).generate(prompt, new)
+    assert (speculated.tokens, speculated.loops) == (plain.tokens, plain.loops)
+    assert 0 <= speculated.accepted <= speculated.drafted
+
+
+def test_a_rare_token_of_the_text_can_be_drafted(trained, monkeypatch):
+    monkeypatch.setattr(speculate, "SHORTLIST", 1)
+    draft = Speculation(trained, 1)
+    (plain,) = generate(trained, [[5, 6]], 40)
+    assert draft.generate([5, 6], 40).accepted > 0
+    assert draft.generate([5, 6], 40).tokens == plain.tokens
+
+
+def test_a_draft_ends_where_it_is_not_sure(trained):
+    def counts(sure):
+        with patch.object(speculate, "SURE", sure):
+            made = [Speculation(trained, 1).generate([token], 40) for token in range(8)]
+        assert all(drafted <= speculate.LONGEST for one in made for drafted, _ in one.verified)
+        return sum(one.drafted for one in made)
+
+    assert 0 == counts(100.0) < counts(0.7) < counts(0.0)
+
+
+def test_drafts_are_kept_and_thrown_away(trained, monkeypatch):
+    monkeypatch.setattr(speculate, "SURE", 0.0)
+
+    def counts(model):
+        made = [Speculation(model, 1).generate([token], 40) for token in range(8)]
+        return sum(one.accepted for one in made), sum(one.drafted for one in made)
+
+    accepted, drafted = counts(trained)
+    assert accepted > 0.2 * drafted
+    accepted, drafted = counts(exact_model())
+    assert accepted < drafted
+
+
+@pytest.mark.parametrize(
+    ("loop", "prompt", "shortlist"),
+    [(1, [3, 4], 2048), (1, [3, 4], 12), (0, [3, 4, 5, 3, 4, 6, 3, 4], 2048)],
+)
+def test_speculation_keeps_the_distribution(trained, loop, prompt, shortlist, monkeypatch):
+    """Two samples of the same distribution: the chi-square of their counts stays near its mean."""
+    runs, sampling = 600, Sampling(temperature=1.5, top_k=3)
+    plain = generate(trained, [prompt] * runs, 3, sampling=sampling, seed=0)
+    counts = Counter(tuple(generated.tokens) for generated in plain)
+    monkeypatch.setattr(speculate, "SHORTLIST", shortlist)
+    draft = Speculation(trained, loop)
+    made = [draft.generate(prompt, 3, sampling=sampling, seed=seed) for seed in range(runs)]
+    assert 0 < sum(one.accepted for one in made) < sum(one.drafted for one in made)
+    other = Counter(tuple(one.tokens) for one in made)
+    texts = [text for text in counts | other if counts[text] + other[text] >= 10]
+    statistic = sum((counts[t] - other[t]) ** 2 / (counts[t] + other[t]) for t in texts)
+    freedom = len(texts) - 1
+    assert freedom > 10
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_a_text_that_repeats_drafts_itself(trained):
+    """Greedy text ends in a cycle, of which whole drafts are kept, also beyond what is written."""
+    (plain,) = generate(trained, [[5, 6]], 50)
+    made = Speculation(trained, 0).generate([5, 6], 50)
+    assert made.tokens == plain.tokens and made.accepted > 25
+    assert max(kept for _, kept in made.verified) > 3
+    grown = [drafted for drafted, _ in made.verified]
+    assert max(grown) <= speculate.LONGEST and grown[0] <= speculate.GROWS
+
+
+def test_a_token_that_is_new_is_followed_by_no_draft(trained):
+    assert Speculation(trained, 0).generate([3, 4, 5], 1).verified == [(0, 0)]
+    assert Speculation(trained, 0).generate([3, 4, 5], 2).verified[0] == (0, 0)
