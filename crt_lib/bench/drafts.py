@@ -30,9 +30,9 @@ def bench_drafts(
     *,
     temperatures: Sequence[float] = (0.0, 1.0),
 ) -> Rows:
-    """A row a temperature and draft loop, 0 for the text so far: `new_tokens` more of each prompt,
-    full depth in turn.
+    """A row a temperature and way to draft: `new_tokens` more of each prompt, full depth in turn.
 
+    `draft_loop` 0: the text so far drafts, for the last loop and for the exits before (`last`).
     `kept_1`, `kept_2`, ...: the share of the drafted tokens there that are kept, of those whose
     predecessors were. `tokens`: new ones a verification. Its seconds are fitted by least squares:
     `ms_verify`, and `ms_draft` for each drafted token, verified too. `predicted`: the speed against
@@ -43,22 +43,25 @@ def bench_drafts(
     if len(prompts) < 2 or new_tokens < 8:
         raise InputError(f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 and 8 are timed")
     rows: Rows = []
+    final, exits = model.config.n_loops, model.config.exit_loops
     for temperature in temperatures:
         how: dict[str, Any] = {"sampling": Sampling(temperature)}
-        drafts = {loop: Speculation(model, loop) for loop in (0, *model.config.exit_loops)}
-        ways: dict[int | None, Way] = {None: partial(generate, model, **how)}
-        ways |= {loop: partial(speculated, draft, **how) for loop, draft in drafts.items()}
+        ways: dict[tuple[int, int] | None, Way] = {None: partial(generate, model, **how)}
+        for loop, last in [(0, k) for k in (final, *exits)] + [(k, final) for k in exits]:
+            draft = Speculation(model, loop, last)
+            ways[loop, last] = partial(speculated, draft, **how)
         for way in ways.values():
             timed(way, prompts[:1], WARM_UP)
         # of each text: what was made, and the seconds of each step but the first
-        found: dict[int | None, list[tuple[Any, np.ndarray]]] = {loop: [] for loop in ways}
+        found: dict[Any, list[tuple[Any, np.ndarray]]] = {of: [] for of in ways}
         for prompt in tqdm(prompts, f"temperature {temperature:g}", disable=None):
-            for loop, way in ways.items():
+            for of, way in ways.items():
                 (made,), seconds, _ = timed(way, [prompt], new_tokens)
-                found[loop].append((made, seconds[1:]))
+                found[of].append((made, seconds[1:]))
         full = np.array([seconds.mean() for _, seconds in found.pop(None)])  # of a token
-        for loop, own in found.items():
-            shape = {"draft_loop": loop, "temperature": temperature, "texts": len(prompts)}
+        for (loop, last), own in found.items():
+            shape = {"draft_loop": loop, "last": last, "temperature": temperature}
+            shape["texts"] = len(prompts)
             rows.append(shape | {"new_tokens": new_tokens} | _row(own, full) | measured_on())
     return rows
 

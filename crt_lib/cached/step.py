@@ -137,19 +137,29 @@ class Step:
         for layer in memory.layers if settle else memory.layers[: run + 1]:
             layer.length = self.at + 1
 
-    def read(self, ids: Tensor) -> Tensor:
-        """The states (n, d) after the last loop of `ids` (n,), the next tokens of the one row."""
-        memory, n = self.memory, len(ids)
-        run = Run(self.token, -1, memory.length, n)
+    def read(self, ids: Tensor, last: int) -> Tensor:
+        """The states (n, d) after loop `last` of `ids` (n,), the next tokens of the one row.
+
+        All leave after it.
+        """
+        memory = self.memory
+        if len(ids) == 1:
+            z = self.begin(ids)
+            for number in range(1, last + 1):
+                z = self.loop(number, z)
+            self.end(last)
+            return z
+        run = Run(self.token, -1, memory.length, len(ids))
         z = self.refine(self.project(torch.embedding(self.table, ids)), run)
         if self.learned is not None:
             z = z + self.learned[run.begin : run.end]
         embedded = z
         for index, block in enumerate(self.prelude):
             z = block(z, index, run)
-        z = self._loops(0, z, embedded, run)
-        for layer in memory.layers:
+        z = self._loops(0, z, embedded, run, last)
+        for layer in memory.layers[: 1 + self.config.n_prelude + last]:
             layer.length = run.end
+        memory.settle(last)
         return z
 
     def catch_up(self, passed: int, z: Tensor, embedded: Tensor) -> Tensor:
@@ -160,13 +170,13 @@ class Step:
         """
         memory, first = self.memory, self.config.n_prelude + passed
         run = Run(self.token, first, memory.length - len(z), len(z))
-        z = self._loops(passed, z, embedded, run)
+        z = self._loops(passed, z, embedded, run, self.config.n_loops)
         for layer in memory.loops[passed:]:
             layer.length = run.end
         return z
 
-    def _loops(self, passed: int, z: Tensor, embedded: Tensor, run: Run) -> Tensor:
-        for number in range(passed + 1, self.config.n_loops + 1):
+    def _loops(self, passed: int, z: Tensor, embedded: Tensor, run: Run, last: int) -> Tensor:
+        for number in range(passed + 1, last + 1):
             entering = self.encodings[number - 1]
             if self.injection is not None:
                 entering = torch.addcmul(entering, self.injection, embedded)

@@ -44,10 +44,9 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a prompt.")] = False,
 ) -> None:
     """Continue texts, the fastest way that `crt calibrate` found, or with the exits asked for."""
-    from crt_lib.exits.choice import Choice, choices_of, drafts
     from crt_lib.exits.decode import Sampling, generate as run
     from crt_lib.exits.speculate import Speculation
-    from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained_model
+    from crt_lib.runs.trained import as_crt, load_trained_model
 
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
     own = {name: value for name, value in given.items() if value is not None}
@@ -59,18 +58,13 @@ def generate(
     loaded, tokenizer, _ = load_trained_model(checkpoint)
     model, never_begins = as_crt(loaded, checkpoint), _beginning(tokenizer, never)
     how: Any = {"sampling": Sampling(temperature, top_k, top_p, never_begins), "seed": seed}
-    if speculate is None:
-        # speculation was timed on one greedy text
-        lossless = quantize is None and temperature == 0 and len(prompts) == 1
-        choice = _way_to_decode(checkpoint, exit_name, budget, own, lossless)
-    elif speculate == options.AUTO:
-        choice = Choice(draft_loop=drafts(choices_of(find_checkpoint(checkpoint))))
-    else:
-        choice = Choice(draft_loop=speculate)
+    # speculation was timed on one greedy text
+    drafted = quantize is None and temperature == 0 and len(prompts) == 1
+    choice = _way_to_decode(checkpoint, exit_name, budget, own, speculate, drafted)
     ids = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     made: Sequence[Generated]
     if choice.draft_loop is not None:
-        draft = Speculation(model, choice.draft_loop)
+        draft = Speculation(model, choice.draft_loop, choice.policy.fixed)
         made = [draft.generate(i, new_tokens, **how) for i in ids]
     else:
         made = run(model, ids, new_tokens, policy=choice.policy, quantize=quantize, **how)
@@ -102,13 +96,18 @@ def _way_to_decode(
     exit_name: str | None,
     budget: float | None,
     thresholds: dict[str, Any],
-    lossless: bool,
+    speculate: int | None,
+    drafted: bool,
 ) -> "Choice":
     """What `crt generate` was asked for; says in one line what it takes by itself."""
-    from crt_lib.exits.choice import Choice, choices_of, choose
+    from crt_lib.exits.choice import Choice, choices_of, choose, drafts
     from crt_lib.exits.policy import Policy
     from crt_lib.runs.trained import find_checkpoint
 
+    if speculate is not None:
+        auto = speculate == options.AUTO
+        loop = drafts(choices_of(find_checkpoint(checkpoint))) if auto else speculate
+        return Choice(draft_loop=loop)
     if thresholds:
         if exit_name is None:
             raise InputError("thresholds are of a criterion; name it with --exit")
@@ -117,7 +116,7 @@ def _way_to_decode(
         return Choice(Policy(exit_name, **thresholds))
     choices = choices_of(find_checkpoint(checkpoint))
     share = None if budget is None else budget / 100
-    choice = choose(choices, exit_name, budget=share, lossless=lossless)
+    choice = choose(choices, exit_name, budget=share, drafted=drafted)
     if exit_name is None and choices is not None:
         typer.echo(f"[{choices.said(choice)}; --exit full runs every loop]", err=True)
     return choice
@@ -218,7 +217,11 @@ def calibrate(
         lost = f"{math.expm1(way.above):+.2%}, at most {math.expm1(way.high):+.2%}"
         paid = "" if way.paid is None else f", {math.expm1(way.paid):+.2%} on test"
         typer.echo(f"{name}: {speed}, perplexity {lost}{paid}")
-    typer.echo(f"crt generate takes {choices.fastest()}")
+    policy = choices.fastest(drafted=False)
+    typer.echo(
+        f"crt generate takes {choices.fastest()} for one greedy text, for others "
+        + (f"exit {policy}" if policy.isdecimal() else policy)
+    )
 
 
 @app.command()

@@ -17,7 +17,10 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy, or lossless speculation from a loop, 0 for the text; what it loses and saves."""
+    """A policy, speculation from a loop, or from the text for what a fixed exit would write.
+
+    And what it was measured to lose and save. `draft_loop`: as `Speculation` has it.
+    """
 
     policy: Policy = dataclasses.field(default_factory=Policy)
     draft_loop: int | None = None
@@ -32,7 +35,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """Of one checkpoint, by name: full, exits by their loop, criteria, "speculation from k".
+    """Of one checkpoint, by name: full, exits by their loop, criteria, "speculation from k" or
+    "from the text", "exit k, speculation from the text".
 
     Each loses at most `budget`, a share of the perplexity, on documents that chose no threshold;
     each of `failed`, which are not timed, was tried there and may lose more.
@@ -42,15 +46,15 @@ class Choices:
     ways: Mapping[str, Choice]
     failed: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
 
-    def fastest(self, lossless: bool = True) -> str:
-        """The name of the fastest way; without `lossless`, of policies alone."""
-        names = [name for name, way in self.ways.items() if lossless or way.draft_loop is None]
+    def fastest(self, drafted: bool = True) -> str:
+        """The name of the fastest way; without `drafted`, of policies alone."""
+        names = [name for name, way in self.ways.items() if drafted or way.draft_loop is None]
         return max(names, key=lambda name: self.ways[name].speedup)
 
     def policies(self) -> dict[str, dict[str, Any]]:
         """Settings of each policy by name, and of the fastest one as "auto"."""
         kept = {name: way for name, way in self.ways.items() if way.draft_loop is None}
-        kept["auto"] = kept[self.fastest(lossless=False)]
+        kept["auto"] = kept[self.fastest(drafted=False)]
         return {name: dataclasses.asdict(way.policy) for name, way in kept.items()}
 
     def said(self, way: Choice) -> str:
@@ -100,11 +104,11 @@ def choose(
     name: str | None = None,
     *,
     budget: float | None = None,
-    lossless: bool = True,
+    drafted: bool = True,
 ) -> Choice:
     """The way of that name: "full", an exit's loop, or a criterion. None: the fastest one.
 
-    `budget`: the share of the perplexity that it may lose. `lossless`: whether the fastest may be
+    `budget`: the share of the perplexity that it may lose. `drafted`: whether the fastest may be
     speculation. Raises InputError for what was not calibrated, may lose more than a budget that is
     given, or for another budget.
     """
@@ -118,7 +122,7 @@ def choose(
         return Choice()
     if name is None:
         assert choices is not None
-        return choices.ways[choices.fastest(lossless)]
+        return choices.ways[choices.fastest(drafted)]
     exits = name.isdecimal()
     if not exits and name not in CRITERIA:
         raise InputError(f"exit {name!r} is not full, a loop or one of {', '.join(CRITERIA)}")
@@ -137,15 +141,16 @@ def choose(
         lost = math.expm1(choices.failed[name].high)
         said = f"may lose {lost:.2%} of the perplexity, more than {choices.budget:.2%}"
     raise InputError(
-        f"{'exit ' if exits else ''}{name} {said}; take {choices.fastest(lossless=False)}, "
+        f"{'exit ' if exits else ''}{name} {said}; take {choices.fastest(drafted=False)}, "
         "calibrate for a larger budget, or "
         + ("leave out --budget" if exits else "give thresholds of your own (--tau0, --tau-min)")
     )
 
 
 def drafts(choices: Choices | None) -> int:
-    """The loop whose drafts were fastest when calibrated; InputError where none was."""
-    timed = {way.draft_loop: way.speedup for way in (choices.ways if choices else {}).values()}
+    """The loop whose lossless drafts were fastest when calibrated; InputError where none was."""
+    ways = (choices.ways if choices else {}).values()
+    timed = {way.draft_loop: way.speedup for way in ways if way.policy.fixed is None}
     loops = [loop for loop in timed if loop is not None]
     if not loops:
         raise InputError(

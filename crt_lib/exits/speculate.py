@@ -26,7 +26,7 @@ from crt_lib.model import CRT
 LONGEST = 16  # tokens of a draft
 DRAWN = 2  # of one that an exit samples
 SURE = 0.7  # nats that the best token of a greedy exit is ahead of the second
-GROWS = 3  # times as long as what was kept of the one before is a draft by the text so far
+GROWS = 3  # times what was kept of the one before has a draft by the text so far, at least two
 SHORTLIST = 2048  # tokens that an exit may always draft
 
 
@@ -55,17 +55,24 @@ class Speculation:
     second; a sampled one has DRAWN. It is of the first SHORTLIST tokens of the vocabulary, in a
     trained BPE the most frequent, and of those that the text has had, so that it costs a part of a
     head. With `draft_loop` 0 no loop drafts: what followed the last two tokens before, or else the
-    last one, is the draft, and all loops verify. Raises InputError for no such exit.
+    last one, is the draft, and all loops verify; or those up to `last`, whose text it then is.
+    Raises InputError for no such exit.
     """
 
     model: CRT
-    draft_loop: int
+    draft_loop: int = 0
+    last: int | None = None
 
     def __post_init__(self) -> None:
-        exits = self.model.config.exit_loops
+        exits, final = self.model.config.exit_loops, self.model.config.n_loops
         if self.draft_loop not in (0, *exits):
             raise InputError(
                 f"loop {self.draft_loop} cannot draft; loops with a head before the last: {exits}"
+            )
+        if self.last not in (None, final) and (self.draft_loop or self.last not in exits):
+            raise InputError(
+                f"loop {self.last} cannot be the last of drafts by loop {self.draft_loop}; it is "
+                f"{final}, or where the text drafts one of {exits}"
             )
 
     @torch.inference_mode()
@@ -99,7 +106,7 @@ class Speculation:
                     each(new)
         if stop in tokens:
             tokens = tokens[: tokens.index(stop) + 1]
-        return Speculated(tokens, [self.model.config.n_loops] * len(tokens), verified)
+        return Speculated(tokens, [text.last] * len(tokens), verified)
 
 
 class _Text(ABC):
@@ -108,10 +115,11 @@ class _Text(ABC):
     def __init__(self, how: Speculation, ids: Tensor, capacity: int, sampling: Sampling, seed: int):
         model = self.model = how.model
         self.loop, self.sampling, self.waiting = how.draft_loop, sampling, ids[0, -1:]
+        self.last = how.last or model.config.n_loops
         self.generator = torch.Generator(ids.device).manual_seed(seed)
         self.memory = Memory(model.config, 1, capacity, model.loop_encoding)
         if ids.shape[1] > 1:
-            run_with_exits(model, ids[:, :-1], Policy(), self.memory, last=True)
+            run_with_exits(model, ids[:, :-1], Policy(fixed=self.last), self.memory, last=True)
         self.step = Step(model, self.memory)
         self.note(ids[0].tolist())
 
@@ -122,14 +130,14 @@ class _Text(ABC):
     @abstractmethod
     def draft(self, most: int) -> tuple[list[int], list[Tensor], Tensor]:
         """At most `most` tokens; unless greedily, the distribution (V,) that each was drawn from;
-        and the states after the last loop of the one that waits and of these, (n, d).
+        and the states after loop `last` of the one that waits and of these, (n, d).
         """
 
     def continued(self, most: int) -> tuple[int, list[int]]:
         """How many tokens were drafted; the new ones: those that stay, and what comes next."""
         length = self.memory.length + 1
         drafted, q, z = self.draft(most)
-        features, vocabulary = self.step.readout(self.model.config.n_loops, z)
+        features, vocabulary = self.step.readout(self.last, z)
         new = self._verified(drafted, q, vocabulary(features))
         self.note(new)
         self.memory.truncate(length + len(new) - 1)
@@ -221,7 +229,7 @@ class _DraftedByText(_Text):
 
     def note(self, new: Sequence[int]) -> None:
         if self.tried:
-            self.kept = max(1, len(new) - 1)
+            self.kept = len(new) - 1
         for token in new:
             for n in (1, 2):
                 self.after[tuple(self.tokens[-n:])] = len(self.tokens)
@@ -231,11 +239,11 @@ class _DraftedByText(_Text):
         text, drafted = self.tokens, list[int]()
         at = self.after.get(tuple(text[-2:]), self.after.get(tuple(text[-1:])))
         if at is not None:
-            for i in range(at, at + min(most, LONGEST, GROWS * self.kept)):
+            for i in range(at, at + min(most, LONGEST, max(2, GROWS * self.kept))):
                 drafted.append(text[i] if i < len(text) else drafted[i - len(text)])
         self.tried = len(drafted)
         ids = torch.tensor(drafted, dtype=torch.int64, device=self.waiting.device)
         q: list[Tensor] = []
         if self.sampling.temperature:
             q += F.one_hot(ids, self.model.config.vocab_size).float()
-        return drafted, q, self.step.read(torch.cat([self.waiting, ids]))
+        return drafted, q, self.step.read(torch.cat([self.waiting, ids]), self.last)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from crt_lib.bench.dryrun import predict
+from crt_lib.bench.gpt2 import cost_of_a_token, matched
 from crt_lib.bench.table import put_rows, rows_of
-from crt_lib.bench.ways import cost_of_a_token, matched
 from crt_lib.files import InputError, write_json
 from crt_lib.gpu.parts import Job, Row, say
 from crt_lib.runs.manifest import run_environment

@@ -66,10 +66,13 @@ def calibrate_exits(
     begin = min(PROMPT_TOKENS, length // 2)
     prompts = [ids[i * length :][:begin].tolist() for i in range(TEXTS)]
     for row in bench_drafts(model, prompts, length - begin, temperatures=(0.0,)):
-        loop = row["draft_loop"]
-        ways[f"speculation from {loop or 'the text'}"] = Choice(
-            draft_loop=loop, speedup=row["speedup"]
-        )
+        loop, last = row["draft_loop"], row["last"]
+        drafted: dict[str, Any] = {"draft_loop": loop, "speedup": row["speedup"]}
+        if last == model.config.n_loops:
+            ways[f"speculation from {loop or 'the text'}"] = Choice(**drafted)
+        elif str(last) in kept:
+            name = f"exit {last}, speculation from the text"
+            ways[name] = dataclasses.replace(kept[str(last)], **drafted)
     return Choices(budget, ways, failed)
 
 

@@ -10,17 +10,11 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from crt_lib import InputError
 from crt_lib.audit.accounting import cycle_multiply_adds, multiply_adds
-from crt_lib.bench import ways as ways_module
+from crt_lib.bench import gpt2 as gpt2_module
 from crt_lib.bench.bound import Reading
 from crt_lib.bench.decode import READINGS, bench_decode, measured_pace
-from crt_lib.bench.ways import (
-    INT8,
-    UNCACHED,
-    cost_of_a_token,
-    generate_as_released,
-    gpt2_generate,
-    matched,
-)
+from crt_lib.bench.gpt2 import cost_of_a_token, gpt2_generate, matched
+from crt_lib.bench.ways import INT8, UNCACHED, generate_as_released
 from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import CRITERIA, Policy
@@ -50,7 +44,7 @@ def bench(scored):
 def test_rows_of_every_way(bench):
     model, policies = bench.model, bench.policies
     one = {row["way"]: row for row in bench()}
-    drafts = [f"speculation from {loop}" for loop in model.config.exit_loops]
+    drafts = [f"speculation from {who}" for who in ("the text", *model.config.exit_loops)]
     (gpt2,) = (way for way in one if way.startswith("GPT-2"))
     asked = {"full depth, similarity asked", "full depth, gate asked"}
     # int8 is of float32
@@ -146,7 +140,7 @@ def test_gpt2_with_a_cache_says_what_it_says_without():
     torch.manual_seed(0)
     model = make_model(GPT2Config(vocab_size=50, d_model=16, n_heads=2, n_layers=2, max_seq_len=32))
     model.eval().double()
-    eager = ways_module._step  # what is compiled is torch's affair
+    eager = gpt2_module._step  # what is compiled is torch's affair
     prompts, each = [[3, 1, 4], [1, 5, 9]], []
     with torch.inference_mode():
         made = gpt2_generate(model, None, prompts, 8, each=each.append)

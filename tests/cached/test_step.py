@@ -137,7 +137,7 @@ def test_several_tokens_of_a_row_at_once(case, lengths, passed, known):
     for n, loop in zip(lengths, passed, strict=False):
         own = ids[0, at : at + n]
         if loop == 0:
-            states.append(step.read(own))
+            states.append(step.read(own, final))
         else:
             pairs = [begun(step, token[None], loop) for token in own]
             states.append(step.catch_up(loop, *map(torch.cat, zip(*pairs, strict=True))))

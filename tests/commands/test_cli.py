@@ -197,7 +197,7 @@ def test_generate_is_the_same_with_speculation_and_by_seed(trained, float64, cap
 
     plain = texts()
     assert [len(row["loops"]) for row in plain] == [12, 12]
-    assert texts("--speculate", "1") == plain
+    assert texts("--speculate", "1") == texts("--speculate", "text") == plain
     assert {loop for row in texts("--exit", "2") for loop in row["loops"]} == {2}
     drawn = ["--temperature", "1", "--seed", "5"]
     assert texts(*drawn) == texts(*drawn) != plain

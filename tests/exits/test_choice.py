@@ -17,6 +17,9 @@ CHOICES = Choices(
         "gate": Choice(GATE, above=0.001, high=0.004, speedup=1.3),
         "speculation from 1": Choice(draft_loop=1, speedup=0.9),
         "speculation from 2": Choice(draft_loop=2, speedup=1.4),
+        "exit 3, speculation from the text": Choice(
+            Policy(fixed=3), draft_loop=0, above=-0.001, high=0.002, speedup=1.5
+        ),
     },
     {
         "1": Choice(Policy(fixed=1), above=0.06, high=0.07),
@@ -38,8 +41,8 @@ def test_choices_are_read_as_they_were_written(tmp_path):
 
 
 def test_the_fastest_is_taken_unless_another_is_named():
-    assert choose(CHOICES) == CHOICES.ways["speculation from 2"]
-    assert choose(CHOICES, lossless=False) == CHOICES.ways["gate"]
+    assert choose(CHOICES) == CHOICES.ways["exit 3, speculation from the text"]
+    assert choose(CHOICES, drafted=False) == CHOICES.ways["gate"]
     assert choose(CHOICES, "gate", budget=0.005).policy == GATE
     assert choose(CHOICES, "full") == choose(None) == Choice()
     assert choose(None, "2").policy == choose(CHOICES, "2").policy == Policy(fixed=2)
@@ -62,7 +65,7 @@ def test_what_was_not_calibrated_names_the_way_out():
 
 
 def test_drafts_are_of_the_fastest_speculation():
-    assert drafts(CHOICES) == 2
+    assert drafts(CHOICES) == 2  # lossless: not for the text of exit 3
     for without in (None, Choices(0.005, {"full": Choice()})):
         with pytest.raises(InputError, match="crt calibrate RUN"):
             drafts(without)

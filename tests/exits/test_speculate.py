@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, strategies as st
 from tiny_models import exact_model
 
+from crt_lib import InputError
 from crt_lib.exits import speculate
 from crt_lib.exits.decode import Sampling, generate
+from crt_lib.exits.policy import Policy
 from crt_lib.exits.speculate import Speculation
 
 
@@ -90,6 +92,25 @@ def test_a_text_that_repeats_drafts_itself(trained):
     assert max(kept for _, kept in made.verified) > 3
     grown = [drafted for drafted, _ in made.verified]
     assert max(grown) <= speculate.LONGEST and grown[0] <= speculate.GROWS
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 4])
+def test_text_drafts_for_an_exit_too(trained, last):
+    model = trained
+    (plain,) = generate(model, [[5, 6]], 40, policy=Policy(fixed=last))
+    made = Speculation(model, last=last).generate([5, 6], 40)
+    assert (made.tokens, made.loops) == (plain.tokens, plain.loops)
+    assert made.accepted > 10
+
+
+def test_what_cannot_draft(trained):
+    for how, message in (
+        ({"draft_loop": 4}, r"loop 4 cannot draft.*\(1, 2, 3\)"),
+        ({"last": 5}, "loop 5 cannot be the last"),
+        ({"draft_loop": 1, "last": 2}, "loop 2 cannot be the last of drafts by loop 1; it is 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Speculation(trained, **how)
 
 
 def test_a_token_that_is_new_is_followed_by_no_draft(trained):

@@ -18,8 +18,8 @@ from waiting import PATIENCE, wait_for
 
 from crt_lib import InputError, cli
 from crt_lib.audit.accounting import parameters_by_part
+from crt_lib.bench.gpt2 import cost_of_a_token
 from crt_lib.bench.table import put_rows, rows_of
-from crt_lib.bench.ways import cost_of_a_token
 from crt_lib.cached.step import Step
 from crt_lib.files import read_rows
 from crt_lib.gpu import checks as gpuchecks, training as gputraining

@@ -19,7 +19,9 @@ def test_what_is_kept_loses_at_most_the_budget_where_it_chose_nothing(scored, bu
     assert choices.budget == budget
     assert next(iter(choices.ways)) == "full" and choices.ways["full"].above == 0
     drafts = {way.draft_loop for way in choices.ways.values()} - {None}
-    assert drafts == set(model.config.exit_loops)
+    assert drafts == {0, *model.config.exit_loops}
+    by_text = {way.policy.fixed for way in choices.ways.values() if way.draft_loop == 0}
+    assert by_text == {None, *(int(name) for name in choices.ways if name.isdecimal())}
     half = valid.document >= (valid.document[-1] + 1) // 2
     for name, way in choices.ways.items():
         assert way.speedup > 0
