@@ -107,26 +107,26 @@ def _in_workers(calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[tuple[R
     """
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
-    with (
-        stop_signals() as stopped,
-        concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool,
-    ):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
-        try:
-            running = {pool.submit(run_trial, *call) for call in calls}
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        workers = [one for one in multiprocessing.active_children() if one not in others]
-        try:
-            while running:
-                ended, running = concurrent.futures.wait(running, POLL, FIRST_COMPLETED)
-                yield from (future.result() for future in ended)
-                if stopped.is_set():
-                    raise KeyboardInterrupt
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _end(workers)
-            raise
+    with stop_signals() as stopped:
+        with concurrent.futures.ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
+            try:
+                running = {pool.submit(run_trial, *call) for call in calls}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            workers = [one for one in multiprocessing.active_children() if one not in others]
+            try:
+                while running:
+                    ended, running = concurrent.futures.wait(running, POLL, FIRST_COMPLETED)
+                    yield from (future.result() for future in ended)
+                    if stopped.is_set():
+                        raise KeyboardInterrupt
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                _end(workers)
+                raise
+        if stopped.is_set():  # while the last worker was ending
+            raise KeyboardInterrupt
 
 
 def _end(workers: Sequence[BaseProcess]) -> None:
