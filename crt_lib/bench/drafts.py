@@ -1,4 +1,4 @@
-"""`crt bench drafts`: what self-speculation keeps by position, what drafts cost, and the bound."""
+"""`crt bench drafts`: what speculation keeps by position, what drafts cost, and the bound."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 POSITIONS = 8  # of a draft, that have a column
 WARM_UP = 16  # tokens
+FEWEST = LONGEST + 2  # new ones: a text then takes more than one verification
 RESAMPLED = 2_000
 
 Rows = list[dict[str, Any]]
@@ -35,13 +36,16 @@ def bench_drafts(
     `draft_loop` 0: the text so far drafts, for the last loop and for the exits before (`last`).
     `kept_1`, `kept_2`, ...: the share of the drafted tokens there that are kept, of those whose
     predecessors were. `tokens`: new ones a verification. Its seconds are fitted by least squares:
-    `ms_verify`, and `ms_draft` for each drafted token, verified too. `predicted`: the speed against
-    full depth (`ms_full` a token) that follows, `bound`: if LONGEST drafts were always kept.
+    `ms_verify`, and `ms_draft` for each drafted token, verified too; `ms_verify` alone where all
+    drafts are alike. `predicted`: the speed against full depth (`ms_full` a token) that follows,
+    `bound`: if the longest drafts, of LONGEST where they vary, were always kept.
     `speedup`: the measured one, `low` and `high` its 95 % interval over prompts.
     Raises InputError for too few prompts or tokens.
     """
-    if len(prompts) < 2 or new_tokens < 8:
-        raise InputError(f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 and 8 are timed")
+    if len(prompts) < 2 or new_tokens < FEWEST:
+        raise InputError(
+            f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 and {FEWEST} are timed"
+        )
     rows: Rows = []
     final, exits = model.config.n_loops, model.config.exit_loops
     for temperature in temperatures:
@@ -87,8 +91,12 @@ def _row(timed: Sequence[tuple[Speculated, np.ndarray]], full: np.ndarray) -> di
         by_position[f"kept_{at + 1}"] = share
     later = np.array([one for of in verified for one in of[1:]])  # the first is timed with a prompt
     seconds = np.concatenate([of for _, of in timed])
-    fit = np.stack([np.ones(len(later)), later[:, 0]], 1)
-    verify, draft = np.linalg.lstsq(fit, seconds, rcond=None)[0]
+    sizes, most, draft = later[:, 0], LONGEST, 0.0
+    if np.median(sizes) < sizes.max():
+        fit = np.stack([np.ones(len(sizes)), sizes], 1)
+        verify, draft = np.linalg.lstsq(fit, seconds, rcond=None)[0]
+    else:  # all are alike, but for ends of texts
+        most, verify = int(sizes.max()), seconds[sizes == sizes.max()].mean()
     new = np.array([sum(kept + 1 for _, kept in of[1:]) for of in verified])
     own = np.array([of.sum() for _, of in timed])
     picked = np.random.default_rng(0).integers(len(own), size=(RESAMPLED, len(own)))
@@ -99,8 +107,8 @@ def _row(timed: Sequence[tuple[Speculated, np.ndarray]], full: np.ndarray) -> di
         "accepted": float(kept.sum() / max(drafted.sum(), 1)),
         **by_position,
         "tokens": tokens,
-        **{"ms_full": 1e3 * full_s, "ms_verify": 1e3 * verify, "ms_draft": 1e3 * draft},
-        "predicted": full_s * tokens / (verify + draft * later[:, 0].mean()),
-        "bound": full_s * (LONGEST + 1) / (verify + draft * LONGEST),
+        **{"ms_full": 1e3 * full_s, "ms_verify": 1e3 * verify, "ms_draft": 1e3 * draft or None},
+        "predicted": full_s * tokens / (verify + draft * sizes.mean()),
+        "bound": full_s * (most + 1) / (verify + draft * most),
         **{"speedup": float(full_s * new.sum() / own.sum()), "low": low, "high": high},
     }

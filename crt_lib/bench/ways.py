@@ -75,7 +75,7 @@ def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict
 
 
 def speculated(draft: Speculation, prompts: Prompts, new_tokens: int, **how: Any) -> list[Any]:
-    """A way of one prompt: lossless, by self-speculation."""
+    """A way of one prompt: what `draft` writes."""
     return [draft.generate(prompts[0], new_tokens, **how)]
 
 

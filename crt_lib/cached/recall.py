@@ -135,7 +135,8 @@ class Token:
 class Run:
     """n tokens of one row from position `at` on, for all layers in turn from number `first` on.
 
-    `first` counts as `Memory.kv`, -1: the embedding. None of the tokens has left.
+    `first` counts as `Memory.kv`, -1: the embedding. None of the tokens has left, and the row has
+    no padding.
     """
 
     def __init__(self, token: Token, first: int, at: int, n: int):

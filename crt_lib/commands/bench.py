@@ -135,11 +135,13 @@ def _analysed(checkpoint: Path, threads: int | None = None) -> tuple["Analysis",
 def bench_drafts_command(
     checkpoint: options.Checkpoint,
     texts: Annotated[int, typer.Option(help="Passages of test.", min=2, max=9999)] = 64,
-    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.", min=8)] = 128,
+    new_tokens: Annotated[
+        int, typer.Option("--tokens", help="New tokens of each, at least 18.")
+    ] = 128,
     threads: options.Threads = None,
     out: options.Table = None,
 ) -> None:
-    """Self-speculation, one text at a time: drafts kept by position, their cost, and the bound."""
+    """Speculation, one text at a time: drafts kept by position, their cost, and the bound."""
     import torch
 
     from crt_lib.bench.drafts import bench_drafts, passages

@@ -50,7 +50,8 @@ def generate(
 
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
     own = {name: value for name, value in given.items() if value is not None}
-    if speculate is not None and (exit_name or own or budget or quantize):
+    others = (exit_name, budget, quantize, own or None)
+    if speculate is not None and any(given is not None for given in others):
         raise InputError(
             "--speculate keeps the text of every loop in float32; leave out --exit, --budget, "
             "thresholds and --quantize"

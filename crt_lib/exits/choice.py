@@ -17,9 +17,9 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Choice:
-    """A policy, speculation from a loop, or from the text for what a fixed exit would write.
+    """A way to decode, and what it was measured to lose and save.
 
-    And what it was measured to lose and save. `draft_loop`: as `Speculation` has it.
+    A policy; with `draft_loop` (as `Speculation` has it) drafted, of full depth or a fixed exit.
     """
 
     policy: Policy = dataclasses.field(default_factory=Policy)

@@ -52,10 +52,11 @@ class Speculation:
     """Lossless decoding of one prompt: loops 1..`draft_loop` draft, the others verify.
 
     A greedy draft, of at most LONGEST tokens, ends where the best logit is not SURE ahead of the
-    second; a sampled one has DRAWN. It is of the first SHORTLIST tokens of the vocabulary, in a
-    trained BPE the most frequent, and of those that the text has had, so that it costs a part of a
-    head. With `draft_loop` 0 no loop drafts: what followed the last two tokens before, or else the
-    last one, is the draft, and all loops verify; or those up to `last`, whose text it then is.
+    second; a sampled one has DRAWN. So that it costs a part of a head, it is of the first SHORTLIST
+    tokens, in a trained BPE the most frequent, and of those that the text has had.
+
+    With `draft_loop` 0 no loop drafts. What followed the last two tokens before is the draft, or
+    else what followed the last one. All loops verify, or those up to `last`, whose text it then is.
     Raises InputError for no such exit.
     """
 
@@ -70,9 +71,11 @@ class Speculation:
                 f"loop {self.draft_loop} cannot draft; loops with a head before the last: {exits}"
             )
         if self.last not in (None, final) and (self.draft_loop or self.last not in exits):
+            who = f"loop {self.draft_loop}" if self.draft_loop else "the text"
+            exits = () if self.draft_loop else exits
             raise InputError(
-                f"loop {self.last} cannot be the last of drafts by loop {self.draft_loop}; it is "
-                f"{final}, or where the text drafts one of {exits}"
+                f"loop {self.last} cannot be the last where {who} drafts; it is one of "
+                f"{(*exits, final)}"
             )
 
     @torch.inference_mode()
@@ -100,12 +103,12 @@ class Speculation:
             while len(tokens) < new_tokens and stop not in tokens:
                 # one token comes from verifying
                 drafted, new = text.continued(new_tokens - len(tokens) - 1)
+                if stop in new:
+                    new = new[: new.index(stop) + 1]
                 verified.append((drafted, len(new) - 1))
                 tokens += new
                 if each is not None:
                     each(new)
-        if stop in tokens:
-            tokens = tokens[: tokens.index(stop) + 1]
         return Speculated(tokens, [text.last] * len(tokens), verified)
 
 
@@ -192,7 +195,8 @@ class _DraftedByExit(_Text):
         drafted: list[int] = []
         q: list[Tensor] = []
         passed = [self._first_loops(self.waiting)]
-        for _ in range(min(most, DRAWN if self.sampling.temperature else LONGEST)):
+        longest = DRAWN if self.sampling.temperature else LONGEST
+        for _ in range(min(most, longest) if len(self.candidates) else 0):
             features, _ = self.step.readout(self.loop, passed[-1][0])
             logits = F.linear(features, self.weight)
             if self.sampling.temperature == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crt_lib.audit.compare import Interval, by_document
-from crt_lib.bench.drafts import bench_drafts
+from crt_lib.bench.drafts import FEWEST, bench_drafts, passages
 from crt_lib.bench.exits import bench_exits
 from crt_lib.exits.choice import FULL, Choice, Choices
 from crt_lib.exits.policy import Policy
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from crt_lib.model import CRT
     from crt_lib.text.tokenizer import TokenizedCorpus
 
-TIMED_TOKENS = 256  # of a window; and at most, that a speculation writes
-TEXTS, PROMPT_TOKENS = 4, 32  # that a speculation continues
+TIMED_TOKENS = 256  # of a window
+# texts that a speculation continues, their tokens, and those that it writes, as `crt generate` does
+TEXTS, PROMPT_TOKENS, WRITTEN = 16, 32, 64
 
 
 def calibrate_exits(
@@ -63,9 +64,9 @@ def calibrate_exits(
     speed = {row["policy"]: row["speedup"] for row in rows}
     ways = {FULL: Choice()}
     ways |= {name: dataclasses.replace(way, speedup=speed[name]) for name, way in kept.items()}
-    begin = min(PROMPT_TOKENS, length // 2)
-    prompts = [ids[i * length :][:begin].tolist() for i in range(TEXTS)]
-    for row in bench_drafts(model, prompts, length - begin, temperatures=(0.0,)):
+    written = min(WRITTEN, max(FEWEST, length // 2))
+    prompts = passages(ids, TEXTS, min(PROMPT_TOKENS, length - written))
+    for row in bench_drafts(model, prompts, written, temperatures=(0.0,)):
         loop, last = row["draft_loop"], row["last"]
         drafted: dict[str, Any] = {"draft_loop": loop, "speedup": row["speedup"]}
         if last == model.config.n_loops:

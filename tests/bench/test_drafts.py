@@ -24,16 +24,29 @@ def test_shares_and_costs_are_those_of_the_verifications():
     assert row["bound"] == pytest.approx(0.006 * 17 / (0.010 + 0.002 * 16))
 
 
+def test_drafts_that_are_all_alike_have_no_slope():
+    verified = [(1, 0), (2, 1), (2, 2), (2, 0), (1, 1)]
+    text = Speculated([0] * sum(kept + 1 for _, kept in verified), [], verified)
+    row = _row([(text, np.array([0.012, 0.014, 0.013, 0.009]))] * 2, np.full(2, 0.006))
+    assert row["ms_draft"] is None and row["ms_verify"] == pytest.approx(13)
+    assert row["bound"] == pytest.approx(0.006 * 3 / 0.013)
+
+
 def test_every_loop_drafts_and_the_full_model_disposes(scored):
     model, data, _ = scored
     prompts = passages(data.test.ids, 3, 4)
     assert [len(prompt) for prompt in prompts] == [4] * 3
-    rows = bench_drafts(model, prompts, 12)
-    asked = {(row["temperature"], row["draft_loop"]) for row in rows}
-    assert asked == {(t, loop) for t in (0.0, 1.0) for loop in (0, *model.config.exit_loops)}
+    rows = bench_drafts(model, prompts, 18)
+    asked = [(row["temperature"], row["draft_loop"], row["last"]) for row in rows]
+    exits, final = model.config.exit_loops, model.config.n_loops
+    ways = [*((0, last) for last in (final, *exits)), *((loop, final) for loop in exits)]
+    assert asked == [(t, *way) for t in (0.0, 1.0) for way in ways]
     for row in rows:
         assert 0 <= row["accepted"] <= 1 <= row["tokens"]
         assert 0 < row["low"] <= row["speedup"] <= row["high"]
-    for few in (lambda: bench_drafts(model, prompts, 7), lambda: passages(data.test.ids, 10**6, 4)):
+    for few in (
+        lambda: bench_drafts(model, prompts, 17),
+        lambda: passages(data.test.ids, 10**6, 4),
+    ):
         with pytest.raises(InputError):
             few()

@@ -120,33 +120,30 @@ def test_in_the_precision_of_decoding(changes, dtype, rows):
 
 
 @settings(max_examples=60)
-@given(
-    case=st.sampled_from(list(CAUSAL)),
-    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
-    passed=st.lists(st.integers(0, 3), min_size=3, max_size=3),
-    known=st.integers(0, KNOWN),
-)
-def test_several_tokens_of_a_row_at_once(case, lengths, passed, known):
-    """Read in one go (`passed` 0), or begun token by token up to a loop and then caught up with."""
+@given(data=st.data(), case=st.sampled_from(list(CAUSAL)), known=st.integers(0, KNOWN))
+def test_several_tokens_of_a_row_at_once(data, case, known):
+    """Read in one go up to an exit, or begun token by token and then caught up with."""
     model = exact_model(**CAUSAL[case])
-    final, ids = model.config.n_loops, random_ids(1, known + sum(lengths) + 1)
-    memory = Memory(model.config, 1, ids.shape[1], model.loop_encoding)
+    final, exits = model.config.n_loops, st.sampled_from(model.config.head_loops)
+    runs = data.draw(st.lists(st.tuples(st.integers(1, 4), st.booleans(), exits), max_size=3))
+    ids = random_ids(1, known + sum(n for n, *_ in runs) + 1)
+    memory, other = (Memory(model.config, 1, ids.shape[1], model.loop_encoding) for _ in range(2))
     if known:
         run_with_exits(model, ids[:, :known], Policy(), memory)
-    step, at, states = Step(model, memory), known, []
-    for n, loop in zip(lengths, passed, strict=False):
-        own = ids[0, at : at + n]
-        if loop == 0:
-            states.append(step.read(own, final))
+    step, at, logits, left = Step(model, memory), known, [], [final] * known
+    for n, at_once, loop in runs:
+        own, at, last = ids[0, at : at + n], at + n, loop if at_once else final
+        if at_once:
+            z = step.read(own, last)
         else:
             pairs = [begun(step, token[None], loop) for token in own]
-            states.append(step.catch_up(loop, *map(torch.cat, zip(*pairs, strict=True))))
-        at += n
-    features, vocabulary = step.readout(final, torch.cat(states))
-    last = leave(step, ids[:, at], Policy()).logits
-    other = Memory(model.config, 1, ids.shape[1], model.loop_encoding)
-    whole = run_with_exits(model, ids, Policy(), other)
-    same(torch.cat([vocabulary(features), last]), whole.logits[0, known:])
+            z = step.catch_up(loop, *map(torch.cat, zip(*pairs, strict=True)))
+        features, vocabulary = step.readout(last, z)
+        logits.append(vocabulary(features))
+        left += [last] * n
+    logits.append(leave(step, ids[:, at], Policy()).logits)
+    whole = run_with_exits(model, ids, Pattern(torch.tensor([*left, final])), other)
+    same(torch.cat(logits), whole.logits[0, known:])
     same((memory.kv, memory.inputs), (other.kv, other.inputs))
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from tiny_models import exact_model
 
 from crt_lib import InputError
+from crt_lib.cached.step import Step
 from crt_lib.exits import speculate
 from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.policy import Policy
@@ -106,11 +107,49 @@ def test_text_drafts_for_an_exit_too(trained, last):
 def test_what_cannot_draft(trained):
     for how, message in (
         ({"draft_loop": 4}, r"loop 4 cannot draft.*\(1, 2, 3\)"),
-        ({"last": 5}, "loop 5 cannot be the last"),
-        ({"draft_loop": 1, "last": 2}, "loop 2 cannot be the last of drafts by loop 1; it is 4"),
+        ({"last": 5}, r"loop 5 cannot be the last where the text drafts.* \(1, 2, 3, 4\)"),
+        ({"draft_loop": 1, "last": 2}, r"loop 2 cannot .* where loop 1 drafts; .*of \(4,\)"),
     ):
         with pytest.raises(InputError, match=message):
             Speculation(trained, **how)
+
+
+@pytest.mark.parametrize("loop", [0, 1])
+def test_a_stop_inside_a_draft_ends_the_text_there(trained, loop, monkeypatch):
+    monkeypatch.setattr(speculate, "SURE", 0.0)
+    (plain,) = generate(trained, [[5, 6]], 40)
+    inside = 0
+    for stop in set(plain.tokens):
+        (wanted,) = generate(trained, [[5, 6]], 40, stop=stop)
+        heard: list[int] = []
+        made = Speculation(trained, loop).generate([5, 6], 40, stop=stop, each=heard.extend)
+        assert made.tokens == heard == wanted.tokens
+        assert sum(kept + 1 for _, kept in made.verified) == len(heard)
+        drafted, kept = made.verified[-1]
+        inside += kept < drafted
+    assert inside
+
+
+@pytest.mark.parametrize(
+    ("prompt", "drafted"),
+    [([1, 2, 3, 9, 2, 4, 1, 2], [3, 9, 2]), ([1, 2, 3, 9, 2, 4, 7, 2], [4, 7, 2]), ([1, 2], [])],
+    ids=["the last two", "the last one", "neither"],
+)
+def test_what_followed_is_the_draft(trained, prompt, drafted, monkeypatch):
+    asked = []
+    read = Step.read
+    monkeypatch.setattr(
+        Step, "read", lambda self, ids, last: asked.append(ids.tolist()) or read(self, ids, last)
+    )
+    Speculation(trained).generate(prompt, 8)
+    assert asked[0] == [prompt[-1], *drafted]
+
+
+def test_where_nothing_may_be_drafted_nothing_is(trained, monkeypatch):
+    monkeypatch.setattr(speculate, "SHORTLIST", 3)
+    sampling = Sampling(never=(0, 1, 2))
+    (plain,) = generate(trained, [[3]], 12, sampling=sampling)
+    assert Speculation(trained, 1).generate([3], 12, sampling=sampling).tokens == plain.tokens
 
 
 def test_a_token_that_is_new_is_followed_by_no_draft(trained):

@@ -13,6 +13,7 @@ from crt_lib import CRT, causality_report, load_profile
 from crt_lib.audit.reference import reference_logits, reference_loss
 from crt_lib.cached.memory import Memory
 from crt_lib.device import Precision
+from crt_lib.exits import speculate
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.exits.speculate import Speculation
@@ -152,14 +153,15 @@ def caches(device):
 
 
 def speculation(device):
-    """Speculation from every exit with greedy decoding, float64."""
+    """Speculation by every exit and by the text with greedy decoding, float64."""
     kept = drafted = 0
     for recipe in BOTH:
         model, ids = small(recipe, device)
-        prompt = ids[0, :9].tolist()
+        prompt = [*ids[0, :9].tolist(), *ids[0, :9].tolist()]  # which the text drafts from
         plain = text_of(generate(model, [prompt], 12))
-        for loop in model.config.exit_loops:
-            made = Speculation(model, loop).generate(prompt, 12)
+        for loop in (0, *model.config.exit_loops):
+            with mock.patch.object(speculate, "SURE", 0.0):  # of random numbers no exit is sure
+                made = Speculation(model, loop).generate(prompt, 12)
             kept, drafted = kept + made.accepted, drafted + made.drafted
             yield text_of([made]), plain
     if not 0 < kept < drafted:
