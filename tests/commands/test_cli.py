@@ -220,8 +220,13 @@ def test_generate_takes_what_was_calibrated(trained, tmp_path, capsys):
     words = ["generate", str(run), "the", "--tokens", "4"]
     code, _, err = crt(*words, capsys=capsys)
     assert code == 0 and "--exit full runs every loop" in err and len(err.splitlines()) == 1
-    for asked in (["--exit", "1"], ["--exit", "full"], ["--budget", "50"]):
+    for asked in (["--exit", "1"], ["--exit", "full"], ["--budget", "50"], ["--speculate", "auto"]):
         assert crt(*words, *asked, capsys=capsys)[0] == 0
+    for others in (["a"], ["--temperature", "1"]):  # drafts were timed on one greedy text
+        assert "speculation" not in crt(*words, *others, capsys=capsys)[2]
+    for asked in (["--budget", "0"], ["--exit", "1"]):
+        code, _, err = crt(*words, "--speculate", "text", *asked, capsys=capsys)
+        assert code == 2 and "every loop" in err
     code, _, err = crt(*words, "--budget", "1", capsys=capsys)
     assert code == 2 and "crt calibrate RUN --budget 1" in err
 
