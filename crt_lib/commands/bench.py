@@ -135,9 +135,7 @@ def _analysed(checkpoint: Path, threads: int | None = None) -> tuple["Analysis",
 def bench_drafts_command(
     checkpoint: options.Checkpoint,
     texts: Annotated[int, typer.Option(help="Passages of test.", min=2, max=9999)] = 64,
-    new_tokens: Annotated[
-        int, typer.Option("--tokens", help="New tokens of each, at least 18.")
-    ] = 128,
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens of each.")] = 128,
     threads: options.Threads = None,
     out: options.Table = None,
 ) -> None:

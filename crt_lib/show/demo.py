@@ -78,10 +78,10 @@ def _drafts(results: Path) -> pd.DataFrame:
     """`crt bench drafts`, and the speeds with AVX2 beside its own."""
     named = ["draft_loop", "last", "temperature"]
     own, avx2 = (
-        pd.read_csv(results / path).set_index(named)
-        for path in ("demo/drafts.csv", "bench/avx2/drafts_demo.csv")
+        pd.read_csv(results / path) for path in ("demo/drafts.csv", "bench/avx2/drafts_demo.csv")
     )
-    return own.join(avx2[["speedup", "low", "high"]], rsuffix="_avx2").reset_index()
+    columns = [*named, "speedup", "low", "high"]
+    return own.merge(avx2[columns], on=named, suffixes=("", "_avx2"))
 
 
 def _slots(results: Path) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def exits_headline(results: Path) -> str:
         claimed=CLAIMED,
         elsewhere=other[2] / other[last] - 1,
         foreseen=speeds,
-        drafted=drafted,
+        drafted=drafted[["speedup", "speedup_avx2"]].astype(float),
         best=known["best"].iloc[0],
     )
 

@@ -222,6 +222,11 @@ def test_generate_takes_what_was_calibrated(trained, tmp_path, capsys):
     assert code == 0 and "--exit full runs every loop" in err and len(err.splitlines()) == 1
     for asked in (["--exit", "1"], ["--exit", "full"], ["--budget", "50"], ["--speculate", "auto"]):
         assert crt(*words, *asked, capsys=capsys)[0] == 0
+    path = run / "checkpoints" / "exits.json"
+    about = json.loads(path.read_text())
+    about["ways"]["speculation from the text"]["speedup"] = 9.0
+    path.write_text(json.dumps(about))
+    assert "speculation from the text" in crt(*words, capsys=capsys)[2]
     for others in (["a"], ["--temperature", "1"]):  # drafts were timed on one greedy text
         assert "speculation" not in crt(*words, *others, capsys=capsys)[2]
     for asked in (["--budget", "0"], ["--exit", "1"]):
