@@ -43,8 +43,8 @@ test: .venv/notebooks,test.installed ## ruff, the house plan, types, then pytest
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks
 
-test-clients: .venv/notebooks,test,clients,onnx,tensorboard.installed ## with PEFT, TRL, minicons, ONNX, TensorBoard, jupytext
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hf tests/core/test_tensorboard.py \
+test-clients: .venv/notebooks,test,clients,onnx,trackers.installed ## with PEFT, TRL, minicons, ONNX, TensorBoard, trackio, W&B, jupytext
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hf tests/core/test_trackers.py \
 		tests/book/test_elsewhere.py
 
 test-avx2: .venv/notebooks,test.installed ## the numerical tests as on a processor with AVX2 only

@@ -8,7 +8,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,6 @@ from crt_lib.loss import total_loss
 from crt_lib.optim import exits_of_update, learning_rate, make_optimizers, random_seed
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 
@@ -65,7 +63,7 @@ def train(
     *,
     resume: bool = True,
     progress: bool = True,
-    tensorboard: bool = False,
+    log_with: Sequence[str] = (),
     on_start: Callable[[], None] | None = None,
     losses: Callable[[LanguageModel, Precision], Any] | None = None,
     begin: "LanguageModel | None" = None,
@@ -75,8 +73,9 @@ def train(
     Writes under `out`: config.json, metrics.jsonl (a row an update: losses in nats a token by exit,
     learning rate, gradient norm; a row a validation), timing.jsonl, and checkpoints/ last, best and
     every kept one. With `resume`, goes on from checkpoints/last; otherwise starts over in `out`.
-    SIGTERM and SIGINT save and return with `finished` false. `on_start` is called by the main
-    process when all input is found good and before anything is written. `losses` makes what is
+    SIGTERM and SIGINT save and return with `finished` false. `log_with`: trackers of accelerate,
+    such as "tensorboard", that are given the rows of metrics.jsonl too. `on_start` is called by the
+    main process when all input is found good and before anything is written. `losses` makes what is
     called instead of the model; `begin` has the weights to begin with, and is trained itself.
 
     Raises InputError for settings that do not fit each other, the data or the run found in `out`,
@@ -84,9 +83,8 @@ def train(
     gradient that is not finite.
     """
     with contextlib.ExitStack() as held:
-        run = _Run(
-            model_config, train_config, data, out, resume, tensorboard, on_start, held, begin
-        )
+        asked = resume, log_with, on_start, held, begin
+        run = _Run(model_config, train_config, data, out, *asked)
         if losses:
             run.losses = losses(run.model, run.precision)
         with stop_signals() as stopped:
@@ -111,7 +109,7 @@ class _Run:
         data: "TokenizedCorpus",
         out: str | Path,
         resume: bool,
-        tensorboard: bool,
+        log_with: Sequence[str],
         on_start: Callable[[], None] | None,
         held: contextlib.ExitStack,
         begin: "LanguageModel | None",
@@ -121,7 +119,7 @@ class _Run:
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
         self._earlier = self._read_earlier() if resume else None
-        self._start_processes(model_config)
+        self._start_processes(model_config, log_with)
         self.record = {
             "model": model_config.to_dict(),
             "train": config.to_dict(),
@@ -135,10 +133,14 @@ class _Run:
         self.optimizers = make_optimizers(self.model, config)
         self.state: dict[str, Any] = {"update": 0, "metrics_bytes": 0, "best": None, "scaler": None}
         self._elapsed = 0.0
-        self.writer = _tensorboard(Path(out)) if tensorboard and self.is_main else None
         if self.is_main:
             held.enter_context(locked(self.folder.path / "run", wait=False))
         self._restore_or_begin(on_start)
+        if log_with:
+            settings = {name: str(value) for name, value in _flat(self.record).items()}
+            self.accelerator.init_trackers("crt", settings, {"wandb": {"dir": self.folder.path}})
+            for tracker in self.accelerator.trackers:
+                held.callback(tracker.finish)
         if config.compile:
             self.model.compile_block()
         prepared = self.accelerator.prepare(self.model, *self.optimizers)
@@ -147,7 +149,7 @@ class _Run:
         if self.accelerator.scaler is not None and self.state["scaler"]:
             self.accelerator.scaler.load_state_dict(self.state["scaler"])
 
-    def _start_processes(self, model_config: AnyModelConfig) -> None:
+    def _start_processes(self, model_config: AnyModelConfig, log_with: Sequence[str]) -> None:
         """Choose the precision, and begin to work with the other processes, if there are any."""
         try:
             from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
@@ -155,6 +157,7 @@ class _Run:
         except ImportError as error:
             raise InputError(f"training needs {error.name}; pip install {error.name}") from error
         _check_launch()
+        _check_trackers(log_with)
         config = self.config
         cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         device = PartialState(cpu=cpu).device
@@ -172,6 +175,8 @@ class _Run:
             mixed_precision=self.precision.name.replace("fp32", "no"),
             cpu=cpu,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
+            log_with=list(log_with) or None,
+            project_dir=self.folder.path / "logs",
         )
         self.is_main = self.accelerator.is_main_process
         processes = self.accelerator.num_processes
@@ -301,9 +306,7 @@ class _Run:
         if elapsed:
             timing = {"update": row["update"], "seconds": elapsed, "tokens_per_second": rate}
             append_row(self.folder.timing, timing)
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, row["update"])
+        self.accelerator.log(row, step=row["update"])
 
     def _save(self, name: str, resumable: bool = True) -> None:
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
@@ -392,9 +395,8 @@ def _check_launch() -> None:
         )
 
 
-def _tensorboard(out: Path) -> "SummaryWriter":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError("no TensorBoard here; pip install 'crt-lm[tensorboard]'") from error
-    return SummaryWriter(out / "tensorboard")
+def _check_trackers(names: Sequence[str]) -> None:
+    from accelerate.tracking import get_available_trackers
+
+    if missing := set(names).difference(map(str, get_available_trackers())):
+        raise InputError(f"no {min(missing)} here; pip install it, if accelerate can log with it")

@@ -23,7 +23,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Default results/<profile>/<recipe>.")] = None,
     changes: options.Changes = None,
     fresh: Annotated[bool, typer.Option(help="Start over instead of resuming.")] = False,
-    tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+    log_with: Annotated[
+        list[str] | None,
+        typer.Option(help="Also log to tensorboard, trackio, wandb, ... (repeatable)."),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
     vram_limit: Annotated[float | None, typer.Option(help="GPU memory at most, in GB.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
@@ -46,8 +49,8 @@ def train(
         typer.echo(predict(chosen))
         return
     out = out or Path("results") / profile / chosen.recipe
-    how: dict[str, Any] = {"resume": not fresh, "progress": not quiet, "tensorboard": tensorboard}
-    _tell(run_profile(chosen, out, **how), out)
+    how: dict[str, Any] = {"resume": not fresh, "progress": not quiet}
+    _tell(run_profile(chosen, out, log_with=log_with or (), **how), out)
 
 
 @app.command()

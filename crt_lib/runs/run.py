@@ -1,5 +1,6 @@
 """A whole run: corpus, tokenizer, training, evaluation, and what it leaves in a folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ def run_profile(
     *,
     resume: bool = True,
     progress: bool = True,
-    tensorboard: bool = False,
+    log_with: Sequence[str] = (),
     **how: Any,
 ) -> Run | Literal["not the main process"] | None:
     """Train `profile` in `out` and evaluate it; a finished part is not done again.
@@ -51,7 +52,7 @@ def run_profile(
         return earlier
     note = partial(update_manifest, out, profile.name)
     begin = partial(note, train=made | {"status": "running"})
-    how |= {"resume": resume, "progress": progress, "tensorboard": tensorboard}
+    how |= {"resume": resume, "progress": progress, "log_with": log_with}
     result = train(profile.model, profile.train, data, out, on_start=begin, **how)
     if not result.is_main:
         return "not the main process"

@@ -1,7 +1,8 @@
 """The exit explorer: pure functions from a trace and a policy to numbers, and thin widgets.
 
 `Explorer(trace).box` in a notebook gives sliders for the policy and shows, while they move,
-perplexity, loops, multiply-adds and speed, the frontier, where tokens exit, and a passage.
+perplexity, loops, multiply-adds and speed, the frontier, where tokens exit, and a passage; with
+"keep beside" also those of the policy that was there then.
 """
 
 import math
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from crt_lib.text.tokenizer import Tokenizer
 
 PRESETS = ("own", "paper", "calibrated", "full depth", "oracle")
+KEPT = "<b>kept</b>"  # above what is of the policy that is kept beside
 ALLOWED = 0.005  # the share of the perplexity that the preset "calibrated" may lose
 
 
@@ -164,14 +166,21 @@ class Explorer:
         self.decay = slider(0.98, "decay")
         self.exits = {loop: check(loop) for loop in trace.loops[:-1]}
         self.last = choice(list(trace.loops), trace.loops[-1], "last exit")
-        self.numbers, self.text = w.HTML(), w.HTML()
+        self.numbers, self.text, self.numbers_beside, self.text_beside = (
+            w.HTML() for _ in range(4)
+        )
+        self.beside: list[Policy | None] = []  # the policy that is kept, if one is
+        self.keep = w.ToggleButton(False, description="keep beside", tooltip="to compare with it")
+        self.keep.observe(self._kept, "value")
         self.image = w.Image(format="png", width=860)
         shape = [self.preset, self.criterion, self.tau0, self.tau_min, self.decay]
         for control in (*shape, *self.exits.values(), self.last):
             control.observe(self._moved, "value")
-        controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last])
+        controls = w.VBox([*shape, w.HBox(list(self.exits.values())), self.last, self.keep])
         own = self._own() if reader else []
-        self.box = w.VBox([w.HBox([controls, self.numbers]), self.image, self.text, *own])
+        above = w.HBox([controls, self.numbers, self.numbers_beside])
+        texts = w.VBox([self.text, self.text_beside])
+        self.box = w.VBox([above, self.image, texts, *own])
         self.show()
 
     def _own(self) -> list[Any]:
@@ -209,11 +218,22 @@ class Explorer:
     def show(self) -> None:
         """Compute and draw everything for the policy."""
         policy = self.policy()
-        view = look(self.trace, policy, self.pace, self.judged)
+        view, *kept = (
+            look(self.trace, shown, self.pace, self.judged) for shown in (policy, *self.beside)
+        )
         self.numbers.value = numbers_html(view)
-        self.image.value = self._picture(policy.criterion if policy else None).png(view.outcome)
+        self.numbers_beside.value = "".join(KEPT + numbers_html(other) for other in kept)
+        picture = self._picture(policy.criterion if policy else None)
+        self.image.value = picture.png(view.outcome, *(other.outcome for other in kept))
         if self.passage is not None:
             self.text.value = passage_html(self.passage, policy)
+            kept_text = (KEPT + passage_html(self.passage, other) for other in self.beside)
+            self.text_beside.value = "".join(kept_text)
+
+    def _kept(self, change: Mapping[str, Any]) -> None:
+        """The policy of now stays beside what the controls say, until the button is up again."""
+        self.beside = [self.policy()] if change["new"] else []
+        self.show()
 
     def _moved(self, change: Mapping[str, Any]) -> None:
         """A preset sets the other controls; one of them that moves makes the policy one's own."""

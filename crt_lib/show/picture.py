@@ -46,15 +46,22 @@ class ExitPicture:
         self.shared = self.canvas.copy_from_bbox(figure.bbox)
 
     @plots.styled
-    def png(self, outcome: Outcome) -> bytes:
-        """The picture with this outcome."""
+    def png(self, outcome: Outcome, *beside: Outcome) -> bytes:
+        """The picture with this outcome, and hollow points for those `beside` it."""
         self.canvas.restore_region(self.shared)
-        for artist in _mark(self.axes, self.loops, outcome):
+        for artist in (
+            *(self._hollow(*_place(other)) for other in beside),
+            *_mark(self.axes, self.loops, outcome),
+        ):
             self.canvas.figure.draw_artist(artist)
             artist.remove()
         file = io.BytesIO()
         imsave(file, self.canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
         return file.getvalue()
+
+    def _hollow(self, x: float, y: float) -> Artist:
+        black = plots.BLACK
+        return self.axes[0].scatter(x, y, facecolors="none", edgecolors=black, marker="D", zorder=4)
 
 
 def _exit_panels(

@@ -10,13 +10,26 @@ from functools import partial
 from pathlib import Path
 
 import kills
-from harness import Case, Child, Kind, Lost, command, contents, crt, one_line, same, small_disk
+from harness import (
+    Case,
+    Child,
+    Kind,
+    Lost,
+    command,
+    contents,
+    crt,
+    memory_group,
+    one_line,
+    same,
+    small_disk,
+)
 
 from crt_lib.checkpoint import load_model
 from crt_lib.files import sha256
 
 LONG = 100_000_000  # bytes of a long line
 SHORT = ("text/train.txt", "text/test.txt")  # not damaged in ways of which nothing can be told
+SHARES = (25, 50, 75)  # percent of the memory that a training needs
 MARGIN = 400_000_000  # bytes of address space beyond what the imports take
 
 
@@ -64,6 +77,8 @@ def kinds(base: Base, seed: int) -> Iterator[Kind]:
         "two processes in one folder", "one goes on; the other says why it does not", twins(base)
     )
     yield Kind("out of memory", "it goes on to the same files", memory(base))
+    holds = "ended by the kernel in the middle of its work, it goes on to the same files"
+    yield Kind("out of memory, in a control group", holds, group_memory(base))
     yield Kind(
         "NaN loss", "one line that names the update; every checkpoint can be read", nan(base)
     )
@@ -303,6 +318,29 @@ def memory(base: Base) -> Iterator[Case]:
 
     for share in (1, 3, 6, 10):
         yield Case(f"{share * MARGIN // 100_000_000} MB", partial(case, share))
+
+
+def group_memory(base: Base) -> Iterator[Case]:
+    """Less memory than a training needs beyond what it shares with the process it is forked from.
+
+    The kernel must have ended at least the one with the least.
+    """
+
+    def case(share: int, folder: Path) -> None:
+        words = base.train(folder / "run")
+        with memory_group() as (group, peak):
+            assert Child(command(*words), folder, group=group).wait().status == 0
+            needed = peak()
+        shutil.rmtree(folder / "run")
+        with memory_group(needed * share // 100) as (group, _):
+            status = Child(command(*words), folder, group=group).wait().status
+        assert status == -signal.SIGKILL or (status == 0 and share > SHARES[0]), f"status {status}"
+        done = crt(folder, *words)
+        assert done.status == 0, done.err[-300:]
+        same(folder / "run", base.trained)
+
+    for share in SHARES:
+        yield Case(f"{share} % of what it needs", partial(case, share))
 
 
 def address_space() -> int:

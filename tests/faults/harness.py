@@ -32,6 +32,10 @@ LATE |= {"peak_memory_bytes", "matmul_peak", "mfu", "precision"}  # of the machi
 TIMED = {"decode.csv", "03_speed.png", "04_exits_in_time.png", "04_speeds.png"}
 
 
+GROUPS = (  # a root, and the files of a group's limit and peak, in bytes
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.peak"),
+)
 NOTES = r"Usage: |Try '|\[|Writing model shards"  # lines above the one that says what is wrong
 
 
@@ -89,9 +93,18 @@ class Done:
 
 
 class Child:
-    """A call in a forked process, in a session of its own, its output in two files."""
+    """A call in a forked process, in a session of its own, its output in two files.
 
-    def __init__(self, call: Callable[[], Any], folder: Path, memory: int | None = None) -> None:
+    `memory`: bytes of address space; `group`: the control group that it is put into.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        folder: Path,
+        memory: int | None = None,
+        group: Path | None = None,
+    ) -> None:
         self.files = [folder / name for name in (".stdout", ".stderr")]
         sys.stdout.flush()
         sys.stderr.flush()
@@ -105,6 +118,8 @@ class Child:
             os.setsid()
             for number, path in enumerate(self.files, 1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            if group:
+                (group / "cgroup.procs").write_text("0")
             if memory:
                 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
             status = _status(call)
@@ -188,6 +203,26 @@ def command(*words: str, patch: Callable[[], None] | None = None) -> Callable[[]
 def crt(folder: Path, *words: str, seconds: float = PATIENCE, **how: Any) -> Done:
     """Run `crt words...` to its end; what it prints is kept in `folder`."""
     return Child(command(*words), folder, **how).wait(seconds)
+
+
+@contextlib.contextmanager
+def memory_group(limit: int | None = None) -> Iterator[tuple[Path, Callable[[], int]]]:
+    """A control group of at most `limit` bytes, and what gives its peak; of version 1 or 2.
+
+    AssertionError where this may make none.
+    """
+    root, most, peak = GROUPS[not GROUPS[0][0].is_dir()]
+    group = root / f"crt-faults-{os.getpid()}"
+    try:
+        group.mkdir()
+        if limit:
+            (group / most).write_text(str(limit))
+    except OSError as error:
+        raise AssertionError(f"no control group can be made here: {error}") from error
+    try:
+        yield group, lambda: int((group / peak).read_text())
+    finally:
+        group.rmdir()
 
 
 def one_line(done: Done, *statuses: int) -> None:

@@ -61,7 +61,7 @@ def text(folder: Path) -> None:
     rng = random.Random(0)
     words = ["the", "river", "runs", "to", "a", "sea", "slowly"]
     folder.mkdir(parents=True, exist_ok=True)
-    for split, lines in (("train", 400), ("valid", 40), ("test", 40)):
+    for split, lines in (("train", 400), ("valid", 80), ("test", 80)):
         sentences = [" ".join(rng.choices(words, k=9)) for _ in range(lines)]
         (folder / f"{split}.txt").write_text("\n\n".join(sentences) + "\n\n")
 

@@ -12,9 +12,11 @@ from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
 from tiny_models import ALL_OPTIONS
 
 from crt_lib import InputError
+from crt_lib.audit.causality import causality_report
 from crt_lib.exits.policy import Policy
 from crt_lib.hf.export import _write_program, export_program
 from crt_lib.hf.model import CRTForCausalLM
+from crt_lib.hf.targets import load_target
 
 GREEDY = {"do_sample": False, **END}
 
@@ -191,3 +193,17 @@ def test_an_onnx_file_has_the_same_logits(tmp_path):
     with torch.no_grad():
         expected = model(ids)[model.config.n_loops]
     assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_audit_judges_an_onnx_file(tmp_path, causal):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model, _ = wrapped(causal=causal)
+    path = _write_program(export_program(model.float()), tmp_path / "model.onnx")
+    asked, size = load_target(str(path))
+    report = causality_report(asked, size or model.config.vocab_size, seconds=1)
+    assert report.status == (0 if causal else 1), str(report)
+    (tmp_path / "none.onnx").write_bytes(b"text")
+    with pytest.raises(InputError, match="is no ONNX model"):
+        load_target(str(tmp_path / "none.onnx"))

@@ -18,6 +18,7 @@ from crt_lib.exits.trace import GUESSES, Trace, apply_policy, make_passage
 from crt_lib.show import own as own_widgets
 from crt_lib.show.explorer import (
     ALLOWED,
+    KEPT,
     Explorer,
     look,
     numbers_html,
@@ -155,6 +156,22 @@ def test_all_that_shows_is_of_the_policy_that_the_controls_say(explorer):
             assert policy.criterion == (explorer.criterion.value if allowed else None)
     assert len(pictures) > 5 and len(shown) > 5
     assert all(picture[:4] == b"\x89PNG" for picture in pictures)
+
+
+def test_a_policy_that_is_kept_stays_beside_the_one_that_moves(explorer):
+    trace, first, alone = explorer.trace, explorer.policy(), explorer.image.value
+    assert explorer.numbers_beside.value == explorer.text_beside.value == ""
+    explorer.keep.value = True
+    for control, new in ((explorer.tau0, 0.3), (explorer.preset, "oracle")):
+        control.value = new
+        assert explorer.numbers.value == numbers_html(look(trace, explorer.policy(), PACE))
+        assert explorer.numbers_beside.value == KEPT + numbers_html(look(trace, first, PACE))
+        assert explorer.text_beside.value == KEPT + passage_html(explorer.passage, first)
+    explorer.preset.value = "paper"
+    assert explorer.policy() == first and explorer.image.value != alone  # its hollow point
+    explorer.keep.value = False
+    assert explorer.numbers_beside.value == explorer.text_beside.value == ""
+    assert explorer.image.value == alone
 
 
 def test_presets_move_the_controls(explorer):
