@@ -57,7 +57,7 @@ def search(
 
 @app.command()
 def arena(
-    name: Annotated[str, typer.Argument(help="fresh, fresh-2, lengths, few, few-4m or lookup.")],
+    name: Annotated[str, typer.Argument(help="One of results/arenas/rules.md.")],
     folder: Annotated[
         Path, typer.Option("--out", help="Folder of the rules, with a folder for each arena.")
     ] = Path("results/arenas"),

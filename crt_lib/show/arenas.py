@@ -67,7 +67,7 @@ def arena_tables(results: Path) -> str:
     for name, arena in arenas().items():
         if not (folder / name / "runs.csv").exists():
             continue
-        made = answer_table if name == "lookup" else document_table
+        made = document_table if arena.documents else answer_table
         if text := made(name, folder):
             rates = rate_table(folder) if name == "fresh-2" else ""
             about = {"name": name, "question": arena.question}

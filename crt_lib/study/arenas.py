@@ -86,8 +86,9 @@ def arenas() -> dict[str, Arena]:
     """Every arena by name."""
     base, made = changed(load_profile("quick"), LISTED["base"]), {}
     for name, said in LISTED["arenas"].items():
-        of = LISTED["arenas"][said.get("again", name)] | said
-        ours = changed(base, of.pop("ours"))
+        before = LISTED["arenas"][said.get("again", name)]
+        of = before | said
+        ours = changed(base, before["ours"] | of.pop("ours"))
         arms = {arm: _arm(ours, settings) for arm, settings in of.pop("arms").items()}
         made[name] = Arena(arms=arms, **of)
     return made
