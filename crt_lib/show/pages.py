@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crt_lib.files import InputError, write_text
-from crt_lib.show import claims, demo, notebooks, timed, trained
+from crt_lib.show import demo, notebooks, timed, trained
 from crt_lib.show.arenas import arena_tables, looping_headline
+from crt_lib.show.templates import render
+from crt_lib.study.claims import judge_claims, summary
+
+HEADLINES = ["C01", "C06", "C08", "C12", "C20"]  # what the paper's title and abstract rest on
 
 
 def update_page(page: Path, results: Path) -> bool:
@@ -30,9 +34,17 @@ def update_page(page: Path, results: Path) -> bool:
     return text != old
 
 
+def claims_summary(results: Path) -> str:
+    """The ledger's counts, and the rows that the paper's title and abstract rest on."""
+    rows = judge_claims(results)
+    by_id = {row["id"]: row for row in rows}
+    shown = [by_id[name] for name in HEADLINES]
+    return render("claims", shown=shown, summary=summary(rows), losses=by_id["C06"])
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "files": notebooks.files,
-    "claims": claims.claims_summary,
+    "claims": claims_summary,
     "small": trained.small_results,
     "recipe": trained.recipe_comparison,
     "words": trained.words,
