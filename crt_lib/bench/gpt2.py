@@ -1,4 +1,4 @@
-"""A GPT-2 of transformers that costs what a model does, and the ways it decodes."""
+"""GPT-2s of transformers that cost what a model does, and the ways they decode."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crt_lib.audit.accounting import multiply_adds
+from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.config import AnyModelConfig, GPT2Config, make_model
 from crt_lib.exits.decode import Each
 from crt_lib.model import CRT
@@ -17,18 +17,29 @@ COMPILED = ", compiled"
 
 
 def gpt2_ways(model: CRT) -> dict[str, Callable[..., Any]]:
-    """An untrained GPT-2 with about the multiply-adds of `model`: as it is, and compiled."""
+    """Untrained GPT-2s with about the multiply-adds of `model`, and about its parameters.
+
+    Each as it is, and compiled.
+    """
     config = model.config
     shared = ("vocab_size", "d_model", "n_heads", "max_seq_len")
     like_ours = GPT2Config().replace(**{name: getattr(config, name) for name in shared})
-    settings = matched(like_ours, config, 1)
-    gpt2 = make_model(settings).to(model.loop_encoding).eval()
-    name = f"GPT-2 {settings.d_model} x {settings.n_layers}"
-    compiled = torch.compile(_step, dynamic=False)
-    return {
-        name: partial(gpt2_generate, gpt2, None),
-        name + COMPILED: partial(gpt2_generate, gpt2, compiled),
-    }
+    ways, compiled = dict[str, Callable[..., Any]](), torch.compile(_step, dynamic=False)
+    for settings in (matched(like_ours, config, 1), matched(like_ours, config, 1, parameters)):
+        gpt2 = make_model(settings).to(model.loop_encoding).eval()
+        ways[name_of(settings)] = partial(gpt2_generate, gpt2, None)
+        ways[name_of(settings) + COMPILED] = partial(gpt2_generate, gpt2, compiled)
+    return ways
+
+
+def name_of(config: GPT2Config) -> str:
+    """How a GPT-2 is called: its width and its layers."""
+    return f"GPT-2 {config.d_model} x {config.n_layers}"
+
+
+def parameters(config: AnyModelConfig, _: int = 0) -> int:
+    """How many a model has."""
+    return sum(parameters_by_part(config).values())
 
 
 def cost_of_a_token(config: AnyModelConfig, seq_len: int) -> int:
@@ -36,11 +47,16 @@ def cost_of_a_token(config: AnyModelConfig, seq_len: int) -> int:
     return sum(multiply_adds(config, seq_len, config.head_loops[-1:]).values())
 
 
-def matched(gpt2: Any, config: AnyModelConfig, seq_len: int) -> GPT2Config:
-    """`gpt2` with the layers that bring it nearest to `config` in multiply-adds a token."""
-    wanted = cost_of_a_token(config, seq_len)
+def matched(
+    gpt2: Any,
+    config: AnyModelConfig,
+    seq_len: int,
+    cost: Callable[[AnyModelConfig, int], int] = cost_of_a_token,
+) -> GPT2Config:
+    """`gpt2` with the layers that bring it nearest to `config` in `cost`."""
+    wanted = cost(config, seq_len)
     tried = (gpt2.replace(n_layers=layers) for layers in range(1, 65))
-    return min(tried, key=lambda own: abs(cost_of_a_token(own, seq_len) - wanted))
+    return min(tried, key=lambda own: abs(cost(own, seq_len) - wanted))
 
 
 def gpt2_generate(

@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from crt_lib.bench.exits import MIX
 from crt_lib.exits.policy import CRITERIA
+from crt_lib.files import InputError
+from crt_lib.runs.run import load_run
 from crt_lib.show.templates import render
+
+TRAINED = ("gpt2", "gpt2_7_layers")  # whose PPL stands beside the speed of their shapes
 
 
 def training_benchmark(results: Path) -> str:
@@ -46,14 +51,22 @@ def costliest_operations(results: Path) -> str:
 def decoding(results: Path) -> str:
     """`crt bench decode` on `crt2` at small: a row a way, speed for each batch size.
 
-    Then policies on the tokens that they are timed on, how near full depth comes to reading its
-    weights, and what 8 bits lose.
+    A GPT-2's PPL is that of the trained one of its shape. Then policies on the tokens that they are
+    timed on, how near full depth comes to reading its weights, and what 8 bits lose.
     """
     small = results / "small" / "crt2"
     rows = pd.read_csv(small / "decode.csv")
     ways = rows.drop_duplicates("way").set_index("way")
     both = pd.concat([rows, pd.read_csv(results / "bench" / "avx2" / "decode.csv")])
     lost = pd.read_csv(results / "bench" / "quantize.csv")
+    for folder in TRAINED:
+        run = load_run(results / "small" / folder)
+        if run is None:
+            raise InputError(f"{results}/small/{folder} has no finished run")
+        (ppl,) = (row["token_ppl"] for row in run.results if _of_test(row))
+        shape = run.manifest["model"]
+        like = ways.index.str.startswith(f"GPT-2 {shape['d_model']} x {shape['n_layers']}")
+        ways.loc[like, "token_ppl"] = ppl
     return render(
         "decode",
         ways=ways,
@@ -63,6 +76,10 @@ def decoding(results: Path) -> str:
         full=both[both["way"] == "full depth"],
         quantized=lost[lost["exit"] == lost["exit"].max()],
     )
+
+
+def _of_test(row: dict[str, Any]) -> bool:
+    return (row["split"], row["protocol"]) == ("test", "honest")
 
 
 def taken(files: Sequence[Path]) -> str:
