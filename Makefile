@@ -18,7 +18,7 @@ NUMERICAL := $(patsubst %,tests/%.py,core/test_batches core/test_checkpoint core
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce results test test-clients test-avx2 test-colab faults soak smoke lab docs front lock clean python
+.PHONY: help setup reproduce results test test-time test-clients test-avx2 test-colab faults soak smoke lab docs front lock clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: .venv/notebooks,test.installed ## ruff, the house plan, types, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		tests notebooks
+
+test-time: .venv/notebooks,test.installed ## how long that takes, for crt doctor: results/tests.csv
+	$(BIN)/python tests/time_tests.py
 
 test-clients: .venv/notebooks,test,clients,onnx,trackers.installed ## with PEFT, TRL, minicons, ONNX, TensorBoard, trackio, W&B, jupytext
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hf tests/core/test_trackers.py \

@@ -138,7 +138,11 @@ class _Run:
         self._restore_or_begin(on_start)
         if log_with:
             settings = {name: str(value) for name, value in _flat(self.record).items()}
-            self.accelerator.init_trackers("crt", settings, {"wandb": {"dir": self.folder.path}})
+            try:
+                wandb = {"dir": self.folder.path}
+                self.accelerator.init_trackers("crt", settings, {"wandb": wandb})
+            except Exception as error:  # each has its own
+                raise TrainingError(f"{', '.join(log_with)}: {error}; leave it out") from error
             for tracker in self.accelerator.trackers:
                 held.callback(tracker.finish)
         if config.compile:
@@ -154,10 +158,13 @@ class _Run:
         try:
             from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
             from accelerate.state import AcceleratorState
+            from accelerate.tracking import get_available_trackers
         except ImportError as error:
             raise InputError(f"training needs {error.name}; pip install {error.name}") from error
         _check_launch()
-        _check_trackers(log_with)
+        if missing := {*log_with}.difference(map(str, get_available_trackers())):
+            names = f"{min(missing)!r} here; tensorboard, trackio, wandb: pip install"
+            raise InputError(f"no tracker {names} 'crt-lm[trackers]'")
         config = self.config
         cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         device = PartialState(cpu=cpu).device
@@ -393,10 +400,3 @@ def _check_launch() -> None:
             "accelerate started one process where several were asked for; without a GPU add "
             "--multi_gpu, which starts them all, and they share the work through gloo"
         )
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    from accelerate.tracking import get_available_trackers
-
-    if missing := set(names).difference(map(str, get_available_trackers())):
-        raise InputError(f"no {min(missing)} here; pip install it, if accelerate can log with it")

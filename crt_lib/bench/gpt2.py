@@ -1,4 +1,4 @@
-"""GPT-2s of transformers that cost what a model does, and the ways they decode."""
+"""GPT-2s of transformers beside a model, as large or as costly, and the ways they decode."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +24,10 @@ def gpt2_ways(model: CRT) -> dict[str, Callable[..., Any]]:
     config = model.config
     shared = ("vocab_size", "d_model", "n_heads", "max_seq_len")
     like_ours = GPT2Config().replace(**{name: getattr(config, name) for name in shared})
+    torch._dynamo.reset()
+    # a version for each model, batch and length; where there are too many, an error, not eager
+    torch._dynamo.config.recompile_limit = 32
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     ways, compiled = dict[str, Callable[..., Any]](), torch.compile(_step, dynamic=False)
     for settings in (matched(like_ours, config, 1), matched(like_ours, config, 1, parameters)):
         gpt2 = make_model(settings).to(model.loop_encoding).eval()

@@ -70,7 +70,7 @@ def bench_decode_command(
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: options.Table = None,
 ) -> None:
-    """Decoding with exits, speculated, in 8 bits, without a cache, and by a GPT-2 of its cost."""
+    """Decoding with exits, speculated, in 8 bits, without a cache, and by GPT-2s beside it."""
     import torch
 
     judged, _ = _analysed(checkpoint)

@@ -118,5 +118,8 @@ def rate_table(folder: Path, short: str = "fresh", whole: str = "fresh-2") -> st
 
 def answer_table(name: str, folder: Path) -> str:
     """Right answers of every arm at its last exit, seed by seed, by the look-ups needed."""
-    right = _right(answers(folder, name), name)
-    return render("answers", rows=standings(name, folder), right=right)
+    if not (found := answers(folder, name)):
+        return ""
+    right = _right(found, name)
+    scored = [row for row in standings(name, folder) if row["arm"] in right.index]
+    return render("answers", rows=scored, right=right)

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from crt_lib.bench.exits import MIX
+from crt_lib.bench.gpt2 import COMPILED, name_of
+from crt_lib.config import GPT2Config
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.files import InputError
 from crt_lib.runs.run import load_run
@@ -64,9 +66,8 @@ def decoding(results: Path) -> str:
         if run is None:
             raise InputError(f"{results}/small/{folder} has no finished run")
         (ppl,) = (row["token_ppl"] for row in run.results if _of_test(row))
-        shape = run.manifest["model"]
-        like = ways.index.str.startswith(f"GPT-2 {shape['d_model']} x {shape['n_layers']}")
-        ways.loc[like, "token_ppl"] = ppl
+        name = name_of(GPT2Config.from_dict(run.manifest["model"]))
+        ways.loc[ways.index.isin([name, name + COMPILED]), "token_ppl"] = ppl
     return render(
         "decode",
         ways=ways,

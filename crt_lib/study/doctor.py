@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from crt_lib.bench.table import rows_of
 from crt_lib.bench.trial import try_random
 from crt_lib.device import choose_precision
 from crt_lib.files import cache_root, read_rows
@@ -31,6 +32,7 @@ PACKAGES = {  # what is imported -> the command that installs it
     "jupyterlab": "pip install 'crt-lm[lab]'",
 }
 MEASURED = 3.0  # seconds of updates
+TESTS = "tests.csv"  # the seconds of `make test`, and of an update there
 TIMED_IN = "fresh"  # the arena whose pace.csv is of the machine that results/notebooks.csv is of
 
 
@@ -95,20 +97,25 @@ def _commands(root: Path) -> Finding:
         return Finding("commands", "no checkout here: crt works, make reproduce does not", True)
     if not shutil.which("make"):
         return Finding("commands", "no make: install it, or run the lines of the Makefile", True)
-    seconds, then = _pace(root)
-    times, stored = seconds / then, read_rows(root / "results" / "notebooks.csv")
-    minutes = times * sum(row["seconds"] for row in stored if row["profile"] == "quick") / 60
+    results, here = root / "results", update_seconds()
+    then = read_rows(results / "arenas" / TIMED_IN / PACE)
+    times = here / statistics.fmean(row["median"] for row in then if row["arm"] == OURS)
+    notebooks = read_rows(results / "notebooks.csv")
+    seconds = times * sum(row["seconds"] for row in notebooks if row["profile"] == "quick")
+    tests = ""
+    for row in rows_of(results / TESTS):
+        minutes = here / row["update_seconds"] * row["seconds"] / 60
+        tests = f", make test: about {minutes:.0f}"
     return Finding(
         "commands",
-        f"make reproduce: about {minutes:.0f} minutes after its installation, as an update takes "
-        f"{1000 * seconds:.0f} ms, {times:.1f} times what it took where that was measured",
+        f"make reproduce: about {seconds / 60:.0f} minutes after its installation{tests}, as an "
+        f"update takes {1000 * here:.0f} ms, {times:.1f} times what it took where notebooks were "
+        "timed",
     )
 
 
-def _pace(root: Path) -> tuple[float, float]:
-    """Seconds of an update of the arenas' `crt2` on one thread, here and where it is stored."""
+def update_seconds() -> float:
+    """Seconds of an update of the arenas' `crt2` on one thread."""
     ours = find_arena(TIMED_IN).arms[OURS]
     train = ours.train.replace(precision="auto")
-    here = try_random(ours.model, train, MEASURED, threads=1).update()
-    stored = read_rows(root / "results" / "arenas" / TIMED_IN / PACE)
-    return here, statistics.fmean(row["median"] for row in stored if row["arm"] == OURS)
+    return try_random(ours.model, train, MEASURED, threads=1).update()

@@ -14,6 +14,7 @@ from accelerate.tracking import GeneralTracker
 
 from crt_lib import InputError, load_corpus, load_profile, load_tokenizer, tokenize, train
 from crt_lib.checkpoint import read_metrics
+from crt_lib.train import TrainingError
 
 
 class Kept(GeneralTracker):
@@ -63,9 +64,25 @@ def test_a_tracker_has_every_row_once_and_ends(tmp_path, smoke, monkeypatch):
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path, smoke):
-    with pytest.raises(InputError, match="no abacus here; pip install it"):
+    with pytest.raises(InputError, match="no tracker 'abacus' here; tensorboard, trackio"):
         train(*smoke, tmp_path / "run", progress=False, log_with=["abacus"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_does_not_start_is_one_line_and_the_run_goes_on_without(
+    tmp_path, smoke, monkeypatch
+):
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Kept)
+    there = [accelerate.utils.LoggerType.TENSORBOARD]
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", there)
+
+    def fails(self):
+        raise ValueError("not logged in")
+
+    monkeypatch.setattr(Kept, "start", fails, raising=False)
+    with pytest.raises(TrainingError, match="tensorboard: not logged in; leave it out"):
+        train(*smoke, tmp_path, progress=False, log_with=["tensorboard"])
+    assert train(*smoke, tmp_path, progress=False).finished
 
 
 def test_tensorboard(tmp_path, smoke):

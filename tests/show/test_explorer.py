@@ -159,16 +159,21 @@ def test_all_that_shows_is_of_the_policy_that_the_controls_say(explorer):
 
 
 def test_a_policy_that_is_kept_stays_beside_the_one_that_moves(explorer):
+    explorer.last.value = 1
     trace, first, alone = explorer.trace, explorer.policy(), explorer.image.value
     assert explorer.numbers_beside.value == explorer.text_beside.value == ""
     explorer.keep.value = True
-    for control, new in ((explorer.tau0, 0.3), (explorer.preset, "oracle")):
+    for control, new in ((explorer.last, 3), (explorer.preset, "oracle")):
         control.value = new
-        assert explorer.numbers.value == numbers_html(look(trace, explorer.policy(), PACE))
+        policy = explorer.policy()
+        assert explorer.numbers.value == numbers_html(look(trace, policy, PACE))
         assert explorer.numbers_beside.value == KEPT + numbers_html(look(trace, first, PACE))
         assert explorer.text_beside.value == KEPT + passage_html(explorer.passage, first)
-    explorer.preset.value = "paper"
-    assert explorer.policy() == first and explorer.image.value != alone  # its hollow point
+        now, kept = (look(trace, shown).outcome for shown in (policy, first))
+        picture = explorer._picture(policy.criterion if policy else None)
+        assert explorer.image.value == picture.png(now, kept)
+        assert len({picture.png(now, kept), picture.png(now, now), picture.png(now)}) == 3
+    explorer.preset.value, explorer.last.value = "own", 1
     explorer.keep.value = False
     assert explorer.numbers_beside.value == explorer.text_beside.value == ""
     assert explorer.image.value == alone

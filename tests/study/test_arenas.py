@@ -211,6 +211,14 @@ def test_the_arena_of_look_ups_reads_lines_of_that_language():
     assert ours.model.vocab_size == lookup.WORDS + lookup.STEPS
 
 
+def test_look_ups_are_asked_again_three_times_as_long_and_otherwise_the_same():
+    first, again = find_arena("lookup"), find_arena("lookup-2")
+    assert list(again.arms) == list(first.arms) and not again.documents
+    for arm, profile in again.arms.items():
+        own = first.arms[arm]
+        assert profile == own.replace(train=own.train.replace(updates=3 * own.train.updates))
+
+
 def test_lengths_differ_in_depth_and_updates_alone():
     arena = find_arena("lengths")
     of = {name: p.train.replace(updates=None, loop_starts=()) for name, p in arena.arms.items()}

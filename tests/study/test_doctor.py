@@ -14,7 +14,7 @@ NAMES = ["python", "packages", "processor", "precision", "memory", "GPU", "disk"
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
-    monkeypatch.setattr(doctor, "_pace", lambda root: (0.3, 0.2))
+    monkeypatch.setattr(doctor, "update_seconds", lambda: 0.3)
 
 
 def said() -> dict[str, doctor.Finding]:
@@ -25,10 +25,22 @@ def test_here_nothing_is_in_the_way_and_the_time_follows_the_pace(monkeypatch):
     found = said()
     assert list(found) == [*NAMES, "commands"]
     assert not any(finding.broken for finding in found.values())
-    slow = found["commands"].found
-    monkeypatch.setattr(doctor, "_pace", lambda root: (0.6, 0.2))
-    minutes = [int(text.split("about ")[1].split()[0]) for text in (slow, said()["commands"].found)]
-    assert minutes[1] == pytest.approx(2 * minutes[0], abs=1) and "1.5 times" in slow
+    quick = found["commands"].found
+    monkeypatch.setattr(doctor, "update_seconds", lambda: 0.6)
+    minutes = [
+        [int(of.split()[0].rstrip(",")) for of in text.split("about ")[1:]]
+        for text in (quick, said()["commands"].found)
+    ]
+    for before, after in zip(*minutes, strict=True):
+        assert after == pytest.approx(2 * before, abs=1) and before > 0
+    assert len(minutes[0]) == 2 and "make test: about" in quick
+
+
+def test_without_its_time_nothing_is_said_of_the_tests(monkeypatch):
+    monkeypatch.setattr(doctor, "TESTS", "nowhere.csv")
+    found = said()["commands"]
+    assert "make reproduce: about" in found.found and "make test" not in found.found
+    assert not found.broken
 
 
 @pytest.mark.parametrize(
