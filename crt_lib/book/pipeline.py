@@ -20,6 +20,7 @@ from crt_lib.runs.profiles import load_profile
 
 PACKAGES = ("papermill", "nbconvert", "ipykernel", "psutil")
 PERIOD = 15.0  # seconds between lines where there is no terminal
+PATIENCE = 5.0  # seconds that a kernel has to end
 SET_BY_PIPELINE = ("profile", "results", "fresh")
 
 
@@ -156,15 +157,16 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
 
 
 def _end(running: Mapping[Future[str], Task]) -> None:
-    """End the kernels of those that run, and wait for them."""
+    """End the kernels of those that run, and wait for them.
+
+    They are told again and again: a training takes the first word as one to save, and then ends its
+    cell, not its kernel.
+    """
     import psutil
 
+    late = time.monotonic() + PATIENCE
     while not all(future.done() for future in running):
-        processes = [process for task in running.values() for process in task.processes()]
-        for process in processes:
+        for process in (process for task in running.values() for process in task.processes()):
             with contextlib.suppress(psutil.Error):
-                process.terminate()
-        for process in psutil.wait_procs(processes, timeout=5)[1]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        wait(running, 0.2)
+                process.kill() if time.monotonic() > late else process.terminate()
+        wait(running, 0.3)

@@ -13,6 +13,7 @@ from crt_lib.study.arena_runs import ran
 from crt_lib.study.arenas import OURS, TWIN, arenas, find_arena
 from crt_lib.study.standings import standings
 
+SMALL = "GPT-2, equal parameters"
 BAR = 0.03  # bits per byte that the loops have to be worth over one, by results/arenas/rules.md
 
 
@@ -23,12 +24,13 @@ def looping_headline(results: Path) -> str:
     """
     folder = results / "arenas"
     ours, one, own = _arms("fresh-2", folder, OURS, "one loop", "unshared blocks")
-    fresh, plain = _arms("fresh", folder, OURS, "GPT-2, equal parameters")
+    fresh, plain = _arms("fresh", folder, OURS, SMALL)
     little, twin = _arms("few-4m", folder, OURS, TWIN)
     pays = "nothing" if not one["mean"] or one["high"] >= 0 else "little"
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
     right = _right(answers(folder), "lookup")
     hardest = max(right.index.unique("steps"))
+    longer = [row for row in answers(folder, "lookup-2") if row["arm"] == SMALL]
     return render(
         "looping",
         ours=ours,
@@ -43,6 +45,7 @@ def looping_headline(results: Path) -> str:
         ppl=word_perplexity(pd.Series([little["bits"], twin["bits"]]), results),
         hardest=hardest,
         right=right.xs(hardest, level="steps").groupby("arm").mean(),
+        longer=_right(longer, "lookup-2")[SMALL, hardest] if longer else None,
     )
 
 

@@ -153,11 +153,11 @@ def subjects(run: Path, corpus: Path) -> list[Subject]:
         Subject("search", nothing, search, 8, smoke_arms),
         Subject("arena", arena_rules, arena, 8, tiny),
         Subject("sweep", notebook, sweep, 8),
-        Subject("reproduce --profile smoke", nothing, reproduce, 8),
-        Subject("export", copy, lambda f: ["export", str(f / "run"), str(f / "hf")], 8),
+        Subject("reproduce --profile smoke", nothing, reproduce, 3),
+        Subject("export", copy, lambda f: ["export", str(f / "run"), str(f / "hf")], 10),
         Subject("explore --html", copy, explore, 8),
         Subject("explore --html, tables kept", with_tables, explore, 4, holds=tables_stand),
-        Subject("claims", of_results, lambda f: ["claims", "--results", str(f / "results")], 8),
+        Subject("claims", of_results, lambda f: ["claims", "--results", str(f / "results")], 11),
     ]
 
 
