@@ -156,6 +156,12 @@ class RunFolder:
         Rows beyond that, and what a killed write left, are removed; for 0 updates the checkpoints
         of an earlier run too. Returns the seconds those updates took.
         """
+        self.metrics.touch()
+        _rows(self.metrics, "update", metrics_bytes)  # or an error, while nothing is changed
+        rows = _rows(self.timing, "seconds")[:updates_done]
+        if self.metrics.stat().st_size < metrics_bytes or (updates_done and not rows):
+            short = f"{self.metrics} or {self.timing.name} is shorter than its checkpoint says"
+            raise InputError(f"{short}; restore it, or start over with --fresh")
         write_json(self.path / "config.json", record)
         checkpoints = self.checkpoint("last").parent
         checkpoints.mkdir(exist_ok=True)
@@ -166,14 +172,7 @@ class RunFolder:
             stale += checkpoints.glob("*.safetensors*")
         for file in stale:
             file.unlink()
-        self.metrics.touch()
-        if self.metrics.stat().st_size < metrics_bytes:
-            raise InputError(
-                f"{self.metrics} is shorter than its checkpoint says; "
-                "restore it, or start over with resume=False (--fresh)"
-            )
         os.truncate(self.metrics, metrics_bytes)
-        rows = _rows(self.timing)[:updates_done]
         write_text(self.timing, "".join(json.dumps(row) + "\n" for row in rows))
         return rows[-1]["seconds"] if rows else 0.0
 
@@ -187,25 +186,27 @@ def read_metrics(out: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, in order; raises InputError when there is none."""
     if not (path := RunFolder(out).metrics).is_file():
         raise InputError(f"{path} does not exist; train a model there first")
-    return _rows(path)
+    return _rows(path, "update")
 
 
 def read_timing(out: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's timing.jsonl: update, seconds so far, text tokens a second."""
-    return _rows(RunFolder(out).timing)
+    return _rows(RunFolder(out).timing, "seconds")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path, key: str, size: int | None = None) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # a cut last: not yet
-    except ValueError as error:
+        text = path.read_bytes()[:size].decode() if path.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+        if not all(isinstance(row, dict) and key in row for row in rows):  # a cut last is none
+            raise ValueError(f"a row has no {key!r}")
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it, or use --fresh") from error
+    return rows
 
 
 def append_row(path: Path, row: dict[str, Any]) -> int:
     """Append a row to a file of JSON lines; returns the file's length in bytes."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-        file.flush()
         return file.tell()

@@ -87,11 +87,6 @@ def check_sum(path: Path) -> None:
         )
 
 
-def cache_root() -> Path:
-    """Where derived files are kept: `CRT_CACHE_ROOT`, or `~/.cache/crt_lib`."""
-    return Path(os.environ.get("CRT_CACHE_ROOT") or Path.home() / ".cache" / "crt_lib")
-
-
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -154,9 +149,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table of `write_rows`, numbers parsed, empty cells None."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _parse(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+    """The rows of a table of `write_rows`, numbers parsed, None where empty; InputError if bad."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it, or make it again") from error
+    return [{key: _parse(cell) for key, cell in row.items()} for row in rows]
 
 
 def _parse(cell: str) -> Any:

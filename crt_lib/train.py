@@ -163,8 +163,7 @@ class _Run:
             raise InputError(f"training needs {error.name}; pip install {error.name}") from error
         _check_launch()
         if missing := {*log_with}.difference(map(str, get_available_trackers())):
-            names = f"{min(missing)!r} here; tensorboard, trackio, wandb: pip install"
-            raise InputError(f"no tracker {names} 'crt-lm[trackers]'")
+            raise InputError(f"no tracker {min(missing)!r} here; pip install 'crt-lm[trackers]'")
         config = self.config
         cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         device = PartialState(cpu=cpu).device

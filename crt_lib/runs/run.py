@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crt_lib.checkpoint import RunFolder, load_model, read_metrics, read_timing
-from crt_lib.files import InputError, read_rows
+from crt_lib.files import read_rows
 from crt_lib.runs.machine import matmul_peak, peak_memory, utilisation
 from crt_lib.runs.manifest import read_manifest, run_environment, update_manifest
 from crt_lib.runs.profiles import Profile
@@ -57,8 +57,6 @@ def run_profile(
     if not result.is_main:
         return "not the main process"
     seconds = [row["seconds"] for row in read_timing(out)]
-    if not seconds:
-        raise InputError(f"{out}/timing.jsonl has no rows; restore it, or start over with --fresh")
     made |= {"processes": result.processes, "precision": result.precision._asdict()}
     made |= {"seconds": seconds[-1], "peak_memory_bytes": peak_memory()}
     if not result.finished:

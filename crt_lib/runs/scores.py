@@ -102,6 +102,8 @@ def score(
 def results_table(path: Path) -> str:
     """The rows of a results.csv as aligned text, numbers to four digits."""
     rows = read_rows(path)
+    if not rows:
+        raise InputError(f"{path} has no rows; restore it, or remove it and train again")
     cells = [
         [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()]
         for row in rows

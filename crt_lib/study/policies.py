@@ -11,6 +11,7 @@ from crt_lib.exits.perloop import above_full
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.scoring import evaluate_with_exits
 from crt_lib.exits.trace import Trace, apply_policy, calibrate, chance, oracle
+from crt_lib.files import InputError
 from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
 
@@ -57,9 +58,16 @@ def judge_policies(
 
 
 def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
-    """The policies of rows of `judge_policies` by name; `chance` and the oracle are none."""
+    """The policies of rows of `judge_policies` by name; `chance` and the oracle are none.
+
+    Raises InputError for rows that lack a column.
+    """
     policies = {}
     for row in rows:
+        if missing := {"policy", "taken", "criterion", "last", *THRESHOLDS}.difference(row):
+            raise InputError(
+                f"a table of policies has no column {min(missing)}; remove it, to be made again"
+            )
         if row["taken"] is not None:
             given = {name: row[name] for name in THRESHOLDS if row[name] is not None}
             policies[row["policy"]] = Policy(row["criterion"], **given, fixed=row["last"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.data import MIN_LINE
-from crt_lib.files import InputError, atomic_path, cache_root, locked, sha256
+from crt_lib.files import InputError, atomic_path, locked, sha256
 from crt_lib.text import docstrings, grammar, lookup, prose
 
 SPLITS = ("train", "valid", "test")
@@ -146,6 +146,11 @@ def _sampled(name: str) -> tuple[dict[str, str], float, dict[str, Any]]:
 def released_lines(text: str) -> list[str]:
     """The lines longer than 50 characters, line end included: the rows the hub's dataset holds."""
     return [line for line in re.findall(r"[^\n]+\n?", text) if len(line) > MIN_LINE]
+
+
+def cache_root() -> Path:
+    """Where derived files are kept: `CRT_CACHE_ROOT`, or `~/.cache/crt_lib`."""
+    return Path(os.environ.get("CRT_CACHE_ROOT") or Path.home() / ".cache" / "crt_lib")
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:

@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from crt_lib import InputError
-from crt_lib.checkpoint import load_model, read_metrics, read_state, restore, save_checkpoint
+from crt_lib.checkpoint import (
+    RunFolder,
+    load_model,
+    read_metrics,
+    read_state,
+    restore,
+    save_checkpoint,
+)
 from crt_lib.files import write_json
 from crt_lib.model import CRT
 from crt_lib.runs.profiles import load_profile
@@ -100,7 +107,11 @@ def test_a_file_that_is_not_that_of_its_checksum_is_refused(tmp_path):
         load_model(path)
 
 
-@pytest.mark.parametrize("damaged", [b'{"update" 1}\n', b'{"update": \xff}\n'])
+BROKEN = [b'{"update" 1}\n', b'{"update": \xff}\n', b"[1]\n", b"2\n", b'{"updatf": 2}\n']
+BROKEN.append(b"[" * 200_000 + b"\n")
+
+
+@pytest.mark.parametrize("damaged", BROKEN)
 def test_rows_that_are_damaged_are_refused_and_a_cut_one_is_left_out(damaged, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"update": 1}\n{"upd')
@@ -108,6 +119,24 @@ def test_rows_that_are_damaged_are_refused_and_a_cut_one_is_left_out(damaged, tm
     path.write_bytes(b'{"update": 1}\n' + damaged)
     with pytest.raises(InputError, match="is damaged"):
         read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [*(("metrics.jsonl", d) for d in BROKEN), *(("timing.jsonl", d) for d in (*BROKEN, b"cut"))],
+)
+def test_a_run_whose_rows_are_damaged_is_refused_before_anything_changes(name, damaged, tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    files = {"metrics.jsonl": b'{"update": 1}\n', "timing.jsonl": b'{"seconds": 1.0}\n'}
+    files |= {name: damaged, "config.json": b"{}", "checkpoints/.x.tmp": b""}
+    kept = len(files["metrics.jsonl"])
+    files["metrics.jsonl"] += b'{"update": 2}\n'  # what a resumed run would cut off
+    for path, content in files.items():
+        (tmp_path / path).write_bytes(content)
+    with pytest.raises(InputError, match=r"is damaged|is shorter"):
+        run.prepare({"new": 1}, 1, kept)
+    assert {path: (tmp_path / path).read_bytes() for path in files} == files
 
 
 def test_nan_weights_are_refused(tmp_path):

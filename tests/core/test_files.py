@@ -36,3 +36,12 @@ def test_tables_come_back_as_they_were(tmp_path):
     assert read_rows(tmp_path / "t.csv") == rows
     (tmp_path / "short.csv").write_text("a,b\n1\n")
     assert read_rows(tmp_path / "short.csv") == [{"a": 1, "b": None}]
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe", b'"' + b"x" * 200_000], ids=["bytes", "long"])
+def test_a_damaged_table_is_one_line_with_its_name(damaged, tmp_path):
+    path = tmp_path / "table.csv"
+    write_rows(path, [{"a": 1, "b": "x"}])
+    path.write_bytes(path.read_bytes() + damaged)
+    with pytest.raises(InputError, match=r"table\.csv is damaged .* make it again"):
+        read_rows(path)

@@ -56,7 +56,7 @@ def test_a_run_whose_times_are_gone_is_refused(tmp_path):
     run_profile(profile, tmp_path, progress=False)
     (tmp_path / "timing.jsonl").unlink()
     (tmp_path / "results.csv").unlink()
-    with pytest.raises(InputError, match="has no rows"):
+    with pytest.raises(InputError, match="is shorter than its checkpoint says"):
         run_profile(profile, tmp_path, progress=False)
 
 

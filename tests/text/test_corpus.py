@@ -13,9 +13,9 @@ import pytest
 from closeness import same
 from hypothesis import given, strategies as st
 
-from crt_lib.files import InputError, cache_root
+from crt_lib.files import InputError
 from crt_lib.text import docstrings, grammar
-from crt_lib.text.corpus import CORPORA, SPLITS, Corpus, Split, kept, load_corpus
+from crt_lib.text.corpus import CORPORA, SPLITS, Corpus, Split, cache_root, kept, load_corpus
 
 DATA_ROOT = os.environ.get("CRT_DATA_ROOT")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from crt_lib.files import InputError, cache_root, sha256
+from crt_lib.files import InputError, sha256
 from crt_lib.text import prose
-from crt_lib.text.corpus import SPLITS, kept, load_corpus
+from crt_lib.text.corpus import SPLITS, cache_root, kept, load_corpus
 
 SHARED = "This is a sentence that is in each of the packages."
 GIVEN = {  # the module of each package, by its split
