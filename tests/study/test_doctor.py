@@ -7,6 +7,7 @@ from importlib import metadata, util
 import pytest
 
 from crt_lib.commands import studies
+from crt_lib.files import write_rows
 from crt_lib.study import doctor
 
 NAMES = ["python", "packages", "processor", "precision", "memory", "GPU", "disk", "WikiText-2"]
@@ -21,7 +22,10 @@ def said() -> dict[str, doctor.Finding]:
     return {finding.what: finding for finding in doctor.examine()}
 
 
-def test_here_nothing_is_in_the_way_and_the_time_follows_the_pace(monkeypatch):
+def test_here_nothing_is_in_the_way_and_the_time_follows_the_pace(monkeypatch, tmp_path):
+    times = tmp_path / "tests.csv"
+    write_rows(times, [{"seconds": 600, "update_seconds": 0.2}])
+    monkeypatch.setattr(doctor, "TESTS", times)
     found = said()
     assert list(found) == [*NAMES, "commands"]
     assert not any(finding.broken for finding in found.values())
