@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from crt_lib.config import AnyModelConfig, LanguageModel, config_from_dict, make_model
+from crt_lib.config import AnyModelConfig, LanguageModel, TrainConfig, config_from_dict, make_model
 from crt_lib.files import InputError, atomic_path, check_sum, write_json, write_text
 
 
@@ -149,6 +149,22 @@ class RunFolder:
     def checkpoint(self, name: str) -> Path:
         """The file of the checkpoint `name`: last, best or update-<number>."""
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def earlier(self) -> dict[str, Any] | None:
+        """The record of the run that `last` is of, or None; InputError if only results are left."""
+        last = self.checkpoint("last")
+        if last.exists():
+            run = read_state(last)["run"]
+            return run | {  # a setting that came later was at its default
+                "model": config_from_dict(run["model"]).to_dict(),
+                "train": TrainConfig.from_dict(run["train"]).to_dict(),
+            }
+        if (self.path / "results.csv").exists():
+            raise InputError(
+                f"{self.path} holds a finished run of other settings, its checkpoints gone; "
+                "use another folder, or start over there with resume=False (--fresh)"
+            )
+        return None
 
     def prepare(self, record: dict[str, Any], updates_done: int, metrics_bytes: int) -> float:
         """Make the folder hold exactly what a run has written after `updates_done` updates.

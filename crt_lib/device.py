@@ -1,6 +1,7 @@
-"""The precision that the device at hand is fast at."""
+"""The device at hand: the precision it is fast at, its compiler, and how it was launched."""
 
 import functools
+import os
 import time
 from typing import NamedTuple
 
@@ -45,6 +46,16 @@ def choose_precision(
         return Precision("fp32", f"auto: {measured}, too little for {d_model} features")
     name = "fp16" if device.type == "cuda" and optimizer != "muon" else "fp32"
     return Precision(name, f"auto: {measured}")
+
+
+def check_launch() -> None:
+    """Raise InputError where `accelerate launch` began one process of several, without a GPU."""
+    asked = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if asked and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "accelerate started one process where several were asked for; without a GPU add "
+            "--multi_gpu, which starts them all, and they share the work through gloo"
+        )
 
 
 def check_compiler(device: torch.device) -> None:

@@ -5,7 +5,6 @@ so a run that is killed and resumed ends with the weights and the metrics of one
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +18,12 @@ from crt_lib.checkpoint import (
     RunFolder,
     append_row,
     read_metrics,
-    read_state,
     restore,
     save_checkpoint,
 )
-from crt_lib.config import AnyModelConfig, LanguageModel, TrainConfig, config_from_dict, make_model
+from crt_lib.config import AnyModelConfig, LanguageModel, TrainConfig, make_model
 from crt_lib.data import NOT_SCORED, Batch, make_batches, updates_planned
-from crt_lib.device import Precision, check_compiler, choose_precision
+from crt_lib.device import Precision, check_compiler, check_launch, choose_precision
 from crt_lib.evaluate import evaluate
 from crt_lib.files import InputError, RunError, locked, stop_signals
 from crt_lib.loss import total_loss
@@ -118,7 +116,7 @@ class _Run:
         self.config, self.data, self.folder = config, data, RunFolder(out)
         self.batches = make_batches(config, data)
         self.updates = updates_planned(config, self.batches.steps_per_epoch)
-        self._earlier = self._read_earlier() if resume else None
+        self._earlier = self.folder.earlier() if resume else None
         self._start_processes(model_config, log_with)
         self.record = {
             "model": model_config.to_dict(),
@@ -161,7 +159,7 @@ class _Run:
             from accelerate.tracking import get_available_trackers
         except ImportError as error:
             raise InputError(f"training needs {error.name}; pip install {error.name}") from error
-        _check_launch()
+        check_launch()
         if missing := {*log_with}.difference(map(str, get_available_trackers())):
             raise InputError(f"no tracker {min(missing)!r} here; pip install 'crt-lm[trackers]'")
         config = self.config
@@ -327,22 +325,6 @@ class _Run:
             save_checkpoint(self.folder.checkpoint(name), self.model, state, optimizers)
         self.accelerator.wait_for_everyone()
 
-    def _read_earlier(self) -> dict[str, Any] | None:
-        """The record of the run in `out`, None without one."""
-        last = self.folder.checkpoint("last")
-        if last.exists():
-            run = read_state(last)["run"]
-            return run | {  # a setting that came later was at its default
-                "model": config_from_dict(run["model"]).to_dict(),
-                "train": TrainConfig.from_dict(run["train"]).to_dict(),
-            }
-        if (self.folder.path / "results.csv").exists():
-            raise InputError(
-                f"{self.folder.path} holds a finished run of other settings, its checkpoints gone; "
-                "use another folder, or start over there with resume=False (--fresh)"
-            )
-        return None
-
     def _restore_or_begin(self, on_start: Callable[[], None] | None) -> None:
         """Go on from the last checkpoint in `out`, or make `out` ready for a new run."""
         if self._earlier is not None:
@@ -388,14 +370,4 @@ def _check_lengths(model: AnyModelConfig, config: TrainConfig, data: "TokenizedC
         raise InputError(
             f"seq_len {config.seq_len} is longer than max_seq_len "
             f"{model.max_seq_len}; lower train.seq_len or raise model.max_seq_len"
-        )
-
-
-def _check_launch() -> None:
-    """`accelerate launch --num_processes N` starts one process where there is no GPU."""
-    asked = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ
-    if asked and "WORLD_SIZE" not in os.environ:
-        raise InputError(
-            "accelerate started one process where several were asked for; without a GPU add "
-            "--multi_gpu, which starts them all, and they share the work through gloo"
         )

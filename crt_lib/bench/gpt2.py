@@ -29,7 +29,8 @@ def gpt2_ways(model: CRT) -> dict[str, Callable[..., Any]]:
     torch._dynamo.config.recompile_limit = 32
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     ways, compiled = dict[str, Callable[..., Any]](), torch.compile(_step, dynamic=False)
-    for settings in (matched(like_ours, config, 1), matched(like_ours, config, 1, parameters)):
+    for cost in (partial(cost_of_a_token, seq_len=1), parameters):
+        settings = matched(like_ours, config, cost)
         gpt2 = make_model(settings).to(model.loop_encoding).eval()
         ways[name_of(settings)] = partial(gpt2_generate, gpt2, None)
         ways[name_of(settings) + COMPILED] = partial(gpt2_generate, gpt2, compiled)
@@ -41,7 +42,7 @@ def name_of(config: GPT2Config) -> str:
     return f"GPT-2 {config.d_model} x {config.n_layers}"
 
 
-def parameters(config: AnyModelConfig, _: int = 0) -> int:
+def parameters(config: AnyModelConfig) -> int:
     """How many a model has."""
     return sum(parameters_by_part(config).values())
 
@@ -51,16 +52,11 @@ def cost_of_a_token(config: AnyModelConfig, seq_len: int) -> int:
     return sum(multiply_adds(config, seq_len, config.head_loops[-1:]).values())
 
 
-def matched(
-    gpt2: Any,
-    config: AnyModelConfig,
-    seq_len: int,
-    cost: Callable[[AnyModelConfig, int], int] = cost_of_a_token,
-) -> GPT2Config:
+def matched(gpt2: Any, config: AnyModelConfig, cost: Callable[[AnyModelConfig], int]) -> GPT2Config:
     """`gpt2` with the layers that bring it nearest to `config` in `cost`."""
-    wanted = cost(config, seq_len)
+    wanted = cost(config)
     tried = (gpt2.replace(n_layers=layers) for layers in range(1, 65))
-    return min(tried, key=lambda own: abs(cost(own, seq_len) - wanted))
+    return min(tried, key=lambda own: abs(cost(own) - wanted))
 
 
 def gpt2_generate(

@@ -8,6 +8,7 @@ do.
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def arms(toy: bool) -> dict[str, Profile]:
         rates = {arm.recipe: settings.replace(max_lr=arm.train.max_lr / 2) for arm in (crt2, gpt2)}
         crt2 = crt2.replace(tokenizer="word", model=ours, train=rates["crt2"])
         gpt2 = crt2.replace(recipe="gpt2", train=rates["gpt2"])
-    equal = matched(theirs, crt2.model, crt2.train.seq_len)
+    cost = partial(cost_of_a_token, seq_len=crt2.train.seq_len)
+    equal = matched(theirs, crt2.model, cost)
     return {"crt2": crt2, "gpt2": gpt2.replace(model=equal)}
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -10,9 +9,8 @@ from crt_lib.bench.exits import MIX
 from crt_lib.bench.gpt2 import COMPILED, name_of
 from crt_lib.config import GPT2Config
 from crt_lib.exits.policy import CRITERIA
-from crt_lib.files import InputError
-from crt_lib.runs.run import load_run
 from crt_lib.show.templates import render
+from crt_lib.study.sota import exits_of, finished_run
 
 TRAINED = ("gpt2", "gpt2_7_layers")  # whose PPL stands beside the speed of their shapes
 
@@ -62,12 +60,10 @@ def decoding(results: Path) -> str:
     both = pd.concat([rows, pd.read_csv(results / "bench" / "avx2" / "decode.csv")])
     lost = pd.read_csv(results / "bench" / "quantize.csv")
     for folder in TRAINED:
-        run = load_run(results / "small" / folder)
-        if run is None:
-            raise InputError(f"{results}/small/{folder} has no finished run")
-        (ppl,) = (row["token_ppl"] for row in run.results if _of_test(row))
+        run = finished_run(results / "small" / folder)
+        (scored,) = exits_of(run.results, split="test")
         name = name_of(GPT2Config.from_dict(run.manifest["model"]))
-        ways.loc[ways.index.isin([name, name + COMPILED]), "token_ppl"] = ppl
+        ways.loc[ways.index.isin([name, name + COMPILED]), "token_ppl"] = scored["token_ppl"]
     return render(
         "decode",
         ways=ways,
@@ -77,10 +73,6 @@ def decoding(results: Path) -> str:
         full=both[both["way"] == "full depth"],
         quantized=lost[lost["exit"] == lost["exit"].max()],
     )
-
-
-def _of_test(row: dict[str, Any]) -> bool:
-    return (row["split"], row["protocol"]) == ("test", "honest")
 
 
 def taken(files: Sequence[Path]) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.exits.trace import apply_policy, calibrate, make_trace
 
 SEQ_LEN = 32
+TOKEN = partial(cost_of_a_token, seq_len=1)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def names_beside(model):
     c = model.config
     shape = {"d_model": c.d_model, "n_heads": c.n_heads, "max_seq_len": c.max_seq_len}
     like = GPT2Config(vocab_size=c.vocab_size, **shape)
-    return [name_of(matched(like, c, 1, cost)) for cost in (cost_of_a_token, parameters)]
+    return [name_of(matched(like, c, cost)) for cost in (TOKEN, parameters)]
 
 
 def test_rows_of_every_way(bench):
@@ -138,7 +140,7 @@ def test_the_slow_way_makes_the_same_text(scored):
 
 def test_the_gpt2_has_about_the_multiply_adds(scored):
     model, *_ = scored
-    gpt2 = matched(GPT2Config(vocab_size=270, d_model=32, n_heads=2), model.config, 1)
+    gpt2 = matched(GPT2Config(vocab_size=270, d_model=32, n_heads=2), model.config, TOKEN)
     ours, theirs = cost_of_a_token(model.config, 1), cost_of_a_token(gpt2, 1)
     layer = cost_of_a_token(gpt2.replace(n_layers=gpt2.n_layers + 1), 1) - theirs
     assert abs(ours - theirs) <= layer / 2 or gpt2.n_layers == 1
@@ -147,7 +149,7 @@ def test_the_gpt2_has_about_the_multiply_adds(scored):
 def test_the_other_gpt2_has_about_the_parameters():
     like = GPT2Config(vocab_size=8192, d_model=256, n_heads=4)
     ours = load_profile("small").model.replace(vocab_size=8192)
-    gpt2 = matched(like, ours, 1, parameters)
+    gpt2 = matched(like, ours, parameters)
     layer = parameters(gpt2.replace(n_layers=gpt2.n_layers + 1)) - parameters(gpt2)
     assert abs(parameters(ours) - parameters(gpt2)) <= layer / 2
     assert name_of(gpt2) == "GPT-2 256 x 2"

@@ -13,6 +13,7 @@ from crt_lib.checkpoint import RunFolder, load_model, read_state, save_checkpoin
 from crt_lib.runs.machine import limit_memory, matmul_peak, utilisation
 from crt_lib.runs.manifest import read_manifest, run_environment, update_manifest
 from crt_lib.runs.run import run_profile
+from crt_lib.runs.scores import results_table
 from crt_lib.runs.trained import average_run
 
 
@@ -94,3 +95,9 @@ def test_a_peak_is_measured():
 def test_no_limit_without_a_gpu():
     with pytest.raises(InputError, match="needs a GPU"):
         limit_memory(6)
+
+
+def test_a_table_of_results_without_rows_names_itself(tmp_path):
+    (tmp_path / "results.csv").touch()
+    with pytest.raises(InputError, match=r"results\.csv has no rows"):
+        results_table(tmp_path / "results.csv")

@@ -26,6 +26,7 @@ from crt_lib.show.explorer import (
     preset,
 )
 from crt_lib.show.own import PARTS, parts_of
+from crt_lib.study.policies import THRESHOLDS, policies_of
 
 TEXT = "the cat sat on\nfive <b>six"
 PACE = Pace(1e-3, 2e-3, 5e-4)
@@ -222,6 +223,15 @@ def test_calibrated_policies_that_are_given(scored, passage):
     assert explorer.policy() == Policy("gate", 0.7, 0.7, 1.0, (1, 2, 3), 3)
     explorer.criterion.value = "margin"
     assert "mean loops</td><td><b>2.00" in explorer.numbers.value
+
+
+@pytest.mark.parametrize("column", ["policy", "taken", "criterion", "last", *THRESHOLDS])
+def test_a_table_of_policies_without_a_column_says_which(column):
+    row = judged("paper", Policy("confidence"))
+    assert policies_of([row])
+    del row[column]
+    with pytest.raises(InputError, match=f"no column {column}"):
+        policies_of([row])
 
 
 def test_without_passage_and_measurements(scored):
