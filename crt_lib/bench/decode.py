@@ -20,6 +20,7 @@ from crt_lib.bench.ways import (
     asks_of,
     in_turn,
     latencies,
+    ratio,
     timed,
     ways_of,
 )
@@ -35,7 +36,7 @@ COLUMNS = (
     *("decoded_loops", "decoded_heads", "decoded_asks", "accepted"),
 )
 WARM_UP = 8  # tokens
-OFTEN = 16  # readings of the weights, after each way in each round
+OFTEN = 4  # readings of the weights, after each way of each batch
 READINGS = ("reading the weights", "reading weights, keys and values")  # rows of the bounds
 
 
@@ -84,7 +85,6 @@ def bench_decode(
     *,
     batch_size: int = 1,
     new_tokens: int = 128,
-    rounds: int = 5,
     uncached: bool = True,
     compiled: bool = True,
     only: Sequence[str] = (),
@@ -92,12 +92,13 @@ def bench_decode(
     """A row a way of decoding (`ways_of`): speed, latency, share of the bound, cost, perplexity.
 
     Greedy; prompts of one length, `batch_size` at a time. `only`: the ways whose names hold one of
-    these, and full depth. The ways take turns, `rounds` times, with all threads and then with one
-    (columns `..._1`); those without a cache take one turn, of one batch. Perplexities are those of
+    these, and full depth. The ways take turns with each batch, with all threads and then with one
+    (columns `..._1`); those without a cache write the first batch alone. Perplexities are those of
     `losses`, nats a token by policy; mean loops and multiply-adds are of the trace `test`.
 
     `ms`: the wait for one more token of every row; `first_ms`: for the first, the prompt included,
-    which tokens/s leave out. `speedup`: the median over rounds of the ratio to full depth.
+    which tokens/s leave out. `speedup`: full depth's seconds by the way's, of the `batches` that
+    both wrote, and its 95 % interval over those, `low` to `high`, if there are two.
     `bound_share`: of `ms`, what the way's products with weights take alone (`Reading`, the last two
     rows); `bound_share_all`: with keys and values too.
     """
@@ -108,7 +109,7 @@ def bench_decode(
     timed_as = {name: first[policies[name]] if name in policies else name for name in ways}
     own_ways = {name: ways[name] for name in timed_as.values()}
     with torch.inference_mode():
-        made, *measured = _measured(model, own_ways, batches, new_tokens, rounds)
+        made, *measured = _measured(model, own_ways, batches, new_tokens)
     rows = []
     for name, own in timed_as.items():
         if own in made:  # it could be compiled
@@ -116,11 +117,11 @@ def bench_decode(
             # in a batch that leaves by token, a row runs loops for other rows
             alone = name not in UNCACHED and (batch_size == 1 or not cost.get("decoded_asks"))
             columns = _suffixed([on.columns(own, cost if alone else {}) for on in measured])
-            columns["rounds"] = len(measured[0].waits[own])
+            columns["batches"] = len(measured[0].waits[own])
             rows.append({"way": name} | cost | columns)
     for i, name in enumerate(READINGS):
         columns = _suffixed([on.bounds(model.config.n_loops)[i] for on in measured])
-        rows.append({"way": name} | columns | {"rounds": rounds})
+        rows.append({"way": name} | columns | {"batches": len(batches)})
     row = {"way": "", "batch": batch_size, "texts": len(prompts)}
     row |= {"prompt_tokens": len(prompts[0]), "new_tokens": new_tokens} | dict.fromkeys(COLUMNS)
     where = {"precision": str(model.loop_encoding.dtype).removeprefix("torch.")} | measured_on()
@@ -179,24 +180,25 @@ class _Measured:
     """On some number of threads: seconds of each way and of the readings."""
 
     rows: int  # of a batch
-    waits: dict[str, list[np.ndarray]]  # a round each: (batches, new tokens)
+    waits: dict[str, list[np.ndarray]]  # of each batch, (new tokens,)
     read: list[np.ndarray]
 
     def columns(self, name: str, reads: Mapping[str, Any]) -> dict[str, float]:
         """Of a way; `reads` has the loops and heads that a token's weights are of, if known."""
         if name not in self.waits:
             return {}
-        speeds = self._speeds(name)
-        columns = {"tokens_per_second": np.median(speeds)} | latencies(np.stack(self.waits[name]))
-        columns["speedup"] = np.median(speeds / self._speeds(FULL)[: len(speeds)])
+        waits, seconds = np.stack(self.waits[name]), self._seconds(name)
+        columns = {"tokens_per_second": self.rows / seconds.mean()} | latencies(waits)
+        against = ratio(self._seconds(FULL)[: len(seconds)], seconds)
+        columns |= dict(zip(("speedup", "low", "high"), against, strict=False))
         if loops := reads.get("decoded_loops"):
             least = self.least_ms(loops, reads["decoded_heads"]) / columns["ms"]
             columns |= dict(zip(("bound_share", "bound_share_all"), least, strict=True))
         return {column: float(value) for column, value in columns.items()}
 
-    def _speeds(self, name: str) -> np.ndarray:
-        """Tokens/s of each round, first tokens apart."""
-        return self.rows / np.nanmean(np.stack(self.waits[name])[..., 1:], (1, 2))
+    def _seconds(self, name: str) -> np.ndarray:
+        """A step's, of each batch, first tokens apart."""
+        return np.nanmean(np.stack(self.waits[name])[:, 1:], 1)
 
     def bounds(self, loops: int) -> list[dict[str, float]]:
         """Of the readings at full depth: the tokens/s that they allow, milliseconds a step."""
@@ -210,11 +212,11 @@ class _Measured:
 
 
 def _measured(
-    model: CRT, ways: dict[str, Way], batches: Sequence[Prompts], new_tokens: int, rounds: int
+    model: CRT, ways: dict[str, Way], batches: Sequence[Prompts], new_tokens: int
 ) -> tuple[Any, ...]:
     """What each way made, where it could be compiled; then `_Measured` for all threads and one."""
-    if new_tokens < 3 or rounds < 1:  # a first verification gives two
-        raise InputError(f"{new_tokens} tokens in {rounds} rounds: at least 3 in 1 can be timed")
+    if new_tokens < 3:  # a first verification gives two
+        raise InputError(f"{new_tokens} tokens: at least 3 can be timed")
     made: dict[str, list[Any]] = {}
     for name, way in ways.items():
         try:
@@ -232,15 +234,17 @@ def _measured(
         for threads in dict.fromkeys((before, 1)):
             torch.set_num_threads(threads)
             on = _Measured(rows, {}, [])
-            turns = [name for round_ in in_turn(names, rounds) for name in round_]
-            for name in tqdm(turns, f"{on.rows} at a time, {threads} threads", disable=None):
-                if name in UNCACHED and (found or name in on.waits):
-                    continue
-                own = batches[:1] if name in UNCACHED else batches
-                texts = [timed(ways[name], batch, new_tokens) for batch in own]
-                made[name] = [one for text, *_ in texts for one in text]
-                on.waits.setdefault(name, []).append(np.stack([_waits(*of) for _, *of in texts]))
-                on.read.extend(reading() for _ in range(OFTEN))
+            turns = list(zip(batches, in_turn(names, len(batches)), strict=True))
+            texts: dict[str, list[Any]] = {}
+            for batch, turn in tqdm(turns, f"{rows} at a time, {threads} threads", disable=None):
+                for name in turn:
+                    if name in UNCACHED and (found or name in on.waits):
+                        continue
+                    text, *of = timed(ways[name], batch, new_tokens)
+                    texts.setdefault(name, []).extend(text)
+                    on.waits.setdefault(name, []).append(_waits(*of))
+                    on.read.extend(reading() for _ in range(OFTEN))
+            made |= texts
             found.append(on)
     finally:
         torch.set_num_threads(before)

@@ -24,17 +24,24 @@ def gpt2_ways(model: CRT) -> dict[str, Callable[..., Any]]:
     config = model.config
     shared = ("vocab_size", "d_model", "n_heads", "max_seq_len")
     like_ours = GPT2Config().replace(**{name: getattr(config, name) for name in shared})
-    torch._dynamo.reset()
-    # a version for each model, batch and length; where there are too many, an error, not eager
-    torch._dynamo.config.recompile_limit = 32
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    ways, compiled = dict[str, Callable[..., Any]](), torch.compile(_step, dynamic=False)
+    ways, compiled = dict[str, Callable[..., Any]](), compiled_step()
     for cost in (partial(cost_of_a_token, seq_len=1), parameters):
         settings = matched(like_ours, config, cost)
         gpt2 = make_model(settings).to(model.loop_encoding).eval()
         ways[name_of(settings)] = partial(gpt2_generate, gpt2, None)
         ways[name_of(settings) + COMPILED] = partial(gpt2_generate, gpt2, compiled)
     return ways
+
+
+def compiled_step() -> Step:
+    """A decoding step of a GPT-2, compiled for each model, batch and length.
+
+    Where these are too many that is an error, not an eager step.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 32
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(_step, dynamic=False)
 
 
 def name_of(config: GPT2Config) -> str:

@@ -27,6 +27,19 @@ Way = Callable[..., Any]  # of prompts, new tokens, and `each` by its name
 FULL = "full depth"
 UNCACHED = ("no cache, every head", "no cache")
 INT8 = "full depth, int8"
+PROMPT_TOKENS = 32
+RESAMPLED = 2_000
+
+
+def passages(ids: np.ndarray, count: int, length: int) -> list[list[int]]:
+    """`count` passages of `length` tokens, evenly spread over a text and apart.
+
+    Raises InputError for a text that is too short.
+    """
+    if count * length > len(ids):
+        raise InputError(f"{count} passages of {length} tokens: the text has {len(ids)}")
+    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    return [ids[at : at + length].tolist() for at in starts]
 
 
 def in_turn(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
@@ -55,6 +68,15 @@ def latencies(waits: np.ndarray) -> dict[str, float]:
     low, middle, high = 1e3 * np.nanpercentile(waits[..., 1:], (5, 50, 95))
     first = 1e3 * np.median(waits[..., 0])
     return {"ms": middle, "ms_p5": low, "ms_p95": high, "first_ms": float(first)}
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> list[float]:
+    """The ratio of two sums, and its 95 % interval if there are two pairs: they are resampled."""
+    found = [over.sum() / under.sum()]
+    if len(over) > 1:
+        picked = np.random.default_rng(0).integers(len(over), size=(RESAMPLED, len(over)))
+        found += [*np.percentile(over[picked].sum(1) / under[picked].sum(1), (2.5, 97.5))]
+    return found
 
 
 def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:

@@ -7,10 +7,13 @@ import typer
 
 from crt_lib.commands import options
 from crt_lib.config import ModelConfig
+from crt_lib.files import InputError, sha256
 from crt_lib.runs.profiles import load_profile
 
 if TYPE_CHECKING:
+    from crt_lib.config import LanguageModel
     from crt_lib.study.analysis import Analysis
+    from crt_lib.text.tokenizer import TokenizedCorpus
 
 bench_app = typer.Typer(
     help="Measure speed and memory on this machine.",
@@ -63,20 +66,27 @@ def bench_decode_command(
     checkpoint: options.Checkpoint,
     batch_sizes: options.BatchSizes = None,
     new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=3)] = 128,
-    texts: Annotated[int, typer.Option(help="Texts a batch size, at least.", min=1, max=9999)] = 2,
-    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1, max=9999)] = 5,
+    texts: Annotated[int, typer.Option(help="Passages of test.", min=1, max=9999)] = 64,
     only: Annotated[list[str] | None, typer.Option(help="Ways with this in their name.")] = None,
     uncached: Annotated[bool, typer.Option(help="Also without a cache (slow).")] = True,
     bf16: Annotated[bool, typer.Option(help="Weights and states in bfloat16.")] = False,
     out: options.Table = None,
 ) -> None:
     """Decoding with exits, speculated, in 8 bits, without a cache, and by GPT-2s beside it."""
+    sizes, found = batch_sizes or [1, 8], []
+    if any(texts % rows for rows in sizes):
+        raise InputError(f"{texts} texts are not whole batches of {max(sizes)}; ask for others")
+
     import torch
 
+    from crt_lib.runs.trained import load_trained
+
     judged, _ = _analysed(checkpoint)
+    prompts = _passages(load_trained(checkpoint)[1], judged.model, texts, new_tokens)
     judged.model.to(torch.bfloat16 if bf16 else torch.float32)
-    how = {"new_tokens": new_tokens, "rounds": rounds, "uncached": uncached, "only": only or ()}
-    found = [row for size in batch_sizes or [1, 8] for row in judged.bench(size, texts, **how)]
+    how: dict[str, Any] = {"new_tokens": new_tokens, "uncached": uncached, "only": only or ()}
+    for rows in sizes:
+        found += judged.bench(prompts, rows, **how)
     options.show_rows(found, out)
 
 
@@ -142,17 +152,53 @@ def bench_drafts_command(
     """Speculation, one text at a time: drafts kept by position, their cost, and the bound."""
     import torch
 
-    from crt_lib.bench.drafts import bench_drafts, passages
-    from crt_lib.files import sha256
+    from crt_lib.bench.drafts import bench_drafts
     from crt_lib.runs.trained import as_crt, find_checkpoint, load_trained
 
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded, data, _ = load_trained(checkpoint)
     model = as_crt(loaded, checkpoint)
-    length = min(32, model.config.max_seq_len - new_tokens)
-    rows = bench_drafts(model, passages(data.test.ids, texts, length), new_tokens)
+    rows = bench_drafts(model, _passages(data, model, texts, new_tokens), new_tokens)
     mark = {"checkpoint": "s" + sha256(find_checkpoint(checkpoint).read_bytes())}
     options.show_rows([row | mark for row in rows], out)
+
+
+@bench_app.command("assisted")
+def bench_assisted_command(
+    runs: Annotated[list[Path], typer.Argument(help="Runs' folders, or checkpoint files.")],
+    assistant: Annotated[Path | None, typer.Option(help="Run of a smaller model.")] = None,
+    texts: Annotated[int, typer.Option(help="Passages of test.", min=2, max=9999)] = 64,
+    new_tokens: Annotated[int, typer.Option("--tokens", help="New tokens.", min=2)] = 128,
+    threads: options.Threads = None,
+    out: options.Table = None,
+) -> None:
+    """Trained models in transformers' generate: alone, and with drafts by text, model or exit."""
+    import torch
+
+    from crt_lib.bench.assisted import bench_assisted
+    from crt_lib.runs.trained import find_checkpoint, load_trained, load_trained_model
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    drafting, found = load_trained_model(assistant) if assistant else None, []
+    for run in runs:
+        model, data, _ = load_trained(run)
+        if drafting and drafting[1].fingerprint != data.tokenizer.fingerprint:
+            raise InputError(f"the tokens of {assistant} are not those of {run}")
+        prompts = _passages(data, model, texts, new_tokens)
+        rows = bench_assisted(model, prompts, new_tokens, drafting and drafting[0])
+        mark = {"checkpoint": "s" + sha256(find_checkpoint(run).read_bytes())}
+        found += [{"run": str(run)} | row | mark for row in rows]
+    options.show_rows(found, out)
+
+
+def _passages(
+    data: "TokenizedCorpus", model: "LanguageModel", count: int, new_tokens: int
+) -> list[list[int]]:
+    """`count` prompts from test that `new_tokens` more can follow."""
+    from crt_lib.bench.ways import PROMPT_TOKENS, passages
+
+    longest = model.config.max_seq_len - new_tokens
+    return passages(data.test.ids, count, max(1, min(PROMPT_TOKENS, longest)))
 
 
 @bench_app.command("quantize")

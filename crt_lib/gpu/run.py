@@ -22,10 +22,12 @@ DECODED = Path("results/small/crt2")  # the run that decodes: policies and trace
 def run_decode(job: Job) -> None:
     """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
     judged, table = analyse(checkout_root() / DECODED), job.out / "decode.csv"
-    size = {"new_tokens": 4, "rounds": 1} if job.toy else {"new_tokens": 64, "rounds": 3}
-    for batch in (1, 8):
-        if not rows_of(table, batch=batch):
-            put_rows(table, judged.bench(batch, 2, compiled=not job.toy, **size), ["batch"])
+    new_tokens, batches = (4, 1) if job.toy else (64, 6)
+    for rows in (1, 8):
+        if not rows_of(table, batch=rows):
+            prompts = judged.prompts(batches * rows, new_tokens)
+            how = {"new_tokens": new_tokens, "compiled": not job.toy}
+            put_rows(table, judged.bench(prompts, rows, **how), ["batch"])
 
 
 PARTS: dict[str, Part] = {

@@ -4,13 +4,14 @@ What is kept holds numbers only, and a passage of this project's own.
 """
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from crt_lib.audit.compare import exit_table
 from crt_lib.bench.decode import bench_decode
+from crt_lib.bench.ways import PROMPT_TOKENS
 from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.perloop import depth_sweep
 from crt_lib.exits.trace import Trace, make_passage, make_trace
@@ -21,7 +22,6 @@ from crt_lib.study.policies import judge_policies, policies_of
 TRACED_TOKENS = 50_000  # of valid and of test
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
 DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
-PROMPT_TOKENS = 32  # that they continue
 PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has them, its Table 2
     2: (0.0892, 1.093, 4.0),
     4: (0.0812, 1.084, 2.0),
@@ -105,9 +105,11 @@ class Analysis:
     @cached_property
     def decode(self) -> Rows:
         """Rows of a short `crt bench decode`, in decode.csv."""
-        tokens = min(DECODED_TOKENS, self.model.config.max_seq_len // 2)
-        how = {"new_tokens": tokens, "rounds": 1, "compiled": False}
-        return self._table("decode", lambda: self.bench(1, 2, **how), checkpoint=self.checkpoint)
+        new_tokens = min(DECODED_TOKENS, self.model.config.max_seq_len // 2)
+        prompts, how = self.prompts(2, new_tokens), {"new_tokens": new_tokens, "compiled": False}
+        return self._table(
+            "decode", lambda: self.bench(prompts, 1, **how), checkpoint=self.checkpoint
+        )
 
     def _table(self, name: str, make: Callable[[], Rows], **of: str) -> Rows:
         """The rows of the table of that name, made where none is kept, or not `of` these values.
@@ -121,21 +123,20 @@ class Analysis:
             write_rows(path, [row | of for row in make()])
         return read_rows(path)
 
-    def bench(self, batch_size: int, texts: int, **how: Any) -> Rows:
-        """Rows of `bench_decode` on prompts of the passage, at least `texts` of them."""
+    def prompts(self, count: int, new_tokens: int) -> list[list[int]]:
+        """Parts of the passage that `new_tokens` more can follow."""
         ids = self.passage_ids
-        longest = self.model.config.max_seq_len - how["new_tokens"]
-        length = max(1, min(PROMPT_TOKENS, longest, len(ids) // 2))
-        starts = [i % (len(ids) - length) for i in range(-(-texts // batch_size) * batch_size)]
-        rows = bench_decode(
-            self.model,
-            [ids[start:][:length] for start in starts],
-            policies_of(self.policies),
-            {row["policy"]: row["taken"] for row in self.policies},
-            self.test,
-            batch_size=batch_size,
-            **how,
-        )
+        longest = min(PROMPT_TOKENS, self.model.config.max_seq_len - new_tokens)
+        length = max(1, min(longest, len(ids) // 2))
+        starts = [i % (len(ids) - length) for i in range(count)]
+        return [ids[start:][:length] for start in starts]
+
+    def bench(self, prompts: Sequence[Sequence[int]], batch_size: int, **how: Any) -> Rows:
+        """Rows of `bench_decode` with the policies of this run."""
+        policies = policies_of(self.policies)
+        losses = {row["policy"]: row["taken"] for row in self.policies}
+        how["batch_size"] = batch_size
+        rows = bench_decode(self.model, prompts, policies, losses, self.test, **how)
         return [{**row, "checkpoint": self.checkpoint} for row in rows]
 
     @cached_property

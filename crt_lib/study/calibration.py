@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crt_lib.audit.compare import Interval, by_document
-from crt_lib.bench.drafts import FEWEST, bench_drafts, passages
+from crt_lib.bench.drafts import FEWEST, bench_drafts
 from crt_lib.bench.exits import bench_exits
+from crt_lib.bench.ways import PROMPT_TOKENS, passages
 from crt_lib.exits.choice import FULL, Choice, Choices
 from crt_lib.exits.policy import Policy
 from crt_lib.study.policies import calibrate_taken, taken_losses
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from crt_lib.text.tokenizer import TokenizedCorpus
 
 TIMED_TOKENS = 256  # of a window
-# texts that a speculation continues, their tokens, and those that it writes, as `crt generate` does
-TEXTS, PROMPT_TOKENS, WRITTEN = 16, 32, 64
+TEXTS, WRITTEN = 16, 64  # that a speculation continues, and its tokens, as `crt generate` has them
 
 
 def calibrate_exits(

@@ -4,8 +4,10 @@ import copy
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from tiny_models import ALL_OPTIONS, OPTIONS, random_model
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -15,7 +17,7 @@ from crt_lib.bench import gpt2 as gpt2_module
 from crt_lib.bench.bound import Reading
 from crt_lib.bench.decode import READINGS, bench_decode, measured_pace
 from crt_lib.bench.gpt2 import cost_of_a_token, gpt2_generate, matched, name_of, parameters
-from crt_lib.bench.ways import INT8, UNCACHED, generate_as_released
+from crt_lib.bench.ways import INT8, UNCACHED, generate_as_released, ratio
 from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import CRITERIA, Policy
@@ -36,7 +38,7 @@ def bench(scored):
     prompts = [data.valid.ids[i * SEQ_LEN :][:4].tolist() for i in range(2)]
 
     def run(count=1, model=model, **how):
-        how = {"new_tokens": 6, "rounds": 1, "compiled": False} | how
+        how = {"new_tokens": 6, "compiled": False} | how
         return bench_decode(model, prompts[:count], policies, losses, trace, **how)
 
     run.model, run.policies, run.losses, run.trace = model, policies, losses, trace
@@ -61,7 +63,7 @@ def test_rows_of_every_way(bench):
     assert set(one) == {*UNCACHED, *policies, *drafts, *asked, *gpt2s, *READINGS}
     assert one["full depth"]["speedup"] == 1 and one["exit 2"]["decoded_loops"] == 2
     for row in one.values():
-        assert row["tokens_per_second"] > 0 and row["rounds"] == 1
+        assert row["tokens_per_second"] > 0 and row["batches"] == 1
         assert row["isa"] and row["threads"] and row["precision"] == "float64"
         if row["way"] not in READINGS:
             assert 0 < row["ms_p5"] <= row["ms"] <= row["ms_p95"] and row["first_ms"] > 0
@@ -82,8 +84,30 @@ def test_rows_of_every_way(bench):
     two = bench(2, batch_size=2, uncached=False)
     assert {row["way"] for row in two} == {*policies, *asked, *gpt2s, *READINGS}
     assert two[0]["bound_share"] > 0
+    assert not any(row.get("low") for row in two)  # of one batch there is no interval
     with pytest.raises(InputError, match="1 prompts are not whole batches of 2"):
         bench(1, batch_size=2)
+
+
+def test_every_batch_is_written_by_every_way_but_the_slow_ones(bench):
+    rows = {row["way"]: row for row in bench(2, only=["exit", "no cache"])}
+    assert {row["batches"] for way, row in rows.items() if way not in UNCACHED} == {2}
+    assert all(rows[way]["batches"] == 1 and "low" not in rows[way] for way in UNCACHED)
+    exits = [row for way, row in rows.items() if way.startswith("exit")]
+    assert exits and all(row["low"] <= row["speedup"] <= row["high"] for row in exits)
+    full = rows["full depth"]
+    assert full["speedup"] == full["low"] == full["high"] == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=9))
+def test_a_ratio_of_sums_lies_between_the_pairs_ratios(pairs):
+    over, under = np.array(pairs).T
+    found, each = ratio(over, under), over / under
+    assert len(found) == (1 if len(pairs) == 1 else 3)
+    assert found[0] == pytest.approx(over.sum() / under.sum())
+    assert all(each.min() - 1e-9 <= one <= each.max() + 1e-9 for one in found)
+    doubled = ratio(2 * over, under)
+    assert doubled == pytest.approx([2 * one for one in found])
 
 
 def test_only_some_ways(bench):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from crt_lib import InputError
-from crt_lib.bench.drafts import _row, bench_drafts, passages
+from crt_lib.bench.drafts import _row, bench_drafts
+from crt_lib.bench.ways import passages
 from crt_lib.exits.speculate import Speculated
 
 

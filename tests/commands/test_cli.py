@@ -254,6 +254,20 @@ def test_bad_input_of_generate(words, message, trained, capsys):
     assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
+def test_bench_of_trained_models(trained, tmp_path, capsys):
+    table = tmp_path / "assisted.csv"
+    few, asked = ["--texts", "2", "--tokens", "4"], ["--assistant", str(trained)]
+    words = ["bench", "assisted", str(trained), *asked, *few, "--out", str(table)]
+    assert crt(*words, capsys=capsys)[0] == 0
+    assert {row["run"] for row in read_rows(table)} == {str(trained)}
+    assert "a smaller model drafts" in {row["way"] for row in read_rows(table)}
+    words = ["bench", "assisted", "results/demo", *asked, *few]
+    code, _, err = crt(*words, capsys=capsys)
+    assert code == 2 and f"the tokens of {trained} are not those of results/demo" in err
+    code, _, err = crt("bench", "decode", str(trained), "--texts", "3", capsys=capsys)
+    assert code == 2 and "3 texts are not whole batches of 8" in err
+
+
 def test_audit_has_an_exit_code(trained, tmp_path, capsys):
     page = tmp_path / "report.html"
     code, out, _ = crt("audit", str(trained), "--html", str(page), capsys=capsys)

@@ -1,0 +1,57 @@
+"""`crt bench assisted`: drafts leave greedy text as it is, and save passes of the model."""
+
+import copy
+
+import pytest
+import torch
+
+from crt_lib import InputError
+from crt_lib.bench.assisted import ALONE, ASSISTED, LOOKED_UP, LOOP, as_transformers, bench_assisted
+from crt_lib.config import GPT2Config, make_model
+from crt_lib.exits.decode import generate
+
+PROMPTS = [[3, 1, 4, 1], [1, 5, 9, 2]]
+
+
+def gpt2(n_layers=2):
+    torch.manual_seed(n_layers)
+    shape = {"vocab_size": 50, "d_model": 16, "n_heads": 2, "max_seq_len": 64}
+    return make_model(GPT2Config(n_layers=n_layers, **shape)).eval().double()
+
+
+def test_a_gpt2_writes_the_same_in_every_way():
+    model = gpt2()
+    rows = bench_assisted(model, PROMPTS, 12, model, compiled=False)
+    found = {row["way"]: row for row in rows}
+    assert list(found) == [ALONE, LOOKED_UP, ASSISTED, LOOP]
+    assert all(row["same"] == 1 and row["tokens_per_second"] > 0 for row in rows)
+    assert found[ALONE]["passes"] == found[ALONE]["speedup"] == 1
+    assert found[ASSISTED]["passes"] < 1  # it drafts what it would say itself
+    assert found[LOOP]["passes"] is None
+    assert all(row["low"] <= row["speedup"] <= row["high"] for row in rows)
+
+
+def test_the_exits_of_a_crt_draft(scored):
+    model, *_ = scored
+    found = {row["way"]: row for row in bench_assisted(model, PROMPTS, 12)}
+    exits = [f"exit {loop} drafts" for loop in model.config.exit_loops]
+    assert list(found) == [ALONE, LOOKED_UP, *exits]
+    assert all(row["same"] == 1 for row in found.values())
+
+
+def test_it_is_the_same_model(scored):
+    model, *_ = scored
+    ours, theirs = gpt2(), as_transformers(gpt2())
+    ids = torch.tensor(PROMPTS)
+    with torch.inference_mode():
+        (logits,) = ours(ids).values()
+        assert torch.equal(theirs(ids).logits, logits)
+        target = as_transformers(copy.deepcopy(model))
+        made = target.generate(ids[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert made[0, 4:].tolist() == generate(model, PROMPTS[:1], 8)[0].tokens
+
+
+@pytest.mark.parametrize("prompts, new", [(PROMPTS[:1], 8), (PROMPTS, 1)])
+def test_too_little_is_not_timed(prompts, new):
+    with pytest.raises(InputError, match="at least 2 are timed"):
+        bench_assisted(gpt2(), prompts, new)
