@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from crt_lib.bench.gpt2 import COMPILED, compiled_step, gpt2_generate
-from crt_lib.bench.ways import Prompts, in_turn, ratio
+from crt_lib.bench.ways import Prompts, in_turn, leave_out, ratio
+from crt_lib.exits.decode import generate
+from crt_lib.exits.speculate import Speculation
 from crt_lib.files import InputError
 from crt_lib.hf.gpt2 import GPT2, transformers
 from crt_lib.runs.machine import measured_on
@@ -24,12 +26,11 @@ from crt_lib.runs.machine import measured_on
 if TYPE_CHECKING:
     from crt_lib.config import LanguageModel
 
-Way = Callable[[Sequence[int], int], Tensor]  # a prompt, new tokens; (1, T)
+Way = Callable[[Sequence[int], int], list[int]]  # a prompt, and how many tokens to add
 ALONE = "generate"
 LOOKED_UP, ASSISTED = "the text drafts", "a smaller model drafts"
-LOOP = "a loop around the model"
+OWN = "a loop of our own"
 DRAFTED = 10  # tokens of a prompt lookup, as transformers documents it
-WARM_UP = 16  # tokens
 
 
 def bench_assisted(
@@ -43,33 +44,42 @@ def bench_assisted(
     """A row a way: `new_tokens` more of each prompt, greedily, one text at a time.
 
     transformers' `generate` alone, and with drafts by the text so far, by `assistant`, whose tokens
-    are the same, and by each exit of a CRT. A GPT-2 also in a loop around its forward pass, eager
-    and compiled. The ways take turns with each prompt, whose reading is in their time.
+    are the same, and by each exit of a CRT; drafts as transformers has them by default. Then a loop
+    of our own: of a GPT-2 around its forward pass, eager and compiled, of a CRT `crt_lib.generate`,
+    also with drafts by the text. The ways take turns with each prompt, whose reading is in their
+    time.
 
-    `passes`: of the model in `generate`, for a new token; drafts of its own exits are among them.
-    `speedup`: the seconds of `generate` alone by the way's, `low` and `high` its 95 % interval over
-    prompts. `same`: the share of texts that are those of `generate` alone; rounding parts them
-    where two tokens are near.
-
-    Raises InputError for fewer than two prompts or tokens.
+    `passes`: of the whole model in `generate`, for a new token. `speedup`: the seconds of
+    `generate` alone by the way's, `low` and `high` its 95 % interval over prompts. `same`: the
+    share of texts that are those of `generate` alone; rounding parts them where two tokens are
+    near. Raises InputError for fewer than two prompts or tokens, and for a GPT-2 of shared layers.
     """
     if min(len(prompts), new_tokens) < 2:
         raise InputError(f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 are timed")
     target, passes = as_transformers(model), list[int]()
     ways = _ways(model, target, assistant, compiled)
-    target.register_forward_pre_hook(lambda *given: passes.append(1))
-    found: dict[str, list[tuple[list[int], float, int]]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[list[int], float, int]]] = {}
     with torch.inference_mode():
-        for way in (*ways.values(), *ways.values()):
-            way(prompts[0], min(WARM_UP, new_tokens))
-        turns = zip(prompts, in_turn([*ways], len(prompts)), strict=True)
+        for name, way in ways.items():
+            try:
+                for _ in range(2):  # to warm up, and to be compiled
+                    way(prompts[0], new_tokens)
+                found[name] = []
+            except RuntimeError as error:
+                leave_out(name, error)
+
+        def count(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
+            if named.get("exit_policy") is None:  # else it is a draft
+                passes.append(1)
+
+        target.register_forward_pre_hook(count, with_kwargs=True)
+        turns = zip(prompts, in_turn([*found], len(prompts)), strict=True)
         for prompt, turn in tqdm(turns, "texts", len(prompts), disable=None):
             for name in turn:
                 passes.clear()
                 start = time.perf_counter()
-                (text,) = ways[name](prompt, new_tokens).tolist()
-                taken = time.perf_counter() - start
-                found[name].append((text[-new_tokens:], taken, len(passes)))
+                text = ways[name](prompt, new_tokens)
+                found[name].append((text, time.perf_counter() - start, len(passes)))
     shape = {"texts": len(prompts), "prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
     return [
         {"way": name} | shape | _columns(own, found[ALONE]) | measured_on()
@@ -85,7 +95,7 @@ def _columns(own: Sequence[tuple[Any, ...]], alone: Sequence[tuple[Any, ...]]) -
     against = ratio(np.array(before), np.array(seconds))
     return {
         "tokens_per_second": tokens / sum(seconds),
-        **dict(zip(("speedup", "low", "high"), against, strict=True)),
+        **dict(zip(("speedup", "low", "high"), against, strict=False)),
         "passes": sum(passes) / tokens or None,
         "same": sum(same) / len(same),
     }
@@ -99,16 +109,26 @@ def _ways(
     if assistant is not None:
         ways[ASSISTED] = partial(_generated, target, assistant_model=as_transformers(assistant))
     if isinstance(model, GPT2):
-        steps = {LOOP: None} | ({LOOP + COMPILED: compiled_step()} if compiled else {})
-        return ways | {name: partial(_looped, model, step) for name, step in steps.items()}
+        ways[OWN] = partial(_looped, model, None)
+        if compiled:
+            ways[OWN + COMPILED] = partial(_looped, model, compiled_step())
+        return ways
     for loop in model.config.exit_loops:
         ways[f"exit {loop} drafts"] = partial(_generated, target, assistant_early_exit=loop)
+    ways[OWN] = lambda prompt, new_tokens: generate(model, [prompt], new_tokens)[0].tokens
+    by_text = Speculation(model, 0)
+    ways[f"{OWN}, {LOOKED_UP}"] = lambda *given: by_text.generate(*given).tokens
     return ways
 
 
 def as_transformers(model: "LanguageModel") -> nn.Module:
-    """The model with transformers' `generate`; a GPT-2 keeps its weights, a CRT is copied."""
+    """The model with transformers' `generate`; a GPT-2 keeps its weights, a CRT is copied.
+
+    Raises InputError for a GPT-2 of shared layers: transformers would give them one cache.
+    """
     if isinstance(model, GPT2):
+        if model.config.kind != "gpt2":
+            raise InputError(f"a GPT-2 of {model.config.kind} layers cannot be generated from")
         made = transformers().GPT2LMHeadModel(model.transformer.config)
         made.transformer = model.transformer
         made.lm_head.weight = model.transformer.wte.weight
@@ -118,12 +138,12 @@ def as_transformers(model: "LanguageModel") -> nn.Module:
     return CRTForCausalLM.from_crt(model)
 
 
-def _generated(target: Any, prompt: Sequence[int], new_tokens: int, **drafts: Any) -> Tensor:
+def _generated(target: Any, prompt: Sequence[int], new_tokens: int, **drafts: Any) -> list[int]:
     ids = torch.tensor([prompt], device=target.device)
     how: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
     how |= {"max_new_tokens": new_tokens, "do_sample": False, "use_cache": True}
-    return target.generate(ids, **how, **drafts)
+    return target.generate(ids, **how, **drafts)[0, len(prompt) :].tolist()
 
 
-def _looped(model: GPT2, step: Any, prompt: Sequence[int], new_tokens: int) -> Tensor:
-    return gpt2_generate(model, step, [prompt], new_tokens, each=lambda tokens: None)
+def _looped(model: GPT2, step: Any, prompt: Sequence[int], new_tokens: int) -> list[int]:
+    return gpt2_generate(model, step, [prompt], new_tokens, each=lambda tokens: None)[0].tolist()

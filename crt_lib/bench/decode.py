@@ -20,6 +20,7 @@ from crt_lib.bench.ways import (
     asks_of,
     in_turn,
     latencies,
+    leave_out,
     ratio,
     timed,
     ways_of,
@@ -98,7 +99,7 @@ def bench_decode(
 
     `ms`: the wait for one more token of every row; `first_ms`: for the first, the prompt included,
     which tokens/s leave out. `speedup`: full depth's seconds by the way's, of the `batches` that
-    both wrote, and its 95 % interval over those, `low` to `high`, if there are two.
+    both wrote; from FEWEST batches on its 95 % interval over them, `low` to `high`.
     `bound_share`: of `ms`, what the way's products with weights take alone (`Reading`, the last two
     rows); `bound_share_all`: with keys and values too.
     """
@@ -223,9 +224,7 @@ def _measured(
             for _ in range(2):  # to warm up
                 made[name] = timed(way, batches[0], min(WARM_UP, new_tokens))[0]
         except RuntimeError as error:
-            if not name.endswith(COMPILED):
-                raise
-            tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
+            leave_out(name, error)
     rows, length = len(batches[0]), len(batches[0][0]) + new_tokens // 2  # the mean one
     reading = Reading(model, rows, length)
     found: list[_Measured] = []
@@ -236,6 +235,9 @@ def _measured(
             on = _Measured(rows, {}, [])
             turns = list(zip(batches, in_turn(names, len(batches)), strict=True))
             texts: dict[str, list[Any]] = {}
+            for name in names:
+                if name.endswith(COMPILED):  # anew for this length and these threads
+                    timed(ways[name], batches[0], new_tokens)
             for batch, turn in tqdm(turns, f"{rows} at a time, {threads} threads", disable=None):
                 for name in turn:
                     if name in UNCACHED and (found or name in on.waits):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from crt_lib.bench.gpt2 import COMPILED as COMPILED, gpt2_ways
 from crt_lib.cached.products import check_quantize
@@ -28,7 +29,7 @@ FULL = "full depth"
 UNCACHED = ("no cache, every head", "no cache")
 INT8 = "full depth, int8"
 PROMPT_TOKENS = 32
-RESAMPLED = 2_000
+FEWEST, RESAMPLED = 10, 2_000  # an interval of fewer pairs would be too narrow
 
 
 def passages(ids: np.ndarray, count: int, length: int) -> list[list[int]]:
@@ -37,7 +38,9 @@ def passages(ids: np.ndarray, count: int, length: int) -> list[list[int]]:
     Raises InputError for a text that is too short.
     """
     if count * length > len(ids):
-        raise InputError(f"{count} passages of {length} tokens: the text has {len(ids)}")
+        raise InputError(
+            f"{count} passages of {length} tokens: the text has {len(ids)}; ask for fewer"
+        )
     starts = np.linspace(0, len(ids) - length, count).astype(int)
     return [ids[at : at + length].tolist() for at in starts]
 
@@ -71,12 +74,19 @@ def latencies(waits: np.ndarray) -> dict[str, float]:
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> list[float]:
-    """The ratio of two sums, and its 95 % interval if there are two pairs: they are resampled."""
+    """The ratio of two sums; from FEWEST pairs on also its 95 % interval: they are resampled."""
     found = [over.sum() / under.sum()]
-    if len(over) > 1:
+    if len(over) >= FEWEST:
         picked = np.random.default_rng(0).integers(len(over), size=(RESAMPLED, len(over)))
         found += [*np.percentile(over[picked].sum(1) / under[picked].sum(1), (2.5, 97.5))]
     return found
+
+
+def leave_out(name: str, error: RuntimeError) -> None:
+    """Say that a way cannot be compiled here; another one's error is raised."""
+    if not name.endswith(COMPILED):
+        raise error
+    tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
 
 
 def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:

@@ -11,7 +11,6 @@ from crt_lib.files import InputError, sha256
 from crt_lib.runs.profiles import load_profile
 
 if TYPE_CHECKING:
-    from crt_lib.config import LanguageModel
     from crt_lib.study.analysis import Analysis
     from crt_lib.text.tokenizer import TokenizedCorpus
 
@@ -74,15 +73,17 @@ def bench_decode_command(
 ) -> None:
     """Decoding with exits, speculated, in 8 bits, without a cache, and by GPT-2s beside it."""
     sizes, found = batch_sizes or [1, 8], []
-    if any(texts % rows for rows in sizes):
-        raise InputError(f"{texts} texts are not whole batches of {max(sizes)}; ask for others")
+    if uneven := [rows for rows in sizes if texts % rows]:
+        raise InputError(f"{texts} texts are not whole batches of {uneven[0]}; ask for others")
 
     import torch
 
     from crt_lib.runs.trained import load_trained
 
     judged, _ = _analysed(checkpoint)
-    prompts = _passages(load_trained(checkpoint)[1], judged.model, texts, new_tokens)
+    prompts = _passages(
+        load_trained(checkpoint)[1], judged.model.config.max_seq_len, texts, new_tokens
+    )
     judged.model.to(torch.bfloat16 if bf16 else torch.float32)
     how: dict[str, Any] = {"new_tokens": new_tokens, "uncached": uncached, "only": only or ()}
     for rows in sizes:
@@ -158,7 +159,8 @@ def bench_drafts_command(
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded, data, _ = load_trained(checkpoint)
     model = as_crt(loaded, checkpoint)
-    rows = bench_drafts(model, _passages(data, model, texts, new_tokens), new_tokens)
+    prompts = _passages(data, model.config.max_seq_len, texts, new_tokens)
+    rows = bench_drafts(model, prompts, new_tokens)
     mark = {"checkpoint": "s" + sha256(find_checkpoint(checkpoint).read_bytes())}
     options.show_rows([row | mark for row in rows], out)
 
@@ -172,33 +174,37 @@ def bench_assisted_command(
     threads: options.Threads = None,
     out: options.Table = None,
 ) -> None:
-    """Trained models in transformers' generate: alone, and with drafts by text, model or exit."""
+    """Trained models in transformers' generate: alone, with drafts by text, model or exit."""
     import torch
 
     from crt_lib.bench.assisted import bench_assisted
     from crt_lib.runs.trained import find_checkpoint, load_trained, load_trained_model
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    drafting, found = load_trained_model(assistant) if assistant else None, []
+    loaded = {run: load_trained_model(run) for run in (*runs, *([assistant] if assistant else []))}
+    for run, (_, tokenizer, _) in loaded.items():
+        if tokenizer.fingerprint != loaded[runs[0]][1].fingerprint:
+            raise InputError(f"the tokens of {run} are not those of {runs[0]}")
+    marks = {run: "s" + sha256(find_checkpoint(run).read_bytes()) for run in loaded}
+    longest, found = min(model.config.max_seq_len for model, *_ in loaded.values()), []
     for run in runs:
-        model, data, _ = load_trained(run)
-        if drafting and drafting[1].fingerprint != data.tokenizer.fingerprint:
-            raise InputError(f"the tokens of {assistant} are not those of {run}")
-        prompts = _passages(data, model, texts, new_tokens)
-        rows = bench_assisted(model, prompts, new_tokens, drafting and drafting[0])
-        mark = {"checkpoint": "s" + sha256(find_checkpoint(run).read_bytes())}
-        found += [{"run": str(run)} | row | mark for row in rows]
+        drafting = assistant if assistant and marks[assistant] != marks[run] else None
+        smaller = loaded[drafting][0] if drafting else None
+        prompts = _passages(load_trained(run)[1], longest, texts, new_tokens)
+        rows = bench_assisted(loaded[run][0], prompts, new_tokens, smaller)
+        found += [{"run": str(run)} | row | {"checkpoint": marks[run]} for row in rows]
     options.show_rows(found, out)
 
 
 def _passages(
-    data: "TokenizedCorpus", model: "LanguageModel", count: int, new_tokens: int
+    data: "TokenizedCorpus", positions: int, count: int, new_tokens: int
 ) -> list[list[int]]:
-    """`count` prompts from test that `new_tokens` more can follow."""
+    """`count` prompts from test that `new_tokens` more can follow in so many positions."""
     from crt_lib.bench.ways import PROMPT_TOKENS, passages
 
-    longest = model.config.max_seq_len - new_tokens
-    return passages(data.test.ids, count, max(1, min(PROMPT_TOKENS, longest)))
+    if new_tokens >= positions:
+        raise InputError(f"{new_tokens} new tokens: with a prompt, at most {positions - 1} fit")
+    return passages(data.test.ids, count, min(PROMPT_TOKENS, positions - new_tokens))
 
 
 @bench_app.command("quantize")

@@ -22,10 +22,10 @@ DECODED = Path("results/small/crt2")  # the run that decodes: policies and trace
 def run_decode(job: Job) -> None:
     """The rows of `crt bench decode` for one text and for eight at a time, in decode.csv."""
     judged, table = analyse(checkout_root() / DECODED), job.out / "decode.csv"
-    new_tokens, batches = (4, 1) if job.toy else (64, 6)
-    for rows in (1, 8):
+    new_tokens = 4 if job.toy else 64
+    for rows, batches in ((1, 6), (8, 3)):
         if not rows_of(table, batch=rows):
-            prompts = judged.prompts(batches * rows, new_tokens)
+            prompts = judged.prompts(rows * (1 if job.toy else batches), new_tokens)
             how = {"new_tokens": new_tokens, "compiled": not job.toy}
             put_rows(table, judged.bench(prompts, rows, **how), ["batch"])
 

@@ -56,6 +56,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "step": timed.costliest_operations,
     "cost": timed.cost_against_size,
     "decode": timed.decoding,
+    "assisted": timed.assisted,
     "card": demo.model_card,
     "notebooks": notebooks.notebook_table,
     "lessons": notebooks.lessons,

@@ -7,10 +7,10 @@ import pandas as pd
 
 from crt_lib.bench.exits import MIX
 from crt_lib.bench.gpt2 import COMPILED, name_of
-from crt_lib.config import GPT2Config
+from crt_lib.config import GPT2Config, config_from_dict
 from crt_lib.exits.policy import CRITERIA
 from crt_lib.show.templates import render
-from crt_lib.study.sota import exits_of, finished_run
+from crt_lib.study.sota import chosen, exits_of, finished_run
 
 TRAINED = ("gpt2", "gpt2_7_layers")  # whose PPL stands beside the speed of their shapes
 
@@ -73,6 +73,19 @@ def decoding(results: Path) -> str:
         full=both[both["way"] == "full depth"],
         quantized=lost[lost["exit"] == lost["exit"].max()],
     )
+
+
+def assisted(results: Path) -> str:
+    """`crt bench assisted`: a row a way to write, a column a trained model."""
+    rows, models = pd.read_csv(results / "small" / "assisted.csv"), []
+    for folder, own in rows.groupby("run", sort=False):
+        run = finished_run(results.parent / str(folder))
+        config = config_from_dict(run.manifest["model"])
+        name = name_of(config) if isinstance(config, GPT2Config) else run.manifest["recipe"]
+        scored, trained = exits_of(run.results, split="test")[-1], chosen(run.metrics)
+        models.append((name, trained["tokens"], scored["word_ppl"], own.set_index("way")))
+    ways, first = rows["way"].unique(), rows.iloc[0]
+    return render("assisted", models=models, ways=ways, first=first, same=rows["same"].min())
 
 
 def taken(files: Sequence[Path]) -> str:

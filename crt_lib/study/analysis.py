@@ -106,9 +106,11 @@ class Analysis:
     def decode(self) -> Rows:
         """Rows of a short `crt bench decode`, in decode.csv."""
         new_tokens = min(DECODED_TOKENS, self.model.config.max_seq_len // 2)
-        prompts, how = self.prompts(2, new_tokens), {"new_tokens": new_tokens, "compiled": False}
+        how = {"new_tokens": new_tokens, "compiled": False}
         return self._table(
-            "decode", lambda: self.bench(prompts, 1, **how), checkpoint=self.checkpoint
+            "decode",
+            lambda: self.bench(self.prompts(2, new_tokens), 1, **how),
+            checkpoint=self.checkpoint,
         )
 
     def _table(self, name: str, make: Callable[[], Rows], **of: str) -> Rows:

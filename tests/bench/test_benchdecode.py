@@ -17,7 +17,7 @@ from crt_lib.bench import gpt2 as gpt2_module
 from crt_lib.bench.bound import Reading
 from crt_lib.bench.decode import READINGS, bench_decode, measured_pace
 from crt_lib.bench.gpt2 import cost_of_a_token, gpt2_generate, matched, name_of, parameters
-from crt_lib.bench.ways import INT8, UNCACHED, generate_as_released, ratio
+from crt_lib.bench.ways import FEWEST, INT8, UNCACHED, generate_as_released, ratio
 from crt_lib.config import GPT2Config, make_model
 from crt_lib.exits.decode import generate
 from crt_lib.exits.policy import CRITERIA, Policy
@@ -93,21 +93,25 @@ def test_every_batch_is_written_by_every_way_but_the_slow_ones(bench):
     rows = {row["way"]: row for row in bench(2, only=["exit", "no cache"])}
     assert {row["batches"] for way, row in rows.items() if way not in UNCACHED} == {2}
     assert all(rows[way]["batches"] == 1 and "low" not in rows[way] for way in UNCACHED)
-    exits = [row for way, row in rows.items() if way.startswith("exit")]
-    assert exits and all(row["low"] <= row["speedup"] <= row["high"] for row in exits)
-    full = rows["full depth"]
-    assert full["speedup"] == full["low"] == full["high"] == 1
+    assert rows["full depth"]["speedup"] == 1 and "low" not in rows["full depth"]  # of two batches
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=9))
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=20))
 def test_a_ratio_of_sums_lies_between_the_pairs_ratios(pairs):
     over, under = np.array(pairs).T
     found, each = ratio(over, under), over / under
-    assert len(found) == (1 if len(pairs) == 1 else 3)
+    assert len(found) == (3 if len(pairs) >= FEWEST else 1)
     assert found[0] == pytest.approx(over.sum() / under.sum())
     assert all(each.min() - 1e-9 <= one <= each.max() + 1e-9 for one in found)
-    doubled = ratio(2 * over, under)
-    assert doubled == pytest.approx([2 * one for one in found])
+
+
+def test_the_interval_holds_the_ratio_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        under = rng.lognormal(0, 0.2, 64)
+        low, high = ratio(1.5 * under * rng.lognormal(0, 0.1, 64), under)[1:]
+        held += low <= 1.5 * np.exp(0.1**2 / 2) <= high
+    assert 180 <= held <= 199
 
 
 def test_only_some_ways(bench):

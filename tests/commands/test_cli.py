@@ -264,8 +264,13 @@ def test_bench_of_trained_models(trained, tmp_path, capsys):
     words = ["bench", "assisted", "results/demo", *asked, *few]
     code, _, err = crt(*words, capsys=capsys)
     assert code == 2 and f"the tokens of {trained} are not those of results/demo" in err
-    code, _, err = crt("bench", "decode", str(trained), "--texts", "3", capsys=capsys)
-    assert code == 2 and "3 texts are not whole batches of 8" in err
+    words = ["bench", "decode", str(trained), "--only", "exit", "--batch-size", "2"]
+    assert crt(*words, *few, "--out", str(table), capsys=capsys)[0] == 0
+    assert "exit 1" in {row["way"] for row in read_rows(table)}
+    code, _, err = crt(*words, "--texts", "3", capsys=capsys)
+    assert code == 2 and "3 texts are not whole batches of 2" in err
+    code, _, err = crt(*words, "--texts", "2", "--tokens", "500", capsys=capsys)
+    assert code == 2 and "500 new tokens: with a prompt, at most 127 fit" in err
 
 
 def test_audit_has_an_exit_code(trained, tmp_path, capsys):

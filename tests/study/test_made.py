@@ -2,12 +2,15 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from crt_lib.book.pipeline import SET_BY_PIPELINE
 from crt_lib.checkpoint import read_state
 from crt_lib.files import InputError, read_rows, write_rows
 from crt_lib.study.arenas import arenas
@@ -101,6 +104,13 @@ def test_every_file_has_its_command():
     ).stdout.split()
     files = [file for file in listed if (COMMITTED / file).exists()]
     assert [f for f in files if not {f, *map(str, Path(f).parents)} & known] == []
+
+
+def test_no_command_sets_what_the_pipeline_does():
+    for made in read_list(COMMITTED):
+        words = shlex.split(made.command, comments=True)
+        given = {word.partition("=")[0] for flag, word in pairwise(words) if flag == "-p"}
+        assert not given.intersection(SET_BY_PIPELINE), made.command
 
 
 def test_a_run_without_a_file_or_with_a_setting_that_is_gone(tmp_path):
