@@ -56,35 +56,43 @@ def bench_assisted(
     """
     if min(len(prompts), new_tokens) < 2:
         raise InputError(f"{len(prompts)} prompts, {new_tokens} tokens: at least 2 are timed")
-    target, passes = as_transformers(model), list[int]()
-    ways = _ways(model, target, assistant, compiled)
-    found: dict[str, list[tuple[list[int], float, int]]] = {}
+    target = as_transformers(model)
     with torch.inference_mode():
-        for name, way in ways.items():
-            try:
-                for _ in range(2):  # to warm up, and to be compiled
-                    way(prompts[0], new_tokens)
-                found[name] = []
-            except RuntimeError as error:
-                leave_out(name, error)
-
-        def count(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
-            if named.get("exit_policy") is None:  # else it is a draft
-                passes.append(1)
-
-        target.register_forward_pre_hook(count, with_kwargs=True)
-        turns = zip(prompts, in_turn([*found], len(prompts)), strict=True)
-        for prompt, turn in tqdm(turns, "texts", len(prompts), disable=None):
-            for name in turn:
-                passes.clear()
-                start = time.perf_counter()
-                text = ways[name](prompt, new_tokens)
-                found[name].append((text, time.perf_counter() - start, len(passes)))
+        found = _measured(target, _ways(model, target, assistant, compiled), prompts, new_tokens)
     shape = {"texts": len(prompts), "prompt_tokens": len(prompts[0]), "new_tokens": new_tokens}
     return [
         {"way": name} | shape | _columns(own, found[ALONE]) | measured_on()
         for name, own in found.items()
     ]
+
+
+def _measured(
+    target: nn.Module, ways: dict[str, Way], prompts: Prompts, new_tokens: int
+) -> dict[str, list[tuple[list[int], float, int]]]:
+    """The text, seconds and passes of each prompt, by way, of the ways that can be compiled."""
+    found: dict[str, list[tuple[list[int], float, int]]] = {}
+    for name, way in ways.items():
+        try:
+            for _ in range(2):  # to warm up, and to be compiled
+                way(prompts[0], new_tokens)
+            found[name] = []
+        except RuntimeError as error:
+            leave_out(name, error)
+    passes: list[int] = []
+
+    def count(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        if named.get("exit_policy") is None:  # else it is a draft
+            passes.append(1)
+
+    target.register_forward_pre_hook(count, with_kwargs=True)
+    turns = zip(prompts, in_turn([*found], len(prompts)), strict=True)
+    for prompt, turn in tqdm(turns, "texts", len(prompts), disable=None):
+        for name in turn:
+            passes.clear()
+            start = time.perf_counter()
+            text = ways[name](prompt, new_tokens)
+            found[name].append((text, time.perf_counter() - start, len(passes)))
+    return found
 
 
 def _columns(own: Sequence[tuple[Any, ...]], alone: Sequence[tuple[Any, ...]]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from crt_lib.audit.compare import exit_table
 from crt_lib.bench.decode import bench_decode
-from crt_lib.bench.ways import PROMPT_TOKENS
 from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.perloop import depth_sweep
 from crt_lib.exits.trace import Trace, make_passage, make_trace
@@ -22,6 +21,7 @@ from crt_lib.study.policies import judge_policies, policies_of
 TRACED_TOKENS = 50_000  # of valid and of test
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
 DECODED_TOKENS = 64  # of one text, to measure the ways of decoding
+PROMPT_TOKENS = 32  # that they continue
 PAPER_TABLE_2 = {  # exit -> (validation loss, PPL, speedup) as the paper has them, its Table 2
     2: (0.0892, 1.093, 4.0),
     4: (0.0812, 1.084, 2.0),
