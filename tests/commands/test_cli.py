@@ -255,12 +255,16 @@ def test_bad_input_of_generate(words, message, trained, capsys):
 
 
 def test_bench_of_trained_models(trained, tmp_path, capsys):
-    table = tmp_path / "assisted.csv"
+    table, other = tmp_path / "assisted.csv", tmp_path / "other"
     few, asked = ["--texts", "2", "--tokens", "4"], ["--assistant", str(trained)]
-    words = ["bench", "assisted", str(trained), *asked, *few, "--out", str(table)]
+    words = ["train", "--profile", "smoke", "--quiet", "--out", str(other)]
+    assert main(*words, "--set", "train.updates=1", "--set", "train.eval_every=0") == 0
+    words = ["bench", "assisted", str(trained), str(other), *asked, *few, "--out", str(table)]
     assert crt(*words, capsys=capsys)[0] == 0
-    assert {row["run"] for row in read_rows(table)} == {str(trained)}
-    assert "a smaller model drafts" in {row["way"] for row in read_rows(table)}
+    rows = read_rows(table)
+    assert {row["run"] for row in rows if row["way"] == "generate"} == {str(trained), str(other)}
+    drafted = {row["run"] for row in rows if row["way"] == "a smaller model drafts"}
+    assert drafted == {str(other)}  # no run drafts for itself
     words = ["bench", "assisted", "results/demo", *asked, *few]
     code, _, err = crt(*words, capsys=capsys)
     assert code == 2 and f"the tokens of {trained} are not those of results/demo" in err
