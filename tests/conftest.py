@@ -7,6 +7,7 @@ said in `closeness`.
 import os
 import random
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from crt_lib.train import train
 settings.register_profile("crt", deadline=None, derandomize=True, database=None)
 settings.load_profile("crt")
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background: children ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 BRIEFLY = """

@@ -146,7 +146,7 @@ def test_ctrl_c_ends_the_server():
     with urllib.request.urlopen(address) as answer:
         assert b"Exit explorer" in answer.read()
     server.send_signal(signal.SIGINT)
-    assert server.communicate() == ("", "") and server.returncode == 130
+    assert server.communicate(timeout=60) == ("", "") and server.returncode == 130
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
