@@ -5,6 +5,7 @@ the text's own. So a policy's seconds and its perplexity are of the same tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.audit.compare import by_document
-from crt_lib.bench.ways import FULL, asks_of, in_turn, latencies
+from crt_lib.bench.ways import FULL, asks_of, in_turn, latencies, ratio
 from crt_lib.exits.reading import Reader, Reading, Told, first_as_good, mixed
 from crt_lib.exits.scoring import windows_of
 from crt_lib.files import InputError
@@ -51,9 +52,9 @@ def bench_exits(
 
     `above`: nats a token above full depth, with its 95 % interval over windows, `low` and `high`.
     `ms`, `ms_p5`, `ms_p95`: the wait for a step; `first_ms`: for the first of a text. `speedup`:
-    full depth's seconds by the policy's, the median of groups, `slowest` and `fastest` of them.
-    `fixed`: the fastest fixed exit that is no worse (but for SAME), and `over_fixed`, `over_mix`:
-    speed by its speed and by that of the mix.
+    full depth's seconds by the policy's. `fixed`: the fastest fixed exit that is no worse (but for
+    SAME); `over_fixed`, `over_mix`: its seconds and those of the mix by the policy's. Each has its
+    95 % interval over groups (`speedup_low`, ...), from FEWEST of them on: both read the same ones.
     """
     known: dict[str, Policy] = {}
     for name, policy in {FULL: policies[FULL], **policies}.items():
@@ -80,7 +81,8 @@ def bench_exits(
     made = [{"policy": name, **shape, **_columns(of, found[FULL])} for name, of in found.items()]
     for row in made:
         row |= _costs(model, known.get(row["policy"], known[FULL]), found[row["policy"]], seq_len)
-    return [row | _against(row, made) | measured_on() for row in made]
+    seconds = {n: np.array([one.seconds[1:].sum() for one in of]) for n, of in found.items()}
+    return [row | _speeds(row, made, seconds) | measured_on() for row in made]
 
 
 def _groups(
@@ -103,7 +105,6 @@ def _columns(found: Sequence[Reading], full: Sequence[Reading]) -> dict[str, Any
     above = nats - np.concatenate([one.nats for one in full])
     owner = np.repeat(np.arange(len(above)), above.shape[1])
     (interval,) = by_document(owner, above.reshape(-1, 1))
-    ratio = [a.seconds[1:].sum() / b.seconds[1:].sum() for a, b in zip(full, found, strict=True)]
     waits = np.stack([one.seconds for one in found])
     return {
         "loss": float(nats.mean()),
@@ -111,8 +112,6 @@ def _columns(found: Sequence[Reading], full: Sequence[Reading]) -> dict[str, Any
         "mean_loops": float(np.mean([one.loops.mean() for one in found])),
         **latencies(waits),
         "tokens_per_second": len(found[0].nats) / float(waits[:, 1:].mean()),
-        "speedup": float(np.median(ratio)),
-        **{"slowest": min(ratio), "fastest": max(ratio)},
     }
 
 
@@ -128,18 +127,21 @@ def _costs(
     return {"multiply_adds": float(spent), "heads": heads, "asks": asks}
 
 
-def _against(row: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
-    """The fastest fixed exit that is no worse; how much faster than it, and than the mix."""
+def _speeds(
+    row: Mapping[str, Any], rows: Rows, seconds: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """How much faster than full depth, the fastest fixed exit that is no worse, and the mix."""
     fixed = [
-        own
+        own["policy"]
         for own in rows
         if (own["policy"] == FULL or own["policy"].startswith("exit "))
         if own["loss"] <= row["loss"] + SAME
     ]
-    least = max(fixed, key=lambda own: own["speedup"], default=None)
-    mix = next((own for own in rows if own["policy"] == MIX + row["policy"]), None)
-    return {
-        "fixed": least and least["policy"],
-        "over_fixed": least and row["speedup"] / least["speedup"],
-        "over_mix": mix and row["speedup"] / mix["speedup"],
-    }
+    least = min(fixed, key=lambda name: seconds[name].sum(), default=None)
+    against = {"speedup": FULL, "over_fixed": least, "over_mix": MIX + row["policy"]}
+    made: dict[str, Any] = {"fixed": least}
+    for name, other in against.items():
+        found = ratio(seconds[other], seconds[row["policy"]]) if other in seconds else []
+        keys = (name, f"{name}_low", f"{name}_high")
+        made |= dict(zip_longest(keys, found))
+    return made

@@ -7,6 +7,7 @@ from tiny_models import OPTIONS, random_model
 
 from crt_lib import InputError
 from crt_lib.bench.exits import MIX, ORACLE, bench_exits
+from crt_lib.bench.ways import FEWEST
 from crt_lib.exits.policy import Policy, run_with_exits
 from crt_lib.exits.reading import Reader, Told, first_as_good, mixed
 from crt_lib.exits.scoring import evaluate_with_exits
@@ -75,32 +76,42 @@ def test_a_mix_has_the_depth_and_two_neighbours(depth):
 def test_rows_are_of_the_same_tokens(scored):
     model, data, _ = scored
     ids, eot = data.test.ids, data.tokenizer.eot_id
-    rows = bench_exits(model, ids, eot, POLICIES, seq_len=SEQ_LEN, rows=2, groups=3)
+    rows = bench_exits(model, ids, eot, POLICIES, seq_len=SEQ_LEN, rows=1, groups=FEWEST)
     table = {row["policy"]: row for row in rows}
     timed = [name for name in POLICIES if name != "again"]
     mixes = [MIX + name for name in ("similarity", "confidence")]
     assert set(table) == {*timed, *mixes, ORACLE}
     for name in timed:
-        nats = evaluate_with_exits(model, ids[:96], eot, POLICIES[name], seq_len=SEQ_LEN)
+        nats = evaluate_with_exits(
+            model, ids[: FEWEST * SEQ_LEN], eot, POLICIES[name], seq_len=SEQ_LEN
+        )
         assert table[name]["loss"] == pytest.approx(nats.mean(), abs=1e-5)
     full = table["full depth"]
     for row in rows:
         assert row["above"] == pytest.approx(row["loss"] - full["loss"], abs=1e-9)
         assert row["low"] <= row["above"] <= row["high"]
-        assert row["slowest"] <= row["speedup"] <= row["fastest"]
-        assert row["tokens"] == 96
+        assert row["tokens"] == FEWEST * SEQ_LEN
         assert (row["over_mix"] is not None) == (MIX + row["policy"] in table)
         if row["fixed"] is not None:
             assert table[row["fixed"]]["loss"] <= row["loss"]
             assert row["over_fixed"] == pytest.approx(
                 row["speedup"] / table[row["fixed"]]["speedup"]
             )
+            assert row["over_fixed_low"] <= row["over_fixed"] <= row["over_fixed_high"]
     for mix in mixes:
         asked = table[mix.removeprefix(MIX)]
         assert table[mix]["mean_loops"] == pytest.approx(asked["mean_loops"], abs=0.5)
         assert table[mix]["asks"] == 0 < asked["asks"]
         assert table[mix]["heads"] == 1
     assert table["exit 1"]["multiply_adds"] < full["multiply_adds"]
+
+
+def test_few_groups_have_no_interval(scored):
+    model, data, _ = scored
+    fixed = {name: POLICIES[name] for name in ("full depth", "exit 1")}
+    ids, eot = data.test.ids, data.tokenizer.eot_id
+    *_, row = bench_exits(model, ids, eot, fixed, seq_len=SEQ_LEN, groups=FEWEST - 1)
+    assert row["speedup"] > 0 and row["speedup_low"] is row["speedup_high"] is None
 
 
 def test_a_text_too_short_is_refused(scored):
