@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.audit.compare import by_document
-from crt_lib.bench.ways import FULL, asks_of, in_turn, latencies, ratio
+from crt_lib.bench.ways import FEWEST, FULL, asks_of, in_turn, latencies, ratio
 from crt_lib.exits.reading import Reader, Reading, Told, first_as_good, mixed
 from crt_lib.exits.scoring import windows_of
 from crt_lib.files import InputError
@@ -41,7 +41,7 @@ def bench_exits(
     *,
     seq_len: int,
     rows: int = 1,
-    groups: int = 8,
+    groups: int = FEWEST,
     seed: int = 0,
 ) -> Rows:
     """A row a policy, `rows` texts at a time: loss, depth and time on the same tokens of `ids`.

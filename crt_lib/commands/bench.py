@@ -95,7 +95,7 @@ def bench_decode_command(
 def bench_exits_command(
     checkpoint: options.Checkpoint,
     batch_sizes: options.BatchSizes = None,
-    groups: Annotated[int, typer.Option(help="Batches of windows that are read.", min=2)] = 8,
+    groups: Annotated[int, typer.Option(help="Batches of windows that are read.", min=2)] = 10,
     seq_len: Annotated[int, typer.Option("--tokens", help="Of a window.", min=2)] = 256,
     threads: options.Threads = None,
     out: options.Table = None,
