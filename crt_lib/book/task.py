@@ -19,6 +19,7 @@ from crt_lib.runs.manifest import (
     update_manifest,
 )
 
+STARTS = 3  # of a kernel, which dies where another program takes a port that was free
 NOT_RECORDED = ("results", "fresh")  # where a run lies and how it was asked for change no result
 
 
@@ -87,7 +88,7 @@ class Task:
             self._note(entry, status="running")
             running.unlink(missing_ok=True)  # of a run that was killed
             try:
-                self._execute(running, environment)
+                self._begin(running, environment, stopped)
             except Exception as error:
                 said = self._failure(error)
                 if not stopped.is_set():
@@ -122,6 +123,15 @@ class Task:
         """Called by nbclient before each cell, also those that papermill has added."""
         if "injected-parameters" not in cell.metadata.get("tags", []):
             self.cell, self.source = self.cell + 1, cell.source
+
+    def _begin(self, running: Path, environment: Mapping[str, str], stopped: Event) -> None:
+        """Execute it; again where its kernel did not even come to a cell."""
+        for left in reversed(range(STARTS)):
+            try:
+                return self._execute(running, environment)
+            except RuntimeError:
+                if self.cell or stopped.is_set() or not left:
+                    raise
 
     def _execute(self, running: Path, environment: Mapping[str, str]) -> None:
         """By papermill into `running`, with a kernel of this very interpreter."""

@@ -1,9 +1,11 @@
 """The pipeline, on tiny notebooks that really run."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,12 +15,13 @@ import psutil
 import pytest
 import tiny_notebooks
 from hypothesis import given, strategies as st
+from jupyter_client.connect import LocalPortCache
 from waiting import PATIENCE, wait_for
 
 from crt_lib.book import pipeline
 from crt_lib.book.notebooks import Notebook, convert, find_notebooks
 from crt_lib.book.pipeline import reproduce
-from crt_lib.book.task import NotebookError
+from crt_lib.book.task import STARTS, NotebookError
 from crt_lib.files import InputError, locked
 from crt_lib.runs.manifest import read_manifest, update_manifest
 
@@ -342,6 +345,27 @@ def test_a_notebook_runs_once_at_a_time(tmp_path):
     assert not (tmp_path / "out" / "log.txt").exists()
 
 
+@pytest.mark.parametrize(("clashes", "status"), [(STARTS - 1, "done"), (STARTS, "failed")])
+def test_a_kernel_whose_port_another_program_took(tmp_path, monkeypatch, capfd, clashes, status):
+    """Another is begun, as long as that has some sense."""
+    find, asked = LocalPortCache.find_available_port, []
+    write_notebook(tmp_path / "notebooks", "01_first", LOG + "print('ran', file=log)")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+
+        def finds(cache: LocalPortCache, ip: str) -> int:
+            asked.append(ip)
+            last = len(asked) > 5 * clashes  # a kernel asks for five
+            return find(cache, ip) if last else taken.getsockname()[1]
+
+        monkeypatch.setattr(LocalPortCache, "find_available_port", finds)
+        failure = pytest.raises(NotebookError, match="failed before its first cell")
+        with failure if status == "failed" else contextlib.nullcontext():
+            run(tmp_path / "notebooks", tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["notebooks"]["01_first"]["status"] == status
+    assert capfd.readouterr().err.count("Address already in use") == clashes
+    assert (tmp_path / "out" / "log.txt").exists() is (status == "done")
+
+
 @pytest.mark.parametrize(
     ("number", "sigint"),
     [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_IGN)],
@@ -361,7 +385,15 @@ def test_an_interruption_reaches_the_running_notebooks(tmp_path, number, sigint)
         stdout=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
-    wait_for(lambda: (out / "01_a").exists() and (out / "02_b").exists())
+    failed = (out / "notebooks").glob
+    wait_for(
+        lambda: (
+            all((out / name).exists() for name in ("01_a", "02_b"))
+            or list(failed("*.failed.ipynb"))
+            or process.poll() is not None
+        )
+    )
+    assert not list(failed("*.failed.ipynb")), read_manifest(out)["notebooks"]
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     said = process.communicate(timeout=PATIENCE)[0].decode()
