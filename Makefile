@@ -26,13 +26,13 @@ help: ## list the targets
 setup: .venv/notebooks.installed ## make .venv, install the pinned versions (by uv if there is one)
 
 reproduce: setup ## run every notebook with the quick profile, print the results (4 minutes, the installation apart)
-	$(BIN)/crt reproduce --profile quick
+	$(BIN)/crt reproduce --profile quick --jobs 2
 
 results: setup ## list what of results/ is missing or stale, and make it (hours; goes on)
 	$(BIN)/crt results
 
 smoke: setup ## the same with the smoke profile: does it all run? (a minute or two)
-	$(BIN)/crt reproduce --profile smoke
+	$(BIN)/crt reproduce --profile smoke --jobs 2
 
 test: .venv/notebooks,test.installed ## ruff, the house plan, types, then pytest and the committed notebooks (nbval)
 	$(BIN)/ruff check .

@@ -107,20 +107,16 @@ def make_tasks(
 
 
 def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say) -> None:
-    """Run `tasks`, up to `jobs` at a time, each after those it needs.
+    """Run `tasks`, up to `jobs` at a time, each after those it needs; the longest chain first.
 
     Says where they are: on a terminal in a line that changes, else every 15 seconds. On a failure
-    no more are begun. Several share the processors, unless OMP_NUM_THREADS says otherwise. Raises
-    InputError for `jobs` below 1, NotebookError with what the failed ones said, KeyboardInterrupt
-    when a signal has stopped them.
+    no more are begun. Raises InputError for `jobs` below 1, NotebookError with what the failed ones
+    said, KeyboardInterrupt when a signal has stopped them.
     """
     if jobs < 1:
         raise InputError(f"jobs is {jobs}; it must be at least 1")
     for out, profile in dict.fromkeys((task.out, task.profile) for task in tasks):
         update_manifest(out, profile, {})  # or an error, before any runs
-    share = str(max(1, (os.cpu_count() or 1) // jobs))
-    shared = jobs > 1 and "OMP_NUM_THREADS" not in os.environ
-    environment = {"OMP_NUM_THREADS": share} if shared else {}
     waiting = list(tasks)
     done: set[Task] = set()
     failed: list[str] = []
@@ -130,10 +126,13 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
         try:
             while (running or (waiting and not failed)) and not stopped.is_set():
                 able = [task for task in waiting if done.issuperset(task.needs)]
+                if jobs > 1:
+                    able.sort(key=lambda task: -_chain(task, waiting))
+                threads = _threads(jobs, len(running) + len(able))
                 for task in able[: 0 if failed else jobs - len(running)]:
                     waiting.remove(task)
                     task.begun, due = time.monotonic(), 0.0
-                    running[pool.submit(task.run, stopped, environment)] = task
+                    running[pool.submit(task.run, stopped, threads)] = task
                 for future in wait(running, 0.2, FIRST_COMPLETED).done:
                     task, error = running.pop(future), future.exception()
                     if isinstance(error, NotebookError | InputError):
@@ -154,6 +153,20 @@ def run_all(tasks: Sequence[Task], jobs: int, echo: Callable[[str], None] = say)
             _end(running)
     if failed:
         raise NotebookError("\n".join(failed))
+
+
+def _chain(task: Task, waiting: Sequence[Task]) -> int:
+    """The most that must run one after the other from `task` on, itself counted."""
+    return 1 + max((_chain(other, waiting) for other in waiting if task in other.needs), default=0)
+
+
+def _threads(jobs: int, able: int) -> dict[str, str]:
+    """The environment of one of `able` notebooks: its share of the processors, unless that is set.
+
+    One alone has all of them.
+    """
+    share = max(1, (os.cpu_count() or 1) // max(1, min(jobs, able)))
+    return {} if jobs == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(share)}
 
 
 def _end(running: Mapping[Future[str], Task]) -> None:

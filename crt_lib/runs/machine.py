@@ -86,11 +86,9 @@ def limit_memory(gigabytes: float) -> None:
 
 def measured_on(threads: int | None = None) -> dict[str, Any]:
     """What a row of a benchmark says of where it was measured: device, ISA and threads."""
-    gpu = torch.cuda.is_available()
-    return {
-        "device": run_environment()["device"],
-        "isa": "CUDA" if gpu else torch.backends.cpu.get_cpu_capability(),
-        "threads": threads or torch.get_num_threads(),
+    here = run_environment()
+    return {name: here[name] for name in ("device", "isa")} | {
+        "threads": threads or torch.get_num_threads()
     }
 
 

@@ -33,8 +33,8 @@ def run_environment() -> dict[str, Any]:
     """What a result depends on besides its inputs, as JSON-able values.
 
     `git`: None outside the project's checkout; `device`: the GPU's name, else the processor's;
-    `cpu_count`: cores this process may use; `memory_limit`: the share of the GPU's memory that it
-    may have, None without a GPU.
+    `isa`: the vector instructions that torch uses; `cpu_count`: cores this process may use;
+    `memory_limit`: the share of the GPU's memory that it may have, None without a GPU.
     """
     import torch
 
@@ -49,6 +49,7 @@ def run_environment() -> dict[str, Any]:
         "versions": versions,
         "git": _git_state(Path(__file__).resolve().parents[2]),
         "device": torch.cuda.get_device_name() if gpu else processor,
+        "isa": "CUDA" if gpu else torch.backends.cpu.get_cpu_capability(),
         "platform": platform.platform(),
         "cpu_count": cores,
         "torch_threads": torch.get_num_threads(),

@@ -11,6 +11,7 @@ from crt_lib.files import InputError, write_rows
 from crt_lib.runs.manifest import read_manifest
 from crt_lib.show.address import Address
 from crt_lib.show.templates import render
+from crt_lib.study.doctor import update_seconds
 from crt_lib.study.made import provenance, read_list
 
 LESSONS = {  # of a course: lesson -> its notebooks
@@ -24,16 +25,25 @@ LESSONS = {  # of a course: lesson -> its notebooks
 def record_times(run: Path, results: Path) -> None:
     """Write results/notebooks.csv: what each notebook of a finished `crt reproduce` took.
 
-    Raises InputError where a notebook is not done.
+    `ended`: seconds of the whole until it ended, without those in which none ran. Beside them is
+    what an update takes here and now (`update_seconds`). Raises InputError where a notebook is not
+    done.
     """
     entries = read_manifest(run, run.name).get("notebooks", {})
     if not entries or any(entry["status"] != "done" for entry in entries.values()):
         raise InputError(f"{run} has no finished run of the notebooks; `crt reproduce` first")
+    frame = pd.DataFrame.from_dict(entries, orient="index")
+    frame = frame.sort_values("started", kind="stable")
+    began, finished = (pd.to_datetime(frame[at]) for at in ("started", "finished"))
+    idle = (began - finished.cummax().shift()).clip(pd.Timedelta(0)).fillna(pd.Timedelta(0))
+    ended = (finished - began.iloc[0] - idle.cumsum()).dt.total_seconds()
+    pace = round(update_seconds(), 4)
     rows = [
-        {"notebook": name, "profile": run.name}
-        | {column: entry[column] for column in ("seconds", "peak_memory_bytes")}
-        | {column: entry["environment"][column] for column in ("device", "cpu_count")}
-        for name, entry in entries.items()
+        {"notebook": name, "profile": run.name, "seconds": entry["seconds"], "ended": ended[name]}
+        | {"peak_memory_bytes": entry["peak_memory_bytes"]}
+        | {column: entry["environment"][column] for column in ("device", "isa", "cpu_count")}
+        | {"update_seconds": pace}
+        for name, entry in sorted(entries.items())
     ]
     write_rows(results / "notebooks.csv", rows)
 

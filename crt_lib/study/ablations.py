@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from crt_lib.files import InputError
+from crt_lib.files import InputError, locked
 from crt_lib.runs.profiles import Profile
 from crt_lib.study.ladder import FAMILIES, LADDER
 from crt_lib.study.search import summarise
@@ -33,13 +33,16 @@ def train_both(
 ) -> dict[str, TrainResult]:
     """`profile` trained twice, alike but for the convolutions' padding: "symmetric" and "causal".
 
-    In `out`/`name`; a training that is there is not made again unless `fresh`.
+    In `out`/`name`, whose lock it waits for; a training that is there is not made again unless
+    `fresh`.
     """
     made = {}
     config = profile.model.replace(vocab_size=data.tokenizer.vocab_size)
-    for kind in ("symmetric", "causal"):
-        own, folder = config.replace(causal=kind == "causal"), out / name / kind
-        made[kind] = train(own, profile.train, data, folder, resume=not fresh, progress=False)
+    how: dict[str, Any] = {"resume": not fresh, "progress": False}
+    with locked(out / name):
+        for kind in ("symmetric", "causal"):
+            own = config.replace(causal=kind == "causal")
+            made[kind] = train(own, profile.train, data, out / name / kind, **how)
     return made
 
 

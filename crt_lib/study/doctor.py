@@ -3,13 +3,13 @@
 import os
 import platform
 import shutil
-import statistics
 import sys
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 
 from crt_lib.bench.trial import try_random
@@ -17,12 +17,11 @@ from crt_lib.device import choose_precision
 from crt_lib.files import read_rows
 from crt_lib.runs.machine import machine_memory
 from crt_lib.runs.manifest import checkout_root, run_environment
-from crt_lib.study.arena_runs import PACE
 from crt_lib.study.arenas import OURS, find_arena
 from crt_lib.text.corpus import cache_root
 
 NEEDS_PYTHON = (3, 11, 5)
-NEEDS_MEMORY, NEEDS_DISK = 2e9, 4e9  # bytes: twice the pipeline's peak; .venv, caches, results
+NEEDS_MEMORY, NEEDS_DISK = 3e9, 4e9  # bytes: two notebooks, twice; .venv, caches, results
 NEEDED = ("torch", "numpy", "tokenizers", "accelerate")  # by all that is done here
 PACKAGES = {  # what is imported -> the command that installs it
     **dict.fromkeys(NEEDED, "pip install crt-lm"),
@@ -33,7 +32,7 @@ PACKAGES = {  # what is imported -> the command that installs it
 }
 MEASURED = 3.0  # seconds of updates
 TESTS = "tests.csv"  # the seconds of `make test`, and of an update there
-TIMED_IN = "fresh"  # the arena whose pace.csv is of the machine that results/notebooks.csv is of
+PACED_BY = "fresh"  # the arena whose `crt2` that update is of
 
 
 class Finding(NamedTuple):
@@ -98,10 +97,9 @@ def _commands(root: Path) -> Finding:
     if not shutil.which("make"):
         return Finding("commands", "no make: install it, or run the lines of the Makefile", True)
     results, here = root / "results", update_seconds()
-    then = read_rows(results / "arenas" / TIMED_IN / PACE)
-    times = here / statistics.fmean(row["median"] for row in then if row["arm"] == OURS)
-    notebooks = read_rows(results / "notebooks.csv")
-    seconds = times * sum(row["seconds"] for row in notebooks if row["profile"] == "quick")
+    notebooks = pd.read_csv(results / "notebooks.csv").query("profile == 'quick'")
+    times = here / notebooks.update_seconds.iloc[0]
+    seconds = times * notebooks.ended.max()
     tests = ""
     for row in read_rows(results / TESTS) if (results / TESTS).is_file() else []:
         minutes = here / row["update_seconds"] * row["seconds"] / 60
@@ -116,6 +114,6 @@ def _commands(root: Path) -> Finding:
 
 def update_seconds() -> float:
     """Seconds of an update of the arenas' `crt2` on one thread."""
-    ours = find_arena(TIMED_IN).arms[OURS]
+    ours = find_arena(PACED_BY).arms[OURS]
     train = ours.train.replace(precision="auto")
     return try_random(ours.model, train, MEASURED, threads=1).update()

@@ -325,6 +325,20 @@ def test_independent_notebooks_run_at_once_and_others_after_what_they_need(tmp_p
     assert read_manifest(out)["notebooks"] == made["notebooks"]  # not run again
 
 
+def test_the_longest_chain_comes_first_and_one_alone_has_all_processors(tmp_path, monkeypatch):
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    threads = LOG + "import os\nprint(os.environ['OMP_NUM_THREADS'], file=log)"
+    write_notebook(folder, "01_a", "here, there = 'a', 'c'" + MEET, threads)
+    write_notebook(folder, "02_b", LOG + "assert (Path(results) / 'c.begun').exists()")
+    write_notebook(folder, "03_c", "here, there = 'c', 'a'" + MEET, threads)
+    write_notebook(folder, "04_d", "", after=["03_c"])
+    write_notebook(folder, "05_e", threads, after=["01_a", "02_b", "04_d"])
+    run(folder, out, jobs=2)
+    assert log(out) == ["3", "3", "6"]
+
+
 def test_what_needs_a_failed_one_is_not_begun(tmp_path):
     folder, out = tmp_path / "notebooks", tmp_path / "out"
     write_notebook(folder, "01_a", "raise ValueError('a fault: 42')")

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -72,23 +73,38 @@ def test_a_missing_block_is_an_error(tmp_path):
         update_page(page, ROOT / "results")
 
 
-def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path):
+def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path, monkeypatch):
+    monkeypatch.setattr("crt_lib.show.notebooks.update_seconds", lambda: 0.25)
     entry = {
         "status": "done",
         "seconds": 12.5,
         "peak_memory_bytes": 2_000_000_000,
-        "environment": {"device": "a processor", "cpu_count": 2},
+        "environment": {"device": "a processor", "isa": "AVX2", "cpu_count": 2},
     }
-    update_manifest(tmp_path / "smoke", "smoke", {"01_data": entry})
+    spans = {"03_train": (0, 40), "01_data": (1, 20), "02_model": (30, 50), "04_more": (70, 79)}
+    day = datetime(2026, 11, 29, tzinfo=UTC)
+    entries = {
+        name: entry
+        | {
+            at: (day + timedelta(seconds=seconds)).isoformat()
+            for at, seconds in zip(("started", "finished"), span, strict=True)
+        }
+        for name, span in spans.items()
+    }
+    update_manifest(tmp_path / "smoke", "smoke", entries)
     record_times(tmp_path / "smoke", tmp_path)
-    (row,) = read_rows(tmp_path / "notebooks.csv")
+    row, *others = read_rows(tmp_path / "notebooks.csv")
+    assert [other["ended"] for other in others] == [50, 40, 59]  # for 20 s none ran
     assert row == {
         "notebook": "01_data",
         "profile": "smoke",
         "seconds": 12.5,
+        "ended": 20,
         "peak_memory_bytes": 2_000_000_000,
         "device": "a processor",
+        "isa": "AVX2",
         "cpu_count": 2,
+        "update_seconds": 0.25,
     }
     update_manifest(tmp_path / "smoke", "smoke", {"02_model": entry | {"status": "failed"}})
     for folder in ("smoke", "quick"):
@@ -100,10 +116,11 @@ def test_the_table_of_notebooks_asks_their_questions(tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     (tmp_path / "results").mkdir()
     row = {"notebook": "02_model", "profile": "quick", "seconds": 9.6, "device": "x"}
+    row |= {"isa": "AVX2"}
     write_rows(tmp_path / "results" / "notebooks.csv", [row | {"cpu_count": 2}])
     lines = notebook_table(tmp_path / "results").splitlines()
     assert len(lines) == 2 + len(list((ROOT / "notebooks").glob("[0-9]*.ipynb")))
-    assert "quick, x, 2 cores" in lines[0]
+    assert "quick, x, AVX2, 2 cores" in lines[0]
     assert lines[3].startswith("| [02_model](notebooks/02_model.ipynb) | Which parts")
     assert lines[3].endswith("| 10 s |") and lines[2].endswith("|  |")
     assert all(line.split("|")[2].strip() for line in lines)
