@@ -25,7 +25,7 @@ help: ## list the targets
 
 setup: .venv/notebooks.installed ## make .venv, install the pinned versions (by uv if there is one)
 
-reproduce: setup ## run every notebook with the quick profile, print the results (4 minutes, the installation apart)
+reproduce: setup ## run every notebook with the quick profile, print the results (6 minutes on two slow cores, the installation apart)
 	$(BIN)/crt reproduce --profile quick --jobs 2
 
 results: setup ## list what of results/ is missing or stale, and make it (hours; goes on)

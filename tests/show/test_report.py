@@ -115,12 +115,11 @@ def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path, monkeypatch):
 def test_the_table_of_notebooks_asks_their_questions(tmp_path):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     (tmp_path / "results").mkdir()
-    row = {"notebook": "02_model", "profile": "quick", "seconds": 9.6, "device": "x"}
-    row |= {"isa": "AVX2"}
+    row = {"notebook": "02_model", "profile": "quick", "seconds": 9.6, "isa": "AVX2"}
     write_rows(tmp_path / "results" / "notebooks.csv", [row | {"cpu_count": 2}])
     lines = notebook_table(tmp_path / "results").splitlines()
     assert len(lines) == 2 + len(list((ROOT / "notebooks").glob("[0-9]*.ipynb")))
-    assert "quick, x, AVX2, 2 cores" in lines[0]
+    assert "quick, two on 2 AVX2 cores" in lines[0]
     assert lines[3].startswith("| [02_model](notebooks/02_model.ipynb) | Which parts")
     assert lines[3].endswith("| 10 s |") and lines[2].endswith("|  |")
     assert all(line.split("|")[2].strip() for line in lines)
