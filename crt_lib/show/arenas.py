@@ -30,7 +30,7 @@ def looping_headline(results: Path) -> str:
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
     right = _right(answers(folder), "lookup")
     hardest = max(right.index.unique("steps"))
-    longer = [row for row in answers(folder, "lookup-2") if row["arm"] == SMALL]
+    longer = _right(answers(folder, "lookup-2"), "lookup-2").xs(hardest, level="steps")
     return render(
         "looping",
         ours=ours,
@@ -45,7 +45,7 @@ def looping_headline(results: Path) -> str:
         ppl=word_perplexity(pd.Series([little["bits"], twin["bits"]]), results),
         hardest=hardest,
         right=right.xs(hardest, level="steps").groupby("arm").mean(),
-        longer=_right(longer, "lookup-2")[SMALL, hardest] if longer else None,
+        longer=longer.groupby("arm").agg(["mean", "count"]).loc[[OURS, "one loop", SMALL]],
     )
 
 

@@ -37,7 +37,7 @@ def record_times(run: Path, results: Path) -> None:
     began, finished = (pd.to_datetime(frame[at]) for at in ("started", "finished"))
     idle = (began - finished.cummax().shift()).clip(pd.Timedelta(0)).fillna(pd.Timedelta(0))
     ended = (finished - began.iloc[0] - idle.cumsum()).dt.total_seconds()
-    pace = round(update_seconds(), 4)
+    pace = round(update_seconds("auto"), 4)
     rows = [
         {"notebook": name, "profile": run.name, "seconds": entry["seconds"], "ended": ended[name]}
         | {"peak_memory_bytes": entry["peak_memory_bytes"]}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -31,7 +31,7 @@ PACKAGES = {  # what is imported -> the command that installs it
     "jupyterlab": "pip install 'crt-lm[lab]'",
 }
 MEASURED = 3.0  # seconds of updates
-TESTS = "tests.csv"  # the seconds of `make test`, and of an update there
+TESTS = "tests.csv"  # the seconds of `make test`, and of an update in fp32, as most tests are
 PACED_BY = "fresh"  # the arena whose `crt2` that update is of
 
 
@@ -96,13 +96,13 @@ def _commands(root: Path) -> Finding:
         return Finding("commands", "no checkout here: crt works, make reproduce does not", True)
     if not shutil.which("make"):
         return Finding("commands", "no make: install it, or run the lines of the Makefile", True)
-    results, here = root / "results", update_seconds()
+    results, here = root / "results", update_seconds("auto")
     notebooks = pd.read_csv(results / "notebooks.csv").query("profile == 'quick'")
     times = here / notebooks.update_seconds.iloc[0]
     seconds = times * notebooks.ended.max()
     tests = ""
     for row in read_rows(results / TESTS) if (results / TESTS).is_file() else []:
-        minutes = here / row["update_seconds"] * row["seconds"] / 60
+        minutes = update_seconds("fp32") / row["update_seconds"] * row["seconds"] / 60
         tests = f", make test: about {minutes:.0f}"
     return Finding(
         "commands",
@@ -112,8 +112,8 @@ def _commands(root: Path) -> Finding:
     )
 
 
-def update_seconds() -> float:
+def update_seconds(precision: Literal["auto", "fp32"]) -> float:
     """Seconds of an update of the arenas' `crt2` on one thread."""
     ours = find_arena(PACED_BY).arms[OURS]
-    train = ours.train.replace(precision="auto")
+    train = ours.train.replace(precision=precision)
     return try_random(ours.model, train, MEASURED, threads=1).update()

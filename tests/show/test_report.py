@@ -74,7 +74,7 @@ def test_a_missing_block_is_an_error(tmp_path):
 
 
 def test_times_come_from_a_finished_run_of_the_notebooks(tmp_path, monkeypatch):
-    monkeypatch.setattr("crt_lib.show.notebooks.update_seconds", lambda: 0.25)
+    monkeypatch.setattr("crt_lib.show.notebooks.update_seconds", lambda precision: 0.25)
     entry = {
         "status": "done",
         "seconds": 12.5,

@@ -15,7 +15,7 @@ NAMES = ["python", "packages", "processor", "precision", "memory", "GPU", "disk"
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
-    monkeypatch.setattr(doctor, "update_seconds", lambda: 0.3)
+    monkeypatch.setattr(doctor, "update_seconds", lambda precision: 0.3)
 
 
 def said() -> dict[str, doctor.Finding]:
@@ -30,7 +30,7 @@ def test_here_nothing_is_in_the_way_and_the_time_follows_the_pace(monkeypatch, t
     assert list(found) == [*NAMES, "commands"]
     assert not any(finding.broken for finding in found.values())
     quick = found["commands"].found
-    monkeypatch.setattr(doctor, "update_seconds", lambda: 0.6)
+    monkeypatch.setattr(doctor, "update_seconds", lambda precision: 0.6)
     minutes = [
         [int(of.split()[0].rstrip(",")) for of in text.split("about ")[1:]]
         for text in (quick, said()["commands"].found)
