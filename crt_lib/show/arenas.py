@@ -30,6 +30,7 @@ def looping_headline(results: Path) -> str:
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
     right = _right(answers(folder), "lookup")
     hardest = max(right.index.unique("steps"))
+    _arms("lookup-2", folder, OURS, "one loop", SMALL)  # or an error
     longer = _right(answers(folder, "lookup-2"), "lookup-2").xs(hardest, level="steps")
     return render(
         "looping",

@@ -21,7 +21,7 @@ from crt_lib.study.arenas import OURS, find_arena
 from crt_lib.text.corpus import cache_root
 
 NEEDS_PYTHON = (3, 11, 5)
-NEEDS_MEMORY, NEEDS_DISK = 3e9, 4e9  # bytes: two notebooks, twice; .venv, caches, results
+NEEDS_MEMORY, NEEDS_DISK = 3e9, 4e9  # bytes: two notebooks at a time; .venv, caches, results
 NEEDED = ("torch", "numpy", "tokenizers", "accelerate")  # by all that is done here
 PACKAGES = {  # what is imported -> the command that installs it
     **dict.fromkeys(NEEDED, "pip install crt-lm"),
