@@ -13,7 +13,7 @@ def test_shares_and_costs_are_those_of_the_verifications():
     verified = [(1, 1), (2, 1), (2, 2), (3, 0), (0, 0)]
     text = Speculated([0] * sum(kept + 1 for _, kept in verified), [], verified)
     seconds = np.array([0.010 + 0.002 * drafted for drafted, _ in verified[1:]])
-    row = _row([(text, seconds)] * 3, np.full(3, 0.006))
+    row = _row([(text, seconds)] * 10, np.full(10, 0.006))
     assert row["kept_1"] == 3 / 4 and row["kept_2"] == 1 / 2 and row["kept_3"] is None
     assert row["accepted"] == 4 / 8
     assert row["ms_verify"] == pytest.approx(10) and row["ms_draft"] == pytest.approx(2)
@@ -22,6 +22,7 @@ def test_shares_and_costs_are_those_of_the_verifications():
     speed = 0.006 * new / seconds.sum()
     for name in ("predicted", "speedup", "low", "high"):
         assert row[name] == pytest.approx(speed), name
+    assert "low" not in _row([(text, seconds)] * 9, np.full(9, 0.006))
     assert row["bound"] == pytest.approx(0.006 * 17 / (0.010 + 0.002 * 16))
 
 
@@ -35,8 +36,8 @@ def test_drafts_that_are_all_alike_have_no_slope():
 
 def test_every_loop_drafts_and_the_full_model_disposes(scored):
     model, data, _ = scored
-    prompts = passages(data.test.ids, 3, 4)
-    assert [len(prompt) for prompt in prompts] == [4] * 3
+    prompts = passages(data.test.ids, 10, 4)
+    assert [len(prompt) for prompt in prompts] == [4] * 10
     rows = bench_drafts(model, prompts, 18)
     asked = [(row["temperature"], row["draft_loop"], row["last"]) for row in rows]
     exits, final = model.config.exit_loops, model.config.n_loops
