@@ -159,16 +159,17 @@ def sum_losses(model: Model, batches: Iterable[Batch]) -> tuple[dict[int, float]
 def losses_of(model: Model, batches: Iterable[Batch]) -> Iterator[tuple[dict[int, Tensor], Tensor]]:
     """Of each batch the losses (B, T) by exit, and the targets; the model evaluates meanwhile."""
     device = device_of(model)
-    trained = model if isinstance(model, nn.Module) and model.training else None
-    if trained is not None:
-        trained.eval()
+    parts = [*model.modules()] if isinstance(model, nn.Module) else []
+    trained = [part for part in parts if part.training]
+    if trained:
+        parts[0].eval()
     try:
         for batch in batches:
             targets = batch.targets.to(device)
             yield token_losses(model, batch.inputs.to(device), targets), targets
     finally:
-        if trained is not None:
-            trained.train()
+        for part in trained:
+            part.training = True
 
 
 def exp(nats: float) -> float:

@@ -141,9 +141,10 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of equal keys as a CSV table, atomically; None becomes an empty cell."""
+    """Write rows as a CSV table, atomically; None, and what a row lacks, is an empty cell."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -160,10 +160,10 @@ def _judged_again(asked: Asked, found: Found) -> Found:
     larger than such numbers' rounding is none.
     """
     again: Found = {}
+    logits = asked(asked.ids)
+    share = max(SUSPECT, 32 * rounding(logits))
     for name in {*found} - {"prefix", "lengths", "decode", "count", "padding"}:
         seen = [x for x in found[name].values() if len(x.pairs)]
-        logits = asked(asked.ids)
-        share = max(SUSPECT, 32 * rounding(logits))
         if not seen or any(x.largest * NOISE > share * x.tolerance for x in seen):
             continue
         try:

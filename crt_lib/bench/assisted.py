@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from crt_lib.bench.gpt2 import COMPILED, compiled_step, gpt2_generate
-from crt_lib.bench.ways import Prompts, in_turn, leave_out, ratio
+from crt_lib.bench.ways import Prompts, in_turn, ratio, warmed
 from crt_lib.exits.decode import generate
 from crt_lib.exits.speculate import Speculation
 from crt_lib.files import InputError
@@ -70,14 +70,8 @@ def _measured(
     target: nn.Module, ways: dict[str, Way], prompts: Prompts, new_tokens: int
 ) -> dict[str, list[tuple[list[int], float, int]]]:
     """The text, seconds and passes of each prompt, by way, of the ways that can be compiled."""
-    found: dict[str, list[tuple[list[int], float, int]]] = {}
-    for name, way in ways.items():
-        try:
-            for _ in range(2):  # to warm up, and to be compiled
-                way(prompts[0], new_tokens)
-            found[name] = []
-        except RuntimeError as error:
-            leave_out(name, error)
+    there = warmed(ways, lambda way: way(prompts[0], new_tokens))
+    found: dict[str, list[tuple[list[int], float, int]]] = {name: [] for name in there}
     passes: list[int] = []
 
     def count(module: nn.Module, given: Any, named: dict[str, Any]) -> None:

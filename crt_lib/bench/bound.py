@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crt_lib.cached.products import Layout
 from crt_lib.model import CRT
+from crt_lib.runs.machine import wait
 
 Products = list[tuple[Callable[[Tensor], Tensor], Tensor]]  # and what each multiplies
 
@@ -23,6 +24,7 @@ class Reading:
 
     def __init__(self, model: CRT, rows: int, length: int):
         config, self.layout, last = model.config, Layout(rows), model.config.n_loops
+        self.device = model.loop_encoding.device.type
         shared = config.share_cycle_weights
         own, others = (n if shared else 1 for n in (config.n_cycles, config.n_embed_cycles))
         self.embedding = self._of(model.embed, others)
@@ -50,6 +52,7 @@ class Reading:
         for products in (self.embedding, self.block * self.loops, self.kept, self.head):
             for product, x in products:
                 product(x)
+            wait(self.device)
             marks.append(time.perf_counter())
         return np.diff(marks) / (1, self.loops, self.loops, 1)
 

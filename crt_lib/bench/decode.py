@@ -20,9 +20,9 @@ from crt_lib.bench.ways import (
     asks_of,
     in_turn,
     latencies,
-    leave_out,
     ratio,
     timed,
+    warmed,
     ways_of,
 )
 from crt_lib.exits.policy import Policy
@@ -218,13 +218,7 @@ def _measured(
     """What each way made, where it could be compiled; then `_Measured` for all threads and one."""
     if new_tokens < 3:  # a first verification gives two
         raise InputError(f"{new_tokens} tokens: at least 3 can be timed")
-    made: dict[str, list[Any]] = {}
-    for name, way in ways.items():
-        try:
-            for _ in range(2):  # to warm up
-                made[name] = timed(way, batches[0], min(WARM_UP, new_tokens))[0]
-        except RuntimeError as error:
-            leave_out(name, error)
+    made = warmed(ways, lambda way: timed(way, batches[0], min(WARM_UP, new_tokens))[0])
     rows, length = len(batches[0]), len(batches[0][0]) + new_tokens // 2  # the mean one
     reading = Reading(model, rows, length)
     found: list[_Measured] = []

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.bench.trial import WARM_UP, Training, Trial, ask, in_order, own_process, repeated
 from crt_lib.checkpoint import save_checkpoint
@@ -34,6 +36,7 @@ class Prediction:
     updates: int  # of the training
     evaluation_seconds: float  # of its validations, and of the tables at the end
     peak_memory: int  # bytes
+    memory: int  # bytes that are there, of the GPU if there is one
 
     @property
     def update_seconds(self) -> float:
@@ -63,19 +66,19 @@ class Prediction:
             f"{self.trial.part('optimiser') / update:.1%} of it\n"
             f"in all:      {timedelta(seconds=round(self.seconds))} hours, of it evaluation "
             f"{timedelta(seconds=round(self.evaluation_seconds))}\n"
-            f"peak memory: {self.peak_memory / 1e9:.2f} GB of the {machine_memory() / 1e9:.1f} "
+            f"peak memory: {self.peak_memory / 1e9:.2f} GB of the {self.memory / 1e9:.1f} "
             f"here\nfrom {len(self.trial.updates)} measured updates of one micro-batch, a "
             "validation and a checkpoint; nothing was kept"
         )
 
 
-def predict(profile: "Profile") -> Prediction:
-    """`rehearse` in a process of its own.
+def predict(profile: "Profile", gigabytes: float | None = None) -> Prediction:
+    """`rehearse` in a process of its own, with at most `gigabytes` of the GPU.
 
     Raises InputError for settings that a training refuses, and for what does not fit into this
-    machine's memory.
+    machine's memory, or the GPU's.
     """
-    with own_process() as process:
+    with own_process(gigabytes=gigabytes) as process:
         return ask(process, rehearse, profile, MEASURED_SECONDS)
 
 
@@ -102,7 +105,9 @@ def rehearse(profile: "Profile", seconds: float) -> Prediction:
         save_checkpoint(Path(folder) / "last", training.model, {}, training.optimizers)
     planned = updates_planned(config, batches.steps_per_epoch)
     evaluation = a_position * scored_positions(profile, data, planned)
-    return Prediction(profile, trial, planned, evaluation, peak_memory())
+    gpu = torch.cuda.is_available()
+    memory = torch.cuda.get_device_properties(0).total_memory if gpu else machine_memory()
+    return Prediction(profile, trial, planned, evaluation, peak_memory(), memory)
 
 
 def scored_positions(profile: "Profile", data: "TokenizedCorpus", updates: int) -> int:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from crt_lib.audit.accounting import multiply_adds
 from crt_lib.audit.compare import by_document
+from crt_lib.bench.reading import Reader, Reading, Told, first_as_good, mixed
 from crt_lib.bench.ways import FEWEST, FULL, asks_of, in_turn, latencies, ratio
-from crt_lib.exits.reading import Reader, Reading, Told, first_as_good, mixed
 from crt_lib.exits.scoring import windows_of
 from crt_lib.files import InputError
 from crt_lib.runs.machine import measured_on
@@ -74,7 +74,7 @@ def bench_exits(
             depth = found[name][-1].loops.mean()
             told[MIX + name] = mixed(model.config.head_loops, depth, inputs.shape, rng)
         for name, loops in told.items():
-            read = reader.read(inputs, targets, Told(loops=loops))
+            read = reader.read(inputs, targets, Told(loops=loops.to(inputs.device)))
             found.setdefault(name, []).append(read)
     shape: dict[str, Any] = {"rows": rows, "tokens": rows * groups * seq_len, "seq_len": seq_len}
     shape["precision"] = str(model.loop_encoding.dtype).removeprefix("torch.")

@@ -17,7 +17,7 @@ from crt_lib.cached.memory import Memory
 from crt_lib.cached.step import Step
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Trace, apply_policy
-from crt_lib.runs.machine import measured_on
+from crt_lib.runs.machine import measured_on, wait
 
 if TYPE_CHECKING:
     from crt_lib.model import CRT
@@ -44,17 +44,23 @@ def _costs(model: "CRT", rows: int, length: int) -> np.ndarray:
     for layer in memory.layers:
         layer.length = length
     step, loops = Step(model, memory), model.config.n_loops
-    found = []
+    device, found = model.loop_encoding.device, []
+
+    def now() -> float:
+        wait(device.type)
+        return time.perf_counter()
+
     for _ in range(WARM_UP + TIMED):
-        marks = [time.perf_counter()]
-        z = step.begin(torch.randint(model.config.vocab_size, (rows,)))
-        marks.append(time.perf_counter())
+        ids = torch.randint(model.config.vocab_size, (rows,), device=device)
+        marks = [now()]
+        z = step.begin(ids)
+        marks.append(now())
         for number in range(1, loops + 1):
             z = step.loop(number, z)
-        marks.append(time.perf_counter())
+        marks.append(now())
         features, vocabulary = step.readout(loops, z)
         vocabulary(features)
-        marks.append(time.perf_counter())
+        marks.append(now())
         step.end(loops)
         found.append(np.diff(marks) / (1, loops, 1))
     return np.median(found[WARM_UP:], 0)

@@ -19,5 +19,4 @@ def put_rows(path: Path, rows: Rows, key: Sequence[str]) -> None:
     """Add `rows` to a table, in place of those that have the same values of `key`."""
     new = [[row[name] for name in key] for row in rows]
     kept = [row for row in rows_of(path) if [row[name] for name in key] not in new]
-    columns = dict.fromkeys(name for row in kept + rows for name in row)
-    write_rows(path, [columns | row for row in kept + rows])
+    write_rows(path, kept + rows)

@@ -82,11 +82,17 @@ def ratio(over: np.ndarray, under: np.ndarray) -> list[float]:
     return found
 
 
-def leave_out(name: str, error: RuntimeError) -> None:
-    """Say that a way cannot be compiled here; another one's error is raised."""
-    if not name.endswith(COMPILED):
-        raise error
-    tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
+def warmed(ways: Mapping[str, Way], run: Callable[[Way], Any]) -> dict[str, Any]:
+    """What `run` made of each way, the second time; not of those that cannot be compiled here."""
+    made = {}
+    for name, way in ways.items():
+        try:
+            _, made[name] = run(way), run(way)
+        except RuntimeError as error:
+            if not name.endswith(COMPILED):
+                raise
+            tqdm.write(f"{name} is left out: torch.compile: {str(error).splitlines()[0]}")
+    return made
 
 
 def ways_of(model: CRT, policies: Mapping[str, Policy], batch_size: int) -> dict[str, Way]:

@@ -34,7 +34,7 @@ def sweep(
     if not grid or not all(grid.values()):
         raise InputError("the grid is empty; give a parameter and its values, as seed=0,1,2")
     points, tasks = {}, []
-    for values in itertools.product(*grid.values()):
+    for values in itertools.product(*map(dict.fromkeys, grid.values())):
         point = dict(zip(grid, values, strict=True))
         name = ",".join(f"{key}={value}" for key, value in point.items())
         if "/" in name or len(name.encode()) > 200:
@@ -63,8 +63,7 @@ def _gather(points: Mapping[Path, Mapping[str, str]]) -> list[dict[str, Any]]:
         own = {f"grid_{key}": value for key, value in point.items()}
         for path in sorted(folder.glob("*/results.csv")):
             rows += [own | {"run": path.parent.name} | row for row in read_rows(path)]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return [columns | row for row in rows]
+    return rows
 
 
 def _run_on_cluster(

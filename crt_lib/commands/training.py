@@ -46,7 +46,7 @@ def train(
     if dry_run:
         from crt_lib.bench.dryrun import predict
 
-        typer.echo(predict(chosen))
+        typer.echo(predict(chosen, vram_limit))
         return
     out = out or Path("results") / profile / chosen.recipe
     how: dict[str, Any] = {"resume": not fresh, "progress": not quiet}

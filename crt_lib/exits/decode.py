@@ -39,7 +39,7 @@ class Sampling:
         if not self.never:
             return logits
         words = logits.shape[-1]
-        if not set(self.never) < set(range(words)):
+        if len({*self.never}) >= words or not all(0 <= token < words for token in self.never):
             raise InputError(f"never {self.never} is to leave some of tokens 0 to {words - 1}")
         return logits.index_fill(-1, torch.tensor(self.never, device=logits.device), -torch.inf)
 
@@ -75,8 +75,11 @@ def best(logits: Tensor) -> Tensor:
 
 
 def draw(p: Tensor, generator: torch.Generator) -> Tensor:
-    """A sample from each row of probabilities (B, V), (B,)."""
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+    """A sample from each row of weights (B, V), (B,): by one number, where torch draws V."""
+    upto = p.double().cumsum(-1)
+    at = torch.rand(len(p), 1, dtype=upto.dtype, generator=generator, device=p.device)
+    # it is below 1, so that rounding does not bring it up to the sum
+    return torch.searchsorted(upto, at * upto[:, -1:], right=True)[:, 0]
 
 
 Each = Callable[[list[int]], None]

@@ -4,7 +4,7 @@ A trace holds numbers only (losses, scores, flags): no text, no token it could b
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus, Tokenizer
 
 GUESSES = 3  # of a place of a passage, by exit
-ARRAYS = ("loss", "right", "changed", "document", "document_bytes")
+ARRAYS = ("loss", "right", "changed", "document")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class Trace:
     changed: np.ndarray  # (N, E - 1) bool: the most probable token is not that of the exit before
     scores: dict[str, np.ndarray]  # criterion -> (N, E - 1); the gate's only if there is one
     document: np.ndarray  # (N,) index of the token's document, or window (`make_trace`), ascending
-    document_bytes: np.ndarray  # (documents,) UTF-8 bytes, of those that have tokens here
     about: dict[str, Any]  # corpus, split, tokenizer
 
     @property
@@ -65,6 +64,12 @@ class Trace:
         """Quantiles of the scores of `criterion`, ascending, in [0, 1]."""
         quantiles = np.quantile(self.scores_of(criterion), np.linspace(0, 1, points))
         return np.unique(quantiles.clip(0, 1)).tolist()
+
+    def some(self, kept: slice | np.ndarray) -> "Trace":
+        """A trace of these tokens alone, whose documents count from 0."""
+        own: dict[str, Any] = {name: getattr(self, name)[kept] for name in ARRAYS}
+        own["document"] = np.unique(own["document"], return_inverse=True)[1].astype(np.int32)
+        return replace(self, scores={k: v[kept] for k, v in self.scores.items()}, **own)
 
     def save(self, path: str | Path) -> None:
         """Write it to one safetensors file, atomically."""
@@ -93,11 +98,10 @@ def make_trace(
 ) -> Trace:
     """Score the first `max_tokens` of `split` at every exit in one pass (honest protocol)."""
     ids = data.split(split).ids[:max_tokens]
-    owner, sizes = document_of_tokens(data, split, seq_len)
-    owner = owner[: len(ids)].astype(np.int32)
+    owner = document_of_tokens(data, split, seq_len)[0][: len(ids)].astype(np.int32)
     found = by_token(model, ids, data.tokenizer.eot_id, seq_len, _exit)
     about = {"corpus": data.corpus.name, "split": split, "tokenizer": data.tokenizer.name}
-    return _trace(model, seq_len, found, owner, sizes[: owner.max() + 1].astype(np.int64), about)
+    return _trace(model, seq_len, found, owner, about)
 
 
 @torch.inference_mode()
@@ -123,8 +127,7 @@ def make_passage(model: CRT, tokenizer: Tokenizer, text: str) -> Trace:
 
     found = by_token(model, ids, tokenizer.eot_id, len(ids), measure)
     about = {"text": text, "tokens": [tokenizer.decode([i]) for i in ids], "guesses": said}
-    owner, sizes = np.zeros(len(ids), np.int32), np.array([len(text.encode())])
-    return _trace(model, len(ids), found, owner, sizes, about)
+    return _trace(model, len(ids), found, np.zeros(len(ids), np.int32), about)
 
 
 def _trace(model: CRT, seq_len: int, found: dict[str, np.ndarray], *rest: Any) -> Trace:

@@ -41,7 +41,7 @@ def export_program(model: CRT, loop: int | None = None) -> torch.export.Exported
 
     Raises InputError for a loop without a head.
     """
-    last, known = loop or model.config.n_loops, model.config.head_loops
+    last, known = model.config.n_loops if loop is None else loop, model.config.head_loops
     if last not in known:
         raise InputError(f"loop {loop} has no head; loops with one are {known}")
     fixed = FixedExit(model, last).eval()

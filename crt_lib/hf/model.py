@@ -237,8 +237,7 @@ class CRTForCausalLM(PreTrainedModel, GenerationMixin):
             )
         found = known[asked] if isinstance(asked, str) else asked
         if isinstance(found, Mapping):
-            exits = found.get("exits")
-            return Policy(**{**found, "exits": exits if exits is None else tuple(exits)})
+            return Policy(**found)
         if isinstance(found, bool) or not isinstance(found, int | None):
             raise InputError(f"exit_policy is {asked!r}; give a Policy, a loop or a name")
         return Policy(fixed=found)

@@ -24,7 +24,7 @@ def looping_headline(results: Path) -> str:
     """
     folder = results / "arenas"
     ours, one, own = _arms("fresh-2", folder, OURS, "one loop", "unshared blocks")
-    fresh, plain = _arms("fresh", folder, OURS, SMALL)
+    fresh, plain, deep, wide = _arms("fresh", folder, OURS, SMALL, TWIN, "one wide loop")
     little, twin = _arms("few-4m", folder, OURS, TWIN)
     pays = "nothing" if not one["mean"] or one["high"] >= 0 else "little"
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
@@ -39,14 +39,16 @@ def looping_headline(results: Path) -> str:
         own=own,
         fresh=fresh,
         plain=plain,
+        deep=deep,
+        wide=wide,
         little=little,
         twin=twin,
         pays=pays,
         loops=find_arena("fresh-2").arms[OURS].model.n_loops,
         ppl=word_perplexity(pd.Series([little["bits"], twin["bits"]]), results),
         hardest=hardest,
-        right=right.xs(hardest, level="steps").groupby("arm").mean(),
-        longer=longer.groupby("arm").agg(["mean", "count"]).loc[[OURS, "one loop", SMALL]],
+        right=right.xs(hardest, level="steps"),
+        longer=longer,
     )
 
 

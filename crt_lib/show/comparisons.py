@@ -119,7 +119,7 @@ def quality(rows: Rows, exits: Mapping[str, Mapping[int, float]]) -> Figure:
     lowest = {name: min(bits.values()) for name, bits in exits.items()}
     first = min(lowest, key=lowest.__getitem__)
     title = f"Best exit of the stored runs: {first}, {lowest[first]:.3f}"
-    by_loop.set(xlabel="exit after loop", ylabel="test bits per byte", title=title)
+    by_loop.set(xlabel="loops run; of a GPT-2 its layers", ylabel="test bits per byte", title=title)
     by_loop.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_loop.legend()
     for ax, cost in zip(by_cost, ("parameters", "multiply_adds"), strict=True):

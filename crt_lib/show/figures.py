@@ -260,9 +260,9 @@ def _in_time(ax: Axes, panel: pd.DataFrame) -> None:
 
 
 def _fastest(panel: pd.DataFrame) -> str:
-    """The fastest fixed exit that loses nothing, and how fast it is, in words."""
+    """The fastest fixed exit that lost nothing here, and how fast it is, in words."""
     free = panel[panel["fixed"] & (panel["lost"] <= 0) & (panel["speedup"] > 1)]
     if free.empty:
-        return "no exit\nis faster and loses nothing"
+        return "no exit\nis faster without loss"
     best = free.loc[free["speedup"].idxmax()]
-    return f"{best['policy']} is\n{best['speedup']:.1f} times as fast, loses nothing"
+    return f"{best['policy']} is\n{best['speedup']:.1f} times as fast, no loss here"

@@ -31,9 +31,12 @@ def uploaded(value: Any) -> str:
 
 
 def parts_of(tokenizer: "Tokenizer", text: str, most: int) -> list[str]:
-    """`text` cut between words into parts of at most `most` tokens."""
+    """`text` cut into parts of at most `most` tokens: between words, where no word is longer."""
     parts, tokens = [""], 0
-    for word in re.findall(r"\s*\S+|\s+$", text):
+    words = re.findall(r"\s*\S+|\s+$", text)
+    if any(len(tokenizer.encode(word)) > most for word in words):
+        words = re.findall(rf"(?s).{{1,{max(1, most // 4)}}}", text)  # a letter has 4 bytes at most
+    for word in words:
         size = len(tokenizer.encode(word))
         if parts[-1] and tokens + size > most:
             parts.append("")

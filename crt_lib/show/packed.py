@@ -26,17 +26,8 @@ def some_tokens(trace: Trace, count: int) -> Trace:
     total = len(trace.loss)
     if count >= total:
         return trace
-    kept = np.arange(count) * total // count
-    documents, document = np.unique(trace.document[kept], return_inverse=True)
-    return dataclasses.replace(
-        trace,
-        loss=_with_mean_of(trace.loss[kept], trace.loss),
-        right=trace.right[kept],
-        changed=trace.changed[kept],
-        scores={name: own[kept] for name, own in trace.scores.items()},
-        document=document.astype(np.int32),
-        document_bytes=trace.document_bytes[documents],
-    )
+    some = trace.some(np.arange(count) * total // count)
+    return dataclasses.replace(some, loss=_with_mean_of(some.loss, trace.loss))
 
 
 def _with_mean_of(loss: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from crt_lib.bench.assisted import LOOKED_UP
 from crt_lib.bench.exits import MIX
 from crt_lib.bench.gpt2 import COMPILED, name_of
 from crt_lib.config import GPT2Config, config_from_dict
@@ -87,12 +86,6 @@ def assisted(results: Path) -> str:
         models.append((name, trained["tokens"], scored["word_ppl"], own.set_index("way")))
     ways, first = rows["way"].unique(), rows.iloc[0]
     return render("assisted", models=models, ways=ways, first=first, same=rows["same"].min())
-
-
-def drafted_gpt2s(results: Path) -> pd.Series:
-    """How many times as fast GPT-2s write in transformers' `generate` where the text drafts."""
-    rows = pd.read_csv(results / "small" / "assisted.csv")
-    return rows.loc[(rows["way"] == LOOKED_UP) & rows["run"].str.contains("gpt2"), "speedup"]
 
 
 def taken(files: Sequence[Path]) -> str:

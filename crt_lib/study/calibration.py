@@ -42,8 +42,8 @@ def calibrate_exits(
     choose), exits taken, ends within the budget. Speeds are of `groups` windows of valid, one text
     at a time. Full depth is always kept. Of each way it is noted what it loses on `test`.
     """
-    learned = first_half(valid)
-    middle = len(learned.loss)
+    middle = int(np.searchsorted(valid.document, (valid.document[-1] + 1) // 2))
+    learned = valid.some(slice(middle))  # the first half of the documents
     policies = {str(k): Policy(fixed=k) for k in model.config.exit_loops}
     for name in valid.scores:
         policy = calibrate_taken(model, data, learned, name, budget)
@@ -84,14 +84,3 @@ def _lost(
     above = (taken_losses(model, data, trace, policy) - trace.loss[:, -1])[begin:, None]
     (lost,) = by_document(trace.document[begin:] - trace.document[begin], above)
     return lost
-
-
-def first_half(trace: "Trace") -> "Trace":
-    """The first half of the documents of a trace."""
-    tokens = int(np.searchsorted(trace.document, (trace.document[-1] + 1) // 2))
-    cut: dict[str, Any] = {
-        name: getattr(trace, name)[:tokens] for name in ("loss", "right", "changed", "document")
-    }
-    cut["scores"] = {name: of[:tokens] for name, of in trace.scores.items()}
-    cut["document_bytes"] = trace.document_bytes[: int(cut["document"][-1]) + 1]
-    return dataclasses.replace(trace, **cut)

@@ -9,12 +9,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import pandas as pd
 import torch
 
+from crt_lib.bench.table import rows_of
 from crt_lib.bench.trial import try_random
 from crt_lib.device import choose_precision
-from crt_lib.files import read_rows
 from crt_lib.runs.machine import machine_memory
 from crt_lib.runs.manifest import checkout_root, run_environment
 from crt_lib.study.arenas import OURS, find_arena
@@ -97,11 +96,15 @@ def _commands(root: Path) -> Finding:
     if not shutil.which("make"):
         return Finding("commands", "no make: install it, or run the lines of the Makefile", True)
     results, here = root / "results", update_seconds("auto")
-    notebooks = pd.read_csv(results / "notebooks.csv").query("profile == 'quick'")
-    times = here / notebooks.update_seconds.iloc[0]
-    seconds = times * notebooks.ended.max()
+    notebooks = rows_of(results / "notebooks.csv", profile="quick")
+    if not notebooks:
+        return Finding(
+            "commands", "no results/notebooks.csv here, so how long they take is unknown"
+        )
+    times = here / notebooks[0]["update_seconds"]
+    seconds = times * max(row["ended"] for row in notebooks)
     tests = ""
-    for row in read_rows(results / TESTS) if (results / TESTS).is_file() else []:
+    for row in rows_of(results / TESTS):
         minutes = update_seconds("fp32") / row["update_seconds"] * row["seconds"] / 60
         tests = f", make test: about {minutes:.0f}"
     return Finding(

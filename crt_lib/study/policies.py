@@ -120,8 +120,7 @@ def calibrate_taken(
 def taken_losses(model: CRT, data: TokenizedCorpus, trace: Trace, policy: Policy) -> np.ndarray:
     """Nats of each token of `trace` (N,), with exits taken as in decoding."""
     if policy.criterion is None:  # all tokens leave at one exit: as the trace has it
-        exit_of = apply_policy(trace, policy).exit[:, None]
-        return np.take_along_axis(trace.loss, exit_of, 1)[:, 0].astype(np.float64)
+        return apply_policy(trace, policy).losses(trace).astype(np.float64)
     ids = data.split(trace.about["split"]).ids[: len(trace.loss)]
     eot = data.tokenizer.eot_id
     return evaluate_with_exits(model, ids, eot, policy, seq_len=trace.seq_len)

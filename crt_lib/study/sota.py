@@ -24,6 +24,7 @@ SCORINGS = (  # what is scored: folder of small, protocol, how it is said
     ("released", "deployable", "the same, with nothing after the predicted token to see"),
     ("paper", "honest", "the paper's block made causal"),
     ("gpt2", "honest", "a GPT-2 of crt2's size"),
+    ("gpt2_7_layers", "honest", "a GPT-2 of crt2's multiply-adds"),
     ("crt2", "honest", "crt2, the corrected recipe"),
 )
 WAYS = {  # prefix of the files `crt evaluate --out` made in an attempt's folder -> how it is said

@@ -7,9 +7,9 @@ from tiny_models import OPTIONS, random_model
 
 from crt_lib import InputError
 from crt_lib.bench.exits import MIX, ORACLE, bench_exits
+from crt_lib.bench.reading import Reader, Told, first_as_good, mixed
 from crt_lib.bench.ways import FEWEST
 from crt_lib.exits.policy import Policy, run_with_exits
-from crt_lib.exits.reading import Reader, Told, first_as_good, mixed
 from crt_lib.exits.scoring import evaluate_with_exits
 
 SEQ_LEN = 16

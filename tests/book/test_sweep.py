@@ -53,7 +53,7 @@ def test_a_grid_has_every_combination(tmp_path, monkeypatch):
             write_rows(task.out / "run" / "results.csv", [{"loss": i}])
 
     monkeypatch.setattr("crt_lib.book.sweep.run_all", run_all)
-    grid = {"seed": ["0", "1"], "size": ["0.25", "0.5"]}
+    grid = {"seed": ["0", "1", "0"], "size": ["0.25", "0.5"]}
     assert sweep(["a"], grid, out, profile="smoke", notebooks_dir=folder) == [
         {"grid_seed": str(s), "grid_size": str(x), "run": "run", "loss": 2 * s + 4 * x - 1}
         for s in (0, 1)

@@ -34,6 +34,8 @@ def test_tables_come_back_as_they_were(tmp_path):
     rows = [{"a": 1, "b": 0.5, "c": "x"}, {"a": None, "b": float("inf"), "c": None}]
     write_rows(tmp_path / "t.csv", rows)
     assert read_rows(tmp_path / "t.csv") == rows
+    write_rows(tmp_path / "more.csv", [{"a": 1}, {"b": 2}])
+    assert read_rows(tmp_path / "more.csv") == [{"a": 1, "b": None}, {"a": None, "b": 2}]
     (tmp_path / "short.csv").write_text("a,b\n1\n")
     assert read_rows(tmp_path / "short.csv") == [{"a": 1, "b": None}]
 

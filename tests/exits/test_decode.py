@@ -12,7 +12,7 @@ from tiny_models import ALL_OPTIONS, exact_model
 
 from crt_lib import InputError
 from crt_lib.cached.memory import Memory
-from crt_lib.exits.decode import Sampling, generate
+from crt_lib.exits.decode import Sampling, draw, generate
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.speculate import Speculation
 
@@ -103,6 +103,16 @@ def test_something_must_be_left_to_write(trained, never):
         generate(trained, [[3]], 2, sampling=sampling)
     with pytest.raises(InputError, match="never"):
         Speculation(trained, 1).generate([3], 2, sampling=sampling)
+
+
+def test_tokens_are_drawn_as_often_as_their_weights_say():
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 2.0, 0.0])  # whose sum is not 1
+    rows = draw(weights.expand(60_000, -1), torch.Generator().manual_seed(0))
+    counts = torch.bincount(rows, minlength=6)
+    expected = 60_000 * weights / 6
+    assert (counts[weights == 0] == 0).all()
+    chi = ((counts - expected) ** 2 / expected)[weights > 0].sum()
+    assert chi < 13.8  # of two degrees of freedom: by chance once in a thousand
 
 
 def test_sampling_by_hand():

@@ -221,3 +221,15 @@ def test_what_is_not_a_trace(tmp_path, scored):
         apply_policy(scored[2], Policy(fixed=9))
     with pytest.raises(InputError, match="allowed loss is -1"):
         calibrate(scored[2], "confidence", -1)
+
+
+def test_some_tokens_are_a_trace(scored):
+    _, _, valid = scored
+    tokens = len(valid.loss) // 2
+    half = valid.some(slice(tokens, None))
+    assert (
+        len(half.loss) == len(half.document) == len(half.scores["gate"]) == len(valid.loss) - tokens
+    )
+    assert set(half.document) == set(range(half.document[-1] + 1))
+    assert (np.diff(half.document) == np.diff(valid.document[tokens:]).clip(0, 1)).all()
+    assert apply_policy(half, Policy()).loss == pytest.approx(valid.loss[tokens:, -1].mean())

@@ -258,6 +258,14 @@ def test_ones_own_text_is_read(scored, passage):
     assert explorer.own.said.value == ""
 
 
+def test_a_word_longer_than_a_window_is_cut():
+    by_byte = SimpleNamespace(encode=str.encode)
+    for text in ("\u8a9e" * 100, "a " + "b" * 100 + "\n"):
+        parts = parts_of(by_byte, text, 16)
+        assert "".join(parts) == text
+        assert all(0 < len(part.encode()) <= 16 for part in parts)
+
+
 @pytest.mark.parametrize("version", [7, 8])
 def test_a_file_is_read_in_parts(scored, passage, version):
     model, data, trace = scored

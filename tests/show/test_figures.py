@@ -218,8 +218,8 @@ def test_exits_in_time_have_a_mark_for_each_policy_and_its_mix():
         )
     figure = figures.exits_in_time(rows)
     assert [ax.get_title("left") for ax in figure.axes] == [
-        "1 text at a time: no exit\nis faster and loses nothing",
-        "8 texts at a time: exit 3 is\n8.8 times as fast, loses nothing",
+        "1 text at a time: no exit\nis faster without loss",
+        "8 texts at a time: exit 3 is\n8.8 times as fast, no loss here",
     ]
     for ax in figure.axes:
         color = plots.policy_look("gate")["color"]

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from crt_lib.exits.policy import Policy
-from crt_lib.exits.trace import apply_policy, make_trace
-from crt_lib.study.calibration import calibrate_exits, first_half
+from crt_lib.exits.trace import make_trace
+from crt_lib.study.calibration import calibrate_exits
 from crt_lib.study.policies import taken_losses
 
 
@@ -49,12 +48,3 @@ def test_thresholds_come_from_the_first_half_alone(scored):
     other = dataclasses.replace(valid, scores=scores)
     one, two = (calibrate_exits(model, data, v, valid, 0.5, groups=2) for v in (valid, other))
     assert {n: w.policy for n, w in one.ways.items()} == {n: w.policy for n, w in two.ways.items()}
-
-
-def test_the_first_half_is_a_trace(scored):
-    _, _, valid = scored
-    first, tokens = first_half(valid), len(first_half(valid).loss)
-    assert tokens == len(first.document) and 0 < tokens < len(valid.loss)
-    assert set(first.document) == set(range(len(first.document_bytes)))
-    assert valid.document[tokens] > first.document[-1]
-    assert apply_policy(first, Policy()).loss == pytest.approx(valid.loss[:tokens, -1].mean())

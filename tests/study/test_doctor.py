@@ -83,6 +83,13 @@ def test_outside_a_checkout_it_says_so(monkeypatch, tmp_path):
     assert "no checkout here" in said()["commands"].found
 
 
+def test_a_checkout_without_results_is_no_obstacle(monkeypatch, tmp_path):
+    (tmp_path / "Makefile").touch()
+    monkeypatch.setattr(doctor, "checkout_root", lambda: tmp_path)
+    found = said()["commands"]
+    assert "unknown" in found.found and not found.broken
+
+
 def test_a_data_root_without_the_text_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("CRT_DATA_ROOT", str(tmp_path))
     assert "not there" in said()["WikiText-2"].found

@@ -15,6 +15,7 @@ from crt_lib.exits.decode import best
 from crt_lib.exits.policy import Loop, Policy, leave, nats_of
 from crt_lib.loss import at_least_float32
 from crt_lib.model import CRT
+from crt_lib.runs.machine import wait
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ class Reader:
             begun = time.perf_counter()
             left = leave(self.step, ids, policy)
             best(left.logits)
+            wait(inputs.device.type)
             seconds.append(time.perf_counter() - begun)
             logits.append(left.logits)
             loops.append(left.loops)
         log_p = at_least_float32(torch.stack(logits, 1)).log_softmax(-1)
-        nats = nats_of(log_p, targets).double().numpy()
-        return Reading(nats, torch.stack(loops, 1).numpy(), np.array(seconds))
+        nats = nats_of(log_p, targets).double().cpu().numpy()
+        return Reading(nats, torch.stack(loops, 1).cpu().numpy(), np.array(seconds))
 
 
 @torch.inference_mode()
@@ -76,7 +78,7 @@ def first_as_good(model: CRT, inputs: Tensor, targets: Tensor) -> Tensor:
     exits = model.config.head_loops
     losses = torch.stack(list(model(inputs, targets=targets, reduction="none").values()))
     as_good = losses <= losses[-1]
-    return torch.tensor(exits)[as_good.float().argmax(0)]
+    return torch.tensor(exits, device=losses.device)[as_good.float().argmax(0)]
 
 
 def mixed(
