@@ -87,7 +87,7 @@ def out_of_memory():
 
 def made_up(updates):
     trial = Trial([UPDATE] * updates, {"precision": "fp32"})
-    return lambda process, function, profile, seconds: Prediction(profile, trial, 30, 7.0, 10**9)
+    return lambda process, function, profile, seconds: Prediction(profile, trial, 30, 7.0, 10**9, 2 * 10**9)
 
 
 def test_a_prediction_by_hand(monkeypatch):
