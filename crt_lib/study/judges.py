@@ -213,7 +213,9 @@ def against_gpt2(results: Path) -> Judged:
 
 
 def published(results: Path, model: str, low: float, high: float) -> Judged:
-    """A range that the paper gives for somebody else's model, against what was published."""
+    """A range that the paper gives for somebody else's model, not saying what it is of, against
+    what was published.
+    """
     unknown = "no published number is known to us, and its weights need a hub"
     rows = _table(results, "published.csv", unknown)
     known = [row for row in rows if (row["model"], row["corpus"]) == (model, "wikitext-103")]
@@ -221,7 +223,7 @@ def published(results: Path, model: str, low: float, high: float) -> Judged:
         raise Untested(unknown)
     held = [low * (1 - NEAR) <= row["ppl"] <= high * (1 + NEAR) for row in known]
     said = (f"{row['ppl']:g} a {row['unit']} ({row['source']})" for row in known)
-    found = HOLDS if all(held) else UNDERIVED if any(held) else FAILS
+    found = HOLDS if all(held) else UNDERIVED
     return {"verdict": found, "honest": "; ".join(said)}
 
 

@@ -87,7 +87,8 @@ def out_of_memory():
 
 def made_up(updates):
     trial = Trial([UPDATE] * updates, {"precision": "fp32"})
-    return lambda process, function, profile, seconds: Prediction(profile, trial, 30, 7.0, 10**9, 2 * 10**9)
+    known = 30, 7.0, 10**9, 2 * 10**9
+    return lambda process, function, profile, seconds: Prediction(profile, trial, *known)
 
 
 def test_a_prediction_by_hand(monkeypatch):
@@ -95,7 +96,7 @@ def test_a_prediction_by_hand(monkeypatch):
     found = predict(SMOKE.replace(train=SMOKE.train.replace(grad_accum=3)))
     assert found.update_seconds == 3 * 2.0 + 0.5 + 0.25
     assert found.seconds == pytest.approx(30 * 6.75 + 7)
-    assert "30 updates of 1,536 positions" in str(found) and "1.00 GB" in str(found)
+    assert "30 updates of 1,536 positions" in str(found) and "1.00 GB of the 2.0" in str(found)
 
 
 def test_sampled_loops_scale_with_their_work(monkeypatch):

@@ -153,7 +153,7 @@ def test_the_ablation_with_and_without_the_leak(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ppl", "expected"), [((19,), HOLDS), ((19, 37), UNDERIVED), ((37,), FAILS)]
+    ("ppl", "expected"), [((19,), HOLDS), ((19, 37), UNDERIVED), ((37,), UNDERIVED)]
 )
 def test_somebody_elses_number(tmp_path, ppl, expected):
     about = {"model": "GPT-2 Small", "corpus": "wikitext-103", "unit": "word", "source": "a"}
