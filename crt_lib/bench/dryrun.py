@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
@@ -36,7 +36,7 @@ class Prediction:
     updates: int  # of the training
     evaluation_seconds: float  # of its validations, and of the tables at the end
     peak_memory: int  # bytes
-    memory: int  # bytes that are there, of the GPU if there is one
+    memory: int  # bytes that it may have, of the GPU if there is one
 
     @property
     def update_seconds(self) -> float:
@@ -79,7 +79,8 @@ def predict(profile: "Profile", gigabytes: float | None = None) -> Prediction:
     machine's memory, or the GPU's.
     """
     with own_process(gigabytes=gigabytes) as process:
-        return ask(process, rehearse, profile, MEASURED_SECONDS)
+        found = ask(process, rehearse, profile, MEASURED_SECONDS)
+    return replace(found, memory=int(gigabytes * 1e9)) if gigabytes else found
 
 
 def rehearse(profile: "Profile", seconds: float) -> Prediction:

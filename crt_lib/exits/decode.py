@@ -1,5 +1,6 @@
 """Text from a model: with exits, with caches, greedy or sampled, several texts at a time."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class Sampling:
     never: tuple[int, ...] = ()  # tokens that are not written
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise InputError(f"temperature is {self.temperature}; it must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature is {self.temperature}; it must be a number, at least 0")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}; it must be at least 1")
         if not 0 < self.top_p <= 1:
@@ -75,8 +76,13 @@ def best(logits: Tensor) -> Tensor:
 
 
 def draw(p: Tensor, generator: torch.Generator) -> Tensor:
-    """A sample from each row of weights (B, V), (B,): by one number, where torch draws V."""
+    """A sample from each row of weights (B, V), (B,): by one number, where torch draws V.
+
+    Raises InputError for weights of which none can be drawn, as where logits are no numbers.
+    """
     upto = p.double().cumsum(-1)
+    if not ((upto[:, -1] > 0) & (upto[:, -1] < math.inf)).all():
+        raise InputError("no token can be drawn: the model's probabilities are not numbers, or 0")
     at = torch.rand(len(p), 1, dtype=upto.dtype, generator=generator, device=p.device)
     # it is below 1, so that rounding does not bring it up to the sum
     return torch.searchsorted(upto, at * upto[:, -1:], right=True)[:, 0]

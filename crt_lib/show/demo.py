@@ -119,7 +119,7 @@ def exits_headline(results: Path) -> str:
     if len(asked.query("over_fixed_low > @NEARLY")):
         raise InputError("a criterion is clearly faster than the best fixed exit: rewrite README")
     reached = int((rows.loc[rows["rows"] == 1, "speedup_low"] >= CLAIMED).sum())  # processors
-    policies = pd.read_csv(results / "demo" / "policies.csv")  # of all of test
+    policies = pd.read_csv(results / "demo" / "policies.csv")  # of the tokens that were traced
     exit_2 = policies.set_index("policy").loc["exit 2"]
     if not reached or exit_2["low"] > 0 or two[last] >= before[last]:
         raise InputError("exit 2 of results/demo is not what README says of it: rewrite it")
@@ -140,6 +140,7 @@ def exits_headline(results: Path) -> str:
         "exits",
         last=last,
         speeds=rows["speedup"],
+        change=two[2] / two[last] - 1,
         low=np.expm1(exit_2["low"] * words),
         high=np.expm1(exit_2["high"] * words),
         before=before[last],

@@ -1,6 +1,7 @@
 """Generated text: cached or not it is the same; a seed repeats it; what is never written is not."""
 
 import gc
+import math
 import weakref
 from unittest.mock import patch
 
@@ -115,6 +116,14 @@ def test_tokens_are_drawn_as_often_as_their_weights_say():
     assert chi < 13.8  # of two degrees of freedom: by chance once in a thousand
 
 
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
+def test_weights_of_which_none_can_be_drawn(bad):
+    weights = torch.ones(2, 5)
+    weights[1] = bad
+    with pytest.raises(InputError, match="no token can be drawn"):
+        draw(weights, torch.Generator())
+
+
 def test_sampling_by_hand():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
     p = logits.softmax(-1)[0]
@@ -162,6 +171,7 @@ def test_a_prompt_that_fills_the_positions():
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
     ],
 )
 def test_samplings_that_cannot_be(changes, message):
