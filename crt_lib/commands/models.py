@@ -1,9 +1,10 @@
 """Commands on a trained model: `crt generate`, `explore`, `export`, `gate`, `audit` and more."""
 
+import contextlib
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -289,13 +290,9 @@ def audit(
     from crt_lib.files import write_text
     from crt_lib.hf.targets import load_target
 
-    try:
+    with _anybodys_errors():
         target, size = load_target(model, vocab_size, made_by)
         report = causality_report(target, size, length=length, context=context, seconds=seconds)
-    except InputError:
-        raise
-    except Exception as error:  # somebody's model may raise any; exit code 1 is for leaks
-        raise InputError(f"{type(error).__name__}: {error}") from error
     if html is not None:
         write_text(html, html_page(report, model))
     if as_json:
@@ -305,6 +302,17 @@ def audit(
         if not only_causality:
             _costs(target, size, length)
     raise typer.Exit(report.status)
+
+
+@contextlib.contextmanager
+def _anybodys_errors() -> Iterator[None]:
+    """Any error of somebody's model as an InputError: exit code 1 is for leaks."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{type(error).__name__}: {error}") from error
 
 
 def _costs(target: Any, vocab_size: int, length: int) -> None:
