@@ -34,10 +34,11 @@ def parts_of(tokenizer: "Tokenizer", text: str, most: int) -> list[str]:
     """`text` cut into parts of at most `most` tokens: between words, where no word is longer."""
     parts, tokens = [""], 0
     words = re.findall(r"\s*\S+|\s+$", text)
-    if any(len(tokenizer.encode(word)) > most for word in words):
+    sizes = [len(tokenizer.encode(word)) for word in words]
+    if max(sizes, default=0) > most:
         words = re.findall(rf"(?s).{{1,{max(1, most // 4)}}}", text)  # a letter has 4 bytes at most
-    for word in words:
-        size = len(tokenizer.encode(word))
+        sizes = [len(tokenizer.encode(word)) for word in words]
+    for word, size in zip(words, sizes, strict=True):
         if parts[-1] and tokens + size > most:
             parts.append("")
             tokens = 0
