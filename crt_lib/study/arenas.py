@@ -7,7 +7,7 @@ same data in the same order.
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,32 @@ class Arena:
     # the arena that this one asks again, with tries that are whole trainings of the first seed; no
     # training that was made there, or here before that rule, is made again
     again: str = ""
+    # what a try changes of an arm beside what it changes of all
+    shapes: Mapping[str, Changes] = field(default_factory=dict)
 
     def tuning(self) -> dict[str, list[Trial]]:
         """The tries of each arm."""
         return {arm: [self._try(arm, name) for name in self.tries] for arm in self.arms}
 
     def _try(self, arm: str, name: str) -> Trial:
-        profile, settings = self.arms[arm], self.tries[name]
+        profile, settings = self.arms[arm], self.settings(arm, name)
         if self.again:
             return Trial(arm, _tried(profile, {**settings, "seed": SEEDS[0]}))
         updates = self.tuning_updates or profile.train.updates
         short = {"updates": updates, "seed": TUNED_WITH, "checkpoint_every": NEVER}
         return Trial(f"{arm}, {name}", _tried(profile, settings | short))
 
+    def settings(self, arm: str, name: str) -> dict[str, Any]:
+        """What the try of that name changes of an arm."""
+        return self.tries[name] | self.shapes.get(arm, {}).get(name, {})
+
+    def shaped(self, arm: str, name: str) -> Profile:
+        """An arm with the try of that name."""
+        return _tried(self.arms[arm], self.settings(arm, name))
+
     def runs(self, tuned: dict[str, str]) -> dict[str, list[Trial]]:
         """Each arm's runs, with the best of its tries."""
-        return {arm: _seeds(arm, self.arms[arm], self.tries[best]) for arm, best in tuned.items()}
+        return {a: _seeds(a, self.arms[a], self.settings(a, best)) for a, best in tuned.items()}
 
     def in_time(self, best: str, seconds: Mapping[str, float]) -> dict[str, list[Trial]]:
         """OURS with its `best` try and fewer updates, in the time of each faster one of `timed`.
@@ -68,7 +78,7 @@ class Arena:
             share, name = seconds[arm] / seconds[OURS], in_time_of(arm)
             if share < 1:
                 updates = round(share * (ours.train.updates or 0))
-                made[name] = _seeds(name, ours, {**self.tries[best], "updates": updates})
+                made[name] = _seeds(name, ours, {**self.settings(OURS, best), "updates": updates})
         return made
 
 
@@ -86,8 +96,8 @@ def arenas() -> dict[str, Arena]:
     """Every arena by name."""
     base, made = changed(load_profile("quick"), LISTED["base"]), {}
     for name, said in LISTED["arenas"].items():
-        before = LISTED["arenas"][said.get("again", name)]
-        of = before | said
+        before = LISTED["arenas"][said.get("again", said.get("like", name))]
+        of = {of: value for of, value in (before | said).items() if of != "like"}
         ours = changed(base, before["ours"] | of.pop("ours"))
         arms = {arm: _arm(ours, settings) for arm, settings in of.pop("arms").items()}
         made[name] = Arena(arms=arms, **of)

@@ -21,7 +21,8 @@ def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
     `multiply_adds`: a token's at use, with the last head alone. `seconds`: the mean of its `runs`.
     `best`: the try that won; `edge`: it has no try on one side, so that the arm may reach more.
     """
-    profile, best = arena.arms[arm], best_try(own, arena, arm)
+    best = best_try(own, arena, arm)
+    profile = arena.shaped(arm, best)
     model, seq_len = profile.model, profile.train.seq_len
     return {
         "arm": arm,
