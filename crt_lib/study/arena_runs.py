@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from crt_lib.bench.table import rows_of
+from crt_lib.bench.tokens import bench_tokens
 from crt_lib.bench.trial import Training, random_batch, take_turns
 from crt_lib.files import InputError, sha256, write_rows, write_text
 from crt_lib.runs.machine import measured_on
@@ -15,7 +16,7 @@ from crt_lib.study.arenas import OURS, SEEDS, Arena, find_arena, in_time_of
 from crt_lib.study.search import add_rows, documents_file, search
 from crt_lib.study.trial import Row, Trial
 
-PACE = "pace.csv"
+PACE, TOKENS = "pace.csv", "tokens.csv"
 TURNS = 40  # measured updates of an arm
 
 
@@ -57,7 +58,12 @@ def run_arena(
         made = folder / arena.again / "runs.csv"
         _adopt(made, own / "runs.csv", ordered)
         _adopt(documents_file(made), documents_file(own / "runs.csv"), ordered)
-    return search(ordered, own / "runs.csv", documents=arena.documents, **how)
+    rows = search(ordered, own / "runs.csv", documents=arena.documents, **how)
+    if arena.shapes and not only and not rows_of(own / TOKENS):
+        echo("measuring how long each arm takes to write a token")
+        shaped = {arm: arena.shaped(arm, best_try(own, arena, arm)).model for arm in arms}
+        write_rows(own / TOKENS, bench_tokens(shaped))
+    return rows
 
 
 def _adopt(table: Path, own: Path, trials: Sequence[Trial]) -> None:

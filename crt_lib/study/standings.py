@@ -8,8 +8,9 @@ import pandas as pd
 
 from crt_lib.audit.accounting import multiply_adds, parameters_by_part
 from crt_lib.audit.compare import difference_in_bits
+from crt_lib.bench.table import rows_of
 from crt_lib.files import read_rows
-from crt_lib.study.arena_runs import best_try, ran
+from crt_lib.study.arena_runs import TOKENS, best_try, ran
 from crt_lib.study.arenas import OURS, Arena, find_arena, in_time_of
 from crt_lib.study.search import documents_file
 from crt_lib.study.trial import Row
@@ -18,8 +19,9 @@ from crt_lib.study.trial import Row
 def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
     """What an arm has of parameters and does of multiply-adds, its tokens, tries and seconds.
 
-    `multiply_adds`: a token's at use, with the last head alone. `seconds`: the mean of its `runs`.
-    `best`: the try that won; `edge`: it has no try on one side, so that the arm may reach more.
+    `multiply_adds`: a token's at use, with the last head alone. `ms`: of a token that it writes,
+    None where that was not measured. `seconds`: the mean of its `runs`. `best`: the try that won;
+    `edge`: it has no try on one side, so that the arm may reach more.
     """
     best = best_try(own, arena, arm)
     profile = arena.shaped(arm, best)
@@ -28,6 +30,7 @@ def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
         "arm": arm,
         "parameters": sum(parameters_by_part(model).values()),
         "multiply_adds": sum(multiply_adds(model, seq_len, (model.n_loops,)).values()),
+        "ms": next((row["ms"] for row in rows_of(own / TOKENS) if row["arm"] == arm), None),
         "tokens": runs[0]["tokens"],
         "tries": len(arena.tries),
         "best": best,

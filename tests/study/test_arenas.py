@@ -221,6 +221,26 @@ def test_ours_is_trained_again_in_the_time_of_a_faster_arm(tiny, monkeypatch):
     assert timed.in_time(next(iter(arena.tries)), slower) == {}
 
 
+def test_a_try_can_shape_each_arm_and_the_tokens_of_the_best_shapes_are_timed(tiny, monkeypatch):
+    arena, folder = tiny
+    narrow, wide = ({"d_model": width, "embed_dim": width} for width in (16, 24))
+    shapes = {OURS: dict(zip(arena.tries, (narrow, wide), strict=True))}
+    shaped = replace(arena, shapes=shapes)
+    monkeypatch.setattr(arenas, "arenas", lambda: {"tiny": shaped})
+    monkeypatch.setattr("crt_lib.bench.tokens.NEW", 4)
+    run_arena("tiny", folder, only=[OURS], echo=lambda _: None)
+    assert not (folder / "tiny/tokens.csv").exists()  # before every arm is tuned
+    run_arena("tiny", folder, echo=lambda _: None)
+    for row in standings("tiny", folder):
+        profile = shaped.shaped(row["arm"], row["best"])
+        own = shapes.get(row["arm"], {}).get(row["best"], {})
+        assert profile == changed(arena.arms[row["arm"]], {**arena.tries[row["best"]], **own})
+        assert row["parameters"] == size(profile) and row["multiply_adds"] == at_use(profile)
+        assert 0 < row["ms"] < 1000
+    widths = {row["parameters"] for row in read_rows(folder / "tiny/tuning.csv")}
+    assert len(widths) == 3  # two shapes of ours, one of the other arm
+
+
 def test_the_arena_of_look_ups_reads_lines_of_that_language():
     ours = find_arena("lookup").arms[OURS]
     assert ours.train.seq_len == lookup.LENGTH
