@@ -186,7 +186,7 @@ class RunFolder:
         if updates_done == 0:
             stale += [f for f in self.path.glob("*.csv") if f.name in ("results.csv", "exits.csv")]
             stale += checkpoints.glob("*.safetensors*")
-        for file in stale:
+        for file in {*stale}:  # of which `glob` may find one twice
             file.unlink()
         os.truncate(self.metrics, metrics_bytes)
         write_text(self.timing, "".join(json.dumps(row) + "\n" for row in rows))

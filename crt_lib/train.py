@@ -137,8 +137,8 @@ class _Run:
         if log_with:
             settings = {name: str(value) for name, value in _flat(self.record).items()}
             try:
-                wandb = {"dir": self.folder.path}
-                self.accelerator.init_trackers("crt", settings, {"wandb": wandb})
+                own = {"wandb": {"dir": self.folder.path}}
+                self.accelerator.init_trackers("crt", settings, own)
             except Exception as error:  # each has its own
                 raise TrainingError(f"{', '.join(log_with)}: {error}; leave it out") from error
             for tracker in self.accelerator.trackers:
@@ -160,7 +160,8 @@ class _Run:
         except ImportError as error:
             raise InputError(f"training needs {error.name}; pip install {error.name}") from error
         check_launch()
-        if missing := {*log_with}.difference(map(str, get_available_trackers())):
+        names: list[str] = [*log_with] if isinstance(log_with, list | tuple) else [str(log_with)]
+        if missing := {*map(str, names)}.difference(map(str, get_available_trackers())):
             raise InputError(f"no tracker {min(missing)!r} here; pip install 'crt-lm[trackers]'")
         config = self.config
         cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
@@ -179,7 +180,7 @@ class _Run:
             mixed_precision=self.precision.name.replace("fp32", "no"),
             cpu=cpu,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=some_unused)],
-            log_with=list(log_with) or None,
+            log_with=names or None,
             project_dir=self.folder.path / "logs",
         )
         self.is_main = self.accelerator.is_main_process
@@ -248,7 +249,6 @@ class _Run:
         for optimizer in self.prepared_optimizers:
             optimizer.step()
             optimizer.zero_grad()
-
         means = gathered.mean(0).tolist()
         useful = int(accelerator.reduce(torch.tensor(useful, device=accelerator.device), "sum"))
         self.state["update"] = update + 1

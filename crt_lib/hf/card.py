@@ -12,7 +12,7 @@ from crt_lib.files import InputError, write_text
 from crt_lib.hf.hub import CARD, card_text
 from crt_lib.text.corpus import WIKITEXT, WIKITEXT_HUB
 
-_LICENSE = re.compile(r"[a-z][a-z0-9]*(?:[.+-][a-z0-9]+)*\+{0,2}")
+_LICENSE = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:[.+-][a-z0-9]+)*\+{0,2}")
 _TOKENIZERS = {"gpt2": "openai-community/gpt2"}  # those of the hub
 
 

@@ -1,4 +1,4 @@
-"""Clocks that go backwards, and checkpoints as older versions wrote them."""
+"""Clocks that go backwards, and checkpoints of older versions and of other configurations."""
 
 import itertools
 import json
@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import kills
 from damage import Base
-from harness import Case, Child, Kind, command, crt, same
+from harness import Case, Child, Kind, command, contents, crt, one_line, same
 
 from crt_lib.config import ModelConfig
 
@@ -23,6 +24,8 @@ def kinds(base: Base) -> Iterator[Kind]:
     """The kinds of this module."""
     yield Kind("clock that goes backwards", "the same files as ever", clocks(base))
     yield Kind("checkpoint of an older version", "scored as the new file is", older(base))
+    holds = "one line, exit status 2, no file is changed"
+    yield Kind("file of another configuration", holds, others(base))
 
 
 def _shifted(seconds: float, after: int | None = None) -> None:
@@ -131,3 +134,45 @@ def older(base: Base) -> Iterator[Case]:
     yield Case("two texts, the other order", partial(case, turned))
     yield Case("without the settings that came later", partial(case, fewer))
     yield Case("with a setting that went", partial(case, gone))
+
+
+def others(base: Base) -> Iterator[Case]:
+    """A run with one file of a run of another shape, or gone on with by other settings."""
+
+    def other(folder: Path) -> Path:
+        """A run of three loops, another width and vocabulary, with its gate."""
+        run, shape = folder / "other", ["n_loops=3", "exit_loops=[1,2]", "d_model=32"]
+        words = [*kills.train_words(run, base.corpus), *(f"--set=model.{one}" for one in shape)]
+        words[words.index("bpe:300")] = "bpe:280"
+        for call in (words, ["gate", str(run)]):
+            done = crt(folder, *call)
+            assert done.status == 0, done.err[-300:]
+        return run
+
+    def refused(words: list[str], folder: Path) -> None:
+        before = contents(folder / "run")
+        one_line(crt(folder, *words), 2)
+        same(folder / "run", before, "though refused:")
+
+    def mixed(name: str, words: Callable[[Path], list[str]], folder: Path) -> None:
+        shutil.copytree(base.rich, folder / "run")
+        shutil.copy(other(folder) / "checkpoints" / name, folder / "run/checkpoints" / name)
+        refused(words(folder), folder)
+
+    def changed(setting: str, folder: Path) -> None:
+        shutil.copytree(base.run, folder / "run")
+        refused([*base.train(folder / "run"), f"--set={setting}"], folder)
+
+    def generate(*more: str) -> Callable[[Path], list[str]]:
+        return lambda folder: ["generate", str(folder / "run"), "the river", "--tokens", "2", *more]
+
+    files = {
+        "best.safetensors": generate("--exit", "full"),
+        "tokenizer.json": generate("--exit", "full"),
+        "gate.safetensors": generate("--exit", "gate", "--tau0", "0.5"),
+        "last.safetensors": base.resumed,
+    }
+    for name, words in files.items():
+        yield Case(name, partial(mixed, name, words))
+    for setting in ("train.seed=9", "train.updates=31", "model.n_loops=3", "train.max_lr=0.5"):
+        yield Case(setting, partial(changed, setting))

@@ -1,10 +1,11 @@
 """Bombs: zip, JSON and YAML that unpack to far more than they are."""
 
+import io
 import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,20 @@ def zip_bombs() -> Iterator[Case]:
     """Programs of torch.export and files of torch.save that unpack to more than they are."""
     megabyte = b"\0" * (1 << 20)
 
-    def packed(path: Path) -> None:
+    @cache
+    def bomb() -> bytes:
         """Members of HUGE bytes in all, packed to a thousandth."""
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
             for name in ("data.pkl", "models/model.json"):
                 with file.open(f"x/{name}", "w", force_zip64=True) as member:
                     for _ in range(HUGE >> 21):
                         member.write(megabyte)
             file.writestr("x/version", "3")
+        return made.getvalue()
+
+    def packed(path: Path) -> None:
+        path.write_bytes(bomb())
 
     def lies(path: Path, size: int, kind: int = zipfile.ZIP_STORED) -> None:
         """Members that are said to have `size` bytes."""

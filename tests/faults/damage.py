@@ -1,5 +1,6 @@
 """Disks that are full or read-only, files that are damaged, and two processes in one folder."""
 
+import contextlib
 import json
 import os
 import random
@@ -30,6 +31,12 @@ from crt_lib.files import sha256
 LONG = 100_000_000  # bytes of a long line
 SHORT = ("text/train.txt", "text/test.txt")  # not damaged in ways of which nothing can be told
 SHARES = (25, 50, 75)  # percent of the memory that a training needs
+LONG_WRITERS = (
+    "search",
+    "reproduce",
+    "train",
+    "export",
+)  # minutes; others have disks of many sizes
 MARGIN = 400_000_000  # bytes of address space beyond what the imports take
 
 
@@ -38,7 +45,8 @@ class Base:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self.corpus, self.run = folder / "text", folder / "run"
+        self.corpus, self.run, self.whole = folder / "text", folder / "run", folder / "whole"
+        self.whole.mkdir()
         kills.text(self.corpus)
         self._must(folder, *kills.train_words(self.run, self.corpus))
         self.trained = contents(self.run)
@@ -59,6 +67,13 @@ class Base:
         """The words of the training that `run` is of, in another folder."""
         return kills.train_words(out, self.corpus)
 
+    def resumed(self, folder: Path) -> list[str]:
+        """The words of a training in `folder`/run that goes on from `last`."""
+        path = folder / "run/manifest.json"
+        if path.is_file() and (text := path.read_bytes()).count(b'"done"'):
+            path.write_bytes(text.replace(b'"done"', b'"stopped"'))
+        return self.train(folder / "run")
+
 
 def kinds(base: Base, seed: int) -> Iterator[Kind]:
     """The kinds of this module."""
@@ -70,6 +85,7 @@ def kinds(base: Base, seed: int) -> Iterator[Kind]:
         refused,
         full_disks(base, "explore", range(1300, 3600, 330)),
     )
+    yield Kind("full disk: every command that writes", refused, no_space(base))
     yield Kind("read-only folder", "one line on stderr, nothing written", read_only(base))
     holds = "exit status 0 or one line that says so, no traceback; no other file is changed"
     yield Kind("damaged file", holds, damages(base, seed))
@@ -134,22 +150,9 @@ def full_disks(base: Base, name: str, sizes: range) -> Iterator[Case]:
         yield Case(f"{size} kB", partial(case, size))
 
 
-def read_only(base: Base) -> Iterator[Case]:
-    """Commands that write, on a disk that is mounted read-only."""
-
-    def case(words: Callable[[Path], list[str]], folder: Path) -> None:
-        disk = folder / "disk"
-        with small_disk(disk, "20m") as remount:
-            shutil.copytree(base.run, disk / "run")
-            kills.notebook(disk)
-            before = contents(disk)
-            remount("ro")
-            one_line(Child(command(*words(disk)), folder).wait(), 1, 2)
-            same(disk, before)
-
-    if os.geteuid():
-        return
-    search = ("search", "crt2", "--lr", "1", "--updates", "1", "--out")
+def writers(base: Base) -> dict[str, Callable[[Path], list[str]]]:
+    """The words of every command that writes, on a disk with a run, `books` and `results`."""
+    search = ("search", "crt2", "--lr", "1e-3", "--updates", "1", "--out")
     calls: dict[str, Callable[[Path], list[str]]] = {
         "train": lambda d: base.train(d / "new"),
         "export": lambda d: ["export", str(base.run), str(d / "hf")],
@@ -162,12 +165,72 @@ def read_only(base: Base) -> Iterator[Case]:
         "lm-task": lambda d: ["lm-task", str(d / "task"), "--corpus", "grammar"],
         "search": lambda d: [*search, str(d / "s.csv")],
         "audit": lambda d: ["audit", str(base.run), "--html", str(d / "x.html")],
+        "claims": lambda d: ["claims", "--results", str(d / "results")],
         "sweep": lambda d: [
             *("sweep", "01", "--grid", "seed=0", "--profile", "smoke"),
             *("--notebooks", str(d / "books"), "--out", str(d / "out")),
         ],
+        "reproduce": lambda d: ["reproduce", *kills.SMOKE, "--only", "03", "--out", str(d / "out")],
     }
-    for name, words in calls.items():
+    return calls
+
+
+def _furnish(base: Base, disk: Path) -> None:
+    """What `writers` need."""
+    shutil.copytree(base.run, disk / "run")
+    kills.notebook(disk)
+    kills.of_results(disk)
+
+
+def no_space(base: Base) -> Iterator[Case]:
+    """Every command that writes, with so many kilobytes left; then with space."""
+
+    def case(words: list[str], left: int, folder: Path) -> None:
+        disk = folder / "disk"
+        with small_disk(disk, "60m"):
+            _furnish(base, disk)
+            before, filler = contents(disk), disk / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+            os.truncate(filler, filler.stat().st_size - 1024 * left)
+            done = Child(command(*words), folder).wait()
+            if done.status:
+                one_line(done, 1, 2)
+                found = contents(disk)
+                gone = [name for name in before if found.get(name) != before[name]]
+                stray = [name for name in found if ".tmp" in name]
+                if gone or stray:
+                    raise Lost(f"changed or left: {', '.join(gone + stray)}")
+            filler.unlink()
+            done = Child(command(*words), folder).wait()
+            assert done.status == 0, f"then with space: {done.err[-300:]}"
+
+    if os.geteuid():
+        return
+    for name, words in writers(base).items():
+        if name not in LONG_WRITERS:
+            for left in (0, 8):
+                yield Case(
+                    f"{name}, {left} kB", lambda f, w=words, n=left: case(w(f / "disk"), n, f)
+                )
+
+
+def read_only(base: Base) -> Iterator[Case]:
+    """Every command that writes, on a disk that is mounted read-only."""
+
+    def case(words: Callable[[Path], list[str]], folder: Path) -> None:
+        disk = folder / "disk"
+        with small_disk(disk, "60m") as remount:
+            _furnish(base, disk)
+            before = contents(disk)
+            remount("ro")
+            one_line(Child(command(*words(disk)), folder).wait(), 1, 2)
+            same(disk, before)
+
+    if os.geteuid():
+        return
+    for name, words in writers(base).items():
         yield Case(name, partial(case, words))
 
 
@@ -190,13 +253,13 @@ def _ways(rng: random.Random, text: bool) -> dict[str, Callable[[Path], None]]:
         path.unlink()
         path.symlink_to(path.name)
 
-    long = LONG // 50 if text else LONG  # to score more takes minutes
+    long = LONG // 400 if text else LONG  # to score more takes minutes
     changes: dict[str, Callable[[bytes], bytes]] = {
         "0 bytes": lambda d: b"",
         "half of it": lambda d: d[: len(d) // 2],
         "without its last byte": lambda d: d[:-1],
         "not UTF-8": lambda d: d[: len(d) // 2] + b"\xff\xfe" + d[len(d) // 2 :],
-        f"a line of {long // 10**6} MB": lambda d: b"x" * long + b"\n" + d,
+        f"a line of {long / 1e6:g} MB": lambda d: b"x" * long + b"\n" + d,
         "nested deep": lambda d: b"[" * 200_000,
     }
     for place in (0.0, 0.002, 0.01, 0.1, 0.5, 0.97):
@@ -208,13 +271,6 @@ def _ways(rng: random.Random, text: bool) -> dict[str, Callable[[Path], None]]:
 
 def damages(base: Base, seed: int) -> Iterator[Case]:
     """Every file that a command reads, damaged in every way."""
-
-    def resumed(folder: Path) -> list[str]:
-        """A training that goes on from `last`."""
-        path = folder / "run/manifest.json"
-        if path.is_file() and (text := path.read_bytes()).count(b'"done"'):
-            path.write_bytes(text.replace(b'"done"', b'"stopped"'))
-        return base.train(folder / "run")
 
     def generate(*more: str) -> Callable[[Path], list[str]]:
         return lambda folder: ["generate", str(folder / "run"), "the river", "--tokens", "4", *more]
@@ -234,11 +290,11 @@ def damages(base: Base, seed: int) -> Iterator[Case]:
         "run/checkpoints/tokenizer.json": generate("--exit", "full"),
         "run/checkpoints/gate.safetensors": generate("--exit", "gate", "--tau0", "0.5"),
         "run/checkpoints/exits.json": generate(),
-        "run/checkpoints/last.safetensors": resumed,
-        "run/manifest.json": resumed,
-        "run/metrics.jsonl": resumed,
-        "run/timing.jsonl": resumed,
-        "run/config.json": resumed,
+        "run/checkpoints/last.safetensors": base.resumed,
+        "run/manifest.json": base.resumed,
+        "run/metrics.jsonl": base.resumed,
+        "run/timing.jsonl": base.resumed,
+        "run/config.json": base.resumed,
         "run/results.csv": lambda f: base.train(f / "run"),
         "run/traces/valid.safetensors": kills.explore,
         "run/policies.csv": kills.explore,
@@ -285,11 +341,11 @@ def twins(base: Base) -> Iterator[Case]:
     """A command begun twice at once in one folder."""
     for subject in kills.subjects(base.run, base.corpus):
         if subject.name.split()[0] in ("train", "sweep", "arena", "export", "explore", "search"):
-            yield Case(subject.name, partial(_twin, subject))
+            yield Case(subject.name, partial(_twin, subject, base.whole))
 
 
-def _twin(subject: kills.Subject, folder: Path) -> None:
-    whole, _ = kills.undisturbed(subject, folder / "whole")
+def _twin(subject: kills.Subject, kept: Path, folder: Path) -> None:
+    whole, _ = kills.undisturbed(subject, kept)
     shared, other = folder / "shared", folder / "other"
     other.mkdir()
     shared.mkdir()

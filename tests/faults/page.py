@@ -3,11 +3,13 @@
 import argparse
 import datetime
 import importlib
+import multiprocessing
 import os
 import platform
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from crt_lib.files import locked, read_rows, write_text
 
 HERE = Path(__file__).parent
 FOUND = HERE / "found.csv"
+FORK = multiprocessing.get_context("fork")
 KILLS = 100  # SIGKILLs of a whole run, over all commands
 NEEDED = (  # before a fork, so that a fault falls into the work and not into the imports
     *("crt_lib.cli", "crt_lib.runs.run", "crt_lib.hf.export", "crt_lib.hf.targets", "accelerate"),
     *("crt_lib.show.explorer_page", "crt_lib.study.arena_runs", "crt_lib.study.claims"),
     *("crt_lib.study.calibration", "crt_lib.book.sweep", "papermill", "transformers"),
+    "torch._dynamo",  # by every optimizer's first step
 )
+WORKERS = 2  # kinds that are tried at once
 
 
 def kinds(kills: int, seed: int, scratch: Path, soaked: float):
@@ -41,8 +46,8 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
     subjects = killing.subjects(base.run, base.corpus)
     for subject in subjects:
         share = max(1, round(kills * subject.share / 100))
-        yield killing.sigkills(subject, share, seed, scratch)
-    yield killing.stops(subjects, seed, scratch)
+        yield killing.sigkills(subject, share, seed, base.whole)
+        yield killing.stops(subject, seed, base.whole)
     yield from damage.kinds(base, seed)
     yield from ages.kinds(base)
     yield from inputs.kinds(base)
@@ -89,7 +94,7 @@ def page(rows: list[dict[str, Any]], not_run: list[str]) -> str:
         "Made by `make faults`; do not edit. Each row is of the last run of that fault.",
         "",
         *(f"- {machine}" for machine in dict.fromkeys(r["machine"] for r in rows)),
-        f"- {seconds / 60:.0f} minutes in all",
+        f"- {seconds / 60:.0f} minutes in all, {WORKERS} kinds at a time",
         "",
         "| fault | tried | survived | nothing lost | what must hold | date |",
         "|---|---:|---:|---|---|---|",
@@ -121,31 +126,52 @@ def main() -> int:
     given = asked.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    found: list[Any] = []
-    not_run: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name).resolve()
         os.environ["CRT_CACHE_ROOT"] = str(scratch / "cache")
         for module in NEEDED:
             importlib.import_module(module)
         every = [*kinds(given.kills, given.seed, scratch, given.soak)]
-        for kind in every:
-            if not re.search(given.only, kind.name):
-                continue
-            kind.attempt(scratch / f"kind-{len(found)}")
-            found.append(kind)
-            not_run = keep(row(kind, given.kills, given.seed), [one.name for one in every])
-    return int(bool(not_run) or any(kind.failures for kind in found))
+        names = [kind.name for kind in every]
+
+        def attempt(kind: Any) -> None:
+            kind.attempt(scratch / kind.name.replace("/", " "))
+            keep(row(kind, given.kills, given.seed), names)
+
+        whole = share_out([kind for kind in every if re.search(given.only, kind.name)], attempt)
+    rows = {r["fault"]: r for r in read_rows(FOUND)}
+    return int(not whole or any(name not in rows or rows[name]["failures"] for name in names))
 
 
-def keep(found: dict[str, Any], known: list[str]) -> list[str]:
-    """Put a row into found.csv and write the page; those of `known` that have no row."""
+def share_out(chosen: list[Any], attempt: Callable[[Any], None]) -> bool:
+    """Try the kinds in WORKERS processes, longest first; whether each came to its end."""
+    took = {r["fault"]: r["seconds"] for r in read_rows(FOUND)} if FOUND.exists() else {}
+    kinds = sorted(chosen, key=lambda kind: -took.get(kind.name, 0))
+    turn = FORK.Value("i", 0)
+
+    def work() -> None:
+        while True:
+            with turn.get_lock():
+                number, turn.value = turn.value, turn.value + 1
+            if number >= len(kinds):
+                return
+            attempt(kinds[number])
+
+    processes = [FORK.Process(target=work) for _ in range(WORKERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return not any(process.exitcode for process in processes)
+
+
+def keep(found: dict[str, Any], known: list[str]) -> None:
+    """Put a row into found.csv and write the page, which also says which of `known` has none."""
     with locked(FOUND):
         put_rows(FOUND, [found], ["fault"])
         rows = read_rows(FOUND)
         not_run = [name for name in known if name not in {r["fault"] for r in rows}]
         write_text(HERE / "README.md", page(rows, not_run))
-    return not_run
 
 
 if __name__ == "__main__":

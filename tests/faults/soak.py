@@ -65,12 +65,17 @@ def write_texts(seconds: float, out: Path) -> None:
 
 
 def training(kind: Kind, base: Base, seed: int, folder: Path) -> None:
-    """The training in one go, its memory read; then again, stopped by SIGTERM and gone on."""
+    """The training in one go, its memory read until its last update, after which it reads all rows.
+
+    Then again, stopped by SIGTERM and gone on.
+    """
     changes = [f"updates={UPDATES}", f"checkpoint_every={EVERY}", "eval_every=2000", "keep_every=0"]
     words = kills.train_words(folder / "run", base.corpus, *changes)
     begun, child, read = time.monotonic(), Child(command(*words), folder), []
     while (status := child.ended(0.5)) is None:
-        read.append(child.process.memory_info().rss)
+        resident = child.process.memory_info().rss
+        if _updates_made(folder / "run/timing.jsonl") < UPDATES:
+            read.append(resident)
     assert status == 0, child.said()
     seconds, whole = time.monotonic() - begun, contents(folder)
     shutil.rmtree(folder / "run")
@@ -87,6 +92,15 @@ def training(kind: Kind, base: Base, seed: int, folder: Path) -> None:
     assert done.status == 0, done.err[-500:]
     same(folder, whole, f"after {stopped} stops:")
     kind.holds += f"; {UPDATES:,} updates, {stopped} stops, {flat(read)}"
+
+
+def _updates_made(timing: Path) -> int:
+    """The update of the last whole row of a timing.jsonl; 0 without one."""
+    if not timing.exists():
+        return 0
+    rows = timing.read_bytes()[-1000:].splitlines(keepends=True)
+    whole = [row for row in rows[1:] if row.endswith(b"\n")]
+    return json.loads(whole[-1])["update"] if whole else 0
 
 
 def flat(resident: list[int]) -> str:
