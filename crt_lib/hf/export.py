@@ -1,5 +1,6 @@
 """A model for other programs: a folder of transformers, a program of torch.export or ONNX."""
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def _write_program(program: torch.export.ExportedProgram, out: Path) -> Path:
             how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
             torch.onnx.export(program, f=temporary, **how)
         else:
-            with temporary.open("wb") as file:
-                torch.export.save(program, file)
+            packed = io.BytesIO()  # its writer ends the process where a disk is full
+            torch.export.save(program, packed)
+            temporary.write_bytes(packed.getbuffer())
     return out

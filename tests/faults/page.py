@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from crt_lib.bench.table import put_rows
-from crt_lib.files import locked, read_rows, write_text
+from crt_lib.files import locked, read_rows, write_rows, write_text
 
 HERE = Path(__file__).parent
 FOUND = HERE / "found.csv"
 FORK = multiprocessing.get_context("fork")
+HOURS = 2.0  # of a soak
 KILLS = 100  # SIGKILLs of a whole run, over all commands
 NEEDED = (  # before a fork, so that a fault falls into the work and not into the imports
     *("crt_lib.cli", "crt_lib.runs.run", "crt_lib.hf.export", "crt_lib.hf.targets", "accelerate"),
@@ -30,7 +31,7 @@ WORKERS = 2  # kinds that are tried at once
 
 
 def kinds(kills: int, seed: int, scratch: Path, soaked: float):
-    """Every kind of fault, in order; with hours of soaking, that alone."""
+    """Every kind of fault, in order; the last are soaks, of `soaked` hours."""
     import ages
     import bombs
     import damage
@@ -40,9 +41,6 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
     import soak
 
     base = damage.Base(scratch / "base")
-    if soaked:
-        yield from soak.kinds(base, soaked, seed)
-        return
     subjects = killing.subjects(base.run, base.corpus)
     for subject in subjects:
         share = max(1, round(kills * subject.share / 100))
@@ -53,6 +51,7 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
     yield from inputs.kinds(base)
     yield from foes.kinds(base)
     yield from bombs.kinds(base)
+    yield from soak.kinds(base, soaked, seed)
 
 
 def row(kind, kills: int, seed: int) -> dict[str, object]:
@@ -83,9 +82,8 @@ def page(rows: list[dict[str, Any]], not_run: list[str]) -> str:
         for r in rows
     ]
     table += [f"| {name} | not run | | | | |" for name in not_run]
-    tried, survived, lost, seconds = (
-        sum(r[name] for r in rows) for name in ("tried", "survived", "lost", "seconds")
-    )
+    tried, survived, lost = (sum(r[name] for r in rows) for name in ("tried", "survived", "lost"))
+    seconds = sum(r["seconds"] for r in rows if not r["fault"].startswith("soak"))
     failures = [f"- {name}: not run" for name in not_run]
     failures += [f"- {one}" for r in rows for one in (r["failures"] or "").split(" // ") if one]
     lines = [
@@ -94,7 +92,7 @@ def page(rows: list[dict[str, Any]], not_run: list[str]) -> str:
         "Made by `make faults`; do not edit. Each row is of the last run of that fault.",
         "",
         *(f"- {machine}" for machine in dict.fromkeys(r["machine"] for r in rows)),
-        f"- {seconds / 60:.0f} minutes in all, {WORKERS} kinds at a time",
+        f"- {seconds / 60:.0f} minutes of work, {WORKERS} kinds at a time; the soak apart",
         "",
         "| fault | tried | survived | nothing lost | what must hold | date |",
         "|---|---:|---:|---|---|---|",
@@ -131,14 +129,15 @@ def main() -> int:
         os.environ["CRT_CACHE_ROOT"] = str(scratch / "cache")
         for module in NEEDED:
             importlib.import_module(module)
-        every = [*kinds(given.kills, given.seed, scratch, given.soak)]
+        every = [*kinds(given.kills, given.seed, scratch, given.soak or HOURS)]
         names = [kind.name for kind in every]
 
         def attempt(kind: Any) -> None:
             kind.attempt(scratch / kind.name.replace("/", " "))
             keep(row(kind, given.kills, given.seed), names)
 
-        whole = share_out([kind for kind in every if re.search(given.only, kind.name)], attempt)
+        own = [kind for kind in every if kind.name.startswith("soak") == bool(given.soak)]
+        whole = share_out([kind for kind in own if re.search(given.only, kind.name)], attempt)
     rows = {r["fault"]: r for r in read_rows(FOUND)}
     return int(not whole or any(name not in rows or rows[name]["failures"] for name in names))
 
@@ -169,7 +168,8 @@ def keep(found: dict[str, Any], known: list[str]) -> None:
     """Put a row into found.csv and write the page, which also says which of `known` has none."""
     with locked(FOUND):
         put_rows(FOUND, [found], ["fault"])
-        rows = read_rows(FOUND)
+        rows = [row for row in read_rows(FOUND) if row["fault"] in known]  # not of kinds that went
+        write_rows(FOUND, rows)
         not_run = [name for name in known if name not in {r["fault"] for r in rows}]
         write_text(HERE / "README.md", page(rows, not_run))
 
