@@ -48,7 +48,7 @@ def bench_exits(
 
     `groups` of `rows` windows of `seq_len` are read by every policy in turn, two equal ones once.
     For each that asks there is a mix of two neighbouring fixed exits of the same mean depth, drawn
-    by chance; and an oracle: each token at the first exit that is no worse than the last.
+    by chance; and ORACLE, the first exit no worse than the last (of a trace: first that is right).
 
     `above`: nats a token above full depth, with its 95 % interval over windows, `low` and `high`.
     `ms`, `ms_p5`, `ms_p95`: the wait for a step; `first_ms`: for the first of a text. `speedup`:

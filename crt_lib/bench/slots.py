@@ -2,8 +2,8 @@
 
 A shared block can run rows at different loops at once: a row that leaves early takes its next token
 at the next tick, and no row waits for the deepest. What a tick costs is measured; the ticks are
-simulated on the exits that a policy took. Nothing is added for gathering the rows' memories, so the
-speeds are bounds: what is built is slower.
+simulated on the exits that a policy took. Nothing is added for asking, nor for gathering the rows'
+memories, so the speeds are estimates, and what is built is likely slower.
 """
 
 import time

@@ -50,6 +50,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "words": trained.words,
     "arenas": arena_tables,
     "distilled": demo.distilled,
+    "missed": demo.missed_bars,
     "exits": demo.exits_headline,
     "looping": looping_headline,
     "bench": timed.training_benchmark,

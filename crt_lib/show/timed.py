@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from crt_lib.bench.exits import MIX
+from crt_lib.bench.exits import MIX, ORACLE
 from crt_lib.bench.gpt2 import COMPILED, name_of
 from crt_lib.config import GPT2Config, config_from_dict
 from crt_lib.exits.policy import CRITERIA
@@ -91,7 +91,8 @@ def assisted(results: Path) -> str:
 def taken(files: Sequence[Path]) -> str:
     """`crt bench exits`: loss and speed of policies on the same tokens, a table for each file."""
     tables = map(pd.read_csv, files)
-    return render("taken", files=[t[~t["policy"].str.startswith(MIX)] for t in tables])
+    shown = [t[~t["policy"].str.startswith(MIX)] for t in tables]
+    return render("taken", files=shown, oracle=ORACLE)
 
 
 def foreseen(foresight: Path, files: Sequence[Path]) -> pd.DataFrame:

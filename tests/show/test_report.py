@@ -12,6 +12,7 @@ from crt_lib.files import read_rows, write_rows
 from crt_lib.runs.manifest import update_manifest
 from crt_lib.show import arenas as shown
 from crt_lib.show.arenas import looping_headline
+from crt_lib.show.demo import AIMED, missed_bars
 from crt_lib.show.notebooks import lessons, notebook_table, record_times
 from crt_lib.show.pages import BLOCKS, PAGES, update_page
 from crt_lib.show.trained import small_results
@@ -165,3 +166,10 @@ def test_every_notebook_is_in_one_lesson_with_its_exercises():
         head = path.stem[:2]
         assert text.count(f"[{head}](notebooks/{path.name})") == 1, path
         assert re.search(rf"{head}: 1", text), path
+
+
+def test_a_bar_that_is_reached_is_not_called_missed(monkeypatch):
+    assert "**Exit 2 at 1.6x" in missed_bars(ROOT / "results")
+    monkeypatch.setitem(AIMED, "exit 2", 1.2)
+    with pytest.raises(InputError, match="no longer missed"):
+        missed_bars(ROOT / "results")
