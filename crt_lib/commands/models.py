@@ -50,10 +50,9 @@ def generate(
 
     given = {"tau0": tau0, "tau_min": tau_min, "decay": decay}
     own = {name: value for name, value in given.items() if value is not None}
-    others = (exit_name, budget, quantize, own or None)
-    if speculate is not None and any(given is not None for given in others):
+    if speculate is not None and (quantize or own):
         raise InputError(
-            "--speculate keeps the text of every loop in float32; leave out --exit, --budget, "
+            "--speculate keeps the text of every loop, or of a fixed exit, in float32; leave out "
             "thresholds and --quantize"
         )
     loaded, tokenizer, _ = load_trained_model(checkpoint)
@@ -101,14 +100,10 @@ def _way_to_decode(
     drafted: bool,
 ) -> "Choice":
     """What `crt generate` was asked for; says in one line what it takes by itself."""
-    from crt_lib.exits.choice import Choice, choices_of, choose, drafts
+    from crt_lib.exits.choice import FULL, Choice, choices_of, choose, drafts
     from crt_lib.exits.policy import Policy
     from crt_lib.runs.trained import find_checkpoint
 
-    if speculate is not None:
-        auto = speculate == options.AUTO
-        loop = drafts(choices_of(find_checkpoint(checkpoint))) if auto else speculate
-        return Choice(draft_loop=loop)
     if thresholds:
         if exit_name is None:
             raise InputError("thresholds are of a criterion; name it with --exit")
@@ -117,6 +112,12 @@ def _way_to_decode(
         return Choice(Policy(exit_name, **thresholds))
     choices = choices_of(find_checkpoint(checkpoint))
     share = None if budget is None else budget / 100
+    if speculate is not None:
+        kept = choose(choices, exit_name or FULL, budget=share).policy
+        if kept.criterion is not None:
+            raise InputError(f"drafts are of every loop or a fixed exit, not of {exit_name}")
+        loop = drafts(choices, kept.fixed) if speculate == options.AUTO else speculate
+        return Choice(kept, draft_loop=loop)
     choice = choose(choices, exit_name, budget=share, drafted=drafted)
     if exit_name is None and choices is not None:
         typer.echo(f"[{choices.said(choice)}; --exit full runs every loop]", err=True)

@@ -76,7 +76,8 @@ Speculate = Annotated[
     int | None,
     typer.Option(
         "--speculate",
-        help="Lossless: this loop's exit drafts, or the text so far; auto: the fastest calibrated.",
+        help="This loop's exit drafts, or the text so far; auto: the fastest calibrated. The text "
+        "stays that of full depth, or with the text's drafts of --exit K.",
         parser=draft_loop,
         metavar="LOOP|text|auto",
     ),

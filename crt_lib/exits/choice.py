@@ -147,13 +147,17 @@ def choose(
     )
 
 
-def drafts(choices: Choices | None) -> int:
-    """The loop whose lossless drafts were fastest when calibrated; InputError where none was."""
+def drafts(choices: Choices | None, last: int | None = None) -> int:
+    """The loop whose drafts were fastest when calibrated; InputError where none was.
+
+    The drafts of full depth's text, or of that of the exit after loop `last`.
+    """
     ways = (choices.ways if choices else {}).values()
-    timed = {way.draft_loop: way.speedup for way in ways if way.policy.fixed is None}
+    timed = {way.draft_loop: way.speedup for way in ways if way.policy.fixed == last}
     loops = [loop for loop in timed if loop is not None]
     if not loops:
         raise InputError(
-            "no drafts are calibrated for this checkpoint; `crt calibrate RUN` does it"
+            f"no drafts of {f'exit {last}' if last else 'full depth'} are calibrated for this "
+            "checkpoint; `crt calibrate RUN` calibrates those that keep its budget"
         )
     return max(loops, key=timed.__getitem__)

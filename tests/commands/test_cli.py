@@ -198,7 +198,9 @@ def test_generate_is_the_same_with_speculation_and_by_seed(trained, float64, cap
     plain = texts()
     assert [len(row["loops"]) for row in plain] == [12, 12]
     assert texts("--speculate", "1") == texts("--speculate", "text") == plain
-    assert {loop for row in texts("--exit", "2") for loop in row["loops"]} == {2}
+    by_exit = texts("--exit", "2")
+    assert {loop for row in by_exit for loop in row["loops"]} == {2}
+    assert texts("--exit", "2", "--speculate", "text") == by_exit
     drawn = ["--temperature", "1", "--seed", "5"]
     assert texts(*drawn) == texts(*drawn) != plain
     assert "12 tokens, 4.00 loops each" in crt(*words[:-1], capsys=capsys)[1]
@@ -229,9 +231,12 @@ def test_generate_takes_what_was_calibrated(trained, tmp_path, capsys):
     assert "speculation from the text" in crt(*words, capsys=capsys)[2]
     for others in (["a"], ["--temperature", "1"]):  # drafts were timed on one greedy text
         assert "speculation" not in crt(*words, *others, capsys=capsys)[2]
-    for asked in (["--budget", "0"], ["--exit", "1"]):
-        code, _, err = crt(*words, "--speculate", "text", *asked, capsys=capsys)
-        assert code == 2 and "every loop" in err
+    about["ways"]["exit 1, speculation from the text"] |= {"speedup": 8.0}
+    path.write_text(json.dumps(about))
+    for asked in (["--exit", "1"], ["--budget", "50"], ["--exit", "1", "--budget", "50"]):
+        assert crt(*words, "--speculate", "auto", *asked, capsys=capsys)[0] == 0
+    code, _, err = crt(*words, "--speculate", "text", "--budget", "0", capsys=capsys)
+    assert code == 2 and "crt calibrate RUN --budget 0" in err
     code, _, err = crt(*words, "--budget", "1", capsys=capsys)
     assert code == 2 and "crt calibrate RUN --budget 1" in err
 
@@ -241,7 +246,8 @@ GENERATE = {
     "criterion": (["--exit", "patience"], "'patience'"),
     "threshold": (["--exit", "margin", "--tau0", "1.5"], "tau0 is 1.5"),
     "thresholds": (["--exit", "margin", "--tau0", "0.1"], "only falls"),
-    "both": (["--exit", "1", "--speculate", "1"], "every loop"),
+    "both": (["--exit", "1", "--speculate", "1"], "cannot be the last where loop 1 drafts"),
+    "8 bits": (["--quantize", "int8", "--speculate", "1"], "leave out thresholds and --quantize"),
     "draft": (["--speculate", "4"], "loop 4 cannot draft"),
     "exit": (["--exit", "9"], "loop 9"),
     "length": (["--tokens", "500"], "from 0 to 128"),

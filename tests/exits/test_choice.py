@@ -65,7 +65,10 @@ def test_what_was_not_calibrated_names_the_way_out():
 
 
 def test_drafts_are_of_the_fastest_speculation():
-    assert drafts(CHOICES) == 2  # lossless: not for the text of exit 3
+    assert drafts(CHOICES) == 2  # of full depth, not of the text of exit 3
+    assert drafts(CHOICES, 3) == 0
+    with pytest.raises(InputError, match="no drafts of exit 1"):
+        drafts(CHOICES, 1)
     for without in (None, Choices(0.005, {"full": Choice()})):
         with pytest.raises(InputError, match="crt calibrate RUN"):
             drafts(without)
