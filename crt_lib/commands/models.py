@@ -119,8 +119,11 @@ def _way_to_decode(
         loop = drafts(choices, kept.fixed) if speculate == options.AUTO else speculate
         return Choice(kept, draft_loop=loop)
     choice = choose(choices, exit_name, budget=share, drafted=drafted)
-    if exit_name is None and choices is not None:
+    if choices is not None and exit_name is None:
         typer.echo(f"[{choices.said(choice)}; --exit full runs every loop]", err=True)
+    elif choices is not None and (failed := choices.failed.get(exit_name or "")):
+        lost = math.expm1(failed.high)
+        typer.echo(f"[exit {exit_name} may lose {lost:.2%} of the perplexity]", err=True)
     return choice
 
 
