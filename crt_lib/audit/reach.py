@@ -14,6 +14,7 @@ from crt_lib.audit.probes import Finding, findings, shape_noise
 
 ROWS = 8  # of a batch
 BEFORE, AFTER = 6, 1  # tokens before the one that goes through the vocabulary, and after it
+WORDS_LATE = "vocabulary, late"  # what `Asked.covered` calls it
 LARGE = 2**11  # a vocabulary of which each token has half as many before it
 ODD = 3  # cuts of a row of an odd length
 SURE = 8  # cuts of a long row that are made, however slow the model is
@@ -90,36 +91,54 @@ def _said_of(cuts: Tensor, length: int) -> str:
 
 
 def vocabulary(asked: Asked) -> dict[int, Finding]:
-    if asked.vocab_size < 2:
+    V, reach = asked.vocab_size, max(asked.context, asked.ids.shape[1])
+    if V < 2:
         raise NotAsked("there is one token alone")
-    before = BEFORE if asked.vocab_size <= LARGE else BEFORE // 2
-    size = min(before + 1 + AFTER, max(asked.context, asked.ids.shape[1]))
-    before = min(before, size - 1)
-    order = torch.randperm(asked.vocab_size, generator=torch.Generator().manual_seed(8))
-    own, later, other = (order.roll(i).to(asked.ids.device) for i in range(3))
-    base = asked.row(size, seed=7).repeat(len(order), 1)
-    base[:, before - 1], base[:, before] = own, later
-    rows = base.clone()
-    rows[:, before] = other
-    moved = asked.differences(base, rows, seconds=0.3 * asked.seconds)
-    n = len(next(iter(moved.values())))
-    percent = 100 * n / len(order)  # rounded down: 100 is all of them
-    share = f"{int(percent)}%" if percent >= 1 else f"{percent:.2f}%"
-    asked.covered["vocabulary"] = (
-        f"{n:,} of {len(order):,} tokens ({share}), each as the own token, as a later one up to "
-        f"{before} ahead, and as what that is changed to"
-    )
-    influence = {loop: torch.zeros(size, size) for loop in moved}
-    for loop, every in moved.items():
-        influence[loop][:, before] = every.amax(0)
-    found = findings(influence)
-    seen = [moved[loop][:, :before].amax(1) > one.tolerance for loop, one in found.items()]
+    before = BEFORE if V <= LARGE else BEFORE // 2
+    size = min(before + 1 + AFTER, reach)
+    places = {min(before, size - 1): size}
+    if reach > size:
+        places[reach - 1] = reach  # the last position: there a leak of any onset has begun
+    order = torch.randperm(V, generator=torch.Generator().manual_seed(8))
+    words = torch.stack([order, order.roll(1), order.roll(1 + V // 2)], 1).to(asked.ids.device)
+    every = {at: _of_words(asked, words, at, size) for at, size in places.items()}
+    columns = [
+        {loop: F.pad(x.amax(0), (0, reach - x.shape[1])) for loop, x in moved.items()}
+        for moved in every.values()
+    ]
+    influence = {loop: torch.stack([c[loop] for c in columns], 1) for loop in columns[0]}
+    found = findings(influence, columns=torch.tensor([*every]))
     asked.covered.pop("tokens that are seen", None)
-    hits = torch.stack(seen).any(0).nonzero()[:, 0].tolist()
-    if 0 < len(hits) < n / 2:
-        few = (f"{later[i]} (or {other[i]}) after {own[i]}" for i in hits[:4])
-        asked.covered["tokens that are seen"] = ", ".join(few)
+    for name, (at, moved) in zip(("vocabulary", WORDS_LATE), every.items(), strict=False):
+        seen = [moved[loop][:, :at].amax(1) > one.tolerance for loop, one in found.items()]
+        hits, n = torch.stack(seen).any(0).nonzero()[:, 0].tolist(), len(seen[0])
+        asked.covered[name] = _share_of(n, V, at)
+        if 0 < len(hits) < n / 2:
+            few = (f"{later} (or {other}) after {own}" for own, later, other in words[hits[:4]])
+            asked.covered.setdefault("tokens that are seen", f"at position {at}: " + ", ".join(few))
     return found
+
+
+def _of_words(asked: Asked, words: Tensor, at: int, size: int) -> dict[int, Tensor]:
+    """By exit (N, size): how far the logits move for the token at `at`, of a row of its own.
+
+    `words` (V, 3): the own token, a later one, and what that is changed to; all, or those for which
+    there is time.
+    """
+    base = asked.row(size, seed=7).repeat(len(words), 1)
+    base[:, at - 1 : at + 1] = words[:, :2]
+    rows = base.clone()
+    rows[:, at] = words[:, 2]
+    return asked.differences(base, rows, seconds=0.3 * asked.seconds)
+
+
+def _share_of(n: int, of: int, at: int) -> str:
+    percent = 100 * n / of  # rounded down: 100 is all of them
+    share = f"{int(percent)}%" if percent >= 1 else f"{percent:.2f}%"
+    return (
+        f"{n:,} of {of:,} tokens ({share}) as the own token at position {at - 1}, "
+        f"{min(2 * n, of):,} as a later one at {at}, up to {at} ahead"
+    )
 
 
 def rows(asked: Asked) -> dict[int, Finding]:
@@ -204,7 +223,7 @@ PROBES: dict[str, Callable[[Asked], dict[int, Finding]]] = {
     "lengths": probes.lengths,  # the same with a long row, at some positions
     "decode": probes.decode,  # tokens come one by one, through the model's own cache
     "far": far,  # all that comes after a cut is replaced, in a row of the whole context
-    "vocabulary": vocabulary,  # a later token goes through the whole vocabulary
+    "vocabulary": vocabulary,  # a later token, early and at the end, goes through the vocabulary
     "labels": probes.labels,  # each label in turn is replaced, for a model that takes them
     "rows": rows,  # the other rows of a batch are replaced
     "count": count,  # a row alone, and among others

@@ -10,7 +10,7 @@ import jinja2
 from torch import Tensor
 
 from crt_lib.audit.probes import Finding
-from crt_lib.audit.reach import Example
+from crt_lib.audit.reach import WORDS_LATE, Example
 from crt_lib.audit.sampled import Power
 
 CUTS = ("far", "prefix", "decode", "lengths")  # tell where something begins that is seen, not what
@@ -107,16 +107,20 @@ class CausalityReport:
         open_ = ["a leak that one pair of tokens, or longer, triggers together"]
         if "vocabulary" in self.left_out:
             open_.append("a leak that a few tokens of the vocabulary trigger")
-        elif "(100%)" not in self.covered.get("vocabulary", ""):
-            open_.append("a leak that only tokens trigger that were not asked")
+        else:
+            asked = [self.covered.get(name, "") for name in ("vocabulary", WORDS_LATE)]
+            if "(100%)" not in asked[0]:
+                open_.append("a leak that only tokens trigger that were not asked")
+            if asked[1] and "(100%)" not in asked[1]:
+                open_.append("a late leak that only tokens trigger that were not asked at the end")
+            open_.append("a leak that one token triggers only at positions where it was not asked")
         if "all " not in self.covered.get("cuts", "all "):
             open_.append("a near leak at the few positions that no cut crossed")
         rows = self.covered.get("numbers of rows", "1")
         open_.append(f"another number of rows than {rows}")
         if self.random == "own":
             open_.append("a leak much smaller than its noise")
-        asked = "a leak below 1e-5 of what a token itself moves, or beyond the longest row"
-        return [*open_, asked]
+        return [*open_, "a leak below 1e-5 of what a token itself moves, or beyond the longest row"]
 
     @property
     def advice(self) -> list[tuple[str, str]]:

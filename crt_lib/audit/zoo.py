@@ -273,6 +273,12 @@ _BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
         "one token, any time later": lambda: Mixed(
             lambda ids: 0.1 * ahead(1)(ids)[..., 5:6].flip(1).cumsum(1).flip(1)
         ),
+        "one token, next, at the last position": lambda: Mixed(
+            lambda ids: 0.1 * ahead(1, lambda t: t == CONTEXT - 2)(ids)[..., 17:18]
+        ),
+        "after one token alone, from position 250 on": lambda: Mixed(
+            lambda ids: ahead(1, lambda t: t >= 250)(ids) * (ids == 11)[..., None]
+        ),
         "after one token alone": lambda: Mixed(lambda ids: ahead(1)(ids) * (ids == 11)[..., None]),
     },
     "labels": {

@@ -1,7 +1,8 @@
 """The probes for causality: they clear what is sound and convict every planted leak.
 
-Laws: a leak of any onset, distance and period is found, and one that any token triggers; a probe
-that asks many rows at once says what one that asks one at a time does; what is not asked is said.
+Laws: a leak of any onset, distance and period is found, and one that any token triggers, also from
+any position on; a probe that asks many rows at once says what one that asks one at a time does;
+what is not asked is said.
 """
 
 import json
@@ -21,7 +22,7 @@ from crt_lib import causality_report
 from crt_lib.audit import assert_causal, probes, reach
 from crt_lib.audit.asking import Asked, probe_ids
 from crt_lib.audit.page import html_page
-from crt_lib.audit.report import SAYS
+from crt_lib.audit.report import SAYS, CausalityReport
 from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, Mixed, ahead, batch_norm
 from crt_lib.files import InputError
 
@@ -115,6 +116,37 @@ def test_any_token_of_the_vocabulary(token, distance, own):
         return
     assert any(len(x.pairs) for x in reach.vocabulary(asked).values())
     assert "(100%)" in asked.covered["vocabulary"] and str(token) in str(asked.covered)
+
+
+@given(st.integers(0, 49), st.integers(0, 38), st.booleans())
+@settings(max_examples=30)
+def test_any_token_from_any_position_on(token, onset, own):
+    def leaks(ids):
+        trigger = F.pad(ids, (0, int(not own)), value=-1)[:, int(not own) :] == token
+        later = F.pad(F.one_hot(ids, 50)[:, 1:], (0, 0, 0, 1))
+        late = torch.arange(ids.shape[1]) >= onset
+        return F.one_hot(ids, 50).float() + later * (trigger & late)[..., None]
+
+    asked = Asked(leaks, probe_ids(leaks, 50, 8, 0), 50, context=40)
+    (found,) = reach.vocabulary(asked).values()
+    assert [38, 39] in found.pairs.tolist() and found.offsets == (1, 1)
+    assert "(100%)" in asked.covered[reach.WORDS_LATE] and str(token) in str(asked.covered)
+
+
+def test_what_words_are_asked_late_is_said():
+    def leaks(ids):
+        late = torch.arange(ids.shape[1]) >= 60
+        return (F.pad(ids == 17, (0, 1))[:, 1:] & late)[..., None] + F.one_hot(ids, 500).float()
+
+    report = causality_report(leaks, 500, context=80, seconds=100)
+    assert report.convicting == ["vocabulary"] and report.first_leaking_offset == 1
+    assert "17 (or" in report.covered["tokens that are seen"]
+    assert not any("at the end" in said for said in report.not_excluded)
+    hurried = causality_report(leaks, 500, context=80, seconds=0)
+    assert hurried.covered[reach.WORDS_LATE].startswith("64 of 500 tokens (12%)")
+    assert any("at the end" in said for said in hurried.not_excluded)
+    for said in (report.not_excluded, hurried.not_excluded):
+        assert "a leak that one token triggers only at positions where it was not asked" in said
 
 
 @given(st.integers(2, 3000))
@@ -324,5 +356,23 @@ def test_the_report_as_json_and_as_a_page():
     assert len(pictures) == 2 and pictures[0].count("#d55e00") == leaking
     for picture in pictures:
         assert len(ElementTree.fromstring(picture).findall(".//{*}text")) == 2
-    sound = html_page(causality_report(made("noise of its own"), VOCAB, length=4), "it")
-    assert "clean" in sound and "How to fix" not in sound
+    assert verdict_class(page) == "leak"
+
+
+def verdict_class(page):
+    return re.search(r'<p class="verdict (\w+)">', page)[1]
+
+
+def test_a_page_without_pictures_says_why():
+    for name, kind in (
+        ("noise of its own", "clean"),
+        ("noise of its own, and the next token", "leak"),
+    ):
+        page = html_page(causality_report(made(name), VOCAB, length=4), "it")
+        assert verdict_class(page) == kind and ("How to fix" in page) == (kind == "leak")
+        assert "Two-sample tests judged it" in page and "<svg" not in page
+        assert "No token could be changed" not in page
+    unasked = CausalityReport({}, {"tokens": "it fails"}, 4, 4)
+    page = html_page(unasked, "it")
+    assert unasked.status == 2 and verdict_class(page) == "unknown"
+    assert "No token could be changed" in page and ".unknown {" in page
