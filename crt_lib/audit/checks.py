@@ -23,6 +23,7 @@ from crt_lib.text import grammar, lookup
 from crt_lib.text.tokenizer import Tokenizer
 
 FALSE_ALARMS = 0.01  # of a model that is as good as one can be
+KNOWN = ("grammar", "lookup")  # corpora whose entropy is known
 _FRESH = 20_000  # a seed of text that no corpus holds
 _SHIFTS = {0: "the inputs themselves", 2: "two ahead: shifted twice", -1: "what has come before"}
 

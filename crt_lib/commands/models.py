@@ -14,6 +14,7 @@ from crt_lib.commands import options
 from crt_lib.files import InputError
 
 if TYPE_CHECKING:
+    from crt_lib.audit.checks import Check
     from crt_lib.exits.choice import Choice
     from crt_lib.exits.decode import Generated
     from crt_lib.text.tokenizer import Tokenizer
@@ -286,8 +287,8 @@ def audit(
 ) -> None:
     """Does a model see the tokens it is asked to predict? Exit code 1: it leaks, 2: cannot tell.
 
-    Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters, and the speed of
-    its exits.
+    Any causal language model: ids (B, T) to logits (B, T, V). Also its parameters, the speed of its
+    exits and, of a run on `grammar` or `lookup`, whether it scores below their entropy.
     """
     from crt_lib.audit import causality_report
     from crt_lib.audit.page import html_page
@@ -297,15 +298,32 @@ def audit(
     with _anybodys_errors():
         target, size = load_target(model, vocab_size, made_by)
         report = causality_report(target, size, length=length, context=context, seconds=seconds)
+        below = [] if made_by else _known_entropy(model)
     if html is not None:
         write_text(html, html_page(report, model))
     if as_json:
-        typer.echo(json.dumps({"model": model, **report.to_dict()}, indent=2))
+        said = {"model": model, **report.to_dict(), "checks": [vars(check) for check in below]}
+        typer.echo(json.dumps(said, indent=2))
     else:
-        typer.echo(str(report))
+        typer.echo("\n".join(map(str, [report, *below])))
         if not only_causality:
             _costs(target, size, length)
-    raise typer.Exit(report.status)
+    raise typer.Exit(report.status if all(check.passed for check in below) else 1)
+
+
+def _known_entropy(model: str) -> "list[Check]":
+    """Whether a run scores below the entropy of its language, where that is known; else nothing."""
+    from crt_lib.audit.checks import KNOWN, entropy_check
+    from crt_lib.checkpoint import read_state
+    from crt_lib.runs.trained import find_checkpoint, load_trained_model
+
+    if not Path(model).exists() or model.endswith((".pt2", ".onnx")):
+        return []
+    of = read_state(find_checkpoint(Path(model))).get("run", {}).get("data", {})
+    if of.get("corpus") not in KNOWN or of.get("tokenizer") != "word":
+        return []
+    trained, tokenizer, _ = load_trained_model(Path(model))
+    return entropy_check(trained, tokenizer, of["corpus"])
 
 
 @contextlib.contextmanager

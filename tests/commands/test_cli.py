@@ -9,6 +9,7 @@ import torch
 from closeness import OF_A_MODEL, roundings
 
 from crt_lib import cli
+from crt_lib.audit.checks import Check
 from crt_lib.files import read_rows
 
 
@@ -287,6 +288,7 @@ def test_audit_has_an_exit_code(trained, tmp_path, capsys):
     page = tmp_path / "report.html"
     code, out, _ = crt("audit", str(trained), "--html", str(page), capsys=capsys)
     assert code == 0 and "verdict: causal" in out and "claimed" in out
+    assert "ok: no loss below the entropy of grammar at exit 4" in out
     assert "<svg" in page.read_text()
     leaking = ["--set", "model.causal=false", "--set", "train.updates=1"]
     words = ["train", "--profile", "smoke", "--quiet", "--out", str(tmp_path / "leaks"), *leaking]
@@ -297,6 +299,14 @@ def test_audit_has_an_exit_code(trained, tmp_path, capsys):
     report = json.loads(out)
     assert code == report["status"] == 1 and "tokens" in report["convicting"]
     assert report["model"] == str(tmp_path / "leaks")
+    assert [check["passed"] for check in report["checks"]] == [True] * 4  # it has not learned to
+
+
+def test_an_audited_run_that_scores_below_its_texts_entropy_leaks(trained, monkeypatch, capsys):
+    low = Check("no loss below the entropy", False, "as planted here")
+    monkeypatch.setattr("crt_lib.audit.checks.entropy_check", lambda *given: [low])
+    code, out, _ = crt("audit", str(trained), "--only-causality", capsys=capsys)
+    assert code == 1 and "verdict: causal" in out and "FAILS: no loss below the entropy" in out
 
 
 def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):
