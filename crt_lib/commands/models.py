@@ -301,13 +301,10 @@ def audit(
         below = [] if made_by else _known_entropy(model)
     if html is not None:
         write_text(html, html_page(report, model))
-    if as_json:
-        said = {"model": model, **report.to_dict(), "checks": [vars(check) for check in below]}
-        typer.echo(json.dumps(said, indent=2))
-    else:
-        typer.echo("\n".join(map(str, [report, *below])))
-        if not only_causality:
-            _costs(target, size, length)
+    said = {"model": model, **report.to_dict(), "checks": [vars(check) for check in below]}
+    typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(map(str, [report, *below])))
+    if not (as_json or only_causality):
+        _costs(target, size, length)
     raise typer.Exit(report.status if all(check.passed for check in below) else 1)
 
 

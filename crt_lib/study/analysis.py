@@ -3,6 +3,7 @@
 What is kept holds numbers only, and a passage of this project's own.
 """
 
+import contextlib
 import tomllib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
@@ -14,7 +15,7 @@ from crt_lib.bench.decode import bench_decode
 from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.perloop import depth_sweep
 from crt_lib.exits.trace import Trace, make_passage, make_trace
-from crt_lib.files import read_rows, sha256, write_rows
+from crt_lib.files import locked, read_rows, sha256, write_rows
 from crt_lib.runs.trained import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
 from crt_lib.study.policies import judge_policies, policies_of
 
@@ -53,11 +54,23 @@ class Analysis:
         self._new: dict[str, Rows] = {}  # tables that were made anew with their traces
         files = [folder / "traces" / f"{name}.safetensors" for name in ("valid", "test")]
         kept = [] if fresh else self._kept(files, tokens)
-        self.valid, self.test = kept or [self._trace(f, tokens or TRACED_TOKENS) for f in files]
-        if not kept:
-            self._replace(files)
-        # now, before the model is asked in another precision
-        self.policies = self._table("policies", self._judge, checkpoint=self.checkpoint)
+        with contextlib.ExitStack() as held:
+            if not kept or self._stale():
+                held.enter_context(locked(folder / "analysis"))
+                for path in self._stale():
+                    path.unlink(missing_ok=True)
+                if not fresh:  # what another process has made meanwhile
+                    kept = self._kept(files, tokens)
+            self.valid, self.test = kept or [self._trace(f, tokens or TRACED_TOKENS) for f in files]
+            if not kept:
+                self._replace(files)
+            # now, before the model is asked in another precision
+            self.policies = self._table("policies", self._judge, checkpoint=self.checkpoint)
+
+    def _stale(self) -> list[Path]:
+        """What an analysis that was killed while it wrote has left."""
+        names = (".*.csv.*.tmp", "traces/.*.tmp", "checkpoints/.gate.*.tmp")
+        return [path for name in names for path in self.folder.glob(name)]
 
     def _kept(self, files: list[Path], tokens: int | None) -> list[Trace]:
         """The traces if both are there, of this checkpoint, as long as asked and as each other."""

@@ -59,6 +59,7 @@ class Kind:
     name: str
     holds: str
     cases: Iterable[Case]
+    alone: bool = False  # whether it is tried with nothing beside it, as it takes seconds
     tried: int = 0
     survived: int = 0
     lost: int = 0
@@ -116,6 +117,7 @@ class Child:
         try:
             atexit._clear()  # what is to be done at the end of the parent
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
             for number, path in enumerate(self.files, 1):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             if group:

@@ -103,12 +103,18 @@ def arena_rules(folder: Path) -> None:
     (folder / "rules.md").write_text("# Rules\n\n## tiny\n\nnone\n")
 
 
-def notebook(folder: Path) -> None:
+def notebook(folder: Path, name: str = "01_train") -> None:
     """A notebook that trains."""
     from tiny_notebooks import write_notebook
 
     parameters = "profile: str = ''\nresults: str = ''\nfresh: bool = False\nseed: int = 0"
-    write_notebook(folder / "books", "01_train", TRAIN_IN_A_NOTEBOOK, parameters=parameters)
+    write_notebook(folder / "books", name, TRAIN_IN_A_NOTEBOOK, parameters=parameters)
+
+
+def two_notebooks(folder: Path) -> None:
+    """Two of them; the second finds what the first has trained."""
+    notebook(folder)
+    notebook(folder, "02_again")
 
 
 def of_results(folder: Path) -> None:
@@ -144,7 +150,7 @@ def subjects(run: Path, corpus: Path) -> list[Subject]:
         return ["sweep", "01", "--grid", "seed=0,1", *SMOKE, *where, "--jobs", "2"]
 
     def reproduce(f: Path) -> list[str]:
-        return ["reproduce", *SMOKE, "--only", "03", "--only", "04", "--out", str(f)]
+        return ["reproduce", *SMOKE, "--notebooks", str(f / "books"), "--out", str(f / "out")]
 
     def arena(f: Path) -> list[str]:
         return ["arena", "tiny", "--out", str(f)]
@@ -155,7 +161,7 @@ def subjects(run: Path, corpus: Path) -> list[Subject]:
         Subject("search", nothing, search, 8, smoke_arms),
         Subject("arena", arena_rules, arena, 8, tiny),
         Subject("sweep", notebook, sweep, 8),
-        Subject("reproduce --profile smoke", nothing, reproduce, 3),
+        Subject("reproduce", two_notebooks, reproduce, 3),
         Subject("export", copy, lambda f: ["export", str(f / "run"), str(f / "hf")], 10),
         Subject("explore --html", copy, explore, 8),
         Subject("explore --html, tables kept", with_tables, explore, 4, holds=tables_stand),
@@ -257,7 +263,7 @@ def stops(subject: Subject, seed: int, kept: Path) -> Kind:
             yield Case(number.name, case)
 
     holds = f"out in {STOPPING:g} s, the state saved; goes on to the same"
-    return Kind(f"SIGTERM, Ctrl-C: `crt {subject.name}`", holds, cases())
+    return Kind(f"SIGTERM, Ctrl-C: `crt {subject.name}`", holds, cases(), alone=True)
 
 
 def stop(

@@ -143,9 +143,18 @@ def main() -> int:
 
 
 def share_out(chosen: list[Any], attempt: Callable[[Any], None]) -> bool:
-    """Try the kinds in WORKERS processes, longest first; whether each came to its end."""
+    """Try the kinds in WORKERS processes, longest first, then those that are to be alone.
+
+    Whether each process came to its end.
+    """
     took = {r["fault"]: r["seconds"] for r in read_rows(FOUND)} if FOUND.exists() else {}
     kinds = sorted(chosen, key=lambda kind: -took.get(kind.name, 0))
+    ends = _tried([kind for kind in kinds if not kind.alone], attempt, WORKERS)
+    return not any(ends + _tried([kind for kind in kinds if kind.alone], attempt, 1))
+
+
+def _tried(kinds: list[Any], attempt: Callable[[Any], None], workers: int) -> list[int | None]:
+    """How the processes ended that have tried the kinds, each the next one."""
     turn = FORK.Value("i", 0)
 
     def work() -> None:
@@ -156,12 +165,12 @@ def share_out(chosen: list[Any], attempt: Callable[[Any], None]) -> bool:
                 return
             attempt(kinds[number])
 
-    processes = [FORK.Process(target=work) for _ in range(WORKERS)]
+    processes = [FORK.Process(target=work) for _ in range(workers)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    return not any(process.exitcode for process in processes)
+    return [process.exitcode for process in processes]
 
 
 def keep(found: dict[str, Any], known: list[str]) -> None:
