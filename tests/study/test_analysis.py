@@ -80,14 +80,14 @@ def test_tables_of_older_traces_stand_until_the_new_ones_do(folder, monkeypatch)
 
 
 def test_what_a_kill_has_left_is_removed(folder):
-    Analysis(folder)
+    analyse(folder, tokens=600)
     left = [folder / ".policies.csv.x.tmp", folder / "traces/.test.safetensors.x.tmp"]
     left += [folder / "checkpoints/.gate.safetensors.x.tmp"]
     for path in left:
         path.touch()
     kept = folder / "checkpoints/.last.safetensors.x.tmp"  # a training's own
     kept.touch()
-    Analysis(folder)
+    analyse(folder, tokens=600)
     assert not any(path.exists() for path in left) and kept.exists()
     kept.unlink()
 
