@@ -260,7 +260,10 @@ def _without_times(path: Path) -> bytes:
         # of trainings side by side, the one that ends first comes first
         return "\n".join(sorted(json.dumps(_timeless(row)) for row in rows)).encode()
     if path.suffix == ".ipynb":
-        cells = json.loads(data)["cells"]
+        try:
+            cells = json.loads(data)["cells"]
+        except ValueError:  # of a run that a full disk has ended
+            return data
         failed = [o for c in cells for o in c.get("outputs", ()) if o["output_type"] == "error"]
         return json.dumps([len(cells), failed]).encode()
     if path.parent.name == "notebooks" and path.suffix == ".html":
