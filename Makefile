@@ -67,7 +67,7 @@ test-colab: python ## every notebook with Colab's versions and crt_lib from a wh
 	.venv-colab/bin/python -m pip install --quiet pytest hypothesis
 	.venv-colab/bin/python -P -m pytest -q tests/hf/test_hf.py tests/hf/test_hf_generate.py
 
-faults: .venv/notebooks,test.installed ## kill, damage and lie to every command: tests/faults/README.md (19 minutes on two slow cores)
+faults: .venv/notebooks,test.installed ## kill, damage and lie to every command: tests/faults/README.md (20 minutes on two slow cores)
 	$(BIN)/python tests/faults/page.py
 
 soak: .venv/notebooks,test.installed ## two hours of generation and a long training: is memory flat? (3 hours)
