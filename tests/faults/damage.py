@@ -85,7 +85,8 @@ def kinds(base: Base, seed: int) -> Iterator[Kind]:
         refused,
         full_disks(base, "explore", range(1300, 3600, 330)),
     )
-    yield Kind("full disk: every command that writes", refused, no_space(base))
+    ends = "one line that says so; what was there stays, no temporary file; with space it ends well"
+    yield Kind("full disk: every command that writes", ends, no_space(base))
     yield Kind("read-only folder", "one line on stderr, nothing written", read_only(base))
     holds = "exit status 0 or one line that says so, no traceback; no other file is changed"
     yield Kind("damaged file", holds, damages(base, seed))
