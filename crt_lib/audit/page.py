@@ -1,12 +1,14 @@
 """The audit's report as one page of HTML: nothing is fetched, and what a model says is escaped."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crt_lib.audit.checks import Check
 from crt_lib.audit.probes import Finding
 from crt_lib.audit.reach import of_the_long_row
 from crt_lib.audit.report import CausalityReport, rendered
@@ -15,16 +17,20 @@ CELLS = 48  # of a picture's side, at most
 PICTURES = {"tokens": "each token changed in turn", "far": "all from j on changed"}
 
 
-def html_page(report: CausalityReport, name: str) -> str:
-    """The report on the model called `name`: verdict, evidence, what was covered, what to mend."""
+def html_page(report: CausalityReport, name: str, checks: Sequence[Check] = ()) -> str:
+    """The report on the model called `name`: verdict, evidence, what was covered, what to mend.
+
+    `checks`: further verdicts, which stand below the first.
+    """
     pictures = []
     for probe, said in PICTURES.items():
         by_exit = {} if report.random == "own" else report.findings.get(probe, {})
         if by_exit:
             found = by_exit[last := max(by_exit)]
-            shown = of_the_long_row(found) if probe == "far" else found
-            pictures.append((said, last, *_picture(shown)))
-    return rendered("page.html", report=report, name=name, pictures=pictures) + "\n"
+            seen = of_the_long_row(found) if probe == "far" else found
+            pictures.append((said, last, *_picture(seen)))
+    shown = {"report": report, "name": name, "pictures": pictures, "checks": checks}
+    return rendered("page.html", **shown) + "\n"
 
 
 def _picture(found: Finding) -> tuple[Any, list[tuple[int, int, bool, float]]]:

@@ -300,7 +300,7 @@ def audit(
         report = causality_report(target, size, length=length, context=context, seconds=seconds)
         below = [] if made_by else _known_entropy(model)
     if html is not None:
-        write_text(html, html_page(report, model))
+        write_text(html, html_page(report, model, below))
     said = {"model": model, **report.to_dict(), "checks": [vars(check) for check in below]}
     typer.echo(json.dumps(said, indent=2) if as_json else "\n".join(map(str, [report, *below])))
     if not (as_json or only_causality):

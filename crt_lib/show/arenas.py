@@ -101,15 +101,6 @@ def document_table(name: str, folder: Path) -> str:
     )
 
 
-def by_bytes(folder: Path) -> pd.DataFrame:
-    """The `standings` of the arenas of so many bytes that have run, with their `megabytes`."""
-    names = [name for name in arenas() if name.startswith("bytes-") and (folder / name).is_dir()]
-    sizes = {name: int(name.removeprefix("bytes-")) for name in names}
-    return pd.DataFrame(
-        [{"megabytes": sizes[name], **row} for name in names for row in standings(name, folder)]
-    )
-
-
 def word_perplexity(bits: pd.Series, results: Path) -> pd.Series:
     """Of WikiText-2's test text: exp(total nats / words), from bits per byte."""
     (text,) = rows_of(

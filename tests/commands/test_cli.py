@@ -302,11 +302,16 @@ def test_audit_has_an_exit_code(trained, tmp_path, capsys):
     assert [check["passed"] for check in report["checks"]] == [True] * 4  # it has not learned to
 
 
-def test_an_audited_run_that_scores_below_its_texts_entropy_leaks(trained, monkeypatch, capsys):
+def test_an_audited_run_that_scores_below_its_texts_entropy_leaks(
+    trained, tmp_path, monkeypatch, capsys
+):
     low = Check("no loss below the entropy", False, "as planted here")
     monkeypatch.setattr("crt_lib.audit.checks.entropy_check", lambda *given: [low])
-    code, out, _ = crt("audit", str(trained), "--only-causality", capsys=capsys)
+    page = tmp_path / "report.html"
+    words = ["audit", str(trained), "--only-causality", "--html", str(page)]
+    code, out, _ = crt(*words, capsys=capsys)
     assert code == 1 and "verdict: causal" in out and "FAILS: no loss below the entropy" in out
+    assert '<p class="verdict leak">FAILS: no loss below' in page.read_text()
 
 
 def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):

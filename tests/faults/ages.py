@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kills
-from damage import Base
+from base import Base
 from harness import Case, Child, Kind, command, contents, crt, one_line, same
 
 from crt_lib.config import ModelConfig

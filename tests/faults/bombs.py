@@ -9,9 +9,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from damage import Base, address_space
+from base import Base
 from foes import hub_config, program, target_of
 from harness import Case, Done, Kind, Lost, crt, one_line
+from limits import address_space
 
 SECONDS, MEMORY = 60, 2 << 30  # for a bomb; of address space, beyond what the imports take
 HUGE = 8 << 30  # bytes, that a bomb unpacks to

@@ -17,7 +17,7 @@ from typing import Any
 
 import kills
 import psutil
-from damage import Base
+from base import Base
 from harness import Case, Child, Kind, Lost, command, contents, crt, one_line
 
 HOSTILE = "<script>x()<_script>\"&'<img src=x onerror=x()>"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import kills
-from damage import Base, address_space
+from base import Base
 from harness import Case, Child, Kind, Lost, command, contents, one_line
+from limits import address_space
 
 EXAMPLES = 60  # of bad values, for each public function
 MEMORY = 2 << 30  # bytes of address space, beyond what the imports take

@@ -35,18 +35,23 @@ def kinds(kills: int, seed: int, scratch: Path, soaked: float):
     import ages
     import bombs
     import damage
+    import disks
     import foes
     import inputs
     import kills as killing
+    import limits
     import soak
+    from base import Base
 
-    base = damage.Base(scratch / "base")
+    base = Base(scratch / "base")
     subjects = killing.subjects(base.run, base.corpus)
     for subject in subjects:
         share = max(1, round(kills * subject.share / 100))
         yield killing.sigkills(subject, share, seed, base.whole)
         yield killing.stops(subject, seed, base.whole)
+    yield from disks.kinds(base)
     yield from damage.kinds(base, seed)
+    yield from limits.kinds(base)
     yield from ages.kinds(base)
     yield from inputs.kinds(base)
     yield from foes.kinds(base)

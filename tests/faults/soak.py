@@ -12,7 +12,7 @@ from pathlib import Path
 
 import kills
 import psutil
-from damage import Base
+from base import Base
 from harness import Case, Child, Kind, Lost, command, contents, same
 
 ROWS, NEW, SEEDS = 8, 64, 12  # of a round of generation
