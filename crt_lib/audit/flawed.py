@@ -1,7 +1,7 @@
 """Planted flaws of scores and sound scores: what `crt_lib.audit.checks` is held against.
 
-Each is made and judged by a function without arguments. Of what is planted, the beginning of the
-name of the one check that is to fail stands beside it.
+Each is made and judged by a function without arguments, which gives its checks. Of what is planted,
+the beginning of the name of the one check that is to fail stands beside it.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,9 @@ LINES = [TEXT[i : i + 5 + i % 20] for i in range(0, 200, 20)]
 ROWS = torch.from_numpy(TEXT[: 9 * WINDOW]).view(9, WINDOW)
 
 
-def _windows(stride: int = WINDOW, all_scored: bool = False, whole_ones: bool = False) -> Check:
+def _windows(
+    stride: int = WINDOW, all_scored: bool = False, whole_ones: bool = False
+) -> list[Check]:
     """Of the windows of TEXT: `all_scored` what they share is scored in each."""
     found = []
     for batch in evaluation_windows(TEXT, WINDOW, 4, 0, stride):
@@ -36,11 +38,11 @@ def _windows(stride: int = WINDOW, all_scored: bool = False, whole_ones: bool = 
             targets = torch.cat([inputs[:, 1:], targets[:, -1:]], 1)
         if targets.shape[1] == WINDOW or not whole_ones:
             found.append(targets)
-    return checks.windows_check(TEXT, found)
+    return [checks.windows_check(TEXT, found)]
 
 
-def _shifted(by: int) -> Check:
-    return checks.targets_check(ROWS[:, 4:20], ROWS[:, 4 + by : 20 + by])
+def _shifted(by: int) -> list[Check]:
+    return [checks.targets_check(ROWS[:, 4:20], ROWS[:, 4 + by : 20 + by])]
 
 
 def _padded() -> list[Check]:
@@ -75,19 +77,20 @@ def _entropy(*peeks: Any) -> list[Check]:
     return checks.entropy_check(grammars_own(*peeks), words())
 
 
-def _tokenizer(encode: Callable[[str], Any], decode: Callable[[Any], str]) -> Check:
-    return checks.tokenizer_check(encode, decode, ["Plain.", "Two  spaces", "\u00c9t\u00e9\n"])
+def _tokenizer(encode: Callable[[str], Any], decode: Callable[[Any], str]) -> list[Check]:
+    texts = ["Plain.", "Two  spaces", "\u00c9t\u00e9\n"]
+    return [checks.tokenizer_check(encode, decode, texts)]
 
 
-Judged = Callable[[], Check | list[Check]]
+Judged = Callable[[], list[Check]]
 _BY_CHECK: dict[str, dict[str, Judged]] = {
     "each token": {
         "windows that overlap, all of each scored": partial(_windows, STRIDE, True),
         "windows that overlap by one, all scored": partial(_windows, WINDOW - 1, True),
         "the end that fills no window is dropped": partial(_windows, whole_ones=True),
-        "rows whose first token nothing predicts": lambda: checks.windows_check(
-            ROWS.flatten().numpy(), [ROWS[:, 1:]]
-        ),
+        "rows whose first token nothing predicts": lambda: [
+            checks.windows_check(ROWS.flatten().numpy(), [ROWS[:, 1:]])
+        ],
     },
     "padding": {"padding is scored": _padded},
     "targets": {
