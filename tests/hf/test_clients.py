@@ -1,15 +1,16 @@
-"""Libraries around the model give what the model alone gives, or refuse in one line.
+"""Libraries around a model, tiny or the committed one, give what it gives, or refuse in one line.
 
 Greedy text with drafts is that without; a compiled or exported model has the same logits; adapters
 and hooks act in cached decoding as in a whole pass; what cannot be done is an InputError.
 """
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
 from closeness import same
-from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
-from tiny_models import ALL_OPTIONS
+from tiny_hf import END, LEFT, MODELS, TWO, demo, given_ids, wrapped
 
 from crt_lib import InputError
 from crt_lib.audit.causality import causality_report
@@ -21,9 +22,9 @@ from crt_lib.hf.targets import load_target
 GREEDY = {"do_sample": False, **END}
 
 
-@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
-def test_drafts_of_an_early_exit_change_no_text(changes):
-    _, hf = wrapped(**changes)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_drafts_of_an_early_exit_change_no_text(make):
+    _, hf = make()
     ids = given_ids(1)
     for policy in (None, 3):
         plain = hf.generate(ids, exit_policy=policy, **GREEDY)
@@ -33,8 +34,9 @@ def test_drafts_of_an_early_exit_change_no_text(changes):
         hf.generate(ids, assistant_early_exit=9, **GREEDY)
 
 
-def test_a_draft_has_its_own_exits():
-    _, hf = wrapped()
+@pytest.mark.parametrize("make", TWO.values(), ids=TWO)
+def test_a_draft_has_its_own_exits(make):
+    _, hf = make()
     ids, seen = given_ids(1), []
     forward = hf.forward
 
@@ -48,9 +50,11 @@ def test_a_draft_has_its_own_exits():
     assert set(seen) == {1, 3}
 
 
-@pytest.mark.parametrize("changes", [{}, ALL_OPTIONS], ids=["paper", "all"])
-def test_a_graph_has_the_same_logits(changes):
-    _, hf = wrapped(**changes)
+@pytest.mark.parametrize(
+    "make", [MODELS["paper"], MODELS["all"], demo], ids=["paper", "all", "demo"]
+)
+def test_a_graph_has_the_same_logits(make):
+    _, hf = make()
     ids = given_ids()
     compiled = torch.compile(hf, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -61,9 +65,10 @@ def test_a_graph_has_the_same_logits(changes):
         same(program(ids).logits, hf(ids).logits)
 
 
+@pytest.mark.parametrize("make", TWO.values(), ids=TWO)
 @pytest.mark.parametrize("saved", [3, {"fixed": 3}, Policy(fixed=3), "similarity"])
-def test_a_saved_exit_policy_acts(saved, tmp_path):
-    _, hf = wrapped()
+def test_a_saved_exit_policy_acts(make, saved, tmp_path):
+    _, hf = make()
     hf.config.calibrated = {"similarity": vars(Policy("similarity"))}
     hf.generation_config.exit_policy = saved
     hf.save_pretrained(tmp_path)
@@ -85,8 +90,9 @@ def test_a_nonsense_exit_policy_is_refused_and_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_would_be_left_out_is_refused():
-    _, hf = wrapped()
+@pytest.mark.parametrize("make", TWO.values(), ids=TWO)
+def test_what_would_be_left_out_is_refused(make):
+    _, hf = make()
     ids = given_ids()
     for kind in ("static", "quantized", "offloaded"):
         with pytest.raises(InputError, match="CRTCache"):
@@ -105,9 +111,9 @@ def test_what_would_be_left_out_is_refused():
             hf.set_attn_implementation(kind)
 
 
-@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
-def test_a_hook_after_a_loop_acts_with_and_without_a_cache(changes):
-    _, hf = wrapped(**changes)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_a_hook_after_a_loop_acts_with_and_without_a_cache(make):
+    _, hf = make()
     ids = given_ids()
     states = hf(ids, attention_mask=LEFT, output_hidden_states=True).hidden_states
     seen = []
@@ -123,17 +129,18 @@ def test_a_hook_after_a_loop_acts_with_and_without_a_cache(changes):
         hf(ids, exit_policy=3)
 
 
-def test_a_hook_of_any_part_acts_with_a_cache():
-    _, hf = wrapped()
+@pytest.mark.parametrize("make", TWO.values(), ids=TWO)
+def test_a_hook_of_any_part_acts_with_a_cache(make):
+    _, hf = make()
     hf.model.block.register_forward_hook(lambda _, __, out: out.flip(-1))
     made = [hf.generate(given_ids(), use_cache=cached, **GREEDY) for cached in (True, False)]
     assert torch.equal(*made)
 
 
-@pytest.mark.parametrize("changes", [CASES["full embedding, tied"], ALL_OPTIONS])
-def test_adapters_act_with_a_cache_train_and_merge(changes):
+@pytest.mark.parametrize("name", ["full embedding, tied", "all", "demo"])
+def test_adapters_act_with_a_cache_train_and_merge(name):
     peft = pytest.importorskip("peft")
-    _, hf = wrapped(**changes)
+    _, hf = MODELS[name]()
     ids = given_ids()
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
     adapted = peft.get_peft_model(hf, config).double()
@@ -157,10 +164,11 @@ def test_a_wrapped_head_is_refused():
         hf(given_ids())
 
 
-def test_sft_trains_every_exit(tmp_path):
+@pytest.mark.parametrize("make", TWO.values(), ids=TWO)
+def test_sft_trains_every_exit(make, tmp_path):
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    _, hf = wrapped()
+    _, hf = make()
     before = {name: p.detach().clone() for name, p in hf.named_parameters()}
 
     class Exits(trl.SFTTrainer):
@@ -180,10 +188,11 @@ def test_sft_trains_every_exit(tmp_path):
     assert all(not torch.equal(p, before[name]) for name, p in hf.named_parameters())
 
 
-def test_an_onnx_file_has_the_same_logits(tmp_path):
+@pytest.mark.parametrize("make", TWO.values(), ids=TWO)
+def test_an_onnx_file_has_the_same_logits(make, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    model, _ = wrapped()
+    model, _ = make()
     model = model.float()
     path = tmp_path / "model.onnx"
     assert _write_program(export_program(model), path) == path
@@ -195,15 +204,17 @@ def test_an_onnx_file_has_the_same_logits(tmp_path):
     assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_audit_judges_an_onnx_file(tmp_path, causal):
+@pytest.mark.parametrize(
+    "make", [wrapped, demo, partial(wrapped, causal=False)], ids=["causal", "demo", "symmetric"]
+)
+def test_the_audit_judges_an_onnx_file(tmp_path, make):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    model, _ = wrapped(causal=causal)
+    model, _ = make()
     path = _write_program(export_program(model.float()), tmp_path / "model.onnx")
     asked, size = load_target(str(path))
     report = causality_report(asked, size or model.config.vocab_size, seconds=1)
-    assert report.status == (0 if causal else 1), str(report)
+    assert report.status == (0 if model.config.causal else 1), str(report)
     (tmp_path / "none.onnx").write_bytes(b"text")
     with pytest.raises(InputError, match="is no ONNX model"):
         load_target(str(tmp_path / "none.onnx"))

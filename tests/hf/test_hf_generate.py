@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from closeness import same
-from tiny_hf import CASES, END, FEW, LEFT, given_ids, wrapped
+from tiny_hf import CASES, END, LEFT, MODELS, given_ids, wrapped
 from tiny_models import ALL_OPTIONS
 
 from crt_lib import InputError
@@ -27,9 +27,9 @@ def test_greedy_text_is_ours(changes):
 
 
 @pytest.mark.parametrize("policy", [Policy(fixed=3), Policy("confidence", 0.1, 0.0), 1])
-@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
-def test_exit_policy_of_generate_is_ours(changes, policy):
-    model, hf = wrapped(**changes)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_exit_policy_of_generate_is_ours(make, policy):
+    model, hf = make()
     texts = given_ids()
     own = Policy(fixed=policy) if isinstance(policy, int) else policy
     expected = [one.tokens for one in generate(model, texts.tolist(), 9, policy=own)]
@@ -37,7 +37,7 @@ def test_exit_policy_of_generate_is_ours(changes, policy):
         made = hf.generate(texts, exit_policy=policy, do_sample=False, use_cache=use_cache, **END)
         assert made[:, 10:].tolist() == expected
     out = hf(texts, exit_policy=policy)
-    assert out.logits.shape == (3, 10, 37) and out.exit_loops.shape == (3, 10)
+    assert out.logits.shape == (3, 10, model.config.vocab_size) and out.exit_loops.shape == (3, 10)
     with pytest.raises(InputError, match="exit policy"):
         hf(texts, labels=texts, exit_policy=policy)
 
@@ -53,9 +53,9 @@ def test_exit_policy_of_generate_is_ours(changes, policy):
     ],
     ids=["beams", "beams returned", "sampling", "sampled beams", "penalties"],
 )
-@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
-def test_other_decodings_are_those_without_a_cache(changes, how):
-    _, hf = wrapped(**changes)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_other_decodings_are_those_without_a_cache(make, how):
+    _, hf = make()
     made = []
     for use_cache in (True, False):
         torch.manual_seed(5)
@@ -120,10 +120,10 @@ def test_streamers_and_stopping_criteria():
     assert ended[0].tolist() == made[0, : made[0].tolist().index(int(made[0, 6]), 5) + 1].tolist()
 
 
-@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("first", [1, Policy("confidence")])
-def test_full_depth_goes_on_from_a_cache_of_early_exits(changes, first):
-    model, hf = wrapped(**changes)
+def test_full_depth_goes_on_from_a_cache_of_early_exits(make, first):
+    model, hf = make()
     ids = given_ids()
     cache = hf(ids, exit_policy=first, use_cache=True).past_key_values
     found = hf(ids[:, :3], past_key_values=cache).logits  # outside no_grad, too
@@ -134,9 +134,9 @@ def test_full_depth_goes_on_from_a_cache_of_early_exits(changes, first):
 
 
 @pytest.mark.parametrize("policy", [None, Policy("similarity")])
-@pytest.mark.parametrize("changes", FEW.values(), ids=FEW)
-def test_prompts_as_embeddings_and_in_chunks(changes, policy):
-    _, hf = wrapped(**changes)
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_prompts_as_embeddings_and_in_chunks(make, policy):
+    _, hf = make()
     ids, how = given_ids(), {"do_sample": False, "exit_policy": policy, **END}
     expected = hf.generate(ids, **how)
     embedded = hf.get_input_embeddings()(ids)
