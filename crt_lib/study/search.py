@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from crt_lib.bench.table import put_rows, rows_of
 from crt_lib.files import InputError, locked, stop_signals
 from crt_lib.runs.machine import end_with_parent
@@ -89,13 +91,15 @@ def search(
     waiting = [trial for trial in trials if waits(trial)]
     share = max(1, (os.cpu_count() or 1) // jobs)
     calls = [(t, threads or (1 if t.minutes else share), documents, keep) for t in waiting]
-    for row, by_document in _in_workers(calls, jobs):
+    bar = {"unit": "training", "leave": False, "disable": None}
+    for row, by_document in tqdm(_in_workers(calls, jobs), total=len(calls), **bar):
         add_rows(documents_file(out), by_document)
         add_rows(out, [row])
-        echo(
-            f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
-            f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
-        )
+        with tqdm.external_write_mode():
+            echo(
+                f"{row['arm']} lr {row['max_lr']:g} seed {row['seed']}: loss "
+                f"{row['valid_loss']:.3f}, {row['updates']} updates in {row['seconds']:.0f} s"
+            )
     return rows_of(out)
 
 

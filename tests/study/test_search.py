@@ -1,5 +1,6 @@
 """`crt search`: equal tokens or equal time, several at once, and none is trained twice."""
 
+import io
 import math
 import sys
 
@@ -32,6 +33,16 @@ def test_rows_by_arm_rate_and_seed_and_none_twice(tmp_path):
     assert len(rows) == 4 and len(lines) == 4
     assert set(before) < set(out.read_text().splitlines())
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["search.csv"]
+
+
+def test_a_terminal_sees_how_many_have_ended(tmp_path, here, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    search(grid({"a": SMOKE}, (1e-2, 1e-3), updates=1), tmp_path / "s.csv", threads=1, echo=str)
+    assert "0/2 [" in sys.stderr.getvalue() and "1/2 [" in sys.stderr.getvalue()
 
 
 def test_a_changed_arm_is_trained_again_and_the_same_is_the_same(tmp_path, here):
