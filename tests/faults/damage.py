@@ -117,6 +117,13 @@ def damages(base: Base, seed: int) -> Iterator[Case]:
         for way, damage in ways.items():
             if name not in SHORT or way in ("0 bytes", "not UTF-8", "a folder", "a loop of links"):
                 yield Case(f"{name}: {way}", partial(case, name, damage))
+    longest = partial(case, "text/train.txt", _on_a_line)  # of valid or test it would be scored
+    yield Case(f"text/train.txt: a line of {LONG / 1e6:g} MB, of words", longest)
+
+
+def _on_a_line(path: Path) -> None:
+    words = b"the stone is cold and "
+    path.write_bytes(words * (LONG // len(words)) + b"\n" + path.read_bytes())
 
 
 def _is(path: Path, was: bytes) -> bool:
