@@ -117,7 +117,7 @@ python:
 lock: python ## pin the newest versions anew in requirements.lock
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install --quiet 'torch==2.13.0' \
-		-e '.[notebooks,test,tensorboard]'
+		-e '.[notebooks,test,lab,clients,onnx,trackers]'
 	@{ echo "# The versions everything was tested with, for pip's -c: pip install -c $(LOCK) -e ."; \
 	   echo "# Made by 'make lock' ($$(.venv-lock/bin/python -V)); do not edit."; \
 	   .venv-lock/bin/python -m pip freeze --all --exclude-editable \
