@@ -12,7 +12,7 @@ from crt_lib.exits.policy import CRITERIA, Policy
 from crt_lib.files import InputError, sha256, write_text
 
 CHOICES_FILE = "exits.json"  # beside the checkpoint that it is of
-FULL = "full"
+FULL, AUTO = "full", "auto"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Choices:
         return max(names, key=lambda name: self.ways[name].speedup)
 
     def policies(self) -> dict[str, dict[str, Any]]:
-        """Settings of each policy by name, and of the fastest one as "auto"."""
+        """Settings of each policy by name, and of the fastest one as AUTO."""
         kept = {name: way for name, way in self.ways.items() if way.draft_loop is None}
-        kept["auto"] = kept[self.fastest(drafted=False)]
+        kept[AUTO] = kept[self.fastest(drafted=False)]
         return {name: dataclasses.asdict(way.policy) for name, way in kept.items()}
 
     def said(self, way: Choice) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from crt_lib.exits.choice import AUTO
 from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
@@ -21,11 +22,12 @@ from crt_lib.study.policies import judged_row, policies_of
 
 if TYPE_CHECKING:
     from crt_lib.bench.decode import Pace
+    from crt_lib.exits.choice import Choices
     from crt_lib.model import CRT
     from crt_lib.show.explorer_page import Explored
     from crt_lib.text.tokenizer import Tokenizer
 
-PRESETS = ("own", "paper", "calibrated", "full depth", "oracle")
+PRESETS = ("own", "paper", "crt generate", "calibrated", "full depth", "oracle")
 KEPT = "<b>kept</b>"  # above what is of the policy that is kept beside
 ALLOWED = 0.005  # the share of the perplexity that the preset "calibrated" may lose
 
@@ -82,12 +84,14 @@ def preset(
 ) -> Policy | None:
     """The policy of one of PRESETS but "own"; None is the oracle.
 
-    "calibrated" is that of `criterion` in `calibrated`, else calibrated on `trace` alone, which
-    does not know what decoding loses besides.
+    `calibrated` is of `known_policies`; "calibrated" is that of `criterion` there, else calibrated
+    on `trace` alone, which does not know what decoding loses besides.
     """
     match name:
         case "paper":
             return Policy("confidence")
+        case "crt generate":
+            return (calibrated or {}).get(AUTO, Policy())
         case "calibrated":
             if calibrated and criterion in calibrated:
                 return calibrated[criterion]
@@ -95,6 +99,17 @@ def preset(
         case "full depth":
             return Policy()
     return None
+
+
+def known_policies(
+    judged: Sequence[Mapping[str, Any]], choices: "Choices | None"
+) -> dict[str, Policy]:
+    """The policies of `judge_policies` by name; those that `crt generate` knows replace them.
+
+    The one that it takes without options is AUTO.
+    """
+    own = choices.policies() if choices else {}
+    return policies_of(judged) | {name: Policy(**policy) for name, policy in own.items()}
 
 
 def passage_html(passage: Trace, policy: Policy | None) -> str:
@@ -127,9 +142,9 @@ class Explorer:
     """Wires the controls to `look`; `box` is the widget, for ipywidgets 7.7 and 8.
 
     `passage` comes from `make_passage`, `pace` from `measured_pace`, `judged` from
-    `judge_policies`; thresholds of criteria that it has not are calibrated on `valid`, or on
-    `trace` itself. `reader`: a model and its tokenizer, which then read one's own text, or a file;
-    with it another run's folder can be opened.
+    `judge_policies`, `choices` from `crt calibrate`; thresholds of criteria that neither has are
+    calibrated on `valid`, or on `trace` itself. `reader`: a model and its tokenizer, which then
+    read one's own text, or a file; with it another run's folder can be opened.
     """
 
     def __init__(
@@ -140,12 +155,14 @@ class Explorer:
         valid: Trace | None = None,
         judged: Sequence[Mapping[str, Any]] = (),
         reader: "tuple[CRT, Tokenizer] | None" = None,
+        choices: "Choices | None" = None,
     ):
         import ipywidgets as w
 
         self.trace, self.passage, self.pace, self.valid = trace, passage, pace, valid or trace
         self.curves = curves_of(trace)
-        self.judged, self.calibrated, self.reader = judged, policies_of(judged), reader
+        self.judged, self.reader = judged, reader
+        self.calibrated = known_policies(judged, choices)
         self._quiet = False
         self._picture = cache(partial(ExitPicture, trace, self.curves))  # by criterion
 
@@ -160,7 +177,8 @@ class Explorer:
             narrow = w.Layout(width="80px")
             return w.Checkbox(True, description=f"exit {loop}", indent=False, layout=narrow)
 
-        self.preset = choice(PRESETS, "paper", "preset")
+        presets = [name for name in PRESETS if choices or name != "crt generate"]
+        self.preset = choice(presets, "paper", "preset")
         self.criterion = choice(list(trace.scores), "confidence", "criterion")
         self.tau0, self.tau_min = slider(0.92, "tau0"), slider(0.8, "tau_min")
         self.decay = slider(0.98, "decay")
@@ -199,7 +217,8 @@ class Explorer:
     def _opened(self, found: "Explored", reader: "tuple[CRT, Tokenizer]") -> None:
         """Another run, in the place of this one; its controls are its own."""
         other = type(self)(
-            found.trace, found.passage, found.pace, found.valid, found.judged, reader
+            *(found.trace, found.passage, found.pace, found.valid, found.judged, reader),
+            found.choices,
         )
         self.opened = other
         self.box.children = (*other.box.children[:-1], self.run.box)

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crt_lib.bench.decode import Pace, measured_pace
+from crt_lib.exits.choice import AUTO
 from crt_lib.exits.policy import Policy
 from crt_lib.files import InputError, read_rows
 from crt_lib.show import templates
-from crt_lib.show.explorer import curves_of, preset
+from crt_lib.show.explorer import curves_of, known_policies, preset
 from crt_lib.show.packed import coarse, largest_errors, pack, some_tokens
 from crt_lib.show.plots import loop_color
 from crt_lib.study.policies import policies_of
 
 if TYPE_CHECKING:
+    from crt_lib.exits.choice import Choices
     from crt_lib.exits.trace import Trace
     from crt_lib.study.analysis import Analysis
 
@@ -47,6 +49,7 @@ class Explored:
     valid: "Trace | None" = None  # for thresholds of criteria that `judged` has not
     judged: Sequence[Mapping[str, Any]] = ()  # rows of `judge_policies`
     decoded: Sequence[Mapping[str, Any]] = ()  # rows of `bench_decode`
+    choices: "Choices | None" = None  # what `crt generate` takes
 
     @classmethod
     def of(cls, found: "Analysis") -> "Explored":
@@ -55,7 +58,8 @@ class Explored:
         rows = read_rows(path) if path.is_file() else []
         decoded = [row for row in rows if row.get("checkpoint") == found.checkpoint]
         name = found.folder.resolve().name
-        return cls(name, found.test, found.passage, found.valid, found.policies, decoded)
+        shown = found.test, found.passage, found.valid, found.judged, decoded, found.choices
+        return cls(name, *shown)
 
     @cached_property
     def policies(self) -> dict[str, Policy]:
@@ -65,8 +69,8 @@ class Explored:
     @cached_property
     def calibrated(self) -> dict[str, Policy]:
         """The policy of the preset "calibrated", by criterion."""
-        on = self.valid or self.trace
-        found = {n: preset("calibrated", on, n, self.policies) for n in self.trace.scores}
+        on, known = self.valid or self.trace, known_policies(self.judged, self.choices)
+        found = {n: preset("calibrated", on, n, known) for n in self.trace.scores}
         return {name: policy for name, policy in found.items() if policy}
 
     @cached_property
@@ -93,6 +97,7 @@ class Explored:
             },
             "paper": asdict(PAPER),
             "calibrated": {name: asdict(own) for name, own in self.calibrated.items()},
+            "generate": self.choices and self.choices.policies()[AUTO],
             "judged": self._judged(),
             "machine": next(({k: row.get(k) for k in MACHINE} for row in self.decoded), None),
             "pace": asdict(self.pace) if self.pace else None,

@@ -12,12 +12,13 @@ from typing import Any
 
 from crt_lib.audit.compare import exit_table
 from crt_lib.bench.decode import bench_decode
+from crt_lib.exits.choice import Choices, choices_of
 from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.perloop import depth_sweep
 from crt_lib.exits.trace import Trace, make_passage, make_trace
 from crt_lib.files import locked, read_rows, sha256, write_rows
 from crt_lib.runs.trained import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
-from crt_lib.study.policies import judge_policies, policies_of
+from crt_lib.study.policies import judge_policies, policies_of, promised_rows
 
 TRACED_TOKENS = 50_000  # of valid and of test
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
@@ -104,6 +105,17 @@ class Analysis:
     def _sweep(self) -> Rows:
         ids = self._data().valid.ids[: min(len(self.valid.loss), DEPTH_TOKENS)]
         return depth_sweep(self.model, ids, self.tokenizer.eot_id, seq_len=self.seq_len)
+
+    @cached_property
+    def choices(self) -> Choices | None:
+        """What `crt calibrate` has chosen, where it was called: what `crt generate` takes."""
+        return choices_of(find_checkpoint(self.folder))
+
+    @cached_property
+    def judged(self) -> Rows:
+        """`policies`, and those of `choices`: what each loses on test, exits taken."""
+        full = next(row["taken"] for row in self.policies if row["policy"] == "full depth")
+        return [*self.policies, *promised_rows(self.choices, full)]
 
     @cached_property
     def exits(self) -> Rows:

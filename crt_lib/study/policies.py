@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crt_lib.exits.choice import Choices
 from crt_lib.exits.perloop import above_full
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.scoring import evaluate_with_exits
@@ -72,6 +73,21 @@ def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
             given = {name: row[name] for name in THRESHOLDS if row[name] is not None}
             policies[row["policy"]] = Policy(row["criterion"], **given, fixed=row["last"])
     return policies
+
+
+def promised_rows(choices: Choices | None, full: float) -> list[dict[str, Any]]:
+    """The policies of `crt generate` as rows of `judge_policies`: what they lost on test, of which
+    full depth's loss is `full` nats a token. Full depth itself is none of them.
+    """
+    ways = choices.ways.items() if choices else ()
+    return [
+        {"policy": f"crt generate --exit {name}", "criterion": way.policy.criterion}
+        | {threshold: getattr(way.policy, threshold) for threshold in THRESHOLDS}
+        | {"last": way.policy.fixed, "taken": full + way.paid, "taken_above": way.paid}
+        | {"taken_low": way.paid_low, "taken_high": way.paid_high}
+        for name, way in ways
+        if way.draft_loop is None and way.paid is not None
+    ]
 
 
 def judged_row(

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from tiny_rows import judged
 
+from crt_lib.exits.choice import Choice, Choices
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import make_passage
 from crt_lib.show.explorer_page import Explored
@@ -58,4 +59,5 @@ def explored(scored):
         | machine
         for way, (loops, heads, asks) in ways.items()
     ]
-    return Explored("<script>x()</script>", trace, passage, None, rows, decoded)
+    choices = Choices(0.005, {"full": Choice(), "2": Choice(Policy(fixed=2), speedup=1.4)})
+    return Explored("<script>x()</script>", trace, passage, None, rows, decoded, choices)

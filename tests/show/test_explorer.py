@@ -13,6 +13,7 @@ from tiny_rows import judged
 
 from crt_lib import InputError
 from crt_lib.bench.decode import Pace, measured_pace
+from crt_lib.exits.choice import Choice, Choices
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import GUESSES, Trace, apply_policy, make_passage
 from crt_lib.show import own as own_widgets
@@ -26,7 +27,7 @@ from crt_lib.show.explorer import (
     preset,
 )
 from crt_lib.show.own import PARTS, parts_of
-from crt_lib.study.policies import THRESHOLDS, policies_of
+from crt_lib.study.policies import THRESHOLDS, policies_of, promised_rows
 
 TEXT = "the cat sat on\nfive <b>six"
 PACE = Pace(1e-3, 2e-3, 5e-4)
@@ -225,6 +226,23 @@ def test_calibrated_policies_that_are_given(scored, passage):
     assert "mean loops</td><td><b>2.00" in explorer.numbers.value
 
 
+def test_what_crt_generate_takes_is_a_preset(scored, passage):
+    *_, trace = scored
+    ways = {
+        "full": Choice(),
+        "margin": Choice(Policy("margin", 0.6, 0.6, 1.0), speedup=1.3, paid=0.01),
+        "speculation from 1": Choice(draft_loop=1, speedup=2.0),
+    }
+    choices = Choices(0.005, ways)
+    rows = [judged("margin", Policy("margin", 0.1, 0.1, 1.0)), *promised_rows(choices, 3.0)]
+    explorer = Explorer(trace, passage, PACE, judged=rows, choices=choices)
+    for name in ("crt generate", "calibrated"):
+        explorer.criterion.value, explorer.preset.value = "margin", name
+        assert explorer.policy() == Policy("margin", 0.6, 0.6, 1.0, (1, 2, 3))
+        assert "20.29 (+1.01%)" in explorer.numbers.value  # exp(3.01), as decoded
+    assert "crt generate" not in Explorer(trace, judged=rows[:1]).preset.options
+
+
 @pytest.mark.parametrize("column", ["policy", "taken", "criterion", "last", *THRESHOLDS])
 def test_a_table_of_policies_without_a_column_says_which(column):
     row = judged("paper", Policy("confidence"))
@@ -309,7 +327,7 @@ def test_ones_own_run_is_opened(scored, passage, monkeypatch):
     explorer.run.folder.value = "nowhere"
     explorer.run.open.click()
     assert "nowhere" in explorer.run.said.value
-    there = {"folder": Path("mine"), "checkpoint": "s1", "policies": []}
+    there = {"folder": Path("mine"), "checkpoint": "s1", "judged": [], "choices": None}
     there |= {"test": trace, "valid": trace, "passage": passage}
     there |= {"model": model, "tokenizer": data.tokenizer}
     monkeypatch.setattr(own_widgets, "analyse", lambda folder: SimpleNamespace(**there))

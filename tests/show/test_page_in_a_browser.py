@@ -152,6 +152,8 @@ def test_presets(opened, kept, explored):
     choose(opened, "A", "preset", "full depth")
     expect(opened, apply_policy(kept, Policy()))
     assert shown(opened) == shown(opened, "full")
+    choose(opened, "A", "preset", "crt generate")
+    expect(opened, apply_policy(kept, Policy(fixed=2)))
     choose(opened, "A", "preset", "oracle")
     expect(opened, oracle(kept))
     assert shown(opened)[1] is None

@@ -10,7 +10,8 @@ const best = applyPolicy(trace, null);
 const LOOP_MS = 80; // of playback, a loop
 const SIDES = ["A", "B"];
 const THRESHOLDS = ["tau0", "tau_min", "decay"];
-const PRESETS = ["own", "paper", "calibrated", "full depth", "oracle"];
+const PRESETS = ["own", "paper", "crt generate", "calibrated", "full depth", "oracle"]
+  .filter((name) => data.generate || name !== "crt generate");
 const sides = {}; // by name: controls, policy, outcome on the trace and on the passage
 const at = (id) => document.getElementById(id);
 
@@ -95,6 +96,7 @@ function takePreset(side) {
   const none = { ...data.paper, criterion: null };
   const presets = {
     paper: data.paper, calibrated: data.calibrated[side.criterion], "full depth": none,
+    "crt generate": data.generate,
   };
   const policy = presets[side.preset];
   if (!policy) return;
