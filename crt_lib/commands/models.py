@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from crt_lib.audit.checks import Check
     from crt_lib.exits.choice import Choice
     from crt_lib.exits.decode import Generated
+    from crt_lib.study.analysis import Analysis
     from crt_lib.text.tokenizer import Tokenizer
 
 app = typer.Typer()
@@ -203,6 +204,11 @@ def gate(
 def calibrate(
     checkpoint: options.Checkpoint,
     budget: Annotated[float, options.PERCENT] = 0.5,
+    elsewhere: Annotated[
+        str | None,
+        typer.Option(help="Find nothing: hold what is kept to the test text of this corpus."),
+    ] = None,
+    out: options.Table = None,
 ) -> None:
     """Find the fastest ways to decode that lose at most a budget, and keep them.
 
@@ -215,6 +221,11 @@ def calibrate(
     from crt_lib.study.calibration import calibrate_exits
 
     judged, path = analyse(checkpoint), find_checkpoint(checkpoint)
+    if elsewhere is not None:
+        options.show_rows(_held_to(judged, checkpoint, elsewhere), out)
+        return
+    if out is not None:
+        raise InputError("--out is for the rows of --elsewhere; what is found is kept in the run")
     data = load_trained(checkpoint)[1]
     choices = calibrate_exits(judged.model, data, judged.valid, judged.test, budget / 100)
     choices.save(path.with_name(CHOICES_FILE), sha256(path.read_bytes()))
@@ -228,6 +239,20 @@ def calibrate(
         f"crt generate takes {choices.fastest()} for one greedy text, for others "
         + (f"exit {policy}" if policy.isdecimal() else policy)
     )
+
+
+def _held_to(judged: "Analysis", checkpoint: Path, corpus: str) -> list[dict[str, Any]]:
+    """What the policies that are kept lose on test of a corpus."""
+    from crt_lib.exits.trace import make_trace
+    from crt_lib.runs.trained import load_trained
+    from crt_lib.study.calibration import hold_to
+
+    if judged.choices is None:
+        raise InputError(f"{checkpoint} keeps no promise; call crt calibrate without --elsewhere")
+    data = load_trained(checkpoint, corpus)[1]
+    length = len(judged.test.loss)
+    trace = make_trace(judged.model, data, "test", judged.seq_len, max_tokens=length)
+    return hold_to(judged.choices, judged.model, data, trace)
 
 
 @app.command()

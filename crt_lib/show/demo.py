@@ -46,6 +46,7 @@ def distilled(results: Path) -> str:
         train=runs[ARMS["demo"]]["train"],
         taken=taken(_taken(results)),
         elsewhere=_other_text(results),
+        held=pd.read_csv(results / "demo" / "elsewhere.csv"),
         foreseen=foreseen(results / "demo" / "foresight.csv", _taken(results)[:1]),
         drafts=(drafts := _drafts(results)),
         by_text=drafts.query("draft_loop == 0 and last == last.max()").set_index("temperature"),

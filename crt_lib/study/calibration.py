@@ -77,6 +77,26 @@ def calibrate_exits(
     return Choices(budget, ways, failed)
 
 
+def hold_to(
+    choices: Choices, model: "CRT", data: "TokenizedCorpus", trace: "Trace"
+) -> list[dict[str, Any]]:
+    """A row a policy of `choices`, kept or failed: what it loses on `trace`, of any text.
+
+    `above`, `low` and `high`: nats a token above full depth, exits taken, and the 95 % interval
+    over documents.
+    """
+    about = {name: trace.about[name] for name in ("corpus", "split")}
+    about |= {"tokens": len(trace.loss), "full_loss": float(trace.loss[:, -1].mean())}
+    rows = []
+    for name, way in {**choices.ways, **choices.failed}.items():
+        if way.draft_loop is None and name != FULL:
+            lost = _lost(model, data, trace, way.policy)
+            found = {"policy": name, "kept": name in choices.ways, "budget": choices.budget}
+            found |= {"above": lost.mean, "low": lost.low, "high": lost.high}
+            rows.append(about | found)
+    return rows
+
+
 def _lost(
     model: "CRT", data: "TokenizedCorpus", trace: "Trace", policy: Policy, begin: int = 0
 ) -> Interval:

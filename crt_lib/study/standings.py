@@ -21,7 +21,7 @@ def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
 
     `multiply_adds`: a token's at use, with the last head alone. `ms`: of a token that it writes,
     None where that was not measured. `seconds`: the mean of its `runs`. `best`: the try that won;
-    `edge`: it has no try on one side, so that the arm may reach more.
+    `edge`: a rate that has no try on one side, so that the arm may reach more.
     """
     best = best_try(own, arena, arm)
     profile = arena.shaped(arm, best)
@@ -34,7 +34,7 @@ def costs(arena: Arena, own: Path, arm: str, runs: list[Row]) -> Row:
         "tokens": runs[0]["tokens"],
         "tries": len(arena.tries),
         "best": best,
-        "edge": list(arena.tries).index(best) in (0, len(arena.tries) - 1),
+        "edge": not arena.shapes and list(arena.tries).index(best) in (0, len(arena.tries) - 1),
         "seeds": len(runs),
         "seconds": float(np.mean([row["seconds"] for row in runs])),
     }

@@ -220,6 +220,15 @@ def test_generate_takes_what_was_calibrated(trained, tmp_path, capsys):
     shutil.copytree(trained, run)
     code, out, _ = crt("calibrate", str(run), "--budget", "50", capsys=capsys)
     assert code == 0 and "crt generate takes" in out
+    table = tmp_path / "there.csv"
+    code, out, _ = crt(
+        "calibrate", str(run), "--elsewhere", "grammar", "--out", str(table), capsys=capsys
+    )
+    assert code == 0 and len(read_rows(table)) == len(out.splitlines()) > 0
+    for asked, says in ((run, "--elsewhere"), (trained, "keeps no promise")):
+        more = ["--out", str(table)] if asked == run else ["--elsewhere", "grammar"]
+        code, _, err = crt("calibrate", str(asked), *more, capsys=capsys)
+        assert code == 2 and says in err
     words = ["generate", str(run), "the", "--tokens", "4"]
     code, _, err = crt(*words, capsys=capsys)
     assert code == 0 and "--exit full runs every loop" in err and len(err.splitlines()) == 1

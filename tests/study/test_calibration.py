@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crt_lib.exits.trace import make_trace
-from crt_lib.study.calibration import calibrate_exits
+from crt_lib.study.calibration import calibrate_exits, hold_to
 from crt_lib.study.policies import taken_losses
 
 
@@ -35,6 +35,9 @@ def test_what_is_kept_loses_at_most_the_budget_where_it_chose_nothing(scored, bu
     for name, way in choices.failed.items():
         assert name not in choices.ways and way.high > np.log1p(budget)
     assert choices.failed or budget
+    for row in hold_to(choices, model, data, test):
+        way = (choices.ways if row["kept"] else choices.failed)[row["policy"]]
+        assert (row["above"], row["low"], row["high"]) == (way.paid, way.paid_low, way.paid_high)
     if budget == 0.5:
         assert set(map(str, model.config.exit_loops)) <= set(choices.ways)
 
