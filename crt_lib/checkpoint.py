@@ -181,13 +181,13 @@ class RunFolder:
         write_json(self.path / "config.json", record)
         checkpoints = self.checkpoint("last").parent
         checkpoints.mkdir(exist_ok=True)
-        # ours end in .tmp; safetensors writes under a name .tmp<random> of its own
-        stale = [*checkpoints.glob(".*.tmp"), *checkpoints.glob(".tmp*")]
+        own, scores = ("config", "timing", "results", "exits"), ("results.csv", "exits.csv")
+        stale = [*checkpoints.glob(".*.tmp"), *checkpoints.glob(".tmp*")]  # ours; of safetensors
+        stale += [file for file in self.path.glob(".*.tmp") if file.name.split(".")[1] in own]
         if updates_done == 0:
-            stale += [f for f in self.path.glob("*.csv") if f.name in ("results.csv", "exits.csv")]
-            stale += checkpoints.glob("*.safetensors*")
-        for file in {*stale}:  # of which `glob` may find one twice
-            file.unlink()
+            stale += [*map(self.path.joinpath, scores), *checkpoints.glob("*.safetensors*")]
+        for file in stale:
+            file.unlink(missing_ok=True)
         os.truncate(self.metrics, metrics_bytes)
         write_text(self.timing, "".join(json.dumps(row) + "\n" for row in rows))
         return rows[-1]["seconds"] if rows else 0.0

@@ -107,6 +107,8 @@ def update_manifest(
         values = read_manifest(out, profile)
         if notebooks is not None:
             parts["notebooks"] = dict(sorted((values.get("notebooks", {}) | notebooks).items()))
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+            left.unlink()
         write_json(path, values | {"profile": profile} | parts)
 
 

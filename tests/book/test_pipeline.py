@@ -46,7 +46,9 @@ def test_runs_in_order_and_continues_after_a_failure(tmp_path, monkeypatch):
     given = {"width": "7", "rate": 2, "names": "['a']"}
     out.mkdir(parents=True)
     (out / "fault").touch()
+    (left := out / ".manifest.json.ab12.tmp").touch()  # by a process that was killed
     update_manifest(out, "smoke", train={"status": "done"})
+    assert not left.exists()
     (out / "paper").mkdir()
     (out / "paper" / "results.csv").write_text(
         "exit,tokens,token_ppl\n2,1200,31.25681\nfinal,1200,30.0\n"

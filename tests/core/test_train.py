@@ -157,6 +157,17 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(whole, tmp_path):
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_what_a_killed_write_left_goes_and_what_others_write_stays(tmp_path):
+    run(tmp_path, updates=2)
+    names = ["config.json", "timing.jsonl", "results.csv", "exits.csv", "checkpoints/best"]
+    names += ["policies.csv"]
+    left = [(tmp_path / name).parent / f".{Path(name).name}.ab12.tmp" for name in names]
+    for file in left:
+        file.write_bytes(b"half")
+    run(tmp_path, updates=2)
+    assert [file for file in left if file.exists()] == left[-1:]
+
+
 def test_sigterm_saves_and_the_run_goes_on(tmp_path):
     out = tmp_path / "run"
     changes = ("updates=1000000", "eval_every=0", "checkpoint_every=100000")
