@@ -18,7 +18,7 @@ import transformers
 from closeness import near, same
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_hf import CASES, END, LEFT, given_ids, wrapped
+from tiny_hf import CASES, END, LEFT, MODELS, given_ids, wrapped
 from tiny_models import ALL_OPTIONS, SHARINGS, random_ids
 
 from crt_lib import InputError
@@ -226,12 +226,13 @@ def test_bad_input_is_refused():
         hf(inputs_embeds=torch.zeros(1, 65, 8))
 
 
-def test_trainer_trains_saves_and_resumes(tmp_path):
+@pytest.mark.parametrize("name", ["all", "demo"])
+def test_trainer_trains_saves_and_resumes(tmp_path, name):
     rows = [{"input_ids": row, "labels": row} for row in random_ids(32, 12).clamp(min=1).tolist()]
 
     def run(folder, steps, resume=None):
         torch.manual_seed(3)
-        _, hf = wrapped(**ALL_OPTIONS)
+        _, hf = MODELS[name]()
         arguments = transformers.TrainingArguments(
             str(folder),
             max_steps=steps,
