@@ -26,6 +26,7 @@ def looping_headline(results: Path) -> str:
     ours, one, own = _arms("fresh-2", folder, OURS, "one loop", "unshared blocks")
     fresh, plain, deep, wide = _arms("fresh", folder, OURS, SMALL, TWIN, "one wide loop")
     little, twin = _arms("few-4m", folder, OURS, TWIN)
+    small, small_one = _arms("bytes-2", folder, OURS, "one loop")
     pays = "nothing" if not one["mean"] or one["high"] >= 0 else "little"
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
     right = _right(answers(folder), "lookup")
@@ -43,6 +44,8 @@ def looping_headline(results: Path) -> str:
         wide=wide,
         little=little,
         twin=twin,
+        small=small,
+        small_one=small_one,
         pays=pays,
         loops=find_arena("fresh-2").arms[OURS].model.n_loops,
         ppl=word_perplexity(pd.Series([little["bits"], twin["bits"]]), results),

@@ -152,7 +152,6 @@ def exits_headline(results: Path) -> str:
         change=two[2] / two[last] - 1,
         low=np.expm1(exit_2["low"] * words),
         high=np.expm1(exit_2["high"] * words),
-        before=before[last],
         after=two[last],
         claimed=CLAIMED,
         reached=reached,
