@@ -42,6 +42,12 @@ def test_the_exits_of_a_crt_draft(scored):
     assert all(found[name]["passes"] < 1 for name in exits)
 
 
+def test_an_early_exit_of_a_gpt2_cannot_draft_as_results_readme_says():
+    hf, ids = as_transformers(gpt2()), torch.tensor(PROMPTS[:1])
+    with pytest.raises(IndexError):
+        hf.generate(ids, max_new_tokens=6, do_sample=False, assistant_early_exit=1)
+
+
 def test_nothing_is_compiled_while_it_is_timed(monkeypatch):
     """A step is compiled for a length of its cache: what is timed has the one of the warm-up."""
     lengths = []
