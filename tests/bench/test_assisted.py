@@ -44,8 +44,10 @@ def test_the_exits_of_a_crt_draft(scored):
 
 def test_an_early_exit_of_a_gpt2_cannot_draft_as_results_readme_says():
     hf, ids = as_transformers(gpt2()), torch.tensor(PROMPTS[:1])
+    how = {"max_new_tokens": 6, "do_sample": False, "use_cache": True}
+    assert hf.generate(ids, **how).shape == (1, 10)
     with pytest.raises(IndexError):
-        hf.generate(ids, max_new_tokens=6, do_sample=False, assistant_early_exit=1)
+        hf.generate(ids, assistant_early_exit=1, **how)
 
 
 def test_nothing_is_compiled_while_it_is_timed(monkeypatch):
