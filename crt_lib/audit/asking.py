@@ -21,6 +21,7 @@ from crt_lib.files import InputError
 Logits = dict[int, Tensor]  # exit (0 for a model without exits) -> (B, T, V)
 UNDECLARED = 512  # positions, where the model does not say how many it has
 AT_MOST = 2048  # positions, where nobody asks for more
+MOST_ROWS = 64  # of a call
 LONGEST = 2**24  # positions that may be asked for
 _POSITIONS = (  # how models call the longest row that they take
     *("max_seq_len", "n_positions", "max_position_embeddings", "block_size", "n_ctx"),
@@ -53,7 +54,7 @@ class Asked:
         parts = []
         for part in rows.split(1) if self.one_by_one else [rows]:
             _seed(seed)
-            logits = logits_of(self.model, part, **(given or {}))
+            logits = _logits(self.model, part, given or {})
             parts.append({loop: x.clone() for loop, x in logits.items()})
         return _joined(parts)
 
@@ -88,7 +89,7 @@ class Asked:
         """How many rows of `length` fit in a call of about 16 MB of logits."""
         if self.one_by_one:
             return 1
-        return max(1, min(rows, 64, 2**22 // (length * self.vocab_size), 2**13 // length))
+        return max(1, min(rows, MOST_ROWS, 2**22 // (length * self.vocab_size), 2**13 // length))
 
     def row(self, length: int, seed: int) -> Tensor:
         """A random row (1, length)."""
@@ -128,6 +129,19 @@ def random_ids(vocab_size: int, shape: tuple[int, ...], seed: int) -> Tensor:
 def probe_ids(model: Model, vocab_size: int, length: int, seed: int) -> Tensor:
     """A random row (1, length) on the model's device."""
     return random_ids(vocab_size, (1, length), seed).to(device_of(model))
+
+
+def _logits(model: Model, rows: Tensor, given: Mapping[str, Tensor]) -> Logits:
+    """As `logits_of` of a copy; raises InputError for no tensors, and for a model that exits."""
+    try:
+        found = logits_of(model, rows.clone(), **given)
+    except SystemExit as error:  # which would end the audit, and say that all is well
+        raise InputError(f"the model ends the process: sys.exit({error.code})") from error
+    for logits in found.values():
+        if not isinstance(logits, Tensor):
+            kind = type(logits).__name__
+            raise InputError(f"the model gives a {kind} for ids {tuple(rows.shape)}, not (B, T, V)")
+    return found
 
 
 def _joined(parts: list[dict[int, Tensor]]) -> dict[int, Tensor]:
@@ -178,8 +192,10 @@ def vocabulary_of(model: Model) -> int:
         return size
     try:
         with torch.no_grad(), own_random_numbers():
-            logits = next(iter(logits_of(model, probe_ids(model, 2, 4, 0)).values()))
+            logits = next(iter(_logits(model, probe_ids(model, 2, 4, 0), {}).values()))
         size = logits.shape[-1]
+    except InputError:
+        raise
     except Exception as error:  # anybody's model: it may fail in any way
         raise InputError(
             "the model does not say how large its vocabulary is; give --vocab-size "

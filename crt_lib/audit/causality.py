@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from crt_lib.audit import asking, sampled
 from crt_lib.audit.asking import Asked, Logits, NotAsked
@@ -24,6 +23,7 @@ from crt_lib.evaluate import Model
 from crt_lib.files import InputError
 
 DELAY = 5  # seconds after which a terminal sees how far it is
+FILTERED = 64  # roundings of the largest logit: what a filter by FFT over a long row comes to
 SUSPECT = 1e-3  # of what a token itself moves: a smaller finding may be rounding
 
 
@@ -48,11 +48,13 @@ def causality_report(
     A probe at which the model fails is left out, with its error. Random numbers of torch, numpy and
     Python are seeded alike before each call; for a model that is random all the same, a two-sample
     test takes the place of the probes (`crt_lib.audit.sampled`). Raises InputError for numbers that
-    no row or vocabulary has (`crt_lib.audit.asking.check_numbers`), and for a model that fails on a
-    plain row, whose logits are not numbers, or do not have the shape (B, T, vocab_size or more);
-    also for encoder-decoders, masked and diffusion models.
+    no row or vocabulary has (`crt_lib.audit.asking.check_numbers`), and for what is no model, fails
+    on a plain row, whose logits are not numbers, or do not have the shape (B, T, vocab_size or
+    more); also for encoder-decoders, masked and diffusion models.
     """
     began = time.monotonic()
+    if not callable(model):
+        raise InputError(f"a {type(model).__name__} is no model: give what makes logits of ids")
     asking.refuse(getattr(model, "config", None), type(model).__name__)
     asking.check_numbers(length, vocab_size, context, seed, seconds)
     size = asking.vocabulary_of(model) if vocab_size is None else vocab_size
@@ -170,16 +172,17 @@ def _judged_again(asked: Asked, found: Found) -> Found:
             exact: Any = copy.deepcopy(asked.model)
             again[name] = PROBES[name](replace(asked, model=exact.double()))
         except Exception:  # anybody's model: it may have no double precision
-            if rounding(logits) > SUSPECT:
-                sizes = {k: x.nan_to_num(0.0, 0.0, 0.0).abs().max() for k, x in logits.items()}
-                least = {k: shape_noise(logits) * float(size) for k, size in sizes.items()}
-                asked.covered["rounding"] = (
-                    f"to 16 bits: a leak below {max(least.values()):.2g} is not told from it"
-                )
-                again[name] = {
-                    k: replace(x, tolerance=max(x.tolerance, least[k]))
-                    for k, x in found[name].items()
-                }
+            long = asked(asked.row(max(asked.context, asked.ids.shape[1]), seed=3))
+            sizes = {k: x.nan_to_num(0.0, 0.0, 0.0).abs().max() for k, x in long.items()}
+            noise = shape_noise(logits) if rounding(logits) > SUSPECT else FILTERED * rounding(long)
+            least = {k: noise * float(size) for k, size in sizes.items()}
+            asked.covered["rounding"] = (
+                f"a leak below {max(least.values()):.2g} is not told from it, since there is no "
+                "such model in double precision"
+            )
+            again[name] = {
+                k: replace(x, tolerance=max(x.tolerance, least[k])) for k, x in found[name].items()
+            }
     return again
 
 
@@ -200,13 +203,15 @@ def _check(asked: Asked) -> None:
         once = asked(ids)
         asked(asked.others(ids, seed=1))  # what it remembers of another row must not come back
         again, otherwise = asked(ids), asked(ids, seed=1)
+    except InputError:
+        raise
     except Exception as error:  # anybody's model: it may fail in any way
         raise InputError(
             f"the model fails on ids of shape {tuple(ids.shape)}: {type(error).__name__}: {error}"
         ) from error
     for logits in once.values():
-        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
-            given = getattr(logits, "shape", type(logits).__name__)
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            given = tuple(logits.shape)
             raise InputError(f"the model gives {given} for ids {tuple(ids.shape)}, not (B, T, V)")
         if logits.isnan().any():
             raise InputError("the model gives logits that are not numbers")

@@ -1,7 +1,7 @@
 """Probes of what a few tokens do not show: the whole context, vocabulary, and rows of a batch."""
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crt_lib.audit import probes
-from crt_lib.audit.asking import Asked, Logits, NotAsked, largest_difference
+from crt_lib.audit.asking import MOST_ROWS, Asked, Logits, NotAsked, largest_difference
 from crt_lib.audit.probes import Finding, findings, shape_noise
 
 ROWS = 8  # of a batch
@@ -143,27 +143,36 @@ def _share_of(n: int, of: int, at: int) -> str:
 
 def rows(asked: Asked) -> dict[int, Finding]:
     asked, T = replace(asked, one_by_one=False), asked.ids.shape[1]
-    moved, size = _beside_others(asked, ROWS, T)
+    moved, size = _beside_others(asked, ROWS, T, range(ROWS))
     asked.covered["rows"] = f"the other {ROWS - 1} of {ROWS} changed, for each of them"
+    if (most := asked.at_once(MOST_ROWS, T)) > ROWS:  # as many as other probes ask at once
+        among, _ = _beside_others(asked, most, T, (0, most - 1))
+        moved = {loop: torch.cat([moved[loop], x], 1) for loop, x in among.items()}
+        asked.covered["rows"] += f"; also of {most}, for the first and the last"
     if asked.context > T and asked.at_once(2, asked.context) > 1:
-        long, _ = _beside_others(asked, 2, asked.context)
+        long, _ = _beside_others(asked, 2, asked.context, range(2))
         short = {loop: F.pad(x, (0, 0, 0, asked.context - T)) for loop, x in moved.items()}
         moved = {loop: torch.cat([short[loop], long[loop]], 1) for loop in long}
         asked.covered["rows"] += f"; also of 2 with {asked.context} tokens"
     return findings(moved, of=moved | size, ahead=None)
 
 
-def _beside_others(asked: Asked, n: int, length: int) -> tuple[Logits, Logits]:
-    """By exit how far each of n rows moves, (length, n), for the others, and for its own tokens."""
+def _beside_others(
+    asked: Asked, n: int, length: int, slots: Sequence[int]
+) -> tuple[Logits, Logits]:
+    """By exit how far the rows at `slots` of n move, (length, slots), for the others, and how far
+    each moves for its own tokens.
+    """
     batch = torch.cat([asked.row(length, seed=10 + i) for i in range(n)])
     others, moved = asked.others(batch, seed=9), []
     before, after = asked(batch), asked(others)
-    for slot in range(n):
+    for slot in slots:
         changed = others.clone()
         changed[slot] = batch[slot]
         moved.append({loop: x[slot] for loop, x in asked(changed).items()})
     influence = {
-        k: largest_difference(torch.stack([m[k] for m in moved]), x).T for k, x in before.items()
+        k: largest_difference(torch.stack([m[k] for m in moved]), x[list(slots)]).T
+        for k, x in before.items()
     }
     return influence, {loop: largest_difference(x, before[loop]) for loop, x in after.items()}
 

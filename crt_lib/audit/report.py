@@ -73,7 +73,8 @@ class CausalityReport:
         if says:
             return "; ".join(says)
         if self.status == 2:
-            return "cannot tell: no token could be changed"
+            why = self.left_out.get("tokens", "")
+            return "cannot tell: no token could be changed" + (f" ({why})" if why else "")
         return f"causal, as far as {self.context} tokens show"
 
     @property
@@ -120,7 +121,14 @@ class CausalityReport:
         open_.append(f"another number of rows than {rows}")
         if self.random == "own":
             open_.append("a leak much smaller than its noise")
-        return [*open_, "a leak below 1e-5 of what a token itself moves, or beyond the longest row"]
+        else:
+            least = (
+                f"{name} {max(x.tolerance for x in of.values()):.0e}"
+                for name, of in self.findings.items()
+            )
+            said = ", ".join(least)
+            open_.append(f"a leak that moves logits by no more than a probe tells: {said}")
+        return [*open_, "a leak beyond the longest row"]
 
     @property
     def advice(self) -> list[tuple[str, str]]:

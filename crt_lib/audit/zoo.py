@@ -207,6 +207,13 @@ def _late_row_before(x: Tensor) -> Tensor:
     return x + 0.1 * x.roll(1, 0) * late
 
 
+def _summed(x: Tensor) -> Tensor:
+    """All states so far, added up by FFT: its rounding is that of the whole row."""
+    T = x.shape[1]
+    ones = torch.fft.rfft(torch.ones(T), 2 * T)[:, None]
+    return torch.fft.irfft(torch.fft.rfft(x, 2 * T, dim=1) * ones, 2 * T, dim=1)[:, :T]
+
+
 def _dropped(x: Tensor) -> Tensor:
     return F.dropout(x, 0.2, training=True)
 
@@ -290,6 +297,9 @@ _BY_PROBE: dict[str, dict[str, Callable[[], Model]]] = {
     "rows": {
         "mean of the batch": lambda: Mixed(mix=lambda x: x + 1e-3 * x.mean(0)),
         "the row before": lambda: Mixed(mix=lambda x: x + 0.1 * x.roll(1, 0)),
+        "the first of more than eight rows": lambda: Mixed(
+            mix=lambda x: x + 0.1 * x[:1] * (len(x) > 8)
+        ),
         "the row before, from position 100 on": lambda: Mixed(mix=_late_row_before),
         "batch statistics in evaluation": lambda: batch_norm(False),
         "noise of its own, and the other rows": lambda: Mixed(
@@ -321,6 +331,7 @@ SOUND: dict[str, Callable[[], Model]] = {
     "spectral filter with room": lambda: spectral_filter(False),
     "spectral filter, rounded": lambda: rounded(spectral_filter(False)),
     "spectral filter, rounded, a function": lambda: evaluated(rounded(spectral_filter(False))),
+    "sum of the past by FFT, a function": lambda: evaluated(Mixed(mix=_summed)),
     "mean of the past": lambda: Mixed(
         mix=lambda x: x + x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
     ),

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -350,9 +351,13 @@ def _known_entropy(model: str) -> "list[Check]":
 
 @contextlib.contextmanager
 def _anybodys_errors() -> Iterator[None]:
-    """Any error of somebody's model as an InputError: exit code 1 is for leaks."""
+    """Any error of somebody's model as an InputError, since exit code 1 is for leaks.
+
+    What it prints goes to stderr: stdout has the report.
+    """
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except InputError:
         raise
     except Exception as error:

@@ -99,7 +99,8 @@ def _python(text: str) -> Any:
         inspect.signature(found).bind()
     except TypeError:  # it wants ids
         return found
-    return found()
+    with _named(f"{text} cannot be called"):
+        return found()
 
 
 def _with_weights(model: Any, path: Path) -> nn.Module:
@@ -206,7 +207,7 @@ def _named(what: str, told: bool = True) -> Iterator[None]:
     """Any error of anybody's module or file as an InputError of one line: `what`, and why."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may exit when it is imported
         why = f": {' '.join(str(error).split())}" if told else ""
         raise InputError(f"{what}: {type(error).__name__}{why}") from error
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from crt_lib.audit.compare import Interval
-from crt_lib.files import atomic_path
+from crt_lib.files import InputError, atomic_path
 from crt_lib.runs.manifest import checkout_root
 
 COLORS = 256  # of a saved picture: by eye as the full ones
@@ -62,7 +62,12 @@ def policy_look(name: str) -> dict[str, Any]:
 
 
 def results_folder(profile: str, results: str = "") -> Path:
-    """`results` itself, or results/<profile> of the checkout where it is empty."""
+    """`results` itself, or results/<profile> of the checkout where it is empty.
+
+    Raises InputError for a profile that is no name.
+    """
+    if not isinstance(profile, str):
+        raise InputError(f"profile is {profile!r}; give the name of one")
     return Path(results) if results else checkout_root() / "results" / profile
 
 

@@ -47,9 +47,9 @@ class Analysis:
     def __init__(self, folder: str | Path, *, fresh: bool = False, tokens: int | None = None):
         folder = self.folder = Path(folder)
         self.fresh = fresh
+        loaded, self.tokenizer, self.trained = load_trained_model(folder)
         # after a letter, so that no table takes it for a number
         self.checkpoint = "s" + sha256(find_checkpoint(folder).read_bytes())
-        loaded, self.tokenizer, self.trained = load_trained_model(folder)
         self.model, self.seq_len = as_crt(loaded, folder), self.trained["train"]["seq_len"]
         self._data = cache(lambda: load_trained(folder)[1])  # asked where something must be made
         self._new: dict[str, Rows] = {}  # tables that were made anew with their traces

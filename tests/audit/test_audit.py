@@ -102,6 +102,7 @@ def test_models_by_name(tmp_path, monkeypatch):
         "number = 3\n"
         "def breaks(ids):\n    raise ValueError(ids.shape)\n"
     )
+    (tmp_path / "exits.py").write_text("import sys\nlogits = len\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     try:
         for name in ("logits", "build", "made"):
@@ -113,6 +114,7 @@ def test_models_by_name(tmp_path, monkeypatch):
             ("somebodys:number", "neither a model nor a function"),
             ("somebodys:nothing", "cannot be imported"),
             ("nobodys:logits", "cannot be imported"),
+            ("exits:logits", "cannot be imported: SystemExit"),
         ):
             with pytest.raises(InputError, match=message):
                 load_target(name)

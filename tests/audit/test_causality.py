@@ -8,6 +8,7 @@ what is not asked is said.
 import json
 import math
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from crt_lib.audit import assert_causal, probes, reach
 from crt_lib.audit.asking import Asked, probe_ids
 from crt_lib.audit.page import html_page
 from crt_lib.audit.report import SAYS, CausalityReport
-from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, Mixed, ahead, batch_norm
+from crt_lib.audit.zoo import PLANTED, SOUND, VOCAB, Mixed, ahead, batch_norm, one_hot
 from crt_lib.files import InputError
 
 LENGTH = 16
@@ -69,6 +70,24 @@ def test_the_nearest_leak(name, nearest):
     if report.convicting[0] in ("tokens", "far", "lengths"):
         assert report.example.last - report.example.t == nearest
         assert f"token {report.example.last} alone moves" in str(report)
+
+
+@pytest.mark.parametrize("given", [None, "text", [1], {"logits": 1}])
+def test_what_is_no_model_or_gives_no_logits_is_said(given):
+    with pytest.raises(InputError, match="is no model"):
+        causality_report(given, VOCAB)
+    with pytest.raises(InputError, match="the model gives a"):
+        causality_report(lambda ids: given)
+
+
+def test_a_model_that_exits_is_not_cleared():
+    with pytest.raises(InputError, match=r"sys.exit\(0\)"):
+        causality_report(lambda ids: sys.exit(0), VOCAB)
+
+
+def test_a_model_may_write_into_its_ids():
+    report = causality_report(lambda ids: one_hot(ids.clamp_(min=1)), VOCAB, context=64)
+    assert report.status == 0 and "tokens" in report.findings
 
 
 def test_the_zoo_is_large_enough():

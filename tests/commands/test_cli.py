@@ -329,12 +329,15 @@ def test_audit_of_somebody_elses_model(tmp_path, monkeypatch, capsys):
         "def sound(ids):\n    return torch.nn.functional.one_hot(ids, 9).float()\n"
         "def peeks(ids):\n    return sound(ids.roll(-1, 1))\n"
         "def breaks(ids):\n    raise ValueError('no such day')\n"
+        "def talks(ids):\n    print('asked')\n    return sound(ids)\n"
         "def wide(ids):\n    return torch.nn.functional.one_hot(ids[:, :3], 9).float()\n"
     )
     monkeypatch.chdir(tmp_path)
     for name, expected in (("sound", 0), ("peeks", 1)):
         code, out, _ = crt("audit", f"theirs:{name}", capsys=capsys)
         assert code == expected and "not asked" in out and "measured" not in out
+    code, out, err = crt("audit", "theirs:talks", "--json", capsys=capsys)
+    assert code == 0 and json.loads(out)["status"] == 0 and "asked" in err
     code, _, err = crt("audit", "theirs:breaks", "--vocab-size", "9", capsys=capsys)
     assert code == 2 and "no such day" in err and len(err.splitlines()) == 1
     code, _, err = crt("audit", "theirs:wide", capsys=capsys)
