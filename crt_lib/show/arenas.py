@@ -27,6 +27,8 @@ def looping_headline(results: Path) -> str:
     fresh, plain, deep, wide = _arms("fresh", folder, OURS, SMALL, TWIN, "one wide loop")
     little, twin = _arms("few-4m", folder, OURS, TWIN)
     small, small_one = _arms("bytes-2", folder, OURS, "one loop")
+    whole = pd.DataFrame(rows_of(folder / "bytes-2-time" / "tuning.csv"))
+    as_long = whole.groupby("arm")["valid_loss"].min()
     pays = "nothing" if not one["mean"] or one["high"] >= 0 else "little"
     pays = "something" if pays == "little" and one["mean"] <= -BAR else pays
     right = _right(answers(folder), "lookup")
@@ -46,6 +48,7 @@ def looping_headline(results: Path) -> str:
         twin=twin,
         small=small,
         small_one=small_one,
+        ahead=as_long[OURS] - as_long["one loop"],
         pays=pays,
         loops=find_arena("fresh-2").arms[OURS].model.n_loops,
         ppl=word_perplexity(pd.Series([little["bits"], twin["bits"]]), results),
