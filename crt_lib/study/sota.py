@@ -172,7 +172,7 @@ def published_rows(path: str | Path, corpus: str) -> Rows:
     rows = [row for row in read_rows(Path(path)) if row["corpus"] == corpus]
     for row in rows:
         row["parameters"] = row["parameters"] and round(float(row["parameters"].rstrip("M")) * 1e6)
-        row |= {"word_ppl": None, "token_ppl": None} | {f"{row['unit']}_ppl": row["ppl"]}
+        row |= dict.fromkeys(("word_ppl", "token_ppl")) | {f"{row['unit']}_ppl": row["ppl"]}
     return sorted(rows, key=lambda row: -row["ppl"])
 
 
