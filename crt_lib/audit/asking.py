@@ -135,13 +135,17 @@ def _logits(model: Model, rows: Tensor, given: Mapping[str, Tensor]) -> Logits:
     """As `logits_of` of a copy; raises InputError for no tensors, and for a model that exits."""
     try:
         found = logits_of(model, rows.clone(), **given)
-    except SystemExit as error:  # which would end the audit, and say that all is well
-        raise InputError(f"the model ends the process: sys.exit({error.code})") from error
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # sys.exit would end the audit, and say that all is well
+        raise InputError(f"the model ends the process: {error!r}") from error
     for logits in found.values():
         if not isinstance(logits, Tensor):
             kind = type(logits).__name__
             raise InputError(f"the model gives a {kind} for ids {tuple(rows.shape)}, not (B, T, V)")
-    return found
+        if logits.layout != torch.strided or logits.is_complex() or logits.is_meta:
+            raise InputError("the model gives sparse, complex or no numbers; give plain logits")
+    return {loop: x.float() if x.dtype == torch.bool else x for loop, x in found.items()}
 
 
 def _joined(parts: list[dict[int, Tensor]]) -> dict[int, Tensor]:

@@ -24,6 +24,7 @@ from crt_lib.files import InputError
 
 DELAY = 5  # seconds after which a terminal sees how far it is
 FILTERED = 64  # roundings of the largest logit: what a filter by FFT over a long row comes to
+SHAPED = 0.05  # of the largest logit: what parts of 16 bits in a model may round to
 SUSPECT = 1e-3  # of what a token itself moves: a smaller finding may be rounding
 
 
@@ -48,9 +49,9 @@ def causality_report(
     A probe at which the model fails is left out, with its error. Random numbers of torch, numpy and
     Python are seeded alike before each call; for a model that is random all the same, a two-sample
     test takes the place of the probes (`crt_lib.audit.sampled`). Raises InputError for numbers that
-    no row or vocabulary has (`crt_lib.audit.asking.check_numbers`), and for what is no model, fails
-    on a plain row, whose logits are not numbers, or do not have the shape (B, T, vocab_size or
-    more); also for encoder-decoders, masked and diffusion models.
+    no row or vocabulary has (`crt_lib.audit.asking.check_numbers`), for what is no model or fails
+    on a plain row, and for logits that are not numbers or do not have the shape (B, T, V); also for
+    encoder-decoders, masked and diffusion models.
     """
     began = time.monotonic()
     if not callable(model):
@@ -164,14 +165,19 @@ def _judged_again(asked: Asked, found: Found) -> Found:
     again: Found = {}
     logits = asked(asked.ids)
     share = max(SUSPECT, 32 * rounding(logits))
-    for name in {*found} - {"prefix", "lengths", "decode", "count", "padding"}:
+    shapes = {"prefix", "lengths", "decode", "count", "padding"}
+    for name in found:
         seen = [x for x in found[name].values() if len(x.pairs)]
-        if not seen or any(x.largest * NOISE > share * x.tolerance for x in seen):
+        noise, most = (shape_noise(logits), SHAPED) if name in shapes else (NOISE, share)
+        if not seen or any(x.largest * noise > most * x.tolerance for x in seen):
             continue
         try:
             exact: Any = copy.deepcopy(asked.model)
             again[name] = PROBES[name](replace(asked, model=exact.double()))
+            asked.covered["double"] = ", ".join(again) + ": asked anew in double precision"
         except Exception:  # anybody's model: it may have no double precision
+            if name in shapes:  # whose tolerance allows for rounding
+                continue
             long = asked(asked.row(max(asked.context, asked.ids.shape[1]), seed=3))
             sizes = {k: x.nan_to_num(0.0, 0.0, 0.0).abs().max() for k, x in long.items()}
             noise = shape_noise(logits) if rounding(logits) > SUSPECT else FILTERED * rounding(long)

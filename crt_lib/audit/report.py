@@ -21,6 +21,7 @@ SAYS = {  # of a probe that found something, what it means; the first one is sai
     "padding": "left padding changes its logits",
 }
 SEES = "sees the future"
+_TESTED = ("prefix", "lengths", "decode", "count", "padding")  # where random numbers differ
 _APART = ("labels", "rows", "count", "decode", "padding")  # beside whatever else is wrong
 _FIRST = ("tokens", "gradient", "far", "training", "vocabulary", "prefix", "lengths")
 
@@ -116,17 +117,19 @@ class CausalityReport:
                 open_.append("a late leak that only tokens trigger that were not asked at the end")
             open_.append("a leak that one token triggers only at positions where it was not asked")
         if "all " not in self.covered.get("cuts", "all "):
-            open_.append("a near leak at the few positions that no cut crossed")
-        rows = self.covered.get("numbers of rows", "1")
-        open_.append(f"another number of rows than {rows}")
-        if self.random == "own":
+            open_.append("a near leak at positions that no cut crossed")
+        open_.append("a number of rows, or a length, that was not asked")
+        failed = [name for name, why in self.left_out.items() if why.startswith("it fails")]
+        if failed:
+            open_.append(f"what {', '.join(failed)} would have shown, which failed")
+        if "double" in self.covered:
+            open_.append("a leak that the model has not in double precision")
+        if self.random:
             open_.append("a leak much smaller than its noise")
-        else:
-            least = (
-                f"{name} {max(x.tolerance for x in of.values()):.0e}"
-                for name, of in self.findings.items()
-            )
-            said = ", ".join(least)
+        if self.random != "own":
+            told = [name for name in self.findings if not (self.random and name in _TESTED)]
+            least = {n: max(x.tolerance for x in self.findings[n].values()) for n in told}
+            said = ", ".join(f"{name} {size:.0e}" for name, size in least.items())
             open_.append(f"a leak that moves logits by no more than a probe tells: {said}")
         return [*open_, "a leak beyond the longest row"]
 

@@ -358,9 +358,9 @@ def _anybodys_errors() -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise InputError(f"{type(error).__name__}: {error}") from error
 
 
