@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from crt_lib.exits.choice import AUTO
 from crt_lib.exits.perloop import frontier
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.trace import Outcome, Trace, apply_policy, calibrate, oracle
 from crt_lib.show.picture import ExitPicture
 from crt_lib.show.plots import loop_color
 from crt_lib.show.templates import html
-from crt_lib.study.policies import judged_row, policies_of
+from crt_lib.study.policies import GENERATE, judged_row, known_policies
 
 if TYPE_CHECKING:
     from crt_lib.bench.decode import Pace
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from crt_lib.show.explorer_page import Explored
     from crt_lib.text.tokenizer import Tokenizer
 
-PRESETS = ("own", "paper", "crt generate", "calibrated", "full depth", "oracle")
+PRESETS = ("own", "paper", GENERATE, "calibrated", "full depth", "oracle")
 KEPT = "<b>kept</b>"  # above what is of the policy that is kept beside
 ALLOWED = 0.005  # the share of the perplexity that the preset "calibrated" may lose
 
@@ -91,7 +90,7 @@ def preset(
         case "paper":
             return Policy("confidence")
         case "crt generate":
-            return (calibrated or {}).get(AUTO, Policy())
+            return (calibrated or {}).get(name, Policy())
         case "calibrated":
             if calibrated and criterion in calibrated:
                 return calibrated[criterion]
@@ -99,17 +98,6 @@ def preset(
         case "full depth":
             return Policy()
     return None
-
-
-def known_policies(
-    judged: Sequence[Mapping[str, Any]], choices: "Choices | None"
-) -> dict[str, Policy]:
-    """The policies of `judge_policies` by name; those that `crt generate` knows replace them.
-
-    The one that it takes without options is AUTO.
-    """
-    own = choices.policies() if choices else {}
-    return policies_of(judged) | {name: Policy(**policy) for name, policy in own.items()}
 
 
 def passage_html(passage: Trace, policy: Policy | None) -> str:
@@ -160,10 +148,8 @@ class Explorer:
         import ipywidgets as w
 
         self.trace, self.passage, self.pace, self.valid = trace, passage, pace, valid or trace
-        self.curves = curves_of(trace)
-        self.judged, self.reader = judged, reader
-        self.calibrated = known_policies(judged, choices)
-        self._quiet = False
+        self.curves, self._quiet = curves_of(trace), False
+        self.judged, self.reader, self.calibrated = judged, reader, known_policies(judged, choices)
         self._picture = cache(partial(ExitPicture, trace, self.curves))  # by criterion
 
         def slider(value: float, name: str) -> Any:
@@ -177,8 +163,7 @@ class Explorer:
             narrow = w.Layout(width="80px")
             return w.Checkbox(True, description=f"exit {loop}", indent=False, layout=narrow)
 
-        presets = [name for name in PRESETS if choices or name != "crt generate"]
-        self.preset = choice(presets, "paper", "preset")
+        self.preset = choice([p for p in PRESETS if choices or p != GENERATE], "paper", "preset")
         self.criterion = choice(list(trace.scores), "confidence", "criterion")
         self.tau0, self.tau_min = slider(0.92, "tau0"), slider(0.8, "tau_min")
         self.decay = slider(0.98, "decay")

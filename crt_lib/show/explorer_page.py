@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crt_lib.bench.decode import Pace, measured_pace
-from crt_lib.exits.choice import AUTO
 from crt_lib.exits.policy import Policy
 from crt_lib.files import InputError, read_rows
 from crt_lib.show import templates
-from crt_lib.show.explorer import curves_of, known_policies, preset
+from crt_lib.show.explorer import curves_of, preset
 from crt_lib.show.packed import coarse, largest_errors, pack, some_tokens
 from crt_lib.show.plots import loop_color
-from crt_lib.study.policies import policies_of
+from crt_lib.study.policies import GENERATE, known_policies, policies_of
 
 if TYPE_CHECKING:
     from crt_lib.exits.choice import Choices
@@ -67,10 +66,14 @@ class Explored:
         return policies_of(self.judged)
 
     @cached_property
+    def _known(self) -> dict[str, Policy]:
+        return known_policies(self.judged, self.choices)
+
+    @cached_property
     def calibrated(self) -> dict[str, Policy]:
         """The policy of the preset "calibrated", by criterion."""
-        on, known = self.valid or self.trace, known_policies(self.judged, self.choices)
-        found = {n: preset("calibrated", on, n, known) for n in self.trace.scores}
+        on = self.valid or self.trace
+        found = {n: preset("calibrated", on, n, self._known) for n in self.trace.scores}
         return {name: policy for name, policy in found.items() if policy}
 
     @cached_property
@@ -97,7 +100,7 @@ class Explored:
             },
             "paper": asdict(PAPER),
             "calibrated": {name: asdict(own) for name, own in self.calibrated.items()},
-            "generate": self.choices and self.choices.policies()[AUTO],
+            "generate": asdict(self._known[GENERATE]) if self.choices else None,
             "judged": self._judged(),
             "machine": next(({k: row.get(k) for k in MACHINE} for row in self.decoded), None),
             "pace": asdict(self.pace) if self.pace else None,

@@ -8,17 +8,19 @@ import tomllib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crt_lib.audit.compare import exit_table
 from crt_lib.bench.decode import bench_decode
-from crt_lib.exits.choice import Choices, choices_of
 from crt_lib.exits.decode import Sampling, generate
 from crt_lib.exits.perloop import depth_sweep
 from crt_lib.exits.trace import Trace, make_passage, make_trace
 from crt_lib.files import locked, read_rows, sha256, write_rows
 from crt_lib.runs.trained import as_crt, find_checkpoint, gate_run, load_trained, load_trained_model
-from crt_lib.study.policies import judge_policies, policies_of, promised_rows
+from crt_lib.study.policies import choices_of, judge_policies, policies_of, promised_rows
+
+if TYPE_CHECKING:
+    from crt_lib.exits.choice import Choices
 
 TRACED_TOKENS = 50_000  # of valid and of test
 DEPTH_TOKENS = 10_000  # of valid, for the depth sweep
@@ -107,7 +109,7 @@ class Analysis:
         return depth_sweep(self.model, ids, self.tokenizer.eot_id, seq_len=self.seq_len)
 
     @cached_property
-    def choices(self) -> Choices | None:
+    def choices(self) -> "Choices | None":
         """What `crt calibrate` has chosen, where it was called: what `crt generate` takes."""
         return choices_of(find_checkpoint(self.folder))
 

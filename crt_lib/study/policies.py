@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from crt_lib.exits.choice import Choices
+from crt_lib.exits.choice import AUTO, Choices, choices_of as choices_of
 from crt_lib.exits.perloop import above_full
 from crt_lib.exits.policy import Policy
 from crt_lib.exits.scoring import evaluate_with_exits
@@ -17,6 +17,7 @@ from crt_lib.model import CRT
 from crt_lib.text.tokenizer import TokenizedCorpus
 
 THRESHOLDS = ("tau0", "tau_min", "decay")
+GENERATE = "crt generate"  # the policy that it takes without options
 ALLOWED = 0.005  # the share of the perplexity that a calibrated policy may lose
 
 
@@ -73,6 +74,18 @@ def policies_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Policy]:
             given = {name: row[name] for name in THRESHOLDS if row[name] is not None}
             policies[row["policy"]] = Policy(row["criterion"], **given, fixed=row["last"])
     return policies
+
+
+def known_policies(
+    judged: Sequence[Mapping[str, Any]], choices: Choices | None
+) -> dict[str, Policy]:
+    """The policies of `judge_policies` by name; those that `crt generate` knows replace them.
+
+    The one that it takes without options is GENERATE.
+    """
+    own = choices.policies() if choices else {}
+    named = {GENERATE if name == AUTO else name: policy for name, policy in own.items()}
+    return policies_of(judged) | {name: Policy(**policy) for name, policy in named.items()}
 
 
 def promised_rows(choices: Choices | None, full: float) -> list[dict[str, Any]]:

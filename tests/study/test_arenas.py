@@ -20,6 +20,7 @@ from crt_lib.text import lookup
 
 NAMES = [name for name, arena in arenas.arenas().items() if OURS in arena.arms]
 MEGABYTES = {f"bytes-{size}": size for size in (2, 4, 8)}  # of weights, by arena
+LONGER = {"bytes-2-time"}  # each arm as long as OURS, not on as many tokens
 FRESH = checkout_root() / "results/arenas/fresh"
 RULES = "# Rules\n\nof all\n\n## \n\n## here\n\none\n\n## there\n\ntwo\n"
 
@@ -33,7 +34,7 @@ def size(profile) -> int:
     return sum(parameters_by_part(profile.model).values())
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(MEGABYTES)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(MEGABYTES) - LONGER))
 def test_arms_are_as_large_or_compute_as_much_as_they_are_named(name):
     arms = find_arena(name).arms
     ours = arms[OURS]
@@ -56,8 +57,20 @@ def test_every_shape_of_an_arena_of_bytes_fits_and_none_wastes_a_tenth(name):
             assert 0.9 < bytes_of / MEGABYTES[name] / 1e6 <= 1, (arm, shape)
 
 
+def test_in_the_time_of_ours_each_arm_has_its_shape_and_as_many_updates_as_fit():
+    longer, before = find_arena("bytes-2-time").arms, find_arena("bytes-2")
+    runs = read_rows(FRESH.parent / "bytes-2/runs.csv")
+    seconds = {arm: [r["cpu_seconds"] for r in runs if r["arm"] == arm] for arm in longer}
+    for arm, profile in longer.items():
+        assert profile.model == before.shaped(arm, "shallow").model
+        fit = 920 * sum(seconds[OURS]) / sum(seconds[arm])
+        assert profile.train.updates == pytest.approx(fit, rel=0.01)
+
+
 def test_an_arena_has_all_six_arms_or_says_that_it_is_smaller():
-    assert {name for name in NAMES if len(find_arena(name).arms) < 6} == {"few-4m", *MEGABYTES}
+    assert {name for name in NAMES if len(find_arena(name).arms) < 6} == {
+        *("few-4m", *MEGABYTES, *LONGER)
+    }
 
 
 def test_rates_that_an_arena_takes_from_fresh_are_those_that_were_best_there():
@@ -71,7 +84,7 @@ def test_rates_that_an_arena_takes_from_fresh_are_those_that_were_best_there():
             assert profile.train.max_lr == rates[arm]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - LONGER))
 def test_every_arm_has_the_same_text_training_tries_and_seeds(name):
     arena = find_arena(name)
     tuning = arena.tuning()
