@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from crt_lib.data import check_counts
 from crt_lib.evaluate import Model, device_of, logits_of
@@ -44,6 +46,7 @@ class Asked:
     context: int = 0  # positions of a long row; 0: no more than the short one has
     one_by_one: bool = False  # it takes one row at a time, or its rows see each other
     random: str = ""  # "", "seeded" or "own": whose its random numbers are
+    spacing: float = 0.0  # relative, of the coarsest numbers that it computes with
     seconds: float = 10.0  # for what grows with the vocabulary and the context
     covered: dict[str, str] = field(default_factory=dict)  # what was asked, a line each
 
@@ -146,6 +149,19 @@ def _logits(model: Model, rows: Tensor, given: Mapping[str, Tensor]) -> Logits:
         if logits.layout != torch.strided or logits.is_complex() or logits.is_meta:
             raise InputError("the model gives sparse, complex or no numbers; give plain logits")
     return {loop: x.float() if x.dtype == torch.bool else x for loop, x in found.items()}
+
+
+class Watched(TorchDispatchMode):
+    """A context that notes the relative spacing of the coarsest numbers that are computed in it."""
+
+    spacing = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                self.spacing = max(self.spacing, torch.finfo(x.dtype).eps)
+        return out
 
 
 def _joined(parts: list[dict[int, Tensor]]) -> dict[int, Tensor]:

@@ -5,6 +5,7 @@ wrap-around shows in evaluation, a batch norm over time only in training, a mean
 only when the end is cut off, a mask of another length only far from the start.
 """
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import torch
 
 from crt_lib.audit import asking, sampled
 from crt_lib.audit.asking import Asked, Logits, NotAsked
-from crt_lib.audit.probes import NOISE, Finding, rounding, shape_noise
+from crt_lib.audit.probes import NOISE, Finding, rounding
 from crt_lib.audit.reach import PROBES, Example, example_of
 from crt_lib.audit.report import CausalityReport
 from crt_lib.cached.step import evaluating
@@ -24,7 +25,6 @@ from crt_lib.files import InputError
 
 DELAY = 5  # seconds after which a terminal sees how far it is
 FILTERED = 64  # roundings of the largest logit: what a filter by FFT over a long row comes to
-SHAPED = 0.05  # of the largest logit: what parts of 16 bits in a model may round to
 SUSPECT = 1e-3  # of what a token itself moves: a smaller finding may be rounding
 
 
@@ -163,24 +163,19 @@ def _judged_again(asked: Asked, found: Found) -> Found:
     larger than such numbers' rounding is none.
     """
     again: Found = {}
-    logits = asked(asked.ids)
-    share = max(SUSPECT, 32 * rounding(logits))
-    shapes = {"prefix", "lengths", "decode", "count", "padding"}
-    for name in found:
+    share = max(SUSPECT, 32 * asked.spacing)
+    for name in {*found} - {"prefix", "lengths", "decode", "count", "padding"}:
         seen = [x for x in found[name].values() if len(x.pairs)]
-        noise, most = (shape_noise(logits), SHAPED) if name in shapes else (NOISE, share)
-        if not seen or any(x.largest * noise > most * x.tolerance for x in seen):
+        if not seen or any(x.largest * NOISE > share * x.tolerance for x in seen):
             continue
         try:
             exact: Any = copy.deepcopy(asked.model)
             again[name] = PROBES[name](replace(asked, model=exact.double()))
             asked.covered["double"] = ", ".join(again) + ": asked anew in double precision"
         except Exception:  # anybody's model: it may have no double precision
-            if name in shapes:  # whose tolerance allows for rounding
-                continue
             long = asked(asked.row(max(asked.context, asked.ids.shape[1]), seed=3))
             sizes = {k: x.nan_to_num(0.0, 0.0, 0.0).abs().max() for k, x in long.items()}
-            noise = shape_noise(logits) if rounding(logits) > SUSPECT else FILTERED * rounding(long)
+            noise = max(FILTERED * rounding(long), 8 * asked.spacing * (asked.spacing > SUSPECT))
             least = {k: noise * float(size) for k, size in sizes.items()}
             asked.covered["rounding"] = (
                 f"a leak below {max(least.values()):.2g} is not told from it, since there is no "
@@ -221,6 +216,9 @@ def _check(asked: Asked) -> None:
             raise InputError(f"the model gives {given} for ids {tuple(ids.shape)}, not (B, T, V)")
         if logits.isnan().any():
             raise InputError("the model gives logits that are not numbers")
+    with contextlib.suppress(Exception), asking.Watched() as within:  # some models bear no watching
+        asked(ids)
+    asked.spacing = max(rounding(once), within.spacing)
     if not _same(once, again):
         asked.random = "own"
         _check_memory(asked)

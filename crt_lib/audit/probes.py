@@ -74,9 +74,9 @@ def findings(
     return found
 
 
-def shape_noise(logits: Logits) -> float:
+def shape_noise(asked: Asked) -> float:
     """The share of the largest logit that calls of another shape may round differently."""
-    return max(SHAPE_NOISE, 8 * rounding(logits))
+    return max(SHAPE_NOISE, 8 * asked.spacing)
 
 
 def rounding(logits: Logits) -> float:
@@ -195,7 +195,7 @@ def _without_the_rest(
     for here, every in given:
         for loop, logits in every.items():
             apart[loop][here, here.stop] = largest_difference(logits[0], whole[loop][0, here])
-    return findings(apart, shape_noise(whole), whole)
+    return findings(apart, shape_noise(asked), whole)
 
 
 def _one_by_one(asked: Asked) -> Iterator[Logits]:
@@ -237,7 +237,7 @@ def padding(asked: Asked) -> dict[int, Finding]:
     given = {name: value for name, value in given.items() if name in takes}
     whole, padded = asked(ids), asked(torch.cat([pads, ids], 1), given=given)
     apart = {k: largest_difference(x[0], padded[k][0, 3:])[:, None] for k, x in whole.items()}
-    return findings(apart, shape_noise(whole), whole, ahead=None)
+    return findings(apart, shape_noise(asked), whole, ahead=None)
 
 
 def labels(asked: Asked) -> dict[int, Finding]:

@@ -186,7 +186,7 @@ def count(asked: Asked) -> dict[int, Finding]:
     asked.covered["numbers of rows"] = f"1 to {ROWS}"
     first = {k: torch.stack([logits[k][0] for logits in among]) for k in alone}
     influence = {k: largest_difference(x, alone[k]).T for k, x in first.items()}
-    return findings(influence, shape_noise(alone), alone, ahead=None)
+    return findings(influence, shape_noise(asked), alone, ahead=None)
 
 
 def of_the_long_row(finding: Finding) -> Finding:

@@ -136,7 +136,7 @@ def _compare(
     kept, scale, shares = torch.empty(0), 0.0, 0.0
     for i, first in enumerate(order.tolist()):
         logits = asked(case.one if first else case.other, seed=1 + i + 2 * calls * number)
-        shares = max(shares, NOISE if case.same_shape else shape_noise(logits))
+        shares = max(shares, NOISE if case.same_shape else shape_noise(asked))
         watched = {k: x[case.row, : case.watched].float().cpu() for k, x in logits.items()}
         kept = kept if samples else _kept(case, watched, generator)
         seen = [x[:, kept].nan_to_num(0.0, 0.0, 0.0) for x in watched.values()]

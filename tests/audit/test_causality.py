@@ -98,9 +98,11 @@ class Softened(nn.Module):
         return 30 * torch.tanh(logits.to(wide) / 30)
 
 
-def test_what_16_bits_within_a_model_round_is_asked_in_double_precision():
+@pytest.mark.parametrize("as_a_function", [False, True])
+def test_what_16_bits_within_a_model_round_is_no_leak(as_a_function):
     torch.manual_seed(0)
-    report = causality_report(Softened().eval(), VOCAB, seconds=1)
+    model = Softened().eval()
+    report = causality_report(model.forward if as_a_function else model, VOCAB, seconds=1)
     assert report.status == 0, str(report)
     where = report.findings["prefix"][0]
     assert where.largest <= where.tolerance
