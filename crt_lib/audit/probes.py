@@ -80,17 +80,9 @@ def shape_noise(asked: Asked) -> float:
 
 
 def rounding(logits: Logits) -> float:
-    """The relative spacing of the numbers that logits are: of their type, or of one that all fit.
-
-    What was computed in bfloat16 may be given as float32.
-    """
-    found = []
-    for x in logits.values():
-        kinds = [torch.result_type(x, 1.0)]  # they may be integers
-        if len(x.unique()) > 64:  # a few round numbers fit every type
-            kinds += [k for k in (torch.bfloat16, torch.float16) if torch.equal(x, x.to(k).to(x))]
-        found.append(max(torch.finfo(kind).eps for kind in kinds))
-    return max(found)
+    """The relative spacing of the numbers of the logits' type."""
+    kinds = (torch.result_type(x, 1.0) for x in logits.values())  # they may be integers
+    return max(torch.finfo(kind).eps for kind in kinds)
 
 
 def _of_each(asked: Asked, ask: Callable[[Tensor], Logits] | None = None) -> dict[int, Tensor]:
